@@ -1,1 +1,18 @@
-//! Placeholder.
+//! How components reach an API server: shared informers, work queues, controllers' workers and
+//! events, all on top of a `kube::Client`. The client may speak HTTPS or call a router in the same
+//! process; nothing here knows which. This crate never imports the API server or the store.
+
+mod controller;
+mod error;
+mod events;
+mod informer;
+mod key;
+mod queue;
+
+pub use controller::run_controller;
+pub use error::{Error, is_already_exists, is_conflict, is_not_found};
+pub use events::{EventType, Recorder, reference};
+pub use informer::{Change, Informer, Informers, Watched};
+pub use key::{ObjectKey, selector_matches};
+pub use queue::Queue;
+pub use {k8s_openapi, kube};
