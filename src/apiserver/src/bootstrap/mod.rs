@@ -1,5 +1,153 @@
 //! The objects a new cluster starts with, and how they are kept right after an upgrade.
-//! Pure data: whoever starts the API server writes them to the store.
 
 pub(crate) mod roles;
 pub(crate) mod system;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kedge_api::object;
+use kedge_api::status::Status;
+use serde_json::{Value, json};
+
+use crate::authn::User;
+use crate::state::State;
+use crate::verbs::create::Creation;
+use crate::verbs::delete::Deletion;
+use crate::verbs::options::{DeleteOptions, WriteOptions};
+use crate::verbs::update::{Change, Edit, Target};
+
+/// Makes what is missing and adds what a newer version needs. Safe to run at every start.
+pub(crate) async fn run(state: &Arc<State>) -> Result<(), Status> {
+    for object in system::objects() {
+        ensure(state, object).await?;
+    }
+    for wanted in roles::objects() {
+        reconcile(state, wanted).await?;
+    }
+    ensure(state, json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
+        "data": { "client-ca-file": state.config.cluster_ca },
+    }))
+    .await?;
+    let (range, prefix) = state.config.service_range;
+    ensure(state, json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [format!("{range}/{prefix}")] },
+    }))
+    .await?;
+    kubernetes_service(state).await
+}
+
+/// The Service that pods find the API server by, and where it leads
+/// (`pkg/controlplane/controller/kubernetesservice`).
+async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
+    let port = state.config.listen.port();
+    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
+    ensure(state, json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
+        "spec": {
+            "clusterIP": first_address(state.config.service_range.0).to_string(),
+            "type": "ClusterIP", "sessionAffinity": "None",
+            "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
+        },
+    }))
+    .await?;
+    let address = state.config.advertise_address;
+    write(state, json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default", "labels": { "kubernetes.io/service-name": "kubernetes" },
+        },
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
+        "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
+    }))
+    .await?;
+    write(state, json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
+        },
+        "subsets": [{
+            "addresses": [{ "ip": address.to_string() }],
+            "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
+        }],
+    }))
+    .await
+}
+
+/// The address after the network's own.
+fn first_address(network: IpAddr) -> IpAddr {
+    match network {
+        IpAddr::V4(address) => std::net::Ipv4Addr::from(u32::from(address).saturating_add(1)).into(),
+        IpAddr::V6(address) => std::net::Ipv6Addr::from(u128::from(address).saturating_add(1)).into(),
+    }
+}
+
+fn resource_of(state: &State, object: &Value) -> Result<Arc<kedge_api::registry::Resource>, Status> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let resource = state.registry.read().by_kind(group, version, kind);
+    resource.ok_or_else(|| Status::internal(&format!("no resource for {api_version} {kind}")))
+}
+
+fn find(state: &State, object: &Value) -> Result<Option<Value>, Status> {
+    let resource = resource_of(state, object)?;
+    let key = format!("{}/{}", object::namespace(object), object::name(object));
+    let stored = state.cache.bucket(&resource.storage_key()).get(&key);
+    stored.map(|stored| crate::verbs::read::parse(&stored.bytes)).transpose()
+}
+
+/// Create the object unless there is one of that name.
+async fn ensure(state: &Arc<State>, object: Value) -> Result<(), Status> {
+    if find(state, &object)?.is_some() {
+        return Ok(());
+    }
+    let (resource, user) = (resource_of(state, &object)?, User::component("system:apiserver"));
+    let namespace = object::namespace(&object).to_owned();
+    let creation = Creation { state, user: &user, resource: &resource };
+    match creation.run(&namespace, object, &WriteOptions::internal()).await {
+        Err(status) if status.reason == "AlreadyExists" => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Create the object or make the existing one equal, but for what the server keeps in its metadata.
+async fn write(state: &Arc<State>, object: Value) -> Result<(), Status> {
+    if find(state, &object)?.is_none() {
+        return ensure(state, object).await;
+    }
+    let (resource, user) = (resource_of(state, &object)?, User::component("system:apiserver"));
+    let change = Change { state, user: &user, resource: &resource, target: Target::Main };
+    let (namespace, name) = (object::namespace(&object).to_owned(), object::name(&object).to_owned());
+    let mut edit = |old: &Value| {
+        let mut new = object.clone();
+        for (key, value) in old["metadata"].as_object().into_iter().flatten() {
+            if new["metadata"][key].is_null() {
+                new["metadata"][key] = value.clone();
+            }
+        }
+        new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+        Ok(Edit::replace(new))
+    };
+    change.run(&namespace, &name, &WriteOptions::internal(), &mut edit).await.map(drop)
+}
+
+async fn reconcile(state: &Arc<State>, wanted: Value) -> Result<(), Status> {
+    let Some(existing) = find(state, &wanted)? else { return ensure(state, wanted).await };
+    match roles::reconcile(&existing, &wanted) {
+        roles::Reconciled::Keep => Ok(()),
+        roles::Reconciled::Update(object) => write(state, object).await,
+        roles::Reconciled::Recreate(object) => {
+            let (resource, user) = (resource_of(state, &object)?, User::component("system:apiserver"));
+            let deletion = Deletion { state, user: &user, resource: &resource };
+            deletion.run(object::namespace(&object), object::name(&object), &DeleteOptions::default()).await?;
+            ensure(state, object).await
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Admission: what changes or refuses a write after it was authorised. Built-in plugins, upstream's
+//! names and order; every one is a function of the request and the object.
+
+mod namespace;
+mod node;
+mod pod;
+mod service_account;
+mod storage;
+
+use std::sync::Arc;
+
+use kedge_api::GroupResource;
+use kedge_api::registry::Resource;
+use kedge_api::status::Status;
+use serde_json::Value;
+
+use crate::authn::User;
+use crate::state::State;
+
+/// What is being done to the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write on its way to the store.
+pub(crate) struct Request<'a> {
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) user: &'a User,
+    pub(crate) resource: &'a Arc<Resource>,
+    pub(crate) subresource: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) operation: Operation,
+    pub(crate) old: Option<&'a Value>,
+}
+
+impl Request<'_> {
+    /// Whether the request is about this resource itself, not a subresource.
+    pub(crate) fn is(&self, group: &str, resource: &str) -> bool {
+        self.subresource.is_empty() && &*self.resource.group == group && &*self.resource.plural == resource
+    }
+
+    pub(crate) fn group_resource(&self) -> GroupResource {
+        crate::verbs::group_resource(self.resource)
+    }
+
+    pub(crate) fn forbidden(&self, message: &str) -> Status {
+        Status::forbidden(&self.group_resource(), self.name, message)
+    }
+}
+
+/// Plugins that change the object.
+pub(crate) async fn mutate(request: &Request<'_>, value: &mut Value, warnings: &mut Vec<String>) -> Result<(), Status> {
+    namespace::exists(request).await?;
+    let _ = warnings;
+    if request.is("", "pods") && request.operation == Operation::Create {
+        service_account::mutate(request, value)?;
+        pod::mutate(request, value)?;
+    }
+    if request.is("", "nodes") && request.operation == Operation::Create {
+        node::taint_new(value);
+    }
+    storage::mutate(request, value)?;
+    Ok(())
+}
+
+/// Plugins that only refuse.
+pub(crate) async fn validate(request: &Request<'_>, value: &Value, warnings: &mut Vec<String>) -> Result<(), Status> {
+    let _ = warnings;
+    namespace::validate(request)?;
+    node::restrict(request, value)?;
+    crate::authz::escalation(request, value)
+}

@@ -1,0 +1,93 @@
+//! Priority and DefaultTolerationSeconds for new pods.
+
+use kedge_api::status::Status;
+use serde_json::{Value, json};
+
+use super::Request;
+
+/// How long a pod stays on a node that is not ready, in seconds.
+const TOLERATION_SECONDS: i64 = 300;
+
+pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
+    priority(request, pod)?;
+    default_tolerations(pod);
+    Ok(())
+}
+
+/// `plugin/pkg/admission/priority`.
+fn priority(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
+    let classes = request.state.cache.bucket("priorityclasses.scheduling.k8s.io");
+    let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
+    let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+    let class = if name.is_empty() {
+        // The global default with the lowest value.
+        classes
+            .objects()
+            .values()
+            .map(|stored| parse(&stored.bytes))
+            .filter(|class| class["globalDefault"] == true)
+            .min_by_key(|class| class["value"].as_i64().unwrap_or(0))
+    } else {
+        let stored = classes.get(&format!("/{name}"));
+        let class = stored.map(|stored| parse(&stored.bytes));
+        Some(class.ok_or_else(|| request.forbidden(&format!("no PriorityClass with name {name} was found")))?)
+    };
+    let (value, policy) = match &class {
+        Some(class) => {
+            pod["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
+            (class["value"].as_i64().unwrap_or(0), class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned())
+        }
+        None => (0, "PreemptLowerPriority".to_owned()),
+    };
+    if let Some(own) = pod["spec"]["priority"].as_i64()
+        && own != value
+    {
+        return Err(request.forbidden(&format!(
+            "the integer value of priority ({own}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+        )));
+    }
+    pod["spec"]["priority"] = json!(value);
+    if !pod["spec"]["preemptionPolicy"].is_string() {
+        pod["spec"]["preemptionPolicy"] = json!(policy);
+    }
+    Ok(())
+}
+
+/// `plugin/pkg/admission/defaulttolerationseconds`.
+fn default_tolerations(pod: &mut Value) {
+    let tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    let mut wanted = tolerations.clone();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerated = tolerations.iter().any(|toleration| {
+            let own = toleration["key"].as_str().unwrap_or_default();
+            let effect = toleration["effect"].as_str().unwrap_or_default();
+            (own == key || own.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+        });
+        if !tolerated {
+            wanted.push(json!({
+                "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS,
+            }));
+        }
+    }
+    if !wanted.is_empty() {
+        pod["spec"]["tolerations"] = json!(wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tolerations_are_added_unless_the_pod_has_its_own() {
+        let count = |tolerations: Value| {
+            let mut pod = json!({"spec": {"tolerations": tolerations}});
+            default_tolerations(&mut pod);
+            pod["spec"]["tolerations"].as_array().expect("list").len()
+        };
+        assert_eq!(count(Value::Null), 2);
+        assert_eq!(count(json!([{"operator": "Exists"}])), 1);
+        assert_eq!(count(json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}])), 2);
+        assert_eq!(count(json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])), 3);
+    }
+}

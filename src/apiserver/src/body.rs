@@ -1,0 +1,51 @@
+//! Request bodies: size limit and formats.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use kedge_api::status::Status;
+use serde_json::Value;
+
+/// Upstream's limit (`MaxRequestBodyBytes`).
+const LIMIT: usize = 3 << 20;
+
+/// The whole body, or 413.
+pub(crate) async fn collect(body: Body) -> Result<Bytes, Status> {
+    match Limited::new(body, LIMIT).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(Status::request_entity_too_large(&format!("limit is {LIMIT}")))
+        }
+        Err(error) => Err(Status::bad_request(&format!("the request's body could not be read: {error}"))),
+    }
+}
+
+/// The body as JSON text: YAML is turned into JSON, other formats are refused.
+pub(crate) fn json_text(content_type: &str, body: &Bytes) -> Result<Bytes, Status> {
+    match content_type {
+        "application/json" | "" => Ok(body.clone()),
+        "application/yaml" | "application/apply-patch+yaml" => Ok(value(content_type, body)?.to_string().into()),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// The body as a value.
+pub(crate) fn value(content_type: &str, body: &[u8]) -> Result<Value, Status> {
+    match content_type {
+        "application/yaml" | "application/apply-patch+yaml" => {
+            let text = std::str::from_utf8(body).map_err(|error| Status::bad_request(&format!("error decoding YAML: {error}")))?;
+            serde_saphyr::from_str(text).map_err(|error| Status::bad_request(&format!("error decoding YAML: {error}")))
+        }
+        "application/json" | "" | "application/merge-patch+json" | "application/strategic-merge-patch+json"
+        | "application/apply-patch+json" => {
+            serde_json::from_slice(body).map_err(|error| Status::bad_request(&format!("error decoding JSON: {error}")))
+        }
+        other => Err(unsupported(other)),
+    }
+}
+
+pub(crate) fn unsupported(content_type: &str) -> Status {
+    Status::unsupported_media_type(&format!(
+        "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {content_type:?})"
+    ))
+}

@@ -1,0 +1,407 @@
+//! Cluster IPs and node ports of Services. Each is claimed by a record of its own, written in the
+//! same transaction as the Service with an "absent" check, so two Services can never have the same
+//! one and no repair loop is needed. A cluster IP's record is the IPAddress object that upstream
+//! keeps too (KEP-1880); a node port's is internal.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use kedge_api::field::FieldError;
+use kedge_api::object;
+use kedge_api::registry::Resource;
+use kedge_api::status::Status;
+use kedge_store::{Check, Condition, Key, Op};
+use serde_json::{Value, json};
+
+use crate::encode;
+use crate::random;
+use crate::state::State;
+
+const ADDRESSES: &str = "ipaddresses.networking.k8s.io";
+/// Not a resource: nobody can list it.
+const PORTS: &str = "@nodeports";
+
+/// What a write claims and gives back beside the object itself.
+#[derive(Default)]
+pub(crate) struct Claims {
+    taken: Vec<(Key, kedge_store::Value)>,
+    returned: Vec<Key>,
+}
+
+impl Claims {
+    pub(crate) fn add_to(&mut self, conditions: &mut Vec<Condition>, ops: &mut Vec<Op>) {
+        for (key, value) in &self.taken {
+            conditions.push(Condition { key: key.clone(), check: Check::Absent });
+            ops.push(Op::Put { key: key.clone(), value: value.clone() });
+        }
+        ops.extend(self.returned.iter().map(|key| Op::Delete { key: key.clone() }));
+    }
+
+    /// Somebody else was faster with an address or a port.
+    #[expect(clippy::unused_self, reason = "the claims' own keys are what the conflict is about")]
+    pub(crate) fn conflict(&self, key: &str, resource: &Resource, name: &str) -> Status {
+        let (kind, value) = key.rsplit_once('/').unwrap_or(("", key));
+        let error = if kind.starts_with(PORTS) {
+            FieldError::invalid("spec.ports[0].nodePort", json!(value.parse::<u16>().unwrap_or(0)), "provided port is already allocated")
+        } else {
+            taken_address(value)
+        };
+        Status::invalid(&resource.group, &resource.kind, name, vec![error])
+    }
+}
+
+fn taken_address(address: &str) -> FieldError {
+    FieldError::invalid(
+        "spec.clusterIPs",
+        json!([address]),
+        &format!("failed to allocate IP {address}: provided IP is already allocated"),
+    )
+}
+
+fn is_service(resource: &Resource) -> bool {
+    resource.group.is_empty() && &*resource.plural == "services"
+}
+
+/// Fill in what a Service leaves to the server, and say what that claims.
+pub(crate) fn prepare(state: &State, resource: &Resource, service: &mut Value, old: Option<&Value>) -> Result<Claims, Status> {
+    if !is_service(resource) {
+        return Ok(Claims::default());
+    }
+    let none = Value::Null;
+    let old = old.unwrap_or(&none);
+    carry_over(service, old);
+    let mut errors = Vec::new();
+    let mut claims = Claims::default();
+    addresses(state, service, old, &mut claims, &mut errors);
+    node_ports(state, service, old, &mut claims, &mut errors);
+    if errors.is_empty() {
+        return Ok(claims);
+    }
+    Err(Status::invalid(&resource.group, &resource.kind, object::name(service), errors))
+}
+
+/// Everything that a Service which goes away had claimed.
+pub(crate) fn release(_state: &State, resource: &Resource, service: &Value) -> Claims {
+    if !is_service(resource) {
+        return Claims::default();
+    }
+    let addresses = own_addresses(service).into_iter().map(address_key);
+    let ports = own_ports(service).into_iter().map(port_key);
+    Claims { taken: Vec::new(), returned: addresses.chain(ports).collect() }
+}
+
+fn address_key(address: IpAddr) -> Key {
+    format!("{ADDRESSES}//{address}").into()
+}
+
+fn port_key(port: u16) -> Key {
+    format!("{PORTS}//{port}").into()
+}
+
+fn own_addresses(service: &Value) -> BTreeSet<IpAddr> {
+    let list = service["spec"]["clusterIPs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(Value::as_str).filter_map(|text| text.parse().ok()).collect()
+}
+
+fn ports(service: &Value) -> impl Iterator<Item = &Value> {
+    service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default().iter()
+}
+
+fn port_number(value: &Value) -> Option<u16> {
+    value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
+}
+
+fn own_ports(service: &Value) -> BTreeSet<u16> {
+    let health = port_number(&service["spec"]["healthCheckNodePort"]);
+    ports(service).filter_map(|port| port_number(&port["nodePort"])).chain(health).collect()
+}
+
+/// A client that leaves out what the server chose keeps it (`registry/core/service/strategy.go`, `patchAllocatedValues`).
+fn carry_over(service: &mut Value, old: &Value) {
+    if old.is_null() {
+        return;
+    }
+    let external = |service: &Value| service["spec"]["type"] == "ExternalName";
+    if !external(service) && !external(old) {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let unset = match &service["spec"][field] {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                _ => false,
+            };
+            if unset && !old["spec"][field].is_null() {
+                service["spec"][field] = old["spec"][field].clone();
+            }
+        }
+    }
+    if needs_node_ports(service) && needs_node_ports(old) {
+        let before: Vec<Value> = ports(old).cloned().collect();
+        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            if port_number(&port["nodePort"]).is_some() {
+                continue;
+            }
+            let same = before.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+            if let Some(number) = same.and_then(|old| port_number(&old["nodePort"])) {
+                port["nodePort"] = json!(number);
+            }
+        }
+    }
+}
+
+fn needs_node_ports(service: &Value) -> bool {
+    match service["spec"]["type"].as_str() {
+        Some("NodePort") => true,
+        Some("LoadBalancer") => service["spec"]["allocateLoadBalancerNodePorts"] != false,
+        _ => false,
+    }
+}
+
+fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claims, errors: &mut Vec<FieldError>) {
+    let before = own_addresses(old);
+    if service["spec"]["type"] == "ExternalName" {
+        if let Some(spec) = service["spec"].as_object_mut() {
+            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                spec.remove(field);
+            }
+        }
+        claims.returned.extend(before.into_iter().map(address_key));
+        return;
+    }
+    let range = Range::new(state.config.service_range);
+    let wanted = service["spec"]["clusterIPs"][0]
+        .as_str()
+        .or_else(|| service["spec"]["clusterIP"].as_str())
+        .unwrap_or_default()
+        .to_owned();
+    let family = if range.first.is_ipv4() { "IPv4" } else { "IPv6" };
+    if service["spec"]["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
+        service["spec"]["ipFamilies"] = json!([family]);
+    }
+    if !service["spec"]["ipFamilyPolicy"].is_string() {
+        service["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+    }
+    if wanted == "None" {
+        service["spec"]["clusterIP"] = json!("None");
+        service["spec"]["clusterIPs"] = json!(["None"]);
+        claims.returned.extend(before.into_iter().map(address_key));
+        return;
+    }
+    let taken = |address: IpAddr| state.cache.bucket(ADDRESSES).get(&format!("/{address}")).is_some();
+    let address = if wanted.is_empty() {
+        match range.free(taken) {
+            Some(address) => address,
+            None => {
+                errors.push(FieldError::internal("spec.clusterIPs", "failed to allocate a serviceIP: range is full"));
+                return;
+            }
+        }
+    } else {
+        match wanted.parse::<IpAddr>() {
+            Ok(address) if range.contains(address) => address,
+            Ok(address) => {
+                errors.push(FieldError::invalid(
+                    "spec.clusterIPs",
+                    json!([wanted]),
+                    &format!("failed to allocate IP {address}: the provided network does not match the current range"),
+                ));
+                return;
+            }
+            // The object's validation has its own words for what is not an address.
+            Err(_) => return,
+        }
+    };
+    service["spec"]["clusterIP"] = json!(address.to_string());
+    service["spec"]["clusterIPs"] = json!([address.to_string()]);
+    if before.contains(&address) {
+        return;
+    }
+    if taken(address) {
+        errors.push(taken_address(&address.to_string()));
+        return;
+    }
+    claims.returned.extend(before.into_iter().map(address_key));
+    let record = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "IPAddress",
+        "metadata": {
+            "name": address.to_string(),
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": object::now_rfc3339(),
+            "labels": {
+                "ipaddress.kubernetes.io/ip-family": family,
+                "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
+            },
+        },
+        "spec": { "parentRef": {
+            "group": "", "resource": "services",
+            "namespace": object::namespace(service), "name": object::name(service),
+        }},
+    });
+    claims.taken.push((address_key(address), encode::encode(&record)));
+}
+
+fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Claims, errors: &mut Vec<FieldError>) {
+    let before = own_ports(old);
+    let (low, high) = state.config.node_ports;
+    let bucket = state.cache.bucket(PORTS);
+    let taken = |port: u16| bucket.get(&format!("/{port}")).is_some();
+    let mut mine: BTreeSet<u16> = own_ports(service);
+    if needs_node_ports(service) {
+        let mut chosen: Vec<(Value, u16)> = Vec::new();
+        let list = service["spec"]["ports"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let mut filled = Vec::with_capacity(list.len());
+        for (index, mut port) in list.into_iter().enumerate() {
+            match port_number(&port["nodePort"]) {
+                Some(number) if before.contains(&number) => {}
+                Some(number) if number < low || number > high => errors.push(FieldError::invalid(
+                    &format!("spec.ports[{index}].nodePort"),
+                    json!(number),
+                    &format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
+                )),
+                Some(number) if taken(number) => errors.push(FieldError::invalid(
+                    &format!("spec.ports[{index}].nodePort"),
+                    json!(number),
+                    "provided port is already allocated",
+                )),
+                Some(_) => {}
+                None => {
+                    // The same port by TCP and by UDP shares one node port.
+                    let shared = chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);
+                    let free = shared.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
+                    match free {
+                        Some(number) => {
+                            chosen.push((port["port"].clone(), number));
+                            mine.insert(number);
+                            port["nodePort"] = json!(number);
+                        }
+                        None => errors.push(FieldError::internal(
+                            &format!("spec.ports[{index}].nodePort"),
+                            "failed to allocate a nodePort: range is full",
+                        )),
+                    }
+                }
+            }
+            filled.push(port);
+        }
+        service["spec"]["ports"] = json!(filled);
+        let wants_health = service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
+        if wants_health && port_number(&service["spec"]["healthCheckNodePort"]).is_none() {
+            let kept = port_number(&old["spec"]["healthCheckNodePort"]);
+            if let Some(number) = kept.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port))) {
+                service["spec"]["healthCheckNodePort"] = json!(number);
+            }
+        }
+    } else {
+        // A Service that is no longer of a type with node ports gives them back.
+        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            if let Some(port) = port.as_object_mut() {
+                port.remove("nodePort");
+            }
+        }
+    }
+    let after = own_ports(service);
+    let record = json!({ "service": format!("{}/{}", object::namespace(service), object::name(service)) });
+    for port in after.difference(&before) {
+        let value = kedge_store::Value { bytes: record.to_string().into(), splice: None };
+        claims.taken.push((port_key(*port), value));
+    }
+    claims.returned.extend(before.difference(&after).copied().map(port_key));
+}
+
+fn free_port(low: u16, high: u16, taken: impl Fn(u16) -> bool) -> Option<u16> {
+    let size = u64::from(high - low) + 1;
+    // Leave the lower part to people who choose their own (KEP-3668).
+    let reserved = (size / 32).clamp(16, 128).min(size - 1);
+    probe(size, reserved).map(|offset| low + u16::try_from(offset).unwrap_or(0)).find(|port| !taken(*port))
+}
+
+/// All numbers below `size`, starting at a random one, those below `reserved` last.
+fn probe(size: u64, reserved: u64) -> impl Iterator<Item = u64> {
+    let dynamic = size - reserved;
+    let start = random::below(dynamic);
+    (0..dynamic).map(move |step| reserved + (start + step) % dynamic).chain(0..reserved)
+}
+
+/// The Services' addresses.
+struct Range {
+    first: IpAddr,
+    /// Number of addresses, capped: nobody has more Services.
+    size: u64,
+}
+
+impl Range {
+    fn new((address, prefix): (IpAddr, u8)) -> Self {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let host = u32::from(bits - prefix.min(bits)).min(20);
+        let mask = !((1u128 << host) - 1);
+        Self { first: from_number(to_number(address) & mask, address.is_ipv4()), size: 1 << host }
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.first.is_ipv4()
+            && to_number(address).checked_sub(to_number(self.first)).is_some_and(|offset| offset > 0 && offset < u128::from(self.size))
+    }
+
+    fn free(&self, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        // Neither the network's address nor, for IPv4, the broadcast address.
+        let usable = self.size - if self.first.is_ipv4() { 2 } else { 1 };
+        let reserved = (self.size / 16).clamp(16, 256).min(usable.saturating_sub(1));
+        probe(usable, reserved)
+            .map(|offset| from_number(to_number(self.first) + 1 + u128::from(offset), self.first.is_ipv4()))
+            .find(|address| !taken(*address))
+    }
+}
+
+fn to_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+fn from_number(number: u128, v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::from(u32::try_from(number & u128::from(u32::MAX)).unwrap_or(u32::MAX)).into()
+    } else {
+        Ipv6Addr::from(number).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_of_the_range_is_given_once() {
+        let range = Range::new(("10.96.0.7".parse().expect("address"), 26));
+        let mut seen = BTreeSet::new();
+        while let Some(address) = range.free(|address| seen.contains(&address)) {
+            assert!(range.contains(address), "{address}");
+            assert!(seen.insert(address));
+        }
+        assert_eq!(seen.len(), 62);
+        assert_eq!(seen.first().map(ToString::to_string).as_deref(), Some("10.96.0.1"));
+        assert_eq!(seen.last().map(ToString::to_string).as_deref(), Some("10.96.0.62"));
+        assert!(!range.contains("10.96.0.64".parse().expect("address")));
+        assert!(!range.contains("fd00::1".parse().expect("address")));
+    }
+
+    #[test]
+    fn ports_are_given_from_the_upper_part_first() {
+        assert!(free_port(30000, 32767, |_| false).expect("free") >= 30000 + 86);
+        assert_eq!(free_port(30000, 30100, |port| port != 30003), Some(30003));
+        assert_eq!(free_port(30000, 30001, |_| true), None);
+    }
+
+    #[test]
+    fn what_the_server_chose_is_kept() {
+        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
+        let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]}});
+        carry_over(&mut new, &old);
+        assert_eq!(new["spec"]["clusterIP"], "10.96.0.9");
+        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30080);
+        assert!(new["spec"]["ports"][1]["nodePort"].is_null());
+    }
+}

@@ -1,0 +1,194 @@
+//! Takes labels and selectable fields out of an object's JSON without building the object.
+
+use std::fmt;
+
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// What selectors look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extracted {
+    pub(crate) labels: Box<[(Box<str>, Box<str>)]>,
+    /// In the order of [`Paths::names`]; "" when absent, as upstream's field selectors have it.
+    pub(crate) fields: Box<[Box<str>]>,
+}
+
+impl Extracted {
+    pub(crate) fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
+    }
+}
+
+/// The fields of one resource that a field selector may name, as a tree.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Paths {
+    names: Vec<Box<str>>,
+    root: Node,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Node {
+    children: Vec<(Box<str>, Node)>,
+    leaf: Option<usize>,
+}
+
+impl Paths {
+    /// `names` are dotted paths such as `spec.nodeName`.
+    pub(crate) fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
+        let mut paths = Self::default();
+        for name in names {
+            let name = name.as_ref();
+            let mut node = &mut paths.root;
+            for part in name.split('.') {
+                let index = node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
+                    node.children.push((part.into(), Node::default()));
+                    node.children.len() - 1
+                });
+                node = &mut node.children[index].1;
+            }
+            node.leaf = Some(paths.names.len());
+            paths.names.push(name.into());
+        }
+        paths
+    }
+
+    /// Where a field's value is found in [`Extracted::fields`].
+    pub(crate) fn index(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|known| &**known == name)
+    }
+
+    /// Bytes that are not JSON give nothing: they cannot have come through the API.
+    pub(crate) fn extract(&self, bytes: &[u8]) -> Extracted {
+        let mut labels = Vec::new();
+        let mut fields = vec![Box::<str>::default(); self.names.len()];
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let walk = Walk { node: Some(&self.root), place: Place::Root, labels: &mut labels, fields: &mut fields };
+        if let Err(error) = walk.deserialize(&mut deserializer) {
+            tracing::debug!(%error, "stored object is not JSON");
+        }
+        Extracted { labels: labels.into(), fields: fields.into() }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Root,
+    Metadata,
+    Labels,
+    Elsewhere,
+}
+
+struct Walk<'a> {
+    node: Option<&'a Node>,
+    place: Place,
+    labels: &'a mut Vec<(Box<str>, Box<str>)>,
+    fields: &'a mut [Box<str>],
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Walk<'_> {
+    fn leaf(self, text: impl FnOnce() -> Box<str>) {
+        if let Some(index) = self.node.and_then(|node| node.leaf) {
+            self.fields[index] = text();
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<std::borrow::Cow<'_, str>>()? {
+            if self.place == Place::Labels {
+                let value: std::borrow::Cow<'_, str> = map.next_value()?;
+                self.labels.push((key.into(), value.into()));
+                continue;
+            }
+            let node = self.node.and_then(|node| node.children.iter().find(|(name, _)| **name == *key)).map(|(_, n)| n);
+            let place = match (self.place, &*key) {
+                (Place::Root, "metadata") => Place::Metadata,
+                (Place::Metadata, "labels") => Place::Labels,
+                _ => Place::Elsewhere,
+            };
+            if node.is_none() && place == Place::Elsewhere {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                map.next_value_seed(Walk { node, place, labels: self.labels, fields: self.fields })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        self.leaf(|| value.into());
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.leaf(|| value.to_string().into());
+        Ok(())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        self.leaf(|| value.to_string().into());
+        Ok(())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        self.leaf(|| value.to_string().into());
+        Ok(())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        self.leaf(|| value.to_string().into());
+        Ok(())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_labels_and_fields_and_nothing_else() {
+        let paths = Paths::new(["spec.nodeName", "status.phase", "spec.unschedulable", "spec.replicas"]);
+        let bytes = br#"{"metadata":{"labels":{"app":"web","a\"b":"c"},"name":"x"},
+            "spec":{"nodeName":"n1","unschedulable":true,"replicas":3,"labels":{"no":"no"},"list":[{"nodeName":"n2"}]}}"#;
+        let extracted = paths.extract(bytes);
+        assert_eq!(extracted.label("app"), Some("web"));
+        assert_eq!(extracted.label("a\"b"), Some("c"));
+        assert_eq!(extracted.labels.len(), 2);
+        let field = |name| &*extracted.fields[paths.index(name).expect("known")];
+        assert_eq!(field("spec.nodeName"), "n1");
+        assert_eq!(field("spec.unschedulable"), "true");
+        assert_eq!(field("spec.replicas"), "3");
+        assert_eq!(field("status.phase"), "");
+    }
+
+    #[test]
+    fn hostile_bytes_give_nothing() {
+        for bytes in [&b""[..], b"{", b"[1,2]", b"\"x\"", b"{\"metadata\":{\"labels\":{\"a\":1}}}", b"{\"metadata\":null}"] {
+            assert!(Paths::new(["a.b"]).extract(bytes).labels.is_empty());
+        }
+    }
+}

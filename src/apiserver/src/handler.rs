@@ -1,0 +1,178 @@
+//! One request from beginning to end: who, whether, what.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use futures::FutureExt;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use kedge_api::status::Status;
+use serde_json::json;
+
+use crate::authn::{self, User};
+use crate::authz::{self, rbac::Attributes};
+use crate::request::{Query, RequestInfo};
+use crate::state::State;
+use crate::verbs::{self, Context};
+use crate::{body, discovery, proxy, respond, review};
+
+/// Answer a request. `peer` is the user of a verified client certificate, or the component of this
+/// process that asks.
+pub(crate) async fn handle(state: Arc<State>, request: Request<Body>, peer: Option<User>) -> Response<Body> {
+    let what = format!("{} {}", request.method(), request.uri().path());
+    match AssertUnwindSafe(answer(&state, request, peer)).catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(status)) => respond::status(&status),
+        Err(_) => {
+            tracing::error!(request = what, "a request's handler panicked");
+            respond::status(&Status::internal("this request caused the API server to panic; its log has more"))
+        }
+    }
+}
+
+async fn answer(state: &Arc<State>, request: Request<Body>, peer: Option<User>) -> Result<Response<Body>, Status> {
+    let query = Query::parse(request.uri());
+    let info = RequestInfo::parse(request.method(), request.uri(), &query);
+    let user = authn::authenticate(state, request.headers(), peer.as_ref())?;
+    let user = impersonated(state, user, request.headers())?;
+    if !state.bootstrapped.load(Ordering::Acquire) && !user.is_in(authn::MASTERS) && info.is_resource {
+        return Err(Status::service_unavailable("the API server is starting"));
+    }
+    authz::require(state, &user, &authz::attributes(&user, &info))?;
+    if !info.is_resource {
+        return plain(state, request.headers(), request.method(), &info, &query);
+    }
+    let Some(resource) = state.find(&info.group, &info.version, &info.resource) else {
+        return Ok(no_such_path());
+    };
+    let is_stream = proxy::is_stream(&info.group, &info.resource, &info.subresource);
+    // What a proxy or stream answers is not ours to negotiate.
+    let accepted = if is_stream {
+        respond::Accepted { form: respond::Form::Object, yaml: false }
+    } else {
+        respond::negotiate(request.headers())?
+    };
+    let mut context =
+        Context { state: state.clone(), user, info, query, headers: request.headers().clone(), resource, accepted };
+    // A scope that the path does not have.
+    if !context.resource.namespaced && !context.info.namespace.is_empty() && context.resource.plural != "namespaces" {
+        return Ok(no_such_path());
+    }
+    if context.resource.plural == "namespaces" && context.resource.group.is_empty() {
+        // The namespace in the path served authorisation; the object itself is of cluster scope.
+        context.info.namespace = String::new();
+    }
+    if is_stream {
+        let context = Arc::new(context);
+        return proxy::run(&context, request).await;
+    }
+    let body = body::collect(request.into_body()).await?;
+    if !context.resource.stored {
+        return review::create(&Arc::new(context), &body).await;
+    }
+    verbs::run(context, body).await
+}
+
+/// The sender, or the user that the sender may act as.
+fn impersonated(state: &State, user: User, headers: &HeaderMap) -> Result<User, Status> {
+    let Some(wanted) = authn::impersonation(headers)? else { return Ok(user) };
+    for (group, resource, namespace, name, subresource) in &wanted.checks {
+        let attributes = Attributes {
+            user: &user.name,
+            groups: &user.groups,
+            verb: "impersonate",
+            namespace,
+            api_group: group,
+            resource,
+            subresource,
+            name,
+            path: "",
+            is_resource: true,
+        };
+        authz::require(state, &user, &attributes)?;
+    }
+    Ok(wanted.user)
+}
+
+fn no_such_path() -> Response<Body> {
+    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// Paths that name no resource.
+fn plain(
+    state: &State,
+    headers: &HeaderMap,
+    method: &Method,
+    info: &RequestInfo,
+    query: &Query,
+) -> Result<Response<Body>, Status> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(respond::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"));
+    }
+    let path = info.path.trim_end_matches('/');
+    if path.starts_with("/api") || path == "/apis" {
+        return Ok(discovery::answer(state, headers, path).unwrap_or_else(no_such_path));
+    }
+    if path.starts_with("/openapi") {
+        return Ok(crate::openapi::answer(state, headers, path, query).unwrap_or_else(no_such_path));
+    }
+    Ok(match path {
+        "" => respond::json(StatusCode::OK, &json!({ "paths": [
+            "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics",
+            "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+        ]})),
+        "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => respond::text(StatusCode::OK, "ok"),
+        "/readyz" | "/readyz/ping" => ready(state, query),
+        "/version" => respond::json(StatusCode::OK, &version()),
+        "/metrics" => metrics(state),
+        "/openid/v1/jwks" => respond::json(StatusCode::OK, &state.tokens.jwks()),
+        "/.well-known/openid-configuration" => respond::json(StatusCode::OK, &json!({
+            "issuer": state.tokens.issuer(),
+            "jwks_uri": format!("https://{}:{}/openid/v1/jwks", state.config.advertise_address, state.config.listen.port()),
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["ES256"],
+        })),
+        _ => no_such_path(),
+    })
+}
+
+fn ready(state: &State, query: &Query) -> Response<Body> {
+    if !state.bootstrapped.load(Ordering::Acquire) {
+        return respond::text(StatusCode::INTERNAL_SERVER_ERROR, "[+]ping ok\n[-]poststarthook/bootstrap failed: not finished\nreadyz check failed\n");
+    }
+    if query.flag("verbose") {
+        return respond::text(StatusCode::OK, "[+]ping ok\n[+]poststarthook/bootstrap ok\nreadyz check passed\n");
+    }
+    respond::text(StatusCode::OK, "ok")
+}
+
+fn version() -> serde_json::Value {
+    let mut parts = kedge_base::KUBERNETES_VERSION.split('.');
+    json!({
+        "major": parts.next().unwrap_or_default(),
+        "minor": parts.next().unwrap_or_default(),
+        "gitVersion": kedge_base::git_version(),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
+    })
+}
+
+/// Prometheus text: how many objects there are and what the store does.
+fn metrics(state: &State) -> Response<Body> {
+    use std::fmt::Write as _;
+    let mut text = String::from("# TYPE apiserver_storage_objects gauge\n");
+    let mut sizes = state.cache.sizes();
+    sizes.sort();
+    for (resource, count) in sizes.iter().filter(|(resource, _)| !resource.starts_with('@')) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}");
+    }
+    let _ = writeln!(text, "# TYPE kedge_store_revision counter\nkedge_store_revision {}", state.store.revision());
+    respond::text(StatusCode::OK, text)
+}

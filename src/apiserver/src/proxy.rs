@@ -1,0 +1,327 @@
+//! Streams and proxies: logs, exec, attach and port-forward go to the kubelet of the pod's node;
+//! `proxy` subresources go to a pod, a Service's endpoint or a kubelet. The API server passes bytes
+//! on and does not look into SPDY or WebSocket frames.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use kedge_api::status::Status;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::respond;
+use crate::verbs::{Context, read};
+
+/// Where a request goes on to.
+struct Destination {
+    address: String,
+    port: u16,
+    tls: Tls,
+    path: String,
+}
+
+enum Tls {
+    None,
+    /// The kubelet's certificate is checked against the cluster CA, and ours is shown.
+    Kubelet,
+}
+
+/// Whether this subresource is a stream or proxy.
+pub(crate) fn is_stream(group: &str, resource: &str, subresource: &str) -> bool {
+    group.is_empty()
+        && matches!(
+            (resource, subresource),
+            ("pods", "log" | "exec" | "attach" | "portforward" | "proxy") | ("services" | "nodes", "proxy")
+        )
+}
+
+pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let destination = destination(context)?;
+    forward(context, request, destination).await
+}
+
+fn destination(context: &Context) -> Result<Destination, Status> {
+    let info = &context.info;
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("nodes", "proxy") => {
+            let (name, _) = split_port(&info.name);
+            kubelet(context, &name, format!("/{}", info.rest))
+        }
+        ("services", "proxy") => service(context),
+        ("pods", "proxy") => {
+            let (name, port) = split_port(&info.name);
+            let pod = object(context, "pods", &format!("{}/{name}", info.namespace), &name)?;
+            let address = pod["status"]["podIP"].as_str().filter(|address| !address.is_empty());
+            let address = address.ok_or_else(|| Status::bad_request(&format!("address not allowed: pod {name} has no IP")))?;
+            let port = match port {
+                Some(port) => port,
+                None => pod["spec"]["containers"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|container| container["ports"].as_array().into_iter().flatten())
+                    .find_map(|port| port["containerPort"].as_u64())
+                    .and_then(|port| u16::try_from(port).ok())
+                    .unwrap_or(80),
+            };
+            Ok(Destination { address: address.to_owned(), port, tls: Tls::None, path: format!("/{}", info.rest) })
+        }
+        ("pods", stream) => {
+            let pod = object(context, "pods", &context.key(), &info.name)?;
+            let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+            if node.is_empty() {
+                // Logs of a pod without a node are empty upstream, the others fail.
+                return Err(Status::bad_request(&format!("pod {} does not have a host assigned", info.name)));
+            }
+            let (namespace, name) = (&info.namespace, &info.name);
+            let container = match stream {
+                "portforward" => String::new(),
+                _ => container(context, &pod)?,
+            };
+            let path = match stream {
+                "log" => format!("/containerLogs/{namespace}/{name}/{container}"),
+                "exec" => format!("/exec/{namespace}/{name}/{container}"),
+                "attach" => format!("/attach/{namespace}/{name}/{container}"),
+                _ => format!("/portForward/{namespace}/{name}"),
+            };
+            kubelet(context, node, path)
+        }
+        _ => Err(context.not_found()),
+    }
+}
+
+fn object(context: &Context, resource: &str, key: &str, name: &str) -> Result<Value, Status> {
+    let stored = context.state.cache.bucket(resource).get(key);
+    let missing = || Status::not_found(&kedge_api::GroupResource::new("", resource), name);
+    read::parse(&stored.ok_or_else(missing)?.bytes)
+}
+
+/// `[scheme:]name[:port]`, as the names of proxied objects are written.
+fn split_port(text: &str) -> (String, Option<u16>) {
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts.as_slice() {
+        [name, port] => ((*name).to_owned(), port.parse().ok()),
+        [_, name, port] => ((*name).to_owned(), port.parse().ok()),
+        _ => (text.to_owned(), None),
+    }
+}
+
+/// The container that is meant when the client names none (`registry/core/pod/strategy.go`).
+fn container(context: &Context, pod: &Value) -> Result<String, Status> {
+    let names = |kind: &str| -> Vec<String> {
+        let list = pod["spec"][kind].as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter().filter_map(|container| container["name"].as_str()).map(str::to_owned).collect()
+    };
+    let (containers, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let pod_name = &context.info.name;
+    match context.query.get("container") {
+        Some(name) => {
+            if containers.iter().chain(&init).chain(&ephemeral).any(|known| known == name) {
+                return Ok(name.to_owned());
+            }
+            Err(Status::bad_request(&format!("container {name} is not valid for pod {pod_name}")))
+        }
+        None => match containers.as_slice() {
+            [one] => Ok(one.clone()),
+            _ if pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].is_string() => Ok(pod
+                ["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()),
+            _ => {
+                let init = if init.is_empty() { String::new() } else { format!(" or one of the init containers: [{}]", init.join(" ")) };
+                Err(Status::bad_request(&format!(
+                    "a container name must be specified for pod {pod_name}, choose one of: [{}]{init}",
+                    containers.join(" ")
+                )))
+            }
+        },
+    }
+}
+
+fn kubelet(context: &Context, node: &str, path: String) -> Result<Destination, Status> {
+    let node = object(context, "nodes", &format!("/{node}"), node)?;
+    let addresses = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Only addresses: names are never resolved between nodes.
+    let address = ["InternalIP", "ExternalIP"]
+        .iter()
+        .find_map(|kind| addresses.iter().find(|address| address["type"] == *kind))
+        .and_then(|address| address["address"].as_str())
+        .ok_or_else(|| Status::service_unavailable("the node has not announced an address yet"))?;
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(10250);
+    Ok(Destination {
+        address: address.to_owned(),
+        port: u16::try_from(port).unwrap_or(10250),
+        tls: Tls::Kubelet,
+        path,
+    })
+}
+
+/// A ready endpoint of the Service (`registry/core/service/proxy.go`).
+fn service(context: &Context) -> Result<Destination, Status> {
+    let info = &context.info;
+    let parts: Vec<&str> = info.name.split(':').collect();
+    let (name, port_name) = match parts.as_slice() {
+        [name] => (*name, ""),
+        [name, port] => (*name, *port),
+        [_, name, port] => (*name, *port),
+        _ => return Err(Status::bad_request(&format!("invalid service request {:?}", info.name))),
+    };
+    let service = object(context, "services", &format!("{}/{name}", info.namespace), name)?;
+    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let port = ports
+        .iter()
+        .find(|port| port_name.is_empty() || port["name"] == port_name || port["port"].to_string() == port_name)
+        .ok_or_else(|| Status::service_unavailable(&format!("no service port {port_name:?} found for service {name:?}")))?;
+    let wanted = port["name"].as_str().unwrap_or_default();
+    let slices = context.state.cache.bucket("endpointslices.discovery.k8s.io").objects();
+    for stored in slices.values().filter(|stored| stored.namespace() == info.namespace) {
+        if stored.extracted.label("kubernetes.io/service-name") != Some(name) {
+            continue;
+        }
+        let slice = read::parse(&stored.bytes)?;
+        let port = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|port| port["name"].as_str().unwrap_or_default() == wanted)
+            .and_then(|port| port["port"].as_u64());
+        let address = slice["endpoints"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|endpoint| endpoint["conditions"]["ready"] != false)
+            .find_map(|endpoint| endpoint["addresses"][0].as_str());
+        if let (Some(port), Some(address)) = (port, address) {
+            return Ok(Destination {
+                address: address.to_owned(),
+                port: u16::try_from(port).unwrap_or(80),
+                tls: Tls::None,
+                path: format!("/{}", info.rest),
+            });
+        }
+    }
+    Err(Status::service_unavailable(&format!("no endpoints available for service {:?}", info.name)))
+}
+
+/// One connection for one request: streams live long, and the others are rare.
+async fn forward(context: &Arc<Context>, request: Request<Body>, to: Destination) -> Result<Response<Body>, Status> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Status::service_unavailable(&format!("error trying to reach service: {what} {}:{}: {error}", to.address, to.port))
+    };
+    let ip: IpAddr = to.address.parse().map_err(|error| failed("address", &error))?;
+    let stream = TcpStream::connect((ip, to.port)).await.map_err(|error| failed("dial tcp", &error))?;
+    let _ = stream.set_nodelay(true);
+    match to.tls {
+        Tls::None => send(context, request, &to, stream).await,
+        Tls::Kubelet => {
+            let connector = TlsConnector::from(context.state.config.kubelet_client.clone());
+            let stream = connector
+                .connect(ServerName::IpAddress(ip.into()), stream)
+                .await
+                .map_err(|error| failed("tls", &error))?;
+            send(context, request, &to, stream).await
+        }
+    }
+}
+
+async fn send<S>(context: &Arc<Context>, mut request: Request<Body>, to: &Destination, stream: S) -> Result<Response<Body>, Status>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let failed = |error: &dyn std::fmt::Display| {
+        Status::service_unavailable(&format!("error trying to reach service: {}:{}: {error}", to.address, to.port))
+    };
+    let tasks = &context.state.tasks;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
+    tasks.spawn_until_stopped("proxy connection", async move {
+        // The request's answer tells of a failure.
+        let _ = connection.with_upgrades().await;
+    });
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path: PathAndQuery = format!("{}{query}", to.path).parse().map_err(|error| failed(&error))?;
+    let is_upgrade = request.headers().contains_key(UPGRADE);
+    let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let mut outgoing = Request::builder().method(parts.method).uri(path);
+    if let Some(headers) = outgoing.headers_mut() {
+        *headers = passed_on(&parts.headers, is_upgrade);
+        let host = HeaderValue::from_str(&format!("{}:{}", to.address, to.port)).map_err(|error| failed(&error))?;
+        headers.insert(HOST, host);
+    }
+    let outgoing = outgoing.body(body).map_err(|error| failed(&error))?;
+    let mut response = sender.send_request(outgoing).await.map_err(|error| failed(&error))?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = client
+    {
+        let server = hyper::upgrade::on(&mut response);
+        tasks.spawn_until_stopped("proxy stream", async move {
+            let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            // Either side may hang up at any time; that is how streams end.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        });
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *answer.headers_mut() = passed_on(response.headers(), true);
+        return Ok(answer);
+    }
+    // A kubelet's refusal is plain text; clients expect a Status.
+    if matches!(to.tls, Tls::Kubelet) && !response.status().is_success() && !is_node_proxy(context) {
+        return Ok(as_status(response).await);
+    }
+    let (parts, body) = response.into_parts();
+    let mut answer = Response::new(Body::new(body));
+    *answer.status_mut() = parts.status;
+    *answer.headers_mut() = passed_on(&parts.headers, false);
+    Ok(answer)
+}
+
+fn is_node_proxy(context: &Context) -> bool {
+    context.info.resource == "nodes"
+}
+
+async fn as_status(response: Response<hyper::body::Incoming>) -> Response<Body> {
+    let code = response.status();
+    let body = crate::body::collect(Body::new(response.into_body())).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&body).trim().to_owned();
+    let status = match code {
+        StatusCode::BAD_REQUEST => Status::bad_request(&text),
+        StatusCode::NOT_FOUND => Status { code: 404, reason: "NotFound", message: text, details: None },
+        StatusCode::FORBIDDEN => Status { code: 403, reason: "Forbidden", message: text, details: None },
+        _ => {
+            let mut status = Status::internal(&text);
+            status.code = code.as_u16();
+            status
+        }
+    };
+    respond::status(&status)
+}
+
+/// The headers without those that concern one connection or authenticate the client to us.
+fn passed_on(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
+    let dropped = ["keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "authorization", "cookie"];
+    let keep = |name: &HeaderName| {
+        let connection = *name == CONNECTION || *name == UPGRADE;
+        (!connection || is_upgrade)
+            && !dropped.contains(&name.as_str())
+            && !name.as_str().starts_with("impersonate-")
+            && !name.as_str().starts_with("x-remote-")
+    };
+    headers.iter().filter(|(name, _)| keep(name)).map(|(name, value)| (name.clone(), value.clone())).fold(
+        HeaderMap::new(),
+        |mut kept, (name, value)| {
+            kept.append(name, value);
+            kept
+        },
+    )
+}

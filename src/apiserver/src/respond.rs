@@ -1,0 +1,143 @@
+//! Answers: JSON objects, errors as `metav1.Status`, and what the client accepts.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use kedge_api::status::Status;
+use serde_json::Value;
+
+/// How a client wants objects to be shown (`Accept` with `as=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Object,
+    Table,
+    /// `PartialObjectMetadata` and its list.
+    Metadata,
+}
+
+/// Whether YAML is to be answered instead of JSON, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) form: Form,
+    pub(crate) yaml: bool,
+}
+
+/// The first media type of `Accept` that can be answered; 406 when there is none.
+pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+    for media in accept.split(',') {
+        let mut parts = media.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
+        let get = |key: &str| parameters.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        let yaml = match kind {
+            "application/json" | "application/*" | "*/*" | "" => false,
+            "application/yaml" => true,
+            _ => continue,
+        };
+        let form = match (get("as"), get("g")) {
+            (None, _) => Form::Object,
+            (Some("Table"), Some("meta.k8s.io")) if get("v") == Some("v1") => Form::Table,
+            (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), Some("meta.k8s.io"))
+                if get("v") == Some("v1") =>
+            {
+                Form::Metadata
+            }
+            _ => continue,
+        };
+        return Ok(Accepted { form, yaml });
+    }
+    Err(Status::not_acceptable(
+        "only the following media types are accepted: application/json, application/yaml",
+    ))
+}
+
+/// Bytes that already are JSON.
+pub(crate) fn json_bytes(code: StatusCode, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// A value as JSON.
+pub(crate) fn json(code: StatusCode, value: &Value) -> Response<Body> {
+    json_bytes(code, value.to_string().into())
+}
+
+/// JSON bytes in the format that was negotiated.
+pub(crate) fn object(code: StatusCode, bytes: Bytes, accepted: Accepted) -> Response<Body> {
+    if !accepted.yaml {
+        return json_bytes(code, bytes);
+    }
+    let text = serde_json::from_slice::<Value>(&bytes)
+        .map_err(|error| error.to_string())
+        .and_then(|value| serde_saphyr::to_string(&value).map_err(|error| error.to_string()));
+    match text {
+        Ok(text) => {
+            let mut response = json_bytes(code, text.into());
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+            response
+        }
+        Err(error) => status(&Status::internal(&format!("object cannot be written as YAML: {error}"))),
+    }
+}
+
+/// An error.
+pub(crate) fn status(status: &Status) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json(code, &status.to_value());
+    let retry = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    if retry > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, retry.into());
+    }
+    response
+}
+
+/// Plain text.
+pub(crate) fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = Response::new(Body::from(text.into()));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Warnings travel in headers (KEP-1693); quotes are escaped, control characters dropped.
+pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let safe: String = warning.chars().filter(|c| !c.is_control()).flat_map(escape).collect();
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{safe}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+fn escape(c: char) -> impl Iterator<Item = char> {
+    let escaped = matches!(c, '"' | '\\');
+    escaped.then_some('\\').into_iter().chain(std::iter::once(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(text: &'static str) -> Result<Accepted, Status> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(text));
+        negotiate(&headers)
+    }
+
+    #[test]
+    fn the_first_form_that_is_known_wins() {
+        let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        assert_eq!(accept(kubectl).expect("accepted").form, Form::Table);
+        let client_go = "application/vnd.kubernetes.protobuf, application/json";
+        assert_eq!(accept(client_go).expect("accepted").form, Form::Object);
+        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+        assert_eq!(accept(metadata).expect("accepted").form, Form::Metadata);
+        assert!(accept("application/yaml").expect("accepted").yaml);
+        assert_eq!(accept("application/vnd.kubernetes.protobuf").expect_err("406").code, 406);
+    }
+}

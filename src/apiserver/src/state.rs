@@ -1,0 +1,71 @@
+//! What every request can reach. It is made once at start and never global.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use kedge_api::registry::{Registry, Resource};
+use kedge_api::status::Status;
+use kedge_base::Tasks;
+use kedge_store::Store;
+use parking_lot::RwLock;
+
+use crate::authz::rbac::RuleSet;
+use crate::cache::Cache;
+use crate::token::Tokens;
+
+/// How the API server is set up.
+#[derive(Clone)]
+pub struct Config {
+    /// Where to listen for TLS connections.
+    pub listen: SocketAddr,
+    /// Serving certificate and optional verification of client certificates by the cluster CA.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// How kubelets are reached: the cluster CA and the API server's client certificate.
+    pub kubelet_client: Arc<rustls::ClientConfig>,
+    /// The address that the `kubernetes` Service points to.
+    pub advertise_address: IpAddr,
+    /// `https://kubernetes.default.svc.cluster.local`
+    pub issuer: String,
+    /// PKCS#8 P-256 key in PEM.
+    pub service_account_key: String,
+    /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps.
+    pub cluster_ca: String,
+    /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`.
+    pub service_range: (IpAddr, u8),
+    /// Node ports, both ends included.
+    pub node_ports: (u16, u16),
+    /// Events older than this are deleted, in seconds.
+    pub event_ttl_seconds: u64,
+}
+
+pub(crate) struct State {
+    pub(crate) config: Config,
+    pub(crate) registry: RwLock<Registry>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) store: Store,
+    pub(crate) tokens: Tokens,
+    pub(crate) tasks: Tasks,
+    /// The defaults are in the store: requests can be authorised.
+    pub(crate) bootstrapped: AtomicBool,
+    pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
+}
+
+/// The revisions of the RBAC buckets that a rule set was made from.
+pub(crate) type RulesVersion = [u64; 4];
+
+impl State {
+    pub(crate) fn find(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
+        self.registry.read().find(group, version, resource)
+    }
+
+    /// The revision that a fresh read is served from.
+    pub(crate) async fn fresh_revision(&self) -> Result<u64, Status> {
+        self.store.read_barrier().await.map_err(|error| unavailable(&error))
+    }
+}
+
+pub(crate) fn unavailable(error: &kedge_store::Error) -> Status {
+    Status::service_unavailable(&format!("the datastore does not answer: {}", kedge_base::Chain(error)))
+}

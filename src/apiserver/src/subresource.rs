@@ -1,0 +1,411 @@
+//! Subresources: status, scale, binding, eviction, tokens, approval, finalize. Streams to kubelets
+//! are in `proxy`.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use kedge_api::field::FieldError;
+use kedge_api::object;
+use kedge_api::status::Status;
+use serde_json::{Value, json};
+
+use crate::respond;
+use crate::token::{Bound, Claims, Kubernetes, now};
+use crate::verbs::delete::{Deletion, Outcome};
+use crate::verbs::options::{DeleteOptions, WriteOptions};
+use crate::verbs::update::{Change, Edit, Target};
+use crate::verbs::{Context, read, run_part};
+
+pub(crate) async fn run(context: &Arc<Context>, body: Bytes) -> Result<Response<Body>, Status> {
+    let info = &context.info;
+    let resource = &context.resource;
+    if !resource.subresources.iter().any(|known| *known.name == info.subresource) {
+        return Err(unknown(context));
+    }
+    match (&*resource.group, &*resource.plural, info.subresource.as_str()) {
+        (_, _, "status") => run_part(context, body, Target::Status).await,
+        (_, _, "scale") => scale(context, &body).await,
+        ("", "pods", "binding") => bind(context, &body).await,
+        ("", "pods", "eviction") => evict(context, &body).await,
+        ("", "pods", "ephemeralcontainers") => run_part(context, body, Target::Part("ephemeralcontainers")).await,
+        ("", "pods", "resize") => run_part(context, body, Target::Part("resize")).await,
+        ("", "serviceaccounts", "token") => token(context, &body).await,
+        ("", "namespaces", "finalize") => finalize(context, &body).await,
+        ("certificates.k8s.io", "certificatesigningrequests", "approval") => {
+            run_part(context, body, Target::Part("approval")).await
+        }
+        _ => Err(unknown(context)),
+    }
+}
+
+fn unknown(context: &Context) -> Status {
+    let info = &context.info;
+    Status::not_found(&context.group_resource(), &format!("{}/{}", info.name, info.subresource))
+}
+
+/// `autoscaling/v1.Scale` of whatever has `spec.replicas` (registry/apps/*/storage, `ScaleREST`).
+async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    let info = &context.info;
+    let change = Change {
+        state: &context.state,
+        user: &context.user,
+        resource: &context.resource,
+        target: Target::Scale,
+    };
+    let show = |bytes: &Bytes| -> Result<Response<Body>, Status> {
+        let shown = scale_of(context, &read::parse(bytes)?);
+        Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
+    };
+    let value = match info.verb {
+        "get" => {
+            context.state.fresh_revision().await?;
+            let bucket = context.state.cache.bucket(&context.resource.storage_key());
+            return show(&bucket.get(&context.key()).ok_or_else(|| context.not_found())?.bytes);
+        }
+        "update" => Some(crate::body::value(context.content_type(), body)?),
+        "patch" => None,
+        verb => return Err(Status::method_not_supported(&context.group_resource(), verb)),
+    };
+    let options = WriteOptions::of(context)?;
+    let kind = context.content_type().to_owned();
+    let mut edit = |old: &Value| {
+        let wanted = match (&value, kind.as_str()) {
+            (Some(scale), _) => scale.clone(),
+            (None, "application/json-patch+json") => kedge_api::patch::json_patch(&scale_of(context, old), body)?,
+            (None, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
+                kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)
+            }
+            (None, other) => return Err(crate::body::unsupported(other)),
+        };
+        let invalid = |error: FieldError| Status::invalid("autoscaling", "Scale", &info.name, vec![error]);
+        let replicas = match &wanted["spec"]["replicas"] {
+            Value::Null => 0,
+            number => number.as_i64().ok_or_else(|| {
+                Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal string into Go struct field ScaleSpec.spec.replicas of type int32")
+            })?,
+        };
+        if replicas < 0 {
+            return Err(invalid(FieldError::invalid("spec.replicas", json!(replicas), "must be greater than or equal to 0")));
+        }
+        let mut new = old.clone();
+        new["spec"]["replicas"] = json!(replicas);
+        // The version is checked when the client of an update named one.
+        new["metadata"]["resourceVersion"] = match &value {
+            Some(scale) => scale["metadata"]["resourceVersion"].clone(),
+            None => json!(object::resource_version(old)),
+        };
+        if new["metadata"]["resourceVersion"].is_null() {
+            new["metadata"]["resourceVersion"] = json!("");
+        }
+        Ok(Edit::replace(new))
+    };
+    let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
+    show(&bytes)
+}
+
+fn scale_of(context: &Context, object: &Value) -> Value {
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if !object["metadata"][field].is_null() {
+            metadata[field] = object["metadata"][field].clone();
+        }
+    }
+    let selector = if &*context.resource.plural == "replicationcontrollers" {
+        object["spec"]["selector"].as_object().map(|labels| {
+            labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+        })
+    } else {
+        kedge_api::selector::LabelSelector::from_object(&object["spec"]["selector"]).ok().map(|selector| selector.to_string())
+    };
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
+        "status": {
+            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
+            "selector": selector.unwrap_or_default(),
+        },
+    })
+}
+
+/// `pods/binding`: the scheduler's decision (`registry/core/pod/storage`, `BindingREST`).
+pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    if context.info.verb != "create" {
+        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
+    }
+    let binding = crate::body::value(context.content_type(), body)?;
+    let target = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
+    let invalid = |error: FieldError| Status::invalid("", "Binding", &context.info.name, vec![error]);
+    if target.is_empty() {
+        return Err(invalid(FieldError::required("target.name", "")));
+    }
+    match binding["target"]["kind"].as_str() {
+        None | Some("" | "Node") => {}
+        Some(kind) => return Err(invalid(FieldError::not_supported("target.kind", json!(kind), &["Node", "<empty>"]))),
+    }
+    let options = WriteOptions::of(context)?;
+    let name = context.info.name.clone();
+    let group_resource = context.group_resource();
+    let mut edit = |old: &Value| {
+        let conflict = |text: &str| Status::conflict(&group_resource, &name, text);
+        let uid = binding["metadata"]["uid"].as_str().unwrap_or_default();
+        if !uid.is_empty() && uid != object::uid(old) {
+            return Err(conflict(&format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                object::uid(old)
+            )));
+        }
+        if old["metadata"]["deletionTimestamp"].is_string() {
+            return Err(conflict(&format!("pod {name} is being deleted, cannot be assigned to a host")));
+        }
+        let assigned = old["spec"]["nodeName"].as_str().unwrap_or_default();
+        if !assigned.is_empty() {
+            return Err(conflict(&format!("pod {name} is already assigned to node {assigned:?}")));
+        }
+        if old["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+            return Err(conflict(&format!("pod {name} has non-empty .spec.schedulingGates")));
+        }
+        let mut new = old.clone();
+        new["spec"]["nodeName"] = json!(target);
+        for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
+            new["metadata"]["annotations"][key] = value.clone();
+        }
+        set_condition(&mut new, "PodScheduled", "True");
+        Ok(Edit::replace(new))
+    };
+    let change = Change {
+        state: &context.state,
+        user: &context.user,
+        resource: &context.resource,
+        target: Target::Part("binding"),
+    };
+    change.run(&context.info.namespace, &context.info.name, &options, &mut edit).await?;
+    Ok(respond::json(StatusCode::CREATED, &success()))
+}
+
+fn success() -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 })
+}
+
+fn set_condition(pod: &mut Value, kind: &str, status: &str) {
+    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    if conditions.iter().any(|condition| condition["type"] == kind && condition["status"] == status) {
+        return;
+    }
+    conditions.retain(|condition| condition["type"] != kind);
+    conditions.push(json!({
+        "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": object::now_rfc3339(),
+        "observedGeneration": pod["metadata"]["generation"],
+    }));
+    pod["status"]["conditions"] = json!(conditions);
+}
+
+/// `pods/eviction`: a deletion that a PodDisruptionBudget may refuse (`registry/core/pod/storage/eviction.go`).
+async fn evict(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    if context.info.verb != "create" {
+        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
+    }
+    let eviction = crate::body::value(context.content_type(), body)?;
+    let options: DeleteOptions = match &eviction["deleteOptions"] {
+        Value::Null => DeleteOptions::default(),
+        options => serde_json::from_value(options.clone())
+            .map_err(|error| Status::bad_request(&format!("couldn't decode deleteOptions: {error}")))?,
+    };
+    let bucket = context.state.cache.bucket("pods");
+    let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
+    let pod = read::parse(&stored.bytes)?;
+    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
+    if !ended && !pod["metadata"]["deletionTimestamp"].is_string() && !options.is_dry_run() {
+        spend_budget(context, &stored.extracted).await?;
+    }
+    let deletion = Deletion { state: &context.state, user: &context.user, resource: &context.resource };
+    match deletion.run(&context.info.namespace, &context.info.name, &options).await? {
+        Outcome::Gone(_) | Outcome::Marked(_) => Ok(respond::json(StatusCode::CREATED, &success())),
+    }
+}
+
+/// Takes one disruption from the pod's budget, or says that there is none left.
+async fn spend_budget(context: &Arc<Context>, pod: &crate::extract::Extracted) -> Result<(), Status> {
+    let budgets = context.state.cache.bucket("poddisruptionbudgets.policy");
+    let namespace = &context.info.namespace;
+    let mut matching = Vec::new();
+    for stored in budgets.objects().values().filter(|stored| stored.namespace() == namespace) {
+        let budget = read::parse(&stored.bytes)?;
+        let selector = kedge_api::selector::LabelSelector::from_object(&budget["spec"]["selector"]);
+        if selector.is_ok_and(|selector| selector.matches(|key| pod.label(key))) {
+            matching.push(stored.name().to_owned());
+        }
+    }
+    let name = match matching.as_slice() {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        _ => {
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+    };
+    let Some(resource) = context.state.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+    let change = Change { state: &context.state, user: &context.user, resource: &resource, target: Target::Status };
+    let mut edit = |budget: &Value| {
+        let status = &budget["status"];
+        let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
+        if status["observedGeneration"].as_i64().unwrap_or(0) < budget["metadata"]["generation"].as_i64().unwrap_or(0) || allowed <= 0 {
+            return Err(Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0));
+        }
+        let mut new = budget.clone();
+        new["status"]["disruptionsAllowed"] = json!(allowed - 1);
+        new["status"]["disruptedPods"][&context.info.name] = json!(object::now_rfc3339());
+        Ok(Edit::replace(new))
+    };
+    change.run(namespace, &name, &WriteOptions::internal(), &mut edit).await?;
+    Ok(())
+}
+
+/// `serviceaccounts/token` (`registry/core/serviceaccount/storage/token.go`).
+async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    const SHORTEST: u64 = 600;
+    const LONGEST: u64 = 1 << 32;
+    if context.info.verb != "create" {
+        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
+    }
+    let mut request = crate::body::value(context.content_type(), body)?;
+    let state = &context.state;
+    let find = |resource: &str, group: &str, name: &str| -> Result<Value, Status> {
+        let stored = state.cache.bucket(resource).get(&format!("{}/{name}", context.info.namespace));
+        let missing = || Status::not_found(&kedge_api::GroupResource::new(group, resource), name);
+        read::parse(&stored.ok_or_else(missing)?.bytes)
+    };
+    let account = find("serviceaccounts", "", &context.info.name)?;
+    let invalid = |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
+    let seconds = request["spec"]["expirationSeconds"].as_u64().unwrap_or(3600);
+    if seconds < SHORTEST {
+        return Err(invalid(FieldError::invalid(
+            "spec.expirationSeconds",
+            json!(seconds),
+            "may not specify a duration less than 10 minutes",
+        )));
+    }
+    if seconds > LONGEST {
+        return Err(invalid(FieldError::invalid(
+            "spec.expirationSeconds",
+            json!(seconds),
+            "may not specify a duration larger than 2^32 seconds",
+        )));
+    }
+    let mut audiences: Vec<String> = request["spec"]["audiences"]
+        .as_array()
+        .map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        .unwrap_or_default();
+    if audiences.is_empty() {
+        audiences = vec![state.tokens.issuer().to_owned()];
+    }
+    let (mut pod, mut node, mut secret) = (None, None, None);
+    let reference = &request["spec"]["boundObjectRef"];
+    if !reference.is_null() {
+        let name = reference["name"].as_str().unwrap_or_default();
+        let bound = |object: &Value| Bound { name: object::name(object).to_owned(), uid: object::uid(object).to_owned() };
+        let object = match reference["kind"].as_str() {
+            Some("Pod") => {
+                let object = find("pods", "", name)?;
+                if object["spec"]["serviceAccountName"] != context.info.name.as_str() {
+                    return Err(Status::bad_request(&format!(
+                        "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                        context.info.name
+                    )));
+                }
+                if let Some(name) = object["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) {
+                    let stored = state.cache.bucket("nodes").get(&format!("/{name}"));
+                    node = stored.map(|stored| read::parse(&stored.bytes)).transpose()?.as_ref().map(bound);
+                }
+                pod = Some(bound(&object));
+                object
+            }
+            Some("Secret") => {
+                let object = find("secrets", "", name)?;
+                secret = Some(bound(&object));
+                object
+            }
+            other => {
+                return Err(Status::bad_request(&format!(
+                    "cannot bind token to object of type {}",
+                    other.unwrap_or_default()
+                )));
+            }
+        };
+        let uid = reference["uid"].as_str().unwrap_or_default();
+        if !uid.is_empty() && uid != object::uid(&object) {
+            return Err(Status::conflict(
+                &context.group_resource(),
+                name,
+                &format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"),
+            ));
+        }
+    }
+    let issued = now();
+    // An hour's token of a pod lives a year, for clients that do not read it again (upstream's extended expiration).
+    let extended = pod.is_some() && seconds == 3607;
+    let life = if extended { 365 * 86_400 } else { seconds };
+    let claims = Claims {
+        iss: state.tokens.issuer().to_owned(),
+        sub: format!("system:serviceaccount:{}:{}", context.info.namespace, context.info.name),
+        aud: audiences.clone(),
+        exp: issued + life,
+        iat: issued,
+        nbf: issued,
+        jti: Some(uuid::Uuid::new_v4().to_string()),
+        kubernetes: Kubernetes {
+            namespace: context.info.namespace.clone(),
+            serviceaccount: Bound { name: object::name(&account).to_owned(), uid: object::uid(&account).to_owned() },
+            pod,
+            node,
+            secret,
+            warnafter: extended.then_some(issued + seconds),
+        },
+    };
+    let token = state.tokens.sign(&claims).map_err(|error| Status::internal(&error))?;
+    let expires = i64::try_from(issued + seconds).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    request["kind"] = json!("TokenRequest");
+    request["apiVersion"] = json!("authentication.k8s.io/v1");
+    request["metadata"] = json!({
+        "name": context.info.name, "namespace": context.info.namespace, "creationTimestamp": object::now_rfc3339(),
+    });
+    request["spec"]["audiences"] = json!(audiences);
+    request["spec"]["expirationSeconds"] = json!(seconds);
+    request["status"] = json!({ "token": token, "expirationTimestamp": expires.map(object::rfc3339) });
+    Ok(respond::object(StatusCode::CREATED, request.to_string().into(), context.accepted))
+}
+
+/// `namespaces/finalize`: the namespace controller takes its finalizer away.
+async fn finalize(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    if context.info.verb != "update" {
+        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
+    }
+    let wanted = crate::body::value(context.content_type(), body)?;
+    let options = WriteOptions::of(context)?;
+    let mut edit = |old: &Value| {
+        let mut new = old.clone();
+        new["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();
+        new["metadata"]["resourceVersion"] = match &wanted["metadata"]["resourceVersion"] {
+            Value::Null => json!(""),
+            version => version.clone(),
+        };
+        if new["spec"]["finalizers"].is_null()
+            && let Some(spec) = new["spec"].as_object_mut()
+        {
+            spec.remove("finalizers");
+        }
+        Ok(Edit::replace(new))
+    };
+    let change = Change {
+        state: &context.state,
+        user: &context.user,
+        resource: &context.resource,
+        target: Target::Part("finalize"),
+    };
+    let (bytes, _) = change.run("", &context.info.name, &options, &mut edit).await?;
+    read::present(context, StatusCode::OK, &bytes)
+}

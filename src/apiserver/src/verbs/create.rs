@@ -1,0 +1,181 @@
+//! CREATE.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use kedge_api::managed::{self, Manager};
+use kedge_api::object;
+use kedge_api::registry::Resource;
+use kedge_api::status::Status;
+use kedge_store::{Check, CommitError, Condition, Op, Txn};
+use serde_json::{Value, json};
+
+use super::options::WriteOptions;
+use super::{Context, group_resource, object_key, read, store_key};
+use crate::admission::{self, Operation, Request};
+use crate::authn::User;
+use crate::claims;
+use crate::encode;
+use crate::respond;
+use crate::state::State;
+
+/// Names that the server makes up are tried this often before a clash is reported.
+const NAME_TRIES: usize = 8;
+
+pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::of(context)?;
+    let text = crate::body::json_text(context.content_type(), body)?;
+    let (value, warnings) = kedge_api::decode::decode(&text, &context.resource, options.validation)?;
+    let namespace = context.info.namespace.clone();
+    let created = Creation { state: &context.state, user: &context.user, resource: &context.resource };
+    let (bytes, more) = created.run(&namespace, value, &options).await?;
+    let mut response = read::present(context, StatusCode::CREATED, &bytes)?;
+    respond::add_warnings(&mut response, &warnings);
+    respond::add_warnings(&mut response, &more);
+    Ok(response)
+}
+
+/// Creates objects for a user, or for the API server itself.
+pub(crate) struct Creation<'a> {
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) user: &'a User,
+    pub(crate) resource: &'a Arc<Resource>,
+}
+
+impl Creation<'_> {
+    /// Creates a decoded object and returns its final bytes and warnings.
+    pub(crate) async fn run(
+        &self,
+        namespace: &str,
+        mut value: Value,
+        options: &WriteOptions,
+    ) -> Result<(Bytes, Vec<String>), Status> {
+        let resource = self.resource;
+        set_namespace(resource, namespace, &mut value)?;
+        if !object::resource_version(&value).is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        let generated = object::name(&value).is_empty();
+        if generated && !object::has_generate_name(&value) {
+            return Err(Status::invalid(
+                &resource.group,
+                &resource.kind,
+                "",
+                vec![kedge_api::field::FieldError::required("metadata.name", "name or generateName is required")],
+            ));
+        }
+        let mut tries = if generated { NAME_TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            let mut attempt = value.clone();
+            if generated {
+                object::generate_name(&mut attempt);
+            }
+            match self.attempt(namespace, attempt, options).await {
+                Err(status) if status.code == 409 && status.reason == "AlreadyExists" && tries > 0 => {}
+                Err(mut status) if status.code == 409 && status.reason == "AlreadyExists" && generated => {
+                    if let Some(details) = &mut status.details {
+                        details.retry_after_seconds = 1;
+                    }
+                    return Err(status);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        namespace: &str,
+        mut value: Value,
+        options: &WriteOptions,
+    ) -> Result<(Bytes, Vec<String>), Status> {
+        let (state, resource) = (self.state, self.resource);
+        let strategy = &resource.strategy;
+        strategy.default(&mut value);
+        let name = object::name(&value).to_owned();
+        let mut warnings = Vec::new();
+        let request = Request {
+            state,
+            user: self.user,
+            resource,
+            subresource: "",
+            namespace,
+            name: &name,
+            operation: Operation::Create,
+            old: None,
+        };
+        admission::mutate(&request, &mut value, &mut warnings).await?;
+        object::drop_server_fields(&mut value);
+        object::set_uid(&mut value, &uuid::Uuid::new_v4().to_string());
+        object::set_creation_timestamp(&mut value, &object::now_rfc3339());
+        strategy.prepare_create(&mut value);
+        let mut claims = claims::prepare(state, resource, &mut value, None)?;
+        let errors = strategy.validate(&value);
+        if !errors.is_empty() {
+            return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
+        }
+        admission::validate(&request, &value, &mut warnings).await?;
+        let manager = Manager {
+            name: options.manager.clone(),
+            api_version: resource.api_version(),
+            time: object::now_rfc3339(),
+            subresource: String::new(),
+        };
+        if object::managed_fields_are_absent(&value) {
+            managed::track_update(&resource.schema, None, &mut value, &manager);
+        }
+        let key = store_key(resource, &object_key(namespace, &name));
+        if options.dry_run {
+            if state.cache.bucket(&resource.storage_key()).get(&object_key(namespace, &name)).is_some() {
+                return Err(Status::already_exists(&group_resource(resource), &name));
+            }
+            return Ok((value.to_string().into(), warnings));
+        }
+        let value = resource.to_storage(value)?;
+        let stored = encode::encode(&value);
+        let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
+        let mut ops = vec![Op::Put { key: key.clone(), value: stored.clone() }];
+        claims.add_to(&mut conditions, &mut ops);
+        let txn = Txn { conditions, ops, lazy: is_lazy(resource) };
+        match state.store.commit(txn).await {
+            Ok(revision) => Ok((encode::spliced(&stored, revision), warnings)),
+            Err(CommitError::Conflict { key: at, .. }) if at == key => {
+                Err(Status::already_exists(&group_resource(resource), &name))
+            }
+            Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
+            Err(error) => Err(commit_failed(&error)),
+        }
+    }
+}
+
+/// Heartbeats and events may wait for the next flush.
+pub(crate) fn is_lazy(resource: &Resource) -> bool {
+    matches!((&*resource.group, &*resource.plural), ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events"))
+}
+
+pub(crate) fn commit_failed(error: &CommitError) -> Status {
+    let text = kedge_base::Chain(error).to_string();
+    match error {
+        CommitError::TooLarge { .. } => Status::request_entity_too_large(&text),
+        _ => Status::service_unavailable(&format!("the datastore did not accept the write: {text}")),
+    }
+}
+
+/// The object's namespace is the path's.
+pub(crate) fn set_namespace(resource: &Resource, namespace: &str, value: &mut Value) -> Result<(), Status> {
+    let own = object::namespace(value);
+    if !own.is_empty() && own != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if resource.namespaced {
+        value["metadata"]["namespace"] = json!(namespace);
+    } else if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("namespace");
+    }
+    Ok(())
+}

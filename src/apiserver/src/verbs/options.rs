@@ -1,0 +1,135 @@
+//! Options of writes: dry run, field manager, field validation, and `DeleteOptions`.
+
+use kedge_api::decode::FieldValidation;
+use kedge_api::status::Status;
+use serde::Deserialize;
+
+use super::Context;
+
+/// What the query of a create, update or patch says.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteOptions {
+    pub(crate) dry_run: bool,
+    pub(crate) manager: String,
+    pub(crate) validation: FieldValidation,
+    pub(crate) force: bool,
+}
+
+impl WriteOptions {
+    pub(crate) fn of(context: &Context) -> Result<Self, Status> {
+        let query = &context.query;
+        let mut dry_run = false;
+        for value in query.all("dryRun") {
+            match value {
+                "All" => dry_run = true,
+                "" => {}
+                other => {
+                    return Err(Status::bad_request(&format!(
+                        "dryRun: Unsupported value: {other:?}: supported values: \"All\""
+                    )));
+                }
+            }
+        }
+        let validation = match query.get("fieldValidation") {
+            None | Some("Warn") => FieldValidation::Warn,
+            Some("Ignore") => FieldValidation::Ignore,
+            Some("Strict") => FieldValidation::Strict,
+            Some(other) => {
+                return Err(Status::bad_request(&format!(
+                    "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+                )));
+            }
+        };
+        let manager = match query.get("fieldManager") {
+            Some(manager) if manager.len() > 128 => {
+                return Err(Status::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
+            }
+            Some(manager) => manager.to_owned(),
+            None => default_manager(context),
+        };
+        Ok(Self { dry_run, manager, validation, force: query.flag("force") })
+    }
+
+    /// For writes that the API server makes on its own behalf.
+    pub(crate) fn internal() -> Self {
+        Self { dry_run: false, manager: "kedge".into(), validation: FieldValidation::Ignore, force: true }
+    }
+}
+
+/// The first part of the user agent (apiserver `handlers/create.go`, `managerOrUserAgent`).
+fn default_manager(context: &Context) -> String {
+    let agent = context.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let name = agent.and_then(|agent| agent.split('/').next()).unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
+    if name.is_empty() { "unknown".to_owned() } else { name }
+}
+
+/// `meta/v1.DeleteOptions`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DeleteOptions {
+    pub(crate) grace_period_seconds: Option<i64>,
+    pub(crate) propagation_policy: Option<String>,
+    pub(crate) orphan_dependents: Option<bool>,
+    pub(crate) preconditions: Option<Preconditions>,
+    pub(crate) dry_run: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Preconditions {
+    pub(crate) uid: Option<String>,
+    pub(crate) resource_version: Option<String>,
+}
+
+impl DeleteOptions {
+    /// The body's options; where there is no body, the query's.
+    pub(crate) fn of(context: &Context, body: &[u8]) -> Result<Self, Status> {
+        let mut options: Self = if body.is_empty() {
+            Self::default()
+        } else {
+            let value = crate::body::value(context.content_type(), body)?;
+            serde_json::from_value(value).map_err(|error| {
+                Status::bad_request(&format!("couldn't decode the body as DeleteOptions: {error}"))
+            })?
+        };
+        let query = &context.query;
+        if options.grace_period_seconds.is_none()
+            && let Some(text) = query.get("gracePeriodSeconds")
+        {
+            let seconds = text.parse().map_err(|_| {
+                Status::bad_request(&format!("gracePeriodSeconds: strconv.ParseInt: parsing {text:?}: invalid syntax"))
+            })?;
+            options.grace_period_seconds = Some(seconds);
+        }
+        if options.propagation_policy.is_none() {
+            options.propagation_policy = query.get("propagationPolicy").map(str::to_owned);
+        }
+        if options.orphan_dependents.is_none() && query.get("orphanDependents").is_some() {
+            options.orphan_dependents = Some(query.flag("orphanDependents"));
+        }
+        if query.all("dryRun").any(|value| value == "All") {
+            options.dry_run = Some(vec!["All".to_owned()]);
+        }
+        options.validate()?;
+        Ok(options)
+    }
+
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run.as_ref().is_some_and(|values| values.iter().any(|value| value == "All"))
+    }
+
+    fn validate(&self) -> Result<(), Status> {
+        if self.orphan_dependents.is_some() && self.propagation_policy.is_some() {
+            return Err(Status::bad_request(
+                "orphanDependents and deletionPropagation cannot be both set",
+            ));
+        }
+        match self.propagation_policy.as_deref() {
+            None | Some("Foreground" | "Background" | "Orphan") => Ok(()),
+            Some(other) => Err(Status::bad_request(&format!(
+                "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
+            ))),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Label and field selectors on cached objects.
+
+use kedge_api::registry::Resource;
+use kedge_api::selector::{FieldOperator, FieldSelector, LabelSelector};
+use kedge_api::status::Status;
+
+use super::Context;
+use crate::cache::Stored;
+use crate::extract::Paths;
+
+/// What a list, watch or deletecollection selects, beyond its namespace.
+#[derive(Clone, Default)]
+pub(crate) struct Selection {
+    namespace: String,
+    labels: Option<LabelSelector>,
+    fields: Vec<(FieldRef, bool, String)>,
+}
+
+#[derive(Clone, Copy)]
+enum FieldRef {
+    Name,
+    Namespace,
+    Extracted(usize),
+}
+
+impl Selection {
+    pub(crate) fn of(context: &Context) -> Result<Self, Status> {
+        let labels = context.query.get("labelSelector").map(LabelSelector::parse).transpose()?;
+        let mut fields = Vec::new();
+        if let Some(text) = context.query.get("fieldSelector") {
+            let bucket = context.state.cache.bucket(&context.resource.storage_key());
+            for requirement in FieldSelector::parse(text)?.requirements() {
+                let field = match requirement.path.as_str() {
+                    "metadata.name" => FieldRef::Name,
+                    "metadata.namespace" => FieldRef::Namespace,
+                    path => FieldRef::Extracted(bucket.field(path).ok_or_else(|| {
+                        Status::bad_request(&format!("field label not supported: {path}"))
+                    })?),
+                };
+                fields.push((field, requirement.operator == FieldOperator::Equals, requirement.value.clone()));
+            }
+        }
+        Ok(Self { namespace: context.info.namespace.clone(), labels, fields })
+    }
+
+    /// Whether the object is selected; the namespace counts.
+    pub(crate) fn matches(&self, object: &Stored) -> bool {
+        (self.namespace.is_empty() || object.namespace() == self.namespace)
+            && self.labels.as_ref().is_none_or(|labels| labels.matches(|key| object.extracted.label(key)))
+            && self.fields.iter().all(|(field, equal, value)| {
+                let actual = match field {
+                    FieldRef::Name => object.name(),
+                    FieldRef::Namespace => object.namespace(),
+                    FieldRef::Extracted(index) => object.extracted.fields.get(*index).map_or("", |text| text),
+                };
+                (actual == value) == *equal
+            })
+    }
+
+    /// A selector other than the namespace is set.
+    pub(crate) fn is_selective(&self) -> bool {
+        self.labels.is_some() || !self.fields.is_empty()
+    }
+
+    /// Where the scan of the bucket starts.
+    pub(crate) fn prefix(&self) -> String {
+        if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
+    }
+}
+
+/// The selectable fields of a resource beyond name and namespace.
+pub(crate) fn paths(resource: &Resource) -> Paths {
+    Paths::new(resource.selectable.iter().filter(|path| !path.starts_with("metadata.")))
+}

@@ -1,0 +1,291 @@
+//! UPDATE, and the loop that every change of an existing object goes through.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use kedge_api::managed::{self, Manager};
+use kedge_api::object;
+use kedge_api::registry::Resource;
+use kedge_api::status::Status;
+use kedge_store::{Check, CommitError, Condition, Op, Txn};
+use serde_json::Value;
+
+use super::create::{commit_failed, is_lazy, set_namespace};
+use super::options::WriteOptions;
+use super::{Context, group_resource, object_key, read, store_key};
+use crate::admission::{self, Operation, Request};
+use crate::authn::User;
+use crate::cache::Stored;
+use crate::claims;
+use crate::encode;
+use crate::respond;
+use crate::state::State;
+
+/// A write whose client named no version is tried again this often when others write too
+/// (upstream's patches give up after 5 tries, `GuaranteedUpdate` never does).
+const TRIES: usize = 64;
+
+/// Which part of the object a write may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Everything but the status.
+    Main,
+    /// The status only.
+    Status,
+    /// `spec.replicas` by way of the scale subresource.
+    Scale,
+    /// A part that has rules of its own, named as its subresource: see [`limit`].
+    Part(&'static str),
+}
+
+impl Target {
+    pub(crate) fn subresource(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Part(name) => name,
+        }
+    }
+}
+
+pub(crate) async fn update(context: &Arc<Context>, body: &Bytes, target: Target) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::of(context)?;
+    let text = crate::body::json_text(context.content_type(), body)?;
+    let (mut value, mut warnings) = kedge_api::decode::decode(&text, &context.resource, options.validation)?;
+    set_namespace(&context.resource, &context.info.namespace, &mut value)?;
+    if object::name(&value) != context.info.name {
+        return Err(Status::bad_request(&format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            object::name(&value),
+            context.info.name
+        )));
+    }
+    let change = Change { state: &context.state, user: &context.user, resource: &context.resource, target };
+    let (bytes, more) = change
+        .run(&context.info.namespace, &context.info.name, &options, &mut |_| Ok(Edit::replace(value.clone())))
+        .await?;
+    warnings.extend(more);
+    let mut response = read::present(context, StatusCode::OK, &bytes)?;
+    respond::add_warnings(&mut response, &warnings);
+    Ok(response)
+}
+
+/// What a change makes of the old object.
+pub(crate) struct Edit {
+    pub(crate) value: Value,
+    /// Server-side apply has worked out who manages which field already.
+    pub(crate) managed: bool,
+}
+
+impl Edit {
+    pub(crate) fn replace(value: Value) -> Self {
+        Self { value, managed: false }
+    }
+}
+
+/// Changes one object.
+pub(crate) struct Change<'a> {
+    pub(crate) state: &'a Arc<State>,
+    pub(crate) user: &'a User,
+    pub(crate) resource: &'a Arc<Resource>,
+    pub(crate) target: Target,
+}
+
+impl Change<'_> {
+    /// `edit` is called with the object as it is now, again after each conflict that is not the
+    /// client's matter. Returns the final bytes and warnings.
+    pub(crate) async fn run(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &WriteOptions,
+        edit: &mut (dyn FnMut(&Value) -> Result<Edit, Status> + Send),
+    ) -> Result<(Bytes, Vec<String>), Status> {
+        let key = object_key(namespace, name);
+        let bucket = self.state.cache.bucket(&self.resource.storage_key());
+        for _ in 0..TRIES {
+            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&group_resource(self.resource), name))?;
+            let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
+            let edited = edit(&old)?;
+            if let Some(done) = self.attempt(namespace, name, options, &stored, &old, edited).await? {
+                return Ok(done);
+            }
+        }
+        Err(self.conflict(name))
+    }
+
+    fn conflict(&self, name: &str) -> Status {
+        Status::conflict(
+            &group_resource(self.resource),
+            name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
+    }
+
+    /// `None`: somebody else was faster, and the client did not insist on a version.
+    async fn attempt(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &WriteOptions,
+        stored: &Arc<Stored>,
+        old: &Value,
+        edited: Edit,
+    ) -> Result<Option<(Bytes, Vec<String>)>, Status> {
+        let (state, resource) = (self.state, self.resource);
+        let mut value = edited.value;
+        let version = object::resource_version(&value).to_owned();
+        let insists = !version.is_empty() && version != "0";
+        if insists && version != object::resource_version(old) {
+            return Err(self.conflict(name));
+        }
+        self.keep_identity(name, old, &mut value)?;
+        let strategy = &resource.strategy;
+        if self.target != Target::Status {
+            strategy.default(&mut value);
+        }
+        let mut warnings = Vec::new();
+        let request = Request {
+            state,
+            user: self.user,
+            resource,
+            subresource: self.target.subresource(),
+            namespace,
+            name,
+            operation: Operation::Update,
+            old: Some(old),
+        };
+        admission::mutate(&request, &mut value, &mut warnings).await?;
+        match self.target {
+            Target::Main | Target::Scale => strategy.prepare_update(&mut value, old),
+            Target::Status => strategy.status_update(&mut value, old),
+            Target::Part(part) => value = limit(part, value, old),
+        }
+        let mut claims = claims::prepare(state, resource, &mut value, Some(old))?;
+        let errors = match self.target {
+            Target::Part(_) => Vec::new(),
+            _ => strategy.validate_update(&value, old),
+        };
+        if !errors.is_empty() {
+            return Err(Status::invalid(&resource.group, &resource.kind, name, errors));
+        }
+        admission::validate(&request, &value, &mut warnings).await?;
+        if !edited.managed {
+            let manager = Manager {
+                name: options.manager.clone(),
+                api_version: resource.api_version(),
+                time: object::now_rfc3339(),
+                subresource: self.target.subresource().to_owned(),
+            };
+            managed::track_update(&resource.schema, Some(old), &mut value, &manager);
+        }
+        let value = resource.to_storage(value)?;
+        let fresh = encode::encode(&value);
+        if encode::spliced(&fresh, stored.modified) == stored.bytes {
+            return Ok(Some((stored.bytes.clone(), warnings)));
+        }
+        if options.dry_run {
+            return Ok(Some((encode::spliced(&fresh, stored.modified), warnings)));
+        }
+        let key = store_key(resource, &object_key(namespace, name));
+        let mut conditions = vec![Condition { key: key.clone(), check: Check::At(stored.modified) }];
+        let gone = is_to_be_deleted(&value);
+        let mut ops = if gone {
+            vec![Op::Delete { key: key.clone() }]
+        } else {
+            vec![Op::Put { key: key.clone(), value: fresh.clone() }]
+        };
+        if gone {
+            claims = claims::release(state, resource, &value);
+        }
+        claims.add_to(&mut conditions, &mut ops);
+        match state.store.commit(Txn { conditions, ops, lazy: is_lazy(resource) && !gone }).await {
+            Ok(revision) => Ok(Some((encode::spliced(&fresh, revision), warnings))),
+            Err(CommitError::Conflict { key: at, .. }) if at == key && insists => Err(self.conflict(name)),
+            Err(CommitError::Conflict { key: at, .. }) if at == key => Ok(None),
+            Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),
+            Err(error) => Err(commit_failed(&error)),
+        }
+    }
+
+    /// Name, uid and what only the server sets stay as they are (apiserver `registry/rest/update.go`).
+    fn keep_identity(&self, name: &str, old: &Value, value: &mut Value) -> Result<(), Status> {
+        let (uid, old_uid) = (object::uid(value).to_owned(), object::uid(old));
+        if !uid.is_empty() && uid != old_uid {
+            return Err(Status::conflict(
+                &group_resource(self.resource),
+                name,
+                &format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"),
+            ));
+        }
+        if object::name(value) != name {
+            return Err(Status::bad_request(&format!(
+                "the name of the object ({}) does not match the name on the URL ({name})",
+                object::name(value)
+            )));
+        }
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "namespace"] {
+                match &old["metadata"][field] {
+                    Value::Null => metadata.remove(field),
+                    kept => metadata.insert(field.to_owned(), kept.clone()),
+                };
+            }
+            metadata.remove("selfLink");
+        }
+        Ok(())
+    }
+}
+
+/// What a subresource with rules of its own may change; all else stays as it is.
+fn limit(part: &str, value: Value, old: &Value) -> Value {
+    let take = |paths: &[&str]| {
+        let mut kept = old.clone();
+        for path in paths {
+            let new = value.pointer(path).cloned();
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            if let Some(parent) = kept.pointer_mut(parent).and_then(Value::as_object_mut) {
+                match new {
+                    Some(new) => parent.insert(name.to_owned(), new),
+                    None => parent.remove(name),
+                };
+            }
+        }
+        kept
+    };
+    match part {
+        "ephemeralcontainers" => take(&["/spec/ephemeralContainers"]),
+        "approval" => {
+            let mut kept = old.clone();
+            kept["status"]["conditions"] = value["status"]["conditions"].clone();
+            kept
+        }
+        "resize" => {
+            let mut kept = old.clone();
+            for kind in ["containers", "initContainers"] {
+                let new = value["spec"][kind].as_array().cloned().unwrap_or_default();
+                for container in kept["spec"][kind].as_array_mut().into_iter().flatten() {
+                    if let Some(new) = new.iter().find(|new| new["name"] == container["name"]) {
+                        container["resources"] = new["resources"].clone();
+                    }
+                }
+            }
+            kept
+        }
+        // The caller has built the object itself: binding, finalize.
+        _ => value,
+    }
+}
+
+/// The last finalizer is gone from an object that was to be deleted (`ShouldDeleteDuringUpdate`).
+fn is_to_be_deleted(value: &Value) -> bool {
+    let metadata = &value["metadata"];
+    metadata["deletionTimestamp"].is_string()
+        && metadata["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        // A namespace has its own list of finalizers.
+        && value["spec"]["finalizers"].as_array().is_none_or(|finalizers| finalizers.is_empty() || value["kind"] != "Namespace")
+}

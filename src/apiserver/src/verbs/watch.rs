@@ -1,0 +1,278 @@
+//! WATCH: a cursor into the bucket's ring of events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Response, StatusCode, header};
+use kedge_api::status::Status;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::read::{check_version, converted, metadata_only, parse, table, too_large_version};
+use super::{Context, select::Selection};
+use crate::cache::{Bucket, Event, EventKind, Stored, TooOld, frame};
+use crate::respond::Form;
+
+/// Events that are written to a client at once.
+const BATCH: usize = 512;
+/// How often a client that asked for bookmarks gets one on a quiet watch (upstream: about a minute).
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+/// Upstream's `--min-request-timeout`: a watch without a time-out lives this long at least.
+const MINIMUM_LIFE: u64 = 1800;
+
+struct Watcher {
+    context: Arc<Context>,
+    bucket: Arc<Bucket>,
+    changed: tokio::sync::watch::Receiver<u64>,
+    selection: Selection,
+    bookmarks: bool,
+    /// Everything up to this revision was sent.
+    cursor: u64,
+    /// What is to be sent before the first event.
+    initial: std::collections::VecDeque<Arc<Stored>>,
+    /// `sendInitialEvents`: the bookmark that ends the initial events is still owed.
+    owes_initial_bookmark: bool,
+    bookmark_at: Instant,
+    end_at: Instant,
+    ended: bool,
+    first_table: bool,
+}
+
+pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Status> {
+    let query = &context.query;
+    let version = query.get("resourceVersion").unwrap_or_default();
+    let matching = query.get("resourceVersionMatch").unwrap_or_default();
+    let bookmarks = query.flag("allowWatchBookmarks");
+    let streaming = query.get("sendInitialEvents").is_some() && query.flag("sendInitialEvents");
+    if query.get("sendInitialEvents").is_some() && matching != "NotOlderThan" {
+        return Err(Status::bad_request(
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
+    }
+    if query.get("sendInitialEvents").is_none() {
+        if !matching.is_empty() {
+            return Err(Status::bad_request(
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
+        }
+        check_version(version, "")?;
+    }
+    let selection = Selection::of(context)?;
+    let bucket = context.state.cache.bucket(&context.resource.storage_key());
+    let changed = bucket.subscribe();
+    let asked: u64 = version
+        .parse()
+        .or_else(|_| if version.is_empty() { Ok(0) } else { Err(()) })
+        .map_err(|()| Status::bad_request(&format!("resourceVersion: Invalid value: {version:?}")))?;
+    let (cursor, initial) = if streaming || asked == 0 {
+        // Initial state first, then changes. "0" takes any state, "" the newest.
+        let revision = if version == "0" {
+            context.state.cache.revision()
+        } else {
+            context.state.fresh_revision().await?
+        };
+        if asked > revision {
+            return Err(too_large_version(asked, revision));
+        }
+        let objects = bucket.objects();
+        // An object newer than `revision` is sent again as an event; watchers accept that.
+        let initial = if query.get("sendInitialEvents").is_some() && !streaming {
+            std::collections::VecDeque::new()
+        } else {
+            let prefix: Arc<str> = selection.prefix().into();
+            objects
+                .range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(prefix.clone()..)
+                .take_while(|(key, _)| key.starts_with(&*prefix))
+                .filter(|(_, stored)| selection.matches(stored))
+                .map(|(_, stored)| stored.clone())
+                .collect()
+        };
+        let newest = initial.iter().map(|stored| stored.modified).max().unwrap_or(0);
+        (revision.max(newest), initial)
+    } else {
+        if asked > context.state.cache.revision() {
+            let current = context.state.fresh_revision().await?;
+            if asked > current {
+                return Err(too_large_version(asked, current));
+            }
+        }
+        bucket.events_after(asked, 0).map_err(|old| expired(&old))?;
+        (asked, std::collections::VecDeque::new())
+    };
+    let seconds = match query.get("timeoutSeconds").and_then(|text| text.parse::<u64>().ok()) {
+        Some(seconds) if seconds > 0 => seconds,
+        // Spread the ends of long watches so that clients do not all come back at once.
+        _ => MINIMUM_LIFE + crate::random::below(MINIMUM_LIFE),
+    };
+    let now = Instant::now();
+    let watcher = Watcher {
+        context: context.clone(),
+        bucket,
+        changed,
+        selection,
+        bookmarks,
+        cursor,
+        initial,
+        owes_initial_bookmark: streaming && bookmarks,
+        bookmark_at: now + BOOKMARK_INTERVAL,
+        end_at: now + Duration::from_secs(seconds.min(86_400)),
+        ended: false,
+        first_table: true,
+    };
+    let stream = futures::stream::unfold(watcher, |mut watcher| async move {
+        let chunk = watcher.next().await?;
+        Some((Ok::<Bytes, std::convert::Infallible>(chunk), watcher))
+    });
+    let mut response = Response::new(Body::from_stream(stream));
+    *response.status_mut() = StatusCode::OK;
+    let kind = if context.accepted.form == Form::Object { "application/json" } else { "application/json;stream=watch" };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    Ok(response)
+}
+
+pub(crate) fn expired(old: &TooOld) -> Status {
+    Status::resource_expired(&format!("too old resource version: {} ({})", old.requested, old.oldest))
+}
+
+impl Watcher {
+    /// The next lines, or the end of the watch.
+    async fn next(&mut self) -> Option<Bytes> {
+        let token = self.context.state.tasks.token().clone();
+        loop {
+            if self.ended {
+                return None;
+            }
+            let mut out = BytesMut::new();
+            if !self.initial.is_empty() {
+                for stored in self.initial.drain(..self.initial.len().min(BATCH)).collect::<Vec<_>>() {
+                    self.write(&mut out, EventKind::Added, &stored, None);
+                }
+                return Some(out.freeze());
+            }
+            if self.owes_initial_bookmark {
+                self.owes_initial_bookmark = false;
+                return Some(self.bookmark(self.cursor, true));
+            }
+            self.changed.borrow_and_update();
+            match self.bucket.events_after(self.cursor, BATCH) {
+                Ok(events) if !events.is_empty() => {
+                    for event in &events {
+                        self.write_event(&mut out, event);
+                        self.cursor = event.revision;
+                    }
+                    if !out.is_empty() {
+                        return Some(out.freeze());
+                    }
+                    continue;
+                }
+                Ok(_) => {}
+                Err(old) => {
+                    self.ended = true;
+                    return Some(line("ERROR", &expired(&old).to_value()));
+                }
+            }
+            tokio::select! {
+                changed = self.changed.changed() => {
+                    if changed.is_err() {
+                        // The bucket was replaced by a snapshot: the client lists again.
+                        self.ended = true;
+                    }
+                }
+                () = tokio::time::sleep_until(self.bookmark_at), if self.bookmarks => {
+                    self.bookmark_at = Instant::now() + BOOKMARK_INTERVAL;
+                    // Every event up to this revision is in the ring, and the ring was just found empty.
+                    let revision = self.context.state.cache.revision();
+                    match self.bucket.events_after(self.cursor, 1) {
+                        Ok(events) if events.is_empty() => {
+                            self.cursor = revision.max(self.cursor);
+                            return Some(self.bookmark(self.cursor, false));
+                        }
+                        _ => {}
+                    }
+                }
+                () = tokio::time::sleep_until(self.end_at) => self.ended = true,
+                () = token.cancelled() => self.ended = true,
+            }
+        }
+    }
+
+    /// A change may mean that an object enters or leaves the selection.
+    fn write_event(&mut self, out: &mut BytesMut, event: &Event) {
+        if !self.selection.is_selective() && self.context.accepted.form == Form::Object && self.context.resource.is_storage_version() {
+            if self.selection.matches(&event.object) {
+                out.extend_from_slice(event.frame());
+            }
+            return;
+        }
+        let before = event.previous.as_ref().is_some_and(|previous| self.selection.matches(previous));
+        let after = event.kind != EventKind::Deleted && self.selection.matches(&event.object);
+        let kind = match (before, after) {
+            (false, false) => return,
+            (false, true) => EventKind::Added,
+            (true, true) => EventKind::Modified,
+            (true, false) => EventKind::Deleted,
+        };
+        self.write(out, kind, &event.object, Some(event));
+    }
+
+    fn write(&mut self, out: &mut BytesMut, kind: EventKind, stored: &Stored, event: Option<&Event>) {
+        let plain = self.context.accepted.form == Form::Object && self.context.resource.is_storage_version();
+        match event {
+            Some(event) if plain && event.kind == kind => out.extend_from_slice(event.frame()),
+            _ if plain => out.extend_from_slice(&frame(kind, &stored.bytes)),
+            _ => match self.shown(stored) {
+                Ok(object) => out.extend_from_slice(&frame(kind, object.to_string().as_bytes())),
+                Err(status) => out.extend_from_slice(&line("ERROR", &status.to_value())),
+            },
+        }
+    }
+
+    fn shown(&mut self, stored: &Stored) -> Result<Value, Status> {
+        let context = self.context.clone();
+        let object = parse(&converted(&context.resource, &stored.bytes)?)?;
+        Ok(match context.accepted.form {
+            Form::Object => object,
+            Form::Metadata => metadata_only(&object),
+            Form::Table => {
+                let metadata = json!({ "resourceVersion": stored.modified.to_string() });
+                let mut table = table(&context, std::iter::once(Ok(object)), &metadata)?;
+                // Only the first table of a watch names its columns.
+                if !std::mem::take(&mut self.first_table) {
+                    table["columnDefinitions"] = Value::Null;
+                }
+                table
+            }
+        })
+    }
+
+    fn bookmark(&self, revision: u64, initial: bool) -> Bytes {
+        let resource = &self.context.resource;
+        let mut metadata = json!({ "resourceVersion": revision.to_string(), "creationTimestamp": null });
+        if initial {
+            metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+        }
+        let object = match self.context.accepted.form {
+            Form::Object => json!({ "kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata }),
+            Form::Metadata => {
+                json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata })
+            }
+            Form::Table => json!({
+                "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": { "resourceVersion": revision.to_string() },
+                "columnDefinitions": null,
+                "rows": [{ "cells": null, "object": {
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                }}],
+            }),
+        };
+        line("BOOKMARK", &object)
+    }
+}
+
+fn line(kind: &str, object: &Value) -> Bytes {
+    let mut text = json!({ "type": kind, "object": object }).to_string();
+    text.push('\n');
+    text.into()
+}
