@@ -115,7 +115,7 @@ fn plain(
         return Ok(discovery::answer(state, headers, path).unwrap_or_else(no_such_path));
     }
     if path.starts_with("/openapi") {
-        return Ok(crate::openapi::answer(state, headers, path, query).unwrap_or_else(no_such_path));
+        return Ok(crate::openapi::answer(state, headers, path)?.unwrap_or_else(no_such_path));
     }
     Ok(match path {
         "" => respond::json(StatusCode::OK, &json!({ "paths": [

@@ -100,6 +100,7 @@ impl ApiServer {
             tasks: tasks.clone(),
             bootstrapped: AtomicBool::new(false),
             rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
+            openapi: openapi::Documents::default(),
         });
         server::listen(state.clone(), listener, &tasks);
         bootstrap::run(&state).await.map_err(Error::Bootstrap)?;

@@ -50,6 +50,7 @@ pub(crate) struct State {
     /// The defaults are in the store: requests can be authorised.
     pub(crate) bootstrapped: AtomicBool,
     pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
+    pub(crate) openapi: crate::openapi::Documents,
 }
 
 /// The revisions of the RBAC buckets that a rule set was made from.
