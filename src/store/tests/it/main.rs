@@ -1,0 +1,7 @@
+//! The store against crashes and damaged files, as a caller sees it.
+
+mod basics;
+mod crash;
+mod damage;
+mod kill;
+mod model;
