@@ -217,8 +217,11 @@ mod tests {
         );
         let delete = key.prop_map(|key| Op::Delete { key: key.into() });
         let ops = proptest::collection::vec(prop_oneof![put, delete], 0..6);
-        (proptest::collection::vec(condition, 0..4), ops)
-            .prop_map(|(conditions, ops)| Txn { conditions, ops, lazy: false })
+        (proptest::collection::vec(condition, 0..4), ops).prop_map(|(conditions, ops)| Txn {
+            conditions,
+            ops,
+            lazy: false,
+        })
     }
 
     proptest! {

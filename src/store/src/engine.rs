@@ -20,17 +20,20 @@ pub(crate) trait Engine: Send {
     /// All objects in the order of their keys.
     fn objects(&self) -> Box<dyn Iterator<Item = Result<Pair, Error>> + '_>;
     /// Writes objects and, if given, `meta`, all or nothing. Not yet durable. Returns the bytes.
-    fn write(&mut self, batch: &mut dyn Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>, meta: Option<&Meta>)
-    -> Result<u64, Error>;
+    fn write(
+        &mut self,
+        batch: &mut dyn Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+        meta: Option<&Meta>,
+    ) -> Result<u64, Error>;
     /// Makes all that was written durable.
     fn flush(&mut self) -> Result<(), Error>;
 }
 
 /// Writes what changed, durably.
 pub(crate) fn write_overlay(engine: &mut dyn Engine, overlay: &Overlay, meta: &Meta) -> Result<u64, Error> {
-    let mut batch = overlay.iter().map(|(key, entry)| {
-        (key.as_bytes().to_vec(), entry.as_ref().map(|entry| encode_object(key, entry)))
-    });
+    let mut batch = overlay
+        .iter()
+        .map(|(key, entry)| (key.as_bytes().to_vec(), entry.as_ref().map(|entry| encode_object(key, entry))));
     let bytes = engine.write(&mut batch, Some(meta))?;
     engine.flush()?;
     Ok(bytes)

@@ -135,7 +135,11 @@ fn raft_config(node_id: u64, applied: u64) -> raft::Config {
 
 impl Node {
     /// Opens the files, applies what the log holds, shows everything to the observer.
-    pub(crate) fn open(config: Config, observer: Arc<dyn Observer>, shared: Arc<Shared>) -> Result<Self, Error> {
+    pub(crate) fn open(
+        config: Config,
+        observer: Arc<dyn Observer>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Error> {
         let paths = Paths::new(&config.dir);
         let opened = recover::open(&config, &paths, &shared.counters)?;
         let Opened { lock, engine, state, wal, log, replay_bytes, snapshots } = opened;
@@ -226,10 +230,10 @@ impl Node {
     }
 
     fn turn(&mut self) {
-        if self.failed.is_none() {
-            if let Err(error) = self.work() {
-                self.fail(&error);
-            }
+        if self.failed.is_none()
+            && let Err(error) = self.work()
+        {
+            self.fail(&error);
         }
         if self.failed.is_some() {
             self.refuse_all();

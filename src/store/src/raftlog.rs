@@ -18,7 +18,12 @@ pub(crate) struct RaftLog {
 }
 
 impl RaftLog {
-    pub(crate) fn new(hard_state: HardState, members: ConfState, base: (u64, u64), entries: Vec<Entry>) -> Self {
+    pub(crate) fn new(
+        hard_state: HardState,
+        members: ConfState,
+        base: (u64, u64),
+        entries: Vec<Entry>,
+    ) -> Self {
         let bytes = entries.iter().map(size).sum();
         let (base_index, base_term) = base;
         Self { hard_state, members, base_index, base_term, entries: entries.into(), bytes }

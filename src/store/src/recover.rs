@@ -69,7 +69,7 @@ pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> 
     let has_log = wal::exists(&paths.wal)?;
     let snapshots = snapshot::list(&paths.snapshots)?;
     let first = ConfState { voters: vec![config.node_id], ..ConfState::default() };
-    let usable = usable_engine(config, paths, &first, has_log, !snapshots.is_empty());
+    let usable = usable_engine(config, paths, &first, has_log, !snapshots.is_empty())?;
     let (mut engine, mut state) = match usable {
         Some(found) => found,
         None => rebuild(config, paths, &first)?,
@@ -132,7 +132,11 @@ fn try_engine(config: &Config, paths: &Paths) -> Result<(Box<dyn Engine>, Option
         let engine = Box::new(Sled::open(&paths.engine, config.cache_bytes)?);
         let Some(meta) = engine.meta()? else {
             let has_objects = engine.objects().next().is_some();
-            return if has_objects { Err(failed("it has objects but no summary")) } else { Ok((engine, None)) };
+            return if has_objects {
+                Err(failed("it has objects but no summary"))
+            } else {
+                Ok((engine, None))
+            };
         };
         let mut state = State::loading(meta);
         for pair in engine.objects() {
@@ -156,27 +160,26 @@ fn usable_engine(
     first: &ConfState,
     has_log: bool,
     has_snapshot: bool,
-) -> Option<(Box<dyn Engine>, State)> {
+) -> Result<Option<(Box<dyn Engine>, State)>, Error> {
     if !paths.engine.exists() {
         if has_log {
             tracing::warn!(path = %paths.engine.display(), "the state engine is missing; it is rebuilt");
         }
-        return None;
+        return Ok(None);
     }
     match try_engine(config, paths) {
-        Ok((engine, Some(state))) => Some((engine, state)),
+        Ok((engine, Some(state))) => return Ok(Some((engine, state))),
         // Never flushed yet: normal for a young store, unless a snapshot was made from it.
-        Ok((engine, None)) if !has_snapshot => Some((engine, State::empty(first.clone()))),
+        Ok((engine, None)) if !has_snapshot => return Ok(Some((engine, State::empty(first.clone())))),
         Ok((engine, None)) => {
             drop(engine);
             set_aside(paths, "it is empty");
-            None
         }
-        Err(error) => {
-            set_aside(paths, &Chain(&error).to_string());
-            None
-        }
+        // A full disk says nothing against the files.
+        Err(error) if error.is_full() => return Err(error),
+        Err(error) => set_aside(paths, &Chain(&error).to_string()),
     }
+    Ok(None)
 }
 
 fn set_aside(paths: &Paths, why: &str) {

@@ -184,9 +184,8 @@ impl Iterator for Snapshot {
             stream.read_exact(&mut bytes)?;
             Ok(bytes)
         };
-        let pair = part().and_then(|key| {
-            if key.is_empty() { Ok(None) } else { part().map(|object| Some((key, object))) }
-        });
+        let pair = part()
+            .and_then(|key| if key.is_empty() { Ok(None) } else { part().map(|object| Some((key, object))) });
         match pair {
             Ok(Some(pair)) => Some(Ok(pair)),
             Ok(None) => {

@@ -131,12 +131,11 @@ impl Store {
     /// None at present: what is not in the engine is in the log.
     pub async fn close(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        if self.shared.sender.send(Msg::Close(reply)).is_ok() {
-            match answer.await {
-                Ok(result) => result?,
-                // Another call of close came first.
-                Err(_) => {}
-            }
+        // No answer: another call of close came first.
+        if self.shared.sender.send(Msg::Close(reply)).is_ok()
+            && let Ok(result) = answer.await
+        {
+            result?;
         }
         self.shared.closed.cancelled().await;
         Ok(())

@@ -236,8 +236,7 @@ impl Wal {
             return Err(Error::LogLost { path: dir.to_owned(), what: "has no segment".into() });
         };
         let path = last.path.clone();
-        let file =
-            OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
         let size = file.metadata().map_err(Error::io("inspect", &path))?.len();
         if scan.torn {
             tracing::warn!(

@@ -48,7 +48,10 @@ fn a_later_entry_replaces_the_end() {
     wal.append(Some(&state(2, 2)), &[entry(2, 3, b"new")]).unwrap();
     drop(wal);
     let (_, recovered) = open(dir.path(), 0).unwrap();
-    assert_eq!(recovered.entries.iter().map(|e| (e.term, e.index)).collect::<Vec<_>>(), [(1, 1), (1, 2), (2, 3)]);
+    assert_eq!(
+        recovered.entries.iter().map(|e| (e.term, e.index)).collect::<Vec<_>>(),
+        [(1, 1), (1, 2), (2, 3)]
+    );
 }
 
 #[test]
@@ -101,11 +104,8 @@ fn a_bad_end_of_an_earlier_segment_is_no_torn_tail() {
     drop(filled(dir.path(), 100, 3000));
     let (_, first) = list(dir.path()).unwrap().remove(0);
     let bytes = fs::read(&first).unwrap();
-    let last_frame = (0..bytes.len() - 16)
-        .step_by(8)
-        .filter(|&at| format::frame(&bytes, at, 1).is_some())
-        .next_back()
-        .unwrap();
+    let last_frame =
+        (0..bytes.len() - 16).step_by(8).rfind(|&at| format::frame(&bytes, at, 1).is_some()).unwrap();
     flip(&first, last_frame as u64 + 100);
     assert!(matches!(open(dir.path(), 0), Err(Error::DamagedLog { path, .. }) if path == first));
 }

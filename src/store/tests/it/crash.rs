@@ -18,7 +18,9 @@ fn explains(model: &Model, open: &[Txn], found: &Content, revision: u64) -> bool
             let mut next = model.clone();
             let mut rest = open.to_vec();
             let txn = rest.remove(i);
-            next.apply(&txn).is_ok() && next.revision > model.revision && explains(&next, &rest, found, revision)
+            next.apply(&txn).is_ok()
+                && next.revision > model.revision
+                && explains(&next, &rest, found, revision)
         })
 }
 
@@ -139,7 +141,9 @@ fn copy_log_last(from: &Path, to: &Path) {
 
 /// Noise after the end of the log: what a torn write leaves behind.
 fn tear(wal: &Path, random: &mut Random) {
-    let Some(path) = files(wal).into_iter().rfind(|path| path.extension().is_some_and(|e| e == "log")) else { return };
+    let Some(path) = files(wal).into_iter().rfind(|path| path.extension().is_some_and(|e| e == "log")) else {
+        return;
+    };
     let mut bytes = std::fs::read(&path).unwrap();
     // Everything after the last byte that is not zero was never written.
     let end = (bytes.iter().rposition(|&b| b != 0).unwrap() + 8) & !7;

@@ -20,10 +20,13 @@ fn transaction(client: u64, n: u64) -> kedge_store::Txn {
     let value = |random: &mut Random| vec![random.next() as u8; random.below(900) as usize];
     let (a, b) = (value(&mut random), value(&mut random));
     // Two keys that must always be of the same transaction.
-    txn(&[], vec![
-        put(&format!("{client}/left/{}", n % 20), &[format!("{n}:").as_bytes(), &a].concat()),
-        put(&format!("{client}/right/{}", n % 20), &[format!("{n}:").as_bytes(), &b].concat()),
-    ])
+    txn(
+        &[],
+        vec![
+            put(&format!("{client}/left/{}", n % 20), &[format!("{n}:").as_bytes(), &a].concat()),
+            put(&format!("{client}/right/{}", n % 20), &[format!("{n}:").as_bytes(), &b].concat()),
+        ],
+    )
 }
 
 /// Not a test by itself: the victim of the one below.

@@ -3,5 +3,7 @@
 mod basics;
 mod crash;
 mod damage;
+mod full;
 mod kill;
+mod load;
 mod model;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use kedge_base::Tasks;
 use kedge_store::{
-    Change, Check, CommitError, Condition, Config, Entry, Error, Key, Observer, Op, Revision, Store, Txn, Value,
+    Change, Check, CommitError, Condition, Config, Entry, Error, Key, Observer, Op, Revision, Store, Txn,
+    Value,
 };
 
 /// Key to (value, created, modified).
@@ -38,7 +39,7 @@ impl Mirror {
     }
 }
 
-fn row(entry: Entry) -> (Vec<u8>, Revision, Revision) {
+fn row(entry: &Entry) -> (Vec<u8>, Revision, Revision) {
     (entry.bytes.to_vec(), entry.created, entry.modified)
 }
 
@@ -49,7 +50,7 @@ impl Observer for Mirror {
         inner.resets += 1;
         inner.content.clear();
         for (key, entry) in entries {
-            assert!(inner.content.insert(key.to_string(), row(entry)).is_none(), "{key} is shown twice");
+            assert!(inner.content.insert(key.to_string(), row(&entry)).is_none(), "{key} is shown twice");
         }
     }
 
@@ -61,7 +62,7 @@ impl Observer for Mirror {
         for change in changes {
             assert_eq!(change.revision, revision);
             match &change.entry {
-                Some(entry) => inner.content.insert(change.key.to_string(), row(entry.clone())),
+                Some(entry) => inner.content.insert(change.key.to_string(), row(entry)),
                 None => inner.content.remove(&*change.key),
             };
         }
