@@ -1,0 +1,117 @@
+//! The thread that writes the engine and the snapshots, so that neither holds up transactions.
+//!
+//! While it works nothing else writes the engine: a snapshot sees exactly the state of the batch before it,
+//! and newer changes wait in memory.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use crate::engine::{Engine, write_overlay};
+use crate::error::Error;
+use crate::recover::{Paths, reopen_engine};
+use crate::snapshot;
+use crate::state::{Meta, Overlay};
+use crate::stats::Counters;
+use crate::types::Config;
+
+/// Write these changes to the engine, durably, and then perhaps a snapshot.
+pub(crate) struct Job {
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) meta: Meta,
+    pub(crate) snapshot: bool,
+}
+
+/// What became of a job.
+pub(crate) struct Done {
+    pub(crate) flushed: Result<(), Error>,
+    /// If a snapshot was asked for: its size, and the index down to which the log must be kept.
+    pub(crate) snapshot: Option<Result<(u64, u64), Error>>,
+}
+
+pub(crate) struct Disk {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Disk {
+    /// `flushed` is what the engine holds. `done` is called on the thread after each job.
+    pub(crate) fn start(
+        config: Config,
+        paths: Paths,
+        engine: Box<dyn Engine>,
+        flushed: Meta,
+        counters: Arc<Counters>,
+        done: impl Fn(Done) + Send + 'static,
+    ) -> Result<Self, Error> {
+        let (sender, jobs) = channel();
+        let mut worker = Worker { config, paths, engine: Some(engine), flushed, counters };
+        let thread = std::thread::Builder::new()
+            .name("kedge-store-disk".into())
+            .spawn(move || worker.run(&jobs, &done))
+            .map_err(Error::Thread)?;
+        Ok(Self { jobs: Some(sender), thread: Some(thread) })
+    }
+
+    /// One at a time: only after the last one is done.
+    pub(crate) fn submit(&self, job: Job) -> bool {
+        self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok())
+    }
+
+    /// Finish the job under way and end the thread.
+    pub(crate) fn stop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    config: Config,
+    paths: Paths,
+    /// `None` after a failure.
+    engine: Option<Box<dyn Engine>>,
+    flushed: Meta,
+    counters: Arc<Counters>,
+}
+
+impl Worker {
+    fn run(&mut self, jobs: &Receiver<Job>, done: &impl Fn(Done)) {
+        while let Ok(job) = jobs.recv() {
+            // sled may panic where it should return an error.
+            let flushed = catch_unwind(AssertUnwindSafe(|| self.flush(&job))).unwrap_or_else(|_| {
+                Err(Error::Engine { path: self.paths.engine.clone(), what: "it panicked".into() })
+            });
+            let snapshot = match (&flushed, &self.engine) {
+                (Ok(()), Some(engine)) if job.snapshot => {
+                    Some(snapshot::write(&self.paths.snapshots, engine.as_ref(), &job.meta))
+                }
+                _ => None,
+            };
+            if flushed.is_err() {
+                self.engine = None;
+            }
+            if let Some(Ok((bytes, _))) = &snapshot {
+                self.counters.snapshots.fetch_add(1, Relaxed);
+                self.counters.bytes_written.fetch_add(*bytes, Relaxed);
+            }
+            drop(job);
+            done(Done { flushed, snapshot });
+        }
+    }
+
+    fn flush(&mut self, job: &Job) -> Result<(), Error> {
+        let engine = match &mut self.engine {
+            Some(engine) => engine,
+            none => none.insert(reopen_engine(&self.config, &self.paths, &self.flushed)?),
+        };
+        let bytes = write_overlay(engine.as_mut(), &job.overlay, &job.meta)?;
+        self.counters.bytes_written.fetch_add(bytes, Relaxed);
+        self.counters.engine_flushes.fetch_add(1, Relaxed);
+        self.flushed = job.meta.clone();
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! From the files to a state: the engine if it can be trusted, else a snapshot, else the whole log.
+
+use std::fs::{self, File, TryLockError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kedge_base::Chain;
+use raft::eraftpb::{ConfState, Entry, EntryType};
+
+use crate::command;
+use crate::engine::{Engine, Sled, write_overlay};
+use crate::error::Error;
+use crate::raftlog::RaftLog;
+use crate::snapshot;
+use crate::state::{Meta, State};
+use crate::stats::Counters;
+use crate::types::Config;
+use crate::wal::{self, Recovered, Wal};
+
+/// How many bytes of objects go to the engine in one batch when it is rebuilt.
+const REBUILD_BATCH: usize = 1 << 20;
+
+/// Where things are in the store's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    pub(crate) dir: PathBuf,
+    pub(crate) wal: PathBuf,
+    pub(crate) engine: PathBuf,
+    pub(crate) aside: PathBuf,
+    pub(crate) snapshots: PathBuf,
+    pub(crate) lock: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            wal: dir.join("wal"),
+            engine: dir.join("engine"),
+            aside: dir.join("engine.bad"),
+            snapshots: dir.join("snapshots"),
+            lock: dir.join("lock"),
+        }
+    }
+}
+
+/// All that a node starts with.
+pub(crate) struct Opened {
+    /// Holds the folder for this process.
+    pub(crate) lock: File,
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) state: State,
+    pub(crate) wal: Wal,
+    pub(crate) log: RaftLog,
+    /// Bytes of log that have to be applied again.
+    pub(crate) replay_bytes: u64,
+    pub(crate) snapshots: usize,
+}
+
+pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> Result<Opened, Error> {
+    fs::create_dir_all(&paths.dir).map_err(Error::io("create", &paths.dir))?;
+    let lock = File::create(&paths.lock).map_err(Error::io("create", &paths.lock))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(Error::InUse(paths.dir.clone())),
+        Err(TryLockError::Error(error)) => return Err(Error::io("lock", &paths.lock)(error)),
+    }
+    let has_log = wal::exists(&paths.wal)?;
+    let snapshots = snapshot::list(&paths.snapshots)?;
+    let first = ConfState { voters: vec![config.node_id], ..ConfState::default() };
+    let usable = usable_engine(config, paths, &first, has_log, !snapshots.is_empty())?;
+    let (mut engine, mut state) = match usable {
+        Some(found) => found,
+        None => rebuild(config, paths, &first)?,
+    };
+    let newest = snapshots.first().map_or(0, |found| found.index).max(state.meta.applied);
+    if !has_log && newest > 0 {
+        let what = format!("is gone, but the state reaches entry {newest}");
+        return Err(Error::LogLost { path: paths.wal.clone(), what });
+    }
+    let open_log = |from| Wal::open(&paths.wal, config.node_id, config.segment_bytes, from, counters.clone());
+    let (mut wal, mut recovered) = open_log(state.meta.applied)?;
+    if recovered.previous_index > state.meta.applied {
+        drop(engine);
+        let what = format!(
+            "it ends at entry {}, the log begins at {}",
+            state.meta.applied,
+            recovered.previous_index + 1
+        );
+        set_aside(paths, &what);
+        (engine, state) = rebuild(config, paths, &first)?;
+        (wal, recovered) = open_log(state.meta.applied)?;
+    }
+    if recovered.previous_index > state.meta.applied {
+        let what = format!(
+            "the state engine and the snapshots are gone or damaged and the log begins only at entry {}",
+            recovered.previous_index + 1
+        );
+        return Err(Error::NoState { path: paths.dir.clone(), what });
+    }
+    if recovered.last_index < newest {
+        let what = format!("ends at entry {}, but the state reaches entry {newest}", recovered.last_index);
+        return Err(Error::LogLost { path: paths.wal.clone(), what });
+    }
+    let replay_bytes = recovered.entries.iter().map(|entry| entry.data.len() as u64).sum();
+    let log = raft_log(config, &state.meta, recovered);
+    Ok(Opened { lock, engine, state, wal, log, replay_bytes, snapshots: snapshots.len() })
+}
+
+fn raft_log(config: &Config, meta: &Meta, recovered: Recovered) -> RaftLog {
+    let mut hard_state = recovered.hard_state;
+    hard_state.commit = hard_state.commit.clamp(meta.applied, recovered.last_index);
+    // What a sole voter has on its disk is committed: nobody else has a say.
+    let changes = recovered.entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal);
+    if is_sole_voter(&meta.members, config.node_id) && !changes {
+        hard_state.commit = recovered.last_index;
+    }
+    let base = (meta.applied, meta.applied_term);
+    RaftLog::new(hard_state, meta.members.clone(), base, recovered.entries)
+}
+
+/// Whether this node alone decides what is committed.
+pub(crate) fn is_sole_voter(members: &ConfState, node_id: u64) -> bool {
+    members.voters == [node_id] && members.voters_outgoing.is_empty()
+}
+
+/// Opens, reads and verifies the engine. sled may panic on damaged files; that is an error like others.
+fn try_engine(config: &Config, paths: &Paths) -> Result<(Box<dyn Engine>, Option<State>), Error> {
+    let failed = |what: &str| Error::Engine { path: paths.engine.clone(), what: what.into() };
+    let attempt = || -> Result<(Box<dyn Engine>, Option<State>), Error> {
+        let engine = Box::new(Sled::open(&paths.engine, config.cache_bytes)?);
+        let Some(meta) = engine.meta()? else {
+            let has_objects = engine.objects().next().is_some();
+            return if has_objects {
+                Err(failed("it has objects but no summary"))
+            } else {
+                Ok((engine, None))
+            };
+        };
+        let mut state = State::loading(meta);
+        for pair in engine.objects() {
+            let (key, object) = pair?;
+            if !state.load(&key, &object) {
+                return Err(failed("an object is damaged"));
+            }
+        }
+        if !state.verify() {
+            return Err(failed("objects are missing"));
+        }
+        Ok((engine, Some(state)))
+    };
+    catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|_| Err(failed("its files are damaged")))
+}
+
+/// The engine's state if it can be trusted; otherwise the engine's folder is out of the way afterwards.
+fn usable_engine(
+    config: &Config,
+    paths: &Paths,
+    first: &ConfState,
+    has_log: bool,
+    has_snapshot: bool,
+) -> Result<Option<(Box<dyn Engine>, State)>, Error> {
+    if !paths.engine.exists() {
+        if has_log {
+            tracing::warn!(path = %paths.engine.display(), "the state engine is missing; it is rebuilt");
+        }
+        return Ok(None);
+    }
+    match try_engine(config, paths) {
+        Ok((engine, Some(state))) => return Ok(Some((engine, state))),
+        // Never flushed yet: normal for a young store, unless a snapshot was made from it.
+        Ok((engine, None)) if !has_snapshot => return Ok(Some((engine, State::empty(first.clone())))),
+        Ok((engine, None)) => {
+            drop(engine);
+            set_aside(paths, "it is empty");
+        }
+        // A full disk says nothing against the files.
+        Err(error) if error.is_full() => return Err(error),
+        Err(error) => set_aside(paths, &Chain(&error).to_string()),
+    }
+    Ok(None)
+}
+
+fn set_aside(paths: &Paths, why: &str) {
+    tracing::warn!(
+        path = %paths.engine.display(),
+        aside = %paths.aside.display(),
+        why,
+        "the state engine cannot be used; it is set aside and rebuilt from snapshot and log"
+    );
+    let _ = fs::remove_dir_all(&paths.aside);
+    if fs::rename(&paths.engine, &paths.aside).is_err() {
+        let _ = fs::remove_dir_all(&paths.engine);
+    }
+}
+
+/// A new engine from the newest snapshot that is whole; without any, an empty one.
+fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<(Box<dyn Engine>, State), Error> {
+    for found in snapshot::list(&paths.snapshots)? {
+        match load_snapshot(config, paths, &found.path) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error @ Error::DamagedSnapshot { .. }) => {
+                tracing::warn!(error = %Chain(&error), "a snapshot cannot be used; an older one is tried");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let engine = Sled::open(&paths.engine, config.cache_bytes)?;
+    Ok((Box::new(engine), State::empty(first.clone())))
+}
+
+fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<(Box<dyn Engine>, State), Error> {
+    let damaged = |what: &str| Error::DamagedSnapshot { path: path.to_owned(), what: what.into() };
+    let mut snapshot = snapshot::open(path)?;
+    // A rebuild that was interrupted, or the attempt with a newer snapshot.
+    if paths.engine.exists() {
+        fs::remove_dir_all(&paths.engine).map_err(Error::io("remove", &paths.engine))?;
+    }
+    let mut engine = Sled::open(&paths.engine, config.cache_bytes)?;
+    let mut state = State::loading(snapshot.meta.clone());
+    loop {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while bytes < REBUILD_BATCH {
+            let Some(pair) = snapshot.next() else { break };
+            let (key, object) = pair?;
+            if !state.load(&key, &object) {
+                return Err(damaged("an object is damaged"));
+            }
+            bytes += key.len() + object.len();
+            batch.push((key, Some(object)));
+        }
+        if batch.is_empty() {
+            break;
+        }
+        engine.write(&mut batch.into_iter(), None)?;
+        // Keeps sled's buffers small.
+        engine.flush()?;
+    }
+    if !state.verify() {
+        return Err(damaged("objects are missing"));
+    }
+    engine.write(&mut std::iter::empty(), Some(&state.meta))?;
+    engine.flush()?;
+    Ok((Box::new(engine), state))
+}
+
+/// After the engine failed while running: open it again, or rebuild it, so that it holds at least what
+/// `last`, the last batch that succeeded, said. Everything later is still in memory.
+pub(crate) fn reopen_engine(config: &Config, paths: &Paths, last: &Meta) -> Result<Box<dyn Engine>, Error> {
+    match try_engine(config, paths) {
+        Ok((engine, Some(state))) if state.meta.applied >= last.applied => return Ok(engine),
+        Ok((engine, None)) if last.applied == 0 => return Ok(engine),
+        Ok(_) => set_aside(paths, "it lost what was flushed"),
+        Err(error) if error.is_full() => return Err(error),
+        Err(error) => set_aside(paths, &Chain(&error).to_string()),
+    }
+    let first = ConfState { voters: vec![config.node_id], ..ConfState::default() };
+    let (mut engine, mut state) = rebuild(config, paths, &first)?;
+    let mut changes = Vec::new();
+    for entry in wal::read(&paths.wal, config.node_id, state.meta.applied, last.applied)? {
+        if let Some(command) = command_of(&entry)? {
+            state.apply(&command, &mut changes);
+            changes.clear();
+        }
+    }
+    if state.meta.revision != last.revision || state.meta.sum != last.sum {
+        let what = "rebuilt from snapshot and log it differs from what it was".into();
+        return Err(Error::Engine { path: paths.engine.clone(), what });
+    }
+    write_overlay(engine.as_mut(), &state.take_overlay(), last)?;
+    Ok(engine)
+}
+
+/// The transaction in an entry; Raft's own entries have none.
+pub(crate) fn command_of(entry: &Entry) -> Result<Option<command::Command<'_>>, Error> {
+    if entry.data.is_empty() || entry.entry_type() != EntryType::EntryNormal {
+        return Ok(None);
+    }
+    match command::decode(&entry.data) {
+        Ok(command) => Ok(Some(command)),
+        Err(source) => Err(Error::Entry { index: entry.index, source }),
+    }
+}

@@ -1,0 +1,201 @@
+//! Snapshot files: the whole state machine, compressed and checksummed, in a file that appears under its
+//! name only when it is synced. The two newest are kept, and the log back to the older one, so that
+//! the newest may be lost or damaged.
+//!
+//! ```text
+//! file = "KEDGESNP", version u32, meta length u32, meta, zlib stream, CRC32 u32 of all before
+//! stream = (key length u32, key, object length u32, object)*, then length 0
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
+
+use crate::engine::{Engine, Pair};
+use crate::error::Error;
+use crate::state::Meta;
+
+const MAGIC: &[u8; 8] = b"KEDGESNP";
+const VERSION: u32 = 1;
+const TEMPORARY: &str = "next.tmp";
+/// No key or object comes near this; more is damage.
+const LONGEST: u32 = 64 << 20;
+
+/// A snapshot file and the index of the last entry in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) index: u64,
+    pub(crate) path: PathBuf,
+}
+
+/// The snapshots in the folder, newest first.
+pub(crate) fn list(dir: &Path) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".snap"));
+        if let Some(index) = stem.and_then(|s| u64::from_str_radix(s, 16).ok()) {
+            found.push(Found { index, path });
+        }
+    }
+    found.sort_by_key(|f| std::cmp::Reverse(f.index));
+    Ok(found)
+}
+
+/// Passes bytes on and keeps their checksum and number.
+struct Checked<T> {
+    inner: T,
+    hasher: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl<T> Checked<T> {
+    fn new(inner: T) -> Self {
+        Self { inner, hasher: crc32fast::Hasher::new(), bytes: 0 }
+    }
+}
+
+impl<T: Write> Write for Checked<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Writes what the engine holds; it must hold what `meta` says. Older snapshots but one are removed.
+/// Returns the file's size and the index down to which the log must be kept.
+pub(crate) fn write(dir: &Path, engine: &dyn Engine, meta: &Meta) -> Result<(u64, u64), Error> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let temporary = dir.join(TEMPORARY);
+    let written = write_file(&temporary, engine, meta);
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    let bytes = written?;
+    let path = dir.join(format!("{:016x}.snap", meta.applied));
+    fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))?;
+    kedge_base::sync_dir(dir).map_err(Error::io("sync", dir))?;
+    let found = list(dir)?;
+    for old in found.iter().skip(2) {
+        fs::remove_file(&old.path).map_err(Error::io("remove", &old.path))?;
+    }
+    Ok((bytes, found.get(1).map_or(0, |older| older.index)))
+}
+
+fn write_file(path: &Path, engine: &dyn Engine, meta: &Meta) -> Result<u64, Error> {
+    let failed = || Error::io("write", path);
+    let file = File::create(path).map_err(failed())?;
+    let mut out = Checked::new(BufWriter::new(file));
+    let encoded = meta.encode();
+    let mut start = || {
+        out.write_all(MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        out.write_all(&(encoded.len() as u32).to_le_bytes())?;
+        out.write_all(&encoded)
+    };
+    start().map_err(failed())?;
+    let mut stream = ZlibEncoder::new(out, Compression::fast());
+    for pair in engine.objects() {
+        let (key, object) = pair?;
+        let mut put = |bytes: &[u8]| {
+            stream.write_all(&(bytes.len() as u32).to_le_bytes())?;
+            stream.write_all(bytes)
+        };
+        put(&key).and_then(|()| put(&object)).map_err(failed())?;
+    }
+    stream.write_all(&0u32.to_le_bytes()).map_err(failed())?;
+    let mut out = stream.finish().map_err(failed())?;
+    let crc = out.hasher.clone().finalize();
+    out.write_all(&crc.to_le_bytes()).map_err(failed())?;
+    let bytes = out.bytes;
+    let file = out.inner.into_inner().map_err(|error| failed()(error.into_error()))?;
+    file.sync_all().map_err(failed())?;
+    Ok(bytes)
+}
+
+/// A snapshot whose checksum has been verified.
+pub(crate) struct Snapshot {
+    path: PathBuf,
+    pub(crate) meta: Meta,
+    stream: Option<BufReader<ZlibDecoder<io::Take<BufReader<File>>>>>,
+}
+
+fn damaged(path: &Path, what: impl Into<String>) -> Error {
+    Error::DamagedSnapshot { path: path.to_owned(), what: what.into() }
+}
+
+/// Opens and verifies a snapshot: reads the file twice, but holds none of it.
+pub(crate) fn open(path: &Path) -> Result<Snapshot, Error> {
+    let failed = || Error::io("read", path);
+    let file = File::open(path).map_err(failed())?;
+    let length = file.metadata().map_err(failed())?.len();
+    let Some(checked) = length.checked_sub(4) else { return Err(damaged(path, "it is cut short")) };
+    let mut input = BufReader::with_capacity(64 << 10, file);
+    let mut sink = Checked::new(io::sink());
+    io::copy(&mut Read::take(&mut input, checked), &mut sink).map_err(failed())?;
+    let mut crc = [0; 4];
+    input.read_exact(&mut crc).map_err(failed())?;
+    if sink.hasher.finalize().to_le_bytes() != crc {
+        return Err(damaged(path, "its checksum is wrong"));
+    }
+    let mut input = BufReader::new(File::open(path).map_err(failed())?);
+    let mut head = [0; 16];
+    input.read_exact(&mut head).map_err(|_| damaged(path, "it is cut short"))?;
+    if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
+        return Err(damaged(path, "it is no snapshot, or one of another version"));
+    }
+    let meta_length = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let mut meta = vec![0; meta_length.min(LONGEST) as usize];
+    input.read_exact(&mut meta).map_err(|_| damaged(path, "it is cut short"))?;
+    let meta = Meta::decode(&meta).ok_or_else(|| damaged(path, "its summary is damaged"))?;
+    let rest = checked.saturating_sub(16 + u64::from(meta_length));
+    let stream = Some(BufReader::new(ZlibDecoder::new(input.take(rest))));
+    Ok(Snapshot { path: path.to_owned(), meta, stream })
+}
+
+impl Iterator for Snapshot {
+    type Item = Result<Pair, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let stream = self.stream.as_mut()?;
+        let mut part = || -> io::Result<Vec<u8>> {
+            let mut length = [0; 4];
+            stream.read_exact(&mut length)?;
+            let length = u32::from_le_bytes(length);
+            if length > LONGEST {
+                return Err(io::Error::other("impossible length"));
+            }
+            let mut bytes = vec![0; length as usize];
+            stream.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        let pair = part()
+            .and_then(|key| if key.is_empty() { Ok(None) } else { part().map(|object| Some((key, object))) });
+        match pair {
+            Ok(Some(pair)) => Some(Ok(pair)),
+            Ok(None) => {
+                self.stream = None;
+                None
+            }
+            Err(error) => {
+                self.stream = None;
+                Some(Err(damaged(&self.path, error.to_string())))
+            }
+        }
+    }
+}
