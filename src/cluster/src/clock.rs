@@ -32,7 +32,11 @@ impl Clock {
     /// # Errors
     /// When the file exists and cannot be read.
     pub fn open(file: &Path) -> Result<Self, Error> {
-        let bytes = read_optional(file).map_err(|source| Error::File { action: "read", path: file.into(), source })?;
+        let bytes = read_optional(file).map_err(|source| Error::File {
+            action: "read",
+            path: file.into(),
+            source,
+        })?;
         let recorded = bytes
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .and_then(|text| text.trim().parse::<u64>().ok())

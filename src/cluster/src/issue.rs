@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use x509_parser::certificate::X509Certificate;
@@ -98,26 +98,30 @@ pub(crate) struct Profile {
 
 impl Profile {
     pub(crate) fn of(leaf: Leaf, node: &NodeIdentity) -> Self {
-        let (common_name, organization, names, usages): (String, Option<&str>, BTreeSet<String>, &'static [Usage]) =
-            match leaf {
-                Leaf::Apiserver => ("kube-apiserver".into(), None, apiserver_names(node), &[Usage::Server]),
-                Leaf::Kubelet => (
-                    format!("system:node:{}", node.name),
-                    Some("system:nodes"),
-                    kubelet_names(node),
-                    &[Usage::Server, Usage::Client],
-                ),
-                Leaf::Admin => {
-                    ("kubernetes-admin".into(), Some("system:masters"), BTreeSet::new(), &[Usage::Client])
-                }
-                Leaf::ApiserverKubeletClient => (
-                    "kube-apiserver-kubelet-client".into(),
-                    Some("system:masters"),
-                    BTreeSet::new(),
-                    &[Usage::Client],
-                ),
-                Leaf::FrontProxyClient => ("front-proxy-client".into(), None, BTreeSet::new(), &[Usage::Client]),
-            };
+        let (common_name, organization, names, usages): (
+            String,
+            Option<&str>,
+            BTreeSet<String>,
+            &'static [Usage],
+        ) = match leaf {
+            Leaf::Apiserver => ("kube-apiserver".into(), None, apiserver_names(node), &[Usage::Server]),
+            Leaf::Kubelet => (
+                format!("system:node:{}", node.name),
+                Some("system:nodes"),
+                kubelet_names(node),
+                &[Usage::Server, Usage::Client],
+            ),
+            Leaf::Admin => {
+                ("kubernetes-admin".into(), Some("system:masters"), BTreeSet::new(), &[Usage::Client])
+            }
+            Leaf::ApiserverKubeletClient => (
+                "kube-apiserver-kubelet-client".into(),
+                Some("system:masters"),
+                BTreeSet::new(),
+                &[Usage::Client],
+            ),
+            Leaf::FrontProxyClient => ("front-proxy-client".into(), None, BTreeSet::new(), &[Usage::Client]),
+        };
         Self { common_name, organization: organization.map(str::to_owned), names, usages }
     }
 
@@ -209,17 +213,11 @@ fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
 }
 
 fn apiserver_names(node: &NodeIdentity) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = [
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "localhost",
-        "127.0.0.1",
-        "::1",
-    ]
-    .into_iter()
-    .map(str::to_owned)
-    .collect();
+    let mut names: BTreeSet<String> =
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1"]
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
     names.insert(format!("kubernetes.default.svc.{}", node.cluster_domain));
     names.insert(node.name.clone());
     names.extend(node.addresses.iter().chain(&node.service_addresses).map(IpAddr::to_string));
@@ -227,7 +225,8 @@ fn apiserver_names(node: &NodeIdentity) -> BTreeSet<String> {
 }
 
 fn kubelet_names(node: &NodeIdentity) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = ["localhost", "127.0.0.1", "::1"].into_iter().map(str::to_owned).collect();
+    let mut names: BTreeSet<String> =
+        ["localhost", "127.0.0.1", "::1"].into_iter().map(str::to_owned).collect();
     names.insert(node.name.clone());
     names.extend(node.addresses.iter().map(IpAddr::to_string));
     names

@@ -53,9 +53,16 @@ impl Pki {
     /// [`Error::Damaged`] names a file that only the operator can bring back; other errors come from
     /// the file system.
     pub fn open(dir: &Path, node: &NodeIdentity) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::File { action: "create", path: dir.into(), source })?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-            .map_err(|source| Error::File { action: "restrict", path: dir.into(), source })?;
+        fs::create_dir_all(dir).map_err(|source| Error::File {
+            action: "create",
+            path: dir.into(),
+            source,
+        })?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|source| Error::File {
+            action: "restrict",
+            path: dir.into(),
+            source,
+        })?;
         let clock = Arc::new(Clock::open(&dir.join("time-floor"))?);
         let now = clock.now();
         let ca = Authority::open(dir, "ca", "kedge-ca", now)?;
@@ -235,11 +242,11 @@ impl Authority {
                 certificate.pem()
             }
         };
-        let der =
-            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| damaged(&certificate_path, &error))?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|error| damaged(&certificate_path, &error))?;
         {
-            let (_, parsed) =
-                x509_parser::parse_x509_certificate(&der).map_err(|error| damaged(&certificate_path, &error))?;
+            let (_, parsed) = x509_parser::parse_x509_certificate(&der)
+                .map_err(|error| damaged(&certificate_path, &error))?;
             if parsed.public_key().raw != key.subject_public_key_info().as_slice() {
                 return Err(Error::Damaged {
                     path: certificate_path,
@@ -251,7 +258,8 @@ impl Authority {
                 tracing::warn!(file = %certificate_path.display(), "the certificate authority has expired");
             }
         }
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| damaged(&certificate_path, &error))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&der, key).map_err(|error| damaged(&certificate_path, &error))?;
         Ok(Self { pem, der, issuer })
     }
 }
@@ -329,7 +337,13 @@ fn signed_by(certificate: &x509_parser::certificate::X509Certificate<'_>, author
     }
 }
 
-fn issue(dir: &Path, leaf: Leaf, node: &NodeIdentity, authority: &Authority, now: u64) -> Result<Slot, Error> {
+fn issue(
+    dir: &Path,
+    leaf: Leaf,
+    node: &NodeIdentity,
+    authority: &Authority,
+    now: u64,
+) -> Result<Slot, Error> {
     let stem = leaf.file_stem();
     let key = generate(stem)?;
     let certificate = Profile::of(leaf, node)
@@ -347,7 +361,8 @@ fn generate(name: &str) -> Result<KeyPair, Error> {
 }
 
 fn read_text(path: &Path) -> Result<Option<String>, Error> {
-    let bytes = read_optional(path).map_err(|source| Error::File { action: "read", path: path.into(), source })?;
+    let bytes =
+        read_optional(path).map_err(|source| Error::File { action: "read", path: path.into(), source })?;
     // A file that is not text will not parse as PEM either, which gives the better message.
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }

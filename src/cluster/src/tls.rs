@@ -77,7 +77,12 @@ impl Slot {
         let certified = CertifiedKey::from_der(certificates, key, &provider())?;
         let renew_at = renew_at(certified.end_entity_cert()?)?;
         Ok(Self {
-            current: RwLock::new(Loaded { certificate_pem, key_pem, certified: Arc::new(certified), renew_at }),
+            current: RwLock::new(Loaded {
+                certificate_pem,
+                key_pem,
+                certified: Arc::new(certified),
+                renew_at,
+            }),
         })
     }
 
