@@ -274,7 +274,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         }
     };
     let given = cli.global.settings();
-    let load = || Config::load(cli.global.config.as_deref(), &given).map_err(|faults| Failure::Usage(faults.to_string()));
+    let load = || {
+        Config::load(cli.global.config.as_deref(), &given)
+            .map_err(|faults| Failure::Usage(faults.to_string()))
+    };
     match cli.command {
         Command::Install(args) => commands::install::run(&load()?, &given, &args),
         Command::Uninstall(args) => commands::uninstall::run(&load()?, &args),
@@ -319,8 +322,17 @@ mod tests {
 
     #[test]
     fn kubectl_gets_its_arguments_untouched() {
-        let cli = Cli::try_parse_from(["kedge", "kubectl", "expose", "deploy/x", "--port=80", "-o", "yaml", "--help"])
-            .unwrap();
+        let cli = Cli::try_parse_from([
+            "kedge",
+            "kubectl",
+            "expose",
+            "deploy/x",
+            "--port=80",
+            "-o",
+            "yaml",
+            "--help",
+        ])
+        .unwrap();
         let Command::Kubectl(args) = cli.command else { panic!("not kubectl: {:?}", cli.command) };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);

@@ -148,7 +148,11 @@ impl Config {
             kubelet_port: reader.port("kubelet-port", 10250),
             pod_cidr: reader.network("pod-cidr", [10, 244, 0, 0], 16),
             service_cidr: reader.network("service-cidr", [10, 96, 0, 0], 16),
-            cluster_dns: reader.parsed("cluster-dns", "an IP address", IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))),
+            cluster_dns: reader.parsed(
+                "cluster-dns",
+                "an IP address",
+                IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
+            ),
             cluster_domain: reader.name("cluster-domain", "cluster.local", 253, is_domain),
             table_name: reader.name("table-name", "kedge", 200, is_identifier),
             // Linux cuts interface names at 15 characters.
@@ -162,7 +166,8 @@ impl Config {
 
     /// Settings that are right one by one but not beside each other.
     fn check_together(&self, reader: &mut Reader) {
-        let ports = [("port", self.port), ("cluster-port", self.cluster_port), ("kubelet-port", self.kubelet_port)];
+        let ports =
+            [("port", self.port), ("cluster-port", self.cluster_port), ("kubelet-port", self.kubelet_port)];
         for (index, (key, port)) in ports.iter().enumerate() {
             if let Some((other, _)) = ports[..index].iter().find(|(_, taken)| taken == port) {
                 reader.faults.push(format!("{key} and {other} are both {port}; give each its own port"));
@@ -221,9 +226,12 @@ impl Config {
         if self.data_dir == Path::new("/var/lib/kedge") {
             return "kedge".into();
         }
-        let last = self.data_dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let safe: String =
-            last.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
+        let last =
+            self.data_dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let safe: String = last
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
+            .collect();
         format!("kedge-{safe}")
     }
 
@@ -263,7 +271,9 @@ pub(crate) fn persist(path: &Path, given: &Settings) -> std::io::Result<()> {
 fn merged(old: &str, given: &Settings) -> String {
     let mut text = String::new();
     if old.is_empty() {
-        text.push_str("# Settings of this Kedge node; every key is a flag of the same name (kedge run --help).\n");
+        text.push_str(
+            "# Settings of this Kedge node; every key is a flag of the same name (kedge run --help).\n",
+        );
     }
     for line in old.lines() {
         let key = line.split(':').next().unwrap_or_default();
@@ -316,7 +326,9 @@ fn parse_file(path: &Path, text: &str, faults: &mut Vec<String>) -> BTreeMap<&'s
 fn nearest(name: &str) -> Option<&'static str> {
     let wanted = name.replace('_', "-").to_lowercase();
     KEYS.into_iter()
-        .map(|key| (distance(&wanted, key).min(distance(&wanted.replace('-', ""), &key.replace('-', ""))), key))
+        .map(|key| {
+            (distance(&wanted, key).min(distance(&wanted.replace('-', ""), &key.replace('-', ""))), key)
+        })
         .filter(|(distance, key)| *distance <= (key.len() / 3).max(2))
         .min()
         .map(|(_, key)| key)
@@ -468,7 +480,12 @@ mod tests {
             (
                 "port: seven\n",
                 &[("pod-cidr", "172.16.0.1/12"), ("run-dir", "run")],
-                &["3 settings", "config.yaml: port: \"seven\"", "did you mean 172.16.0.0/12?", "run is not an absolute"],
+                &[
+                    "3 settings",
+                    "config.yaml: port: \"seven\"",
+                    "did you mean 172.16.0.0/12?",
+                    "run is not an absolute",
+                ],
             ),
             ("port: 10250\n", &[], &["kubelet-port and port are both 10250"]),
             ("pod-cidr: 10.96.0.0/12\n", &[], &["overlap"]),
@@ -500,7 +517,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in [("", "abc", 3), ("port", "prot", 2), ("same", "same", 0), ("kitten", "sitting", 3)] {
+        for (a, b, expected) in
+            [("", "abc", 3), ("port", "prot", 2), ("same", "same", 0), ("kitten", "sitting", 3)]
+        {
             assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }

@@ -55,7 +55,8 @@ pub(crate) async fn ensure(socket: &Path, work_dir: &Path) -> anyhow::Result<Vec
     .await
     .context("make images")?;
     made.with_context(|| format!("make images in {}", work_dir.display()))?;
-    let imported = kedge_kubelet::images::import_archive(socket, &archive).await.context("import Kedge's images");
+    let imported =
+        kedge_kubelet::images::import_archive(socket, &archive).await.context("import Kedge's images");
     let _ = fs::remove_file(&archive);
     imported
 }
@@ -84,7 +85,8 @@ fn images() -> Vec<Image> {
 /// Write the archive with all images to `archive`; `work_dir` holds the layer meanwhile.
 fn build(binary: &mut File, work_dir: &Path, archive: &Path) -> io::Result<()> {
     let layer_path = work_dir.join("kedge-layer.tar");
-    let result = write_layer(binary, &layer_path).and_then(|layer| write_archive(&layer, &layer_path, archive));
+    let result =
+        write_layer(binary, &layer_path).and_then(|layer| write_archive(&layer, &layer_path, archive));
     let _ = fs::remove_file(&layer_path);
     if result.is_err() {
         let _ = fs::remove_file(archive);
@@ -284,8 +286,10 @@ mod tests {
         };
         let index: Value = serde_json::from_slice(&entries["index.json"]).unwrap();
         let manifests = index["manifests"].as_array().unwrap();
-        let found: Vec<&str> =
-            manifests.iter().map(|m| m["annotations"]["io.containerd.image.name"].as_str().unwrap()).collect();
+        let found: Vec<&str> = manifests
+            .iter()
+            .map(|m| m["annotations"]["io.containerd.image.name"].as_str().unwrap())
+            .collect();
         assert_eq!(found, names());
         let mut layers = Vec::new();
         for entry in manifests {

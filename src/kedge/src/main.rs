@@ -30,7 +30,9 @@ fn main() -> ExitCode {
     match called_as(&arguments) {
         "pause" | "kedge-pause" => pause::run(),
         "hello" | "kedge-hello" => hello::run(std::env::args().nth(1)),
-        "kubectl" | "kedge-kubectl" => finish(commands::kubectl::run_bare(arguments.into_iter().skip(1).collect())),
+        "kubectl" | "kedge-kubectl" => {
+            finish(commands::kubectl::run_bare(arguments.into_iter().skip(1).collect()))
+        }
         _ => finish(cli::run(arguments)),
     }
 }
@@ -65,7 +67,9 @@ mod tests {
 
     #[test]
     fn the_name_of_the_call_is_the_last_part_of_the_path() {
-        for (argument, name) in [("/usr/local/bin/kedge", "kedge"), ("pause", "pause"), ("/bin/hello", "hello")] {
+        for (argument, name) in
+            [("/usr/local/bin/kedge", "kedge"), ("pause", "pause"), ("/bin/hello", "hello")]
+        {
             assert_eq!(called_as(&[OsString::from(argument)]), name);
         }
         assert_eq!(called_as(&[]), "kedge");

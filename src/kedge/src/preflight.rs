@@ -82,7 +82,10 @@ fn programs(config: &Config) -> Vec<Problem> {
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
+        .chain(
+            ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+                .map(PathBuf::from),
+        )
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
 }
@@ -142,9 +145,11 @@ fn ports(config: &Config) -> Vec<Problem> {
         return Vec::new();
     }
     let mut problems = Vec::new();
-    for (flag, port) in
-        [("--port", config.port), ("--cluster-port", config.cluster_port), ("--kubelet-port", config.kubelet_port)]
-    {
+    for (flag, port) in [
+        ("--port", config.port),
+        ("--cluster-port", config.cluster_port),
+        ("--kubelet-port", config.kubelet_port),
+    ] {
         let Err(error) = TcpListener::bind((config.bind_address, port)) else { continue };
         let problem = match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -160,7 +165,10 @@ fn ports(config: &Config) -> Vec<Problem> {
                     "choose one of its addresses with --bind-address",
                 )];
             }
-            _ => Problem::new(format!("cannot listen on port {port}: {error}"), format!("choose another with {flag}")),
+            _ => Problem::new(
+                format!("cannot listen on port {port}: {error}"),
+                format!("choose another with {flag}"),
+            ),
         };
         problems.push(problem);
     }
@@ -173,11 +181,13 @@ fn port_owner(port: u16) -> Option<String> {
     let inode = tables.iter().find_map(|table| listening_inode(table, port))?;
     let wanted = format!("socket:[{inode}]");
     for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
-        let owns = descriptors
-            .flatten()
-            .any(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|target| target == Path::new(&wanted)));
+        let owns = descriptors.flatten().any(|descriptor| {
+            fs::read_link(descriptor.path()).is_ok_and(|target| target == Path::new(&wanted))
+        });
         if owns {
             let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
             return Some(format!("{} (process {pid})", name.trim()));
@@ -339,7 +349,8 @@ mod tests {
 
     #[test]
     fn modules_by_either_spelling() {
-        let catalogue = "kernel/fs/overlayfs/overlay.ko.xz: kernel/x/y.ko\nkernel/net/bridge/br_netfilter.ko:\n";
+        let catalogue =
+            "kernel/fs/overlayfs/overlay.ko.xz: kernel/x/y.ko\nkernel/net/bridge/br_netfilter.ko:\n";
         assert!(in_catalogue(catalogue, "overlay"));
         assert!(in_catalogue(catalogue, "br-netfilter"));
         assert!(in_catalogue(catalogue, "y"));

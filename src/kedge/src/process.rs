@@ -92,7 +92,9 @@ pub(crate) fn table() -> BTreeMap<i32, Entry> {
     let mut table = BTreeMap::new();
     let Ok(entries) = fs::read_dir("/proc") else { return table };
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let Some((state, parent, started)) = parse_stat(&stat) else { continue };
         if state == 'Z' {
@@ -155,9 +157,12 @@ mod tests {
 
     #[test]
     fn families_come_children_first() {
-        let entry = |pid, parent| Entry { process: Process { pid, started: 1 }, parent, command: String::new() };
-        let table: BTreeMap<i32, Entry> =
-            [(1, 0), (10, 1), (11, 10), (12, 11), (20, 1)].into_iter().map(|(p, q)| (p, entry(p, q))).collect();
+        let entry =
+            |pid, parent| Entry { process: Process { pid, started: 1 }, parent, command: String::new() };
+        let table: BTreeMap<i32, Entry> = [(1, 0), (10, 1), (11, 10), (12, 11), (20, 1)]
+            .into_iter()
+            .map(|(p, q)| (p, entry(p, q)))
+            .collect();
         let pids: Vec<i32> = family(&table, &[10, 99]).iter().map(|process| process.pid).collect();
         assert_eq!(pids, [12, 11, 10]);
     }

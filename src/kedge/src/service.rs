@@ -56,6 +56,12 @@ pub(crate) fn uninstall(config: &Config) -> anyhow::Result<()> {
 
 /// Start the node unless it runs. Returns false when it ran already.
 pub(crate) fn start(config: &Config) -> anyhow::Result<bool> {
+    let binary = std::env::current_exe().context("find the running binary")?;
+    start_from(config, &binary)
+}
+
+/// The same with a binary other than the running one (a unit names its own).
+fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
     if running(config)?.is_some() {
         return Ok(false);
     }
@@ -63,7 +69,7 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<bool> {
         // Without --no-block systemd would wait for READY; `status` says more while we wait.
         systemctl(&["start", "--no-block", &config.service_name()])?;
     } else {
-        start_in_background(config)?;
+        start_in_background(config, binary)?;
     }
     Ok(true)
 }
@@ -88,10 +94,10 @@ pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Stop and start, for an upgrade in place.
+/// Stop what runs and start the installed binary, for an install or an upgrade in place.
 pub(crate) fn restart(config: &Config) -> anyhow::Result<()> {
     stop(config)?;
-    start(config)?;
+    start_from(config, Path::new(BINARY))?;
     Ok(())
 }
 
@@ -140,7 +146,7 @@ fn tail(file: &Path, lines: usize) -> String {
 }
 
 /// `kedge run --detach` makes itself the leader of its own session before it does anything else.
-fn start_in_background(config: &Config) -> anyhow::Result<()> {
+fn start_in_background(config: &Config, binary: &Path) -> anyhow::Result<()> {
     let file = config.log_file();
     if let Some(dir) = file.parent() {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -151,7 +157,6 @@ fn start_in_background(config: &Config) -> anyhow::Result<()> {
         .open(&file)
         .with_context(|| format!("open {}", file.display()))?;
     let errors = log.try_clone().context("open the log twice")?;
-    let binary = std::env::current_exe().context("find the running binary")?;
     let mut child = Command::new(binary)
         .args(["run", "--detach"])
         .args(flags(config))

@@ -13,7 +13,9 @@ use crate::{output, preflight, status};
 /// Print the kubeconfig with the URLs given, or with the address that other machines can reach.
 pub(crate) fn run(config: &Config, servers: &[String]) -> Result<ExitCode, Failure> {
     if let Some(wrong) = servers.iter().find(|url| !url.starts_with("https://")) {
-        return Err(Failure::Usage(format!("--server {wrong:?} is not a URL such as https://192.0.2.1:6443")));
+        return Err(Failure::Usage(format!(
+            "--server {wrong:?} is not a URL such as https://192.0.2.1:6443"
+        )));
     }
     let servers = if servers.is_empty() { vec![announced(config)] } else { servers.to_vec() };
     output::write(&text(config, &servers)?);
@@ -31,7 +33,8 @@ pub(crate) fn write(config: &Config) -> anyhow::Result<()> {
     if kedge_base::read_optional(&path).ok().flatten().as_deref() == Some(text.as_bytes()) {
         return Ok(());
     }
-    kedge_base::write_atomic(&path, text.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))
+    kedge_base::write_atomic(&path, text.as_bytes(), 0o600)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 fn text(config: &Config, servers: &[String]) -> anyhow::Result<String> {

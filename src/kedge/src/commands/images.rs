@@ -31,7 +31,9 @@ pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, F
                 let imported = block_on(kedge_kubelet::images::import_archive(&socket, file))?
                     .with_context(|| format!("import {}", file.display()));
                 match imported {
-                    Ok(names) => step.done(&names.iter().map(|name| format!("imported {name}")).collect::<Vec<_>>().join("\n")),
+                    Ok(names) => step.done(
+                        &names.iter().map(|name| format!("imported {name}")).collect::<Vec<_>>().join("\n"),
+                    ),
                     Err(error) => {
                         step.abandon();
                         return Err(Failure::Failed(error));

@@ -20,7 +20,9 @@ pub(crate) fn run(config: &Config, arguments: Vec<OsString>) -> Result<ExitCode,
             }
             _ => "there is no cluster in this data folder yet; run kedge install",
         };
-        return Err(Failure::Failed(anyhow::Error::new(error).context(format!("{}: {hint}", kubeconfig.display()))));
+        return Err(Failure::Failed(
+            anyhow::Error::new(error).context(format!("{}: {hint}", kubeconfig.display())),
+        ));
     }
     let Some(mut command) = find() else {
         return Err(Failure::Failed(anyhow::anyhow!(
@@ -42,7 +44,8 @@ pub(crate) fn run_bare(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         given.insert("data-dir", dir);
     }
     let file = std::env::var_os("KEDGE_CONFIG").map(PathBuf::from);
-    let config = config::Config::load(file.as_deref(), &given).map_err(|faults| Failure::Usage(faults.to_string()))?;
+    let config =
+        config::Config::load(file.as_deref(), &given).map_err(|faults| Failure::Usage(faults.to_string()))?;
     run(&config, arguments)
 }
 

@@ -30,8 +30,10 @@ pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
             other.pid
         )));
     }
-    std::fs::create_dir_all(&config.run_dir).with_context(|| format!("create {}", config.run_dir.display()))?;
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    std::fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("create {}", config.run_dir.display()))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("create {}", config.data_dir.display()))?;
     let own = Process::own().context("find this process in /proc")?;
     let pid_file = config.pid_file();
     own.record(&pid_file).with_context(|| format!("write {}", pid_file.display()))?;
@@ -103,7 +105,8 @@ fn tell_manager(states: &[NotifyState<'_>]) {
 /// `KEDGE_LOG_FORMAT=json`.
 fn init_log() {
     let filter = EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if std::env::var("KEDGE_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();
     } else if std::env::var_os("JOURNAL_STREAM").is_some() {

@@ -26,7 +26,10 @@ pub(crate) fn run(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failur
         Format::Short => {
             output::write(&status.to_short());
             if status.state == State::Stopped {
-                output::complain(&format!("kedge does not run; start it with kedge start (log: {})", service::log_place(config)));
+                output::complain(&format!(
+                    "kedge does not run; start it with kedge start (log: {})",
+                    service::log_place(config)
+                ));
             }
         }
         Format::Json => output::say(&serde_json::to_string_pretty(&status).context("write JSON")?),

@@ -10,7 +10,7 @@ pub(crate) fn run(format: &str) {
     let parts = [
         ("version", kedge_base::VERSION),
         ("kubernetesVersion", kedge_base::KUBERNETES_VERSION),
-        ("gitVersion", &git_version),
+        ("gitVersion", git_version.as_str()),
         ("platform", platform()),
     ];
     match format {
