@@ -1,1 +1,77 @@
-fn main() {}
+//! The `kedge` binary: one static file that is the command line, the whole node and the content of
+//! Kedge's own images.
+//!
+//! `main` reads as the story of a call: by which name were we called, what is asked, do it, and with
+//! which exit code do we leave (0 done, 1 failed, 2 wrong usage).
+
+mod cli;
+mod commands;
+mod config;
+mod hello;
+mod image_build;
+mod node;
+mod output;
+mod pause;
+mod preflight;
+mod process;
+mod service;
+mod status;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // Inside an image and behind a link, the name says what to do.
+    match called_as(&arguments) {
+        "pause" | "kedge-pause" => pause::run(),
+        "hello" | "kedge-hello" => hello::run(std::env::args().nth(1)),
+        "kubectl" | "kedge-kubectl" => {
+            finish(commands::kubectl::run_bare(arguments.into_iter().skip(1).collect()))
+        }
+        _ => finish(cli::run(arguments)),
+    }
+}
+
+fn called_as(arguments: &[OsString]) -> &str {
+    arguments
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str())
+        .unwrap_or("kedge")
+}
+
+/// Says what went wrong, with everything that caused it.
+fn finish(result: Result<ExitCode, cli::Failure>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(cli::Failure::Usage(message)) => {
+            output::complain(&format!("error: {message}"));
+            ExitCode::from(2)
+        }
+        Err(cli::Failure::Failed(error)) => {
+            output::complain(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_call_is_the_last_part_of_the_path() {
+        for (argument, name) in
+            [("/usr/local/bin/kedge", "kedge"), ("pause", "pause"), ("/bin/hello", "hello")]
+        {
+            assert_eq!(called_as(&[OsString::from(argument)]), name);
+        }
+        assert_eq!(called_as(&[]), "kedge");
+    }
+}

@@ -1,0 +1,356 @@
+//! What can be typed. Parsing only: each command's work is in `commands`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::config::{Config, Settings};
+use crate::output;
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The call or the configuration is wrong: exit code 2.
+    Usage(String),
+    /// The work failed: exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Kubernetes for edge boards, laptops and small clusters, in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "kedge", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Folders, ports and names. The order of precedence is: flag, environment, configuration file, default.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct GlobalArgs {
+    /// Where everything that must survive is kept [default: /var/lib/kedge]
+    #[arg(long, global = true, env = "KEDGE_DATA_DIR", value_name = "DIR", hide_env = true)]
+    data_dir: Option<String>,
+    /// Sockets and process ids [default: /run/kedge]
+    #[arg(long, global = true, env = "KEDGE_RUN_DIR", value_name = "DIR", hide_env = true)]
+    run_dir: Option<String>,
+    /// The configuration file; its keys are these flags' names [default: /etc/kedge/config.yaml]
+    #[arg(long, global = true, env = "KEDGE_CONFIG", value_name = "FILE", hide_env = true)]
+    config: Option<PathBuf>,
+    /// Where logs go: kedge.log, pods/ and containers/ [default: /var/log]
+    #[arg(long, global = true, env = "KEDGE_LOG_DIR", value_name = "DIR", hide_env = true)]
+    log_dir: Option<String>,
+    /// The name of the Node object [default: the host name]
+    #[arg(long, global = true, env = "KEDGE_NODE_NAME", value_name = "NAME", hide_env = true)]
+    node_name: Option<String>,
+    /// The address of the node's listeners [default: 0.0.0.0]
+    #[arg(long, global = true, env = "KEDGE_BIND_ADDRESS", value_name = "IP", hide_env = true)]
+    bind_address: Option<String>,
+    /// The address that the node announces [default: the one towards the network]
+    #[arg(long, global = true, env = "KEDGE_NODE_IP", value_name = "IP", hide_env = true)]
+    node_ip: Option<String>,
+    /// The Kubernetes API's port [default: 6443]
+    #[arg(long, global = true, env = "KEDGE_PORT", value_name = "PORT", hide_env = true)]
+    port: Option<String>,
+    /// The port between nodes [default: 25000]
+    #[arg(long, global = true, env = "KEDGE_CLUSTER_PORT", value_name = "PORT", hide_env = true)]
+    cluster_port: Option<String>,
+    /// The kubelet's port [default: 10250]
+    #[arg(long, global = true, env = "KEDGE_KUBELET_PORT", value_name = "PORT", hide_env = true)]
+    kubelet_port: Option<String>,
+    /// Addresses of pods [default: 10.244.0.0/16]
+    #[arg(long, global = true, env = "KEDGE_POD_CIDR", value_name = "CIDR", hide_env = true)]
+    pod_cidr: Option<String>,
+    /// Addresses of Services [default: 10.96.0.0/16]
+    #[arg(long, global = true, env = "KEDGE_SERVICE_CIDR", value_name = "CIDR", hide_env = true)]
+    service_cidr: Option<String>,
+    /// The address of the cluster's DNS Service [default: 10.96.0.10]
+    #[arg(long, global = true, env = "KEDGE_CLUSTER_DNS", value_name = "IP", hide_env = true)]
+    cluster_dns: Option<String>,
+    /// The domain of Services [default: cluster.local]
+    #[arg(long, global = true, env = "KEDGE_CLUSTER_DOMAIN", value_name = "DOMAIN", hide_env = true)]
+    cluster_domain: Option<String>,
+    /// The nftables table that Services are written to [default: kedge]
+    #[arg(long, global = true, env = "KEDGE_TABLE_NAME", value_name = "NAME", hide_env = true)]
+    table_name: Option<String>,
+    /// The bridge that pods are attached to [default: kedge0]
+    #[arg(long, global = true, env = "KEDGE_BRIDGE_NAME", value_name = "NAME", hide_env = true)]
+    bridge_name: Option<String>,
+    /// The containerd program [default: found in PATH]
+    #[arg(long, global = true, env = "KEDGE_CONTAINERD", value_name = "FILE", hide_env = true)]
+    containerd: Option<String>,
+    /// The folder of CNI plugins [default: /usr/lib/cni or /opt/cni/bin]
+    #[arg(long, global = true, env = "KEDGE_CNI_BIN_DIR", value_name = "DIR", hide_env = true)]
+    cni_bin_dir: Option<String>,
+}
+
+impl GlobalArgs {
+    /// The settings that were given, by their names in the configuration file.
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        for (key, value) in [
+            ("data-dir", &self.data_dir),
+            ("run-dir", &self.run_dir),
+            ("log-dir", &self.log_dir),
+            ("node-name", &self.node_name),
+            ("bind-address", &self.bind_address),
+            ("node-ip", &self.node_ip),
+            ("port", &self.port),
+            ("cluster-port", &self.cluster_port),
+            ("kubelet-port", &self.kubelet_port),
+            ("pod-cidr", &self.pod_cidr),
+            ("service-cidr", &self.service_cidr),
+            ("cluster-dns", &self.cluster_dns),
+            ("cluster-domain", &self.cluster_domain),
+            ("table-name", &self.table_name),
+            ("bridge-name", &self.bridge_name),
+            ("containerd", &self.containerd),
+            ("cni-bin-dir", &self.cni_bin_dir),
+        ] {
+            if let Some(value) = value {
+                settings.insert(key, value.clone());
+            }
+        }
+        settings
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this machine a node: check it, install the service, start it, wait until it is Ready
+    Install(InstallArgs),
+    /// Remove Kedge and everything it made from this machine
+    Uninstall(UninstallArgs),
+    /// Start Kedge
+    Start(WaitArgs),
+    /// Stop Kedge; containers keep running
+    Stop,
+    /// Show what Kedge is doing
+    Status(StatusArgs),
+    /// Run the node in the foreground (what the service does)
+    Run(RunArgs),
+    /// Print a kubeconfig for this cluster's administrator
+    Config(ConfigArgs),
+    /// Run kubectl with this cluster's kubeconfig
+    #[command(disable_help_flag = true)]
+    Kubectl(KubectlArgs),
+    /// Images on this node
+    #[command(subcommand)]
+    Images(ImagesCommand),
+    /// Print the version
+    Version(VersionArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Hold a pod's namespaces (what the pause image runs)
+    #[command(hide = true)]
+    Pause,
+    /// Answer HTTP requests with version, pod and node (what the hello image runs)
+    #[command(hide = true)]
+    Hello {
+        /// The version to answer with; HELLO_VERSION otherwise
+        version: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    /// Only check this machine and say what is missing
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    /// Return as soon as the service was started
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UninstallArgs {
+    /// Keep the data folder, so that a later install brings the cluster back
+    #[arg(long)]
+    pub(crate) keep_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Seconds to wait until Kedge answers
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One line per component
+    Short,
+    /// YAML
+    Yaml,
+    /// JSON
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Wait until the node is Ready
+    #[arg(long)]
+    pub(crate) wait_ready: bool,
+    /// Seconds to wait
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Short)]
+    pub(crate) format: Format,
+}
+
+impl StatusArgs {
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.wait_ready.then(|| Duration::from_secs(self.timeout))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Leave the terminal: used by `kedge start` where there is no service manager
+    #[arg(long, hide = true)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The server's URL in the kubeconfig, e.g. https://192.0.2.1:6443 (repeat it for more)
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KubectlArgs {
+    /// kubectl's own arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImagesCommand {
+    /// Import images from tar archives (docker save, OCI layout)
+    Import {
+        /// The archives
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// List the images that pods on this node can use
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Print JSON
+    #[arg(short, long, value_parser = ["json", "yaml", "short"], default_value = "short")]
+    pub(crate) output: String,
+}
+
+/// Parse and run one command.
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
+            let _ = error.print();
+            return Ok(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS });
+        }
+    };
+    let given = cli.global.settings();
+    let load = || {
+        Config::load(cli.global.config.as_deref(), &given)
+            .map_err(|faults| Failure::Usage(faults.to_string()))
+    };
+    match cli.command {
+        Command::Install(args) => commands::install::run(&load()?, &given, &args),
+        Command::Uninstall(args) => commands::uninstall::run(&load()?, &args),
+        Command::Start(args) => commands::start::run(&load()?, Duration::from_secs(args.timeout)),
+        Command::Stop => commands::stop::run(&load()?),
+        Command::Status(args) => commands::status::run(&load()?, &args),
+        Command::Run(args) => commands::run::run(load()?, &args),
+        Command::Config(args) => commands::config::run(&load()?, &args.server),
+        Command::Kubectl(args) => commands::kubectl::run(&load()?, args.arguments),
+        Command::Images(command) => commands::images::run(&load()?, command),
+        Command::Version(args) => {
+            commands::version::run(&args.output);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kedge", &mut script);
+            output::write(&String::from_utf8_lossy(&script));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Pause => Ok(crate::pause::run()),
+        Command::Hello { version } => Ok(crate::hello::run(version)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_after_the_command() {
+        for arguments in [["kedge", "--port", "7443", "status"], ["kedge", "status", "--port", "7443"]] {
+            let cli = Cli::try_parse_from(arguments).unwrap();
+            assert_eq!(cli.global.settings().get("port"), Some("7443"), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn kubectl_gets_its_arguments_untouched() {
+        let cli = Cli::try_parse_from([
+            "kedge",
+            "kubectl",
+            "expose",
+            "deploy/x",
+            "--port=80",
+            "-o",
+            "yaml",
+            "--help",
+        ])
+        .unwrap();
+        let Command::Kubectl(args) = cli.command else { panic!("not kubectl: {:?}", cli.command) };
+        assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
+        assert_eq!(cli.global.settings().get("port"), None);
+    }
+
+    #[test]
+    fn every_flag_is_a_known_setting() {
+        for id in ["data-dir", "port", "cni-bin-dir", "table-name"] {
+            assert!(crate::config::KEYS.contains(&id), "{id}");
+        }
+        let flags: Vec<String> = GlobalArgs::augment_args(clap::Command::new("x"))
+            .get_arguments()
+            .filter_map(|argument| argument.get_long().map(str::to_owned))
+            .filter(|flag| flag != "config")
+            .collect();
+        assert_eq!(flags.len(), crate::config::KEYS.len());
+        for flag in flags {
+            assert!(crate::config::KEYS.contains(&flag.as_str()), "{flag}");
+        }
+    }
+}

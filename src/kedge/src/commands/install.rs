@@ -1,0 +1,138 @@
+//! `kedge install`: make this machine a node. Everything is checked before anything is changed, and
+//! running it again is an upgrade in place: containers keep running.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::status::wait_ready;
+use crate::cli::{Failure, InstallArgs};
+use crate::config::{self, Config, Settings};
+use crate::output::{self, Step};
+use crate::status::{State, Status};
+use crate::{preflight, service};
+
+/// Check, install, start, wait.
+pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
+    let problems = preflight::check(config);
+    if !problems.is_empty() {
+        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+    }
+    if args.check {
+        output::say("this machine is ready for kedge install");
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let mut step = Step::begin("installing the service");
+    let installed = install_files(config, given).and_then(|()| {
+        step.update("starting kedge");
+        service::restart(config)
+    });
+    if let Err(error) = installed {
+        step.abandon();
+        return Err(error.into());
+    }
+    if args.no_wait {
+        step.done("kedge was started; kedge status --wait-ready waits for it");
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    match wait_ready(config, Duration::from_secs(args.timeout), &mut step) {
+        Ok(status) if status.state == State::Ready => {
+            step.done(&format!("node {} is Ready", status.node));
+            output::write(&next_steps(config));
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(status) => {
+            step.abandon();
+            Err(Failure::Failed(not_ready(config, &status, args.timeout)))
+        }
+        Err(error) => {
+            step.abandon();
+            Err(error.into())
+        }
+    }
+}
+
+fn install_files(config: &Config, given: &Settings) -> anyhow::Result<()> {
+    if !given.is_empty() {
+        config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;
+    }
+    let own = std::env::current_exe().context("find the running binary")?;
+    install_binary(&own, Path::new(service::BINARY))
+        .with_context(|| format!("install {}", service::BINARY))?;
+    if service::systemd_runs() {
+        service::install(config)?;
+    }
+    Ok(())
+}
+
+/// Copy beside the target and rename: a running process keeps its old file.
+fn install_binary(own: &Path, target: &Path) -> io::Result<()> {
+    if own.canonicalize()? == target.canonicalize().unwrap_or_default() {
+        return Ok(());
+    }
+    let temporary = target.with_extension("new");
+    if let Some(dir) = target.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::copy(own, &temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    fs::File::open(&temporary)?.sync_all()?;
+    fs::rename(&temporary, target)
+}
+
+fn not_ready(config: &Config, status: &Status, timeout: u64) -> anyhow::Error {
+    let mut text = format!("the node is not Ready after {timeout} s\n{}", status.to_short());
+    let tail = service::log_tail(config, 10);
+    if !tail.is_empty() {
+        text.push_str("the log's last lines:\n");
+        text.push_str(&tail);
+        text.push('\n');
+    }
+    text.push_str(&format!(
+        "it goes on trying; see kedge status and the log ({})",
+        service::log_place(config)
+    ));
+    anyhow::anyhow!(text)
+}
+
+fn next_steps(config: &Config) -> String {
+    let flags: String = config.file_flags().iter().map(|flag| format!(" {flag}")).collect();
+    format!(
+        "\nTry next:\n  \
+         sudo kedge{flags} kubectl get nodes -o wide\n  \
+         sudo kedge{flags} kubectl create deployment hello --image=kedge.dev/hello:1.0 --replicas=2\n  \
+         sudo kedge{flags} kubectl expose deployment hello --type=NodePort --port=8080\n  \
+         sudo kedge{flags} kubectl get pods,services -o wide\n\
+         For your own kubectl:\n  \
+         sudo kedge{flags} config > ~/.kube/config\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_is_replaced_by_a_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, target) = (dir.path().join("new-kedge"), dir.path().join("bin/kedge"));
+        fs::write(&own, "two").unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        fs::write(&target, "one").unwrap();
+        let running = fs::File::open(&target).unwrap();
+        install_binary(&own, &target).unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "two");
+        assert_eq!(io::read_to_string(running).unwrap(), "one", "the old file lives on");
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
+        // Onto itself: nothing happens.
+        install_binary(&target, &target).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,118 @@
+//! `kedge run`: the node in the foreground. Signals, the service manager and the log are handled here;
+//! what a node consists of is in `node`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kedge_base::Tasks;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::require_root;
+use crate::cli::{Failure, RunArgs};
+use crate::config::Config;
+use crate::process::Process;
+use crate::{node, preflight, service};
+
+/// Run until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    if args.detach {
+        // The parent started us in its own session: a closing terminal must not reach us.
+        nix::unistd::setsid().context("leave the terminal's session")?;
+    }
+    init_log();
+    if let Some(other) = service::running(&config)? {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "kedge already runs here as process {}; stop it with kedge stop, or use another --run-dir",
+            other.pid
+        )));
+    }
+    std::fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("create {}", config.run_dir.display()))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("create {}", config.data_dir.display()))?;
+    let own = Process::own().context("find this process in /proc")?;
+    let pid_file = config.pid_file();
+    own.record(&pid_file).with_context(|| format!("write {}", pid_file.display()))?;
+    preflight::load_modules();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .thread_name("kedge")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    // Blocking work that ignores shutdown must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    let _ = std::fs::remove_file(&pid_file);
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Two workers at least: one may be held up by a burst of work while the other answers.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let tasks = Tasks::new("kedge");
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let token = tasks.token().clone();
+    tasks.spawn_until_stopped("signals", async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
+        tell_manager(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+        token.cancel();
+    });
+    if let Some(period) = sd_notify::watchdog_enabled() {
+        // From a task on the runtime: when the runtime hangs, the service manager notices.
+        tasks.spawn_until_stopped("watchdog", async move {
+            let mut ticks = tokio::time::interval(period / 3);
+            loop {
+                ticks.tick().await;
+                tell_manager(&[NotifyState::Watchdog]);
+            }
+        });
+    }
+    tell_manager(&[NotifyState::Status("starting")]);
+    let ready = || {
+        tracing::info!("the node is ready");
+        tell_manager(&[NotifyState::Ready, NotifyState::Status("ready")]);
+    };
+    let result = Box::pin(node::run(config, tasks.clone(), ready)).await;
+    let left = tasks.shutdown(Duration::from_secs(10)).await;
+    if !left.is_empty() {
+        tracing::warn!(tasks = left.join(", "), "did not end in time");
+    }
+    result.context("run the node")
+}
+
+fn tell_manager(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// `KEDGE_LOG` takes tracing's directives, e.g. `info,kedge_kubelet=debug`; JSON with
+/// `KEDGE_LOG_FORMAT=json`.
+fn init_log() {
+    let filter = EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if std::env::var("KEDGE_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        builder.json().init();
+    } else if std::env::var_os("JOURNAL_STREAM").is_some() {
+        // The journal has its own time.
+        builder.without_time().init();
+    } else {
+        builder.init();
+    }
+}

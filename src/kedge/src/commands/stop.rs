@@ -1,0 +1,23 @@
+//! `kedge stop`: end the node's process; containers keep running.
+
+use std::process::ExitCode;
+
+use super::require_root;
+use crate::cli::Failure;
+use crate::config::Config;
+use crate::{output, service};
+
+/// Stop, and return when the process is gone.
+pub(crate) fn run(config: &Config) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let step = output::Step::begin("stopping kedge");
+    match service::stop(config) {
+        Ok(true) => step.done("kedge stopped; containers keep running until kedge uninstall or a reboot"),
+        Ok(false) => step.done("kedge does not run"),
+        Err(error) => {
+            step.abandon();
+            return Err(error.into());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,326 @@
+//! How a node's process is kept alive: a systemd unit where systemd runs, a background process with a
+//! pid file and a log file elsewhere. Both are started, stopped and asked the same way.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+
+use crate::config::Config;
+use crate::process::Process;
+
+/// Where the binary is installed.
+pub(crate) const BINARY: &str = "/usr/local/bin/kedge";
+/// How long a node may take to stop its components.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Does systemd run this machine (sd_booted(3))?
+pub(crate) fn systemd_runs() -> bool {
+    sd_notify::booted().unwrap_or(false)
+}
+
+/// The unit's file.
+pub(crate) fn unit_file(config: &Config) -> PathBuf {
+    PathBuf::from(format!("/etc/systemd/system/{}.service", config.service_name()))
+}
+
+/// Write the unit and have it started at boot.
+pub(crate) fn install(config: &Config) -> anyhow::Result<()> {
+    let file = unit_file(config);
+    let text = unit(config);
+    let changed = fs::read_to_string(&file).ok().as_deref() != Some(text.as_str());
+    if changed {
+        kedge_base::write_atomic(&file, text.as_bytes(), 0o644)
+            .with_context(|| format!("write {}", file.display()))?;
+        systemctl(&["daemon-reload"])?;
+    }
+    systemctl(&["enable", &config.service_name()])
+}
+
+/// Take the unit away again.
+pub(crate) fn uninstall(config: &Config) -> anyhow::Result<()> {
+    let file = unit_file(config);
+    if !file.exists() {
+        return Ok(());
+    }
+    systemctl(&["disable", &config.service_name()])?;
+    fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+    systemctl(&["daemon-reload"])?;
+    // A failed unit would stay in the list; one that did not fail has nothing to reset.
+    let _ = systemctl(&["reset-failed", &config.service_name()]);
+    Ok(())
+}
+
+/// Start the node unless it runs. Returns false when it ran already.
+pub(crate) fn start(config: &Config) -> anyhow::Result<bool> {
+    let binary = std::env::current_exe().context("find the running binary")?;
+    start_from(config, &binary)
+}
+
+/// The same with a binary other than the running one (a unit names its own).
+fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
+    if running(config)?.is_some() {
+        return Ok(false);
+    }
+    if systemd_runs() && unit_file(config).exists() {
+        // Without --no-block systemd would wait for READY; `status` says more while we wait.
+        systemctl(&["start", "--no-block", &config.service_name()])?;
+    } else {
+        start_in_background(config, binary)?;
+    }
+    Ok(true)
+}
+
+/// Stop the node. Returns false when it did not run. Containers keep running.
+pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
+    let process = running(config)?;
+    if systemd_runs() && unit_file(config).exists() {
+        // Also when no process runs: systemd may be about to start it again.
+        systemctl(&["stop", &config.service_name()])?;
+    }
+    let Some(process) = process else { return Ok(false) };
+    process.signal(Signal::SIGTERM).context("send SIGTERM")?;
+    if !process.wait_gone(STOP_LIMIT) {
+        tracing::warn!(pid = process.pid, "kedge did not stop in time and is killed");
+        process.signal(Signal::SIGKILL).context("send SIGKILL")?;
+        if !process.wait_gone(Duration::from_secs(10)) {
+            bail!("process {} does not end even when killed; a disk may hang (see dmesg)", process.pid);
+        }
+    }
+    let _ = fs::remove_file(config.pid_file());
+    Ok(true)
+}
+
+/// Stop what runs and start the installed binary, for an install or an upgrade in place.
+pub(crate) fn restart(config: &Config) -> anyhow::Result<()> {
+    stop(config)?;
+    start_from(config, Path::new(BINARY))?;
+    Ok(())
+}
+
+/// The node's process, when it runs.
+pub(crate) fn running(config: &Config) -> anyhow::Result<Option<Process>> {
+    let file = config.pid_file();
+    Process::recorded(&file).with_context(|| format!("read {}", file.display()))
+}
+
+/// The last lines of the log, for an error message.
+pub(crate) fn log_tail(config: &Config, lines: usize) -> String {
+    let text = if systemd_runs() && unit_file(config).exists() {
+        Command::new("journalctl")
+            .args(["-u", &config.service_name(), "-n", &lines.to_string(), "--no-pager", "-o", "cat"])
+            .output()
+            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+            .unwrap_or_default()
+    } else {
+        tail(&config.log_file(), lines)
+    };
+    text.trim_end().to_owned()
+}
+
+/// Where a person finds the log.
+pub(crate) fn log_place(config: &Config) -> String {
+    if systemd_runs() && unit_file(config).exists() {
+        format!("journalctl -u {}", config.service_name())
+    } else {
+        config.log_file().display().to_string()
+    }
+}
+
+fn tail(file: &Path, lines: usize) -> String {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let read = || -> std::io::Result<String> {
+        let mut file = fs::File::open(file)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(64 * 1024)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// `kedge run --detach` makes itself the leader of its own session before it does anything else.
+fn start_in_background(config: &Config, binary: &Path) -> anyhow::Result<()> {
+    let file = config.log_file();
+    if let Some(dir) = file.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&file)
+        .with_context(|| format!("open {}", file.display()))?;
+    let errors = log.try_clone().context("open the log twice")?;
+    let mut child = Command::new(binary)
+        .args(["run", "--detach"])
+        .args(flags(config))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .context("start kedge run")?;
+    // It has written its pid file, or it has ended with a reason in the log.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let pid = i32::try_from(child.id()).unwrap_or_default();
+    while running(config)?.is_none_or(|process| process.pid != pid) {
+        if let Some(status) = child.try_wait().context("wait for kedge run")? {
+            bail!("kedge ended at once ({status}); its last words:\n{}", log_tail(config, 10));
+        }
+        if Instant::now() >= deadline {
+            bail!("kedge run did not write {}; see {}", config.pid_file().display(), file.display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Every setting as a flag: the background process sees exactly what this command saw.
+fn flags(config: &Config) -> Vec<String> {
+    let mut flags = config.file_flags();
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut settings = vec![
+        ("--data-dir", text(&config.data_dir)),
+        ("--run-dir", text(&config.run_dir)),
+        ("--log-dir", text(&config.log_dir)),
+        ("--node-name", config.node_name.clone()),
+        ("--bind-address", config.bind_address.to_string()),
+        ("--port", config.port.to_string()),
+        ("--cluster-port", config.cluster_port.to_string()),
+        ("--kubelet-port", config.kubelet_port.to_string()),
+        ("--pod-cidr", config.pod_cidr.to_string()),
+        ("--service-cidr", config.service_cidr.to_string()),
+        ("--cluster-dns", config.cluster_dns.to_string()),
+        ("--cluster-domain", config.cluster_domain.clone()),
+        ("--table-name", config.table_name.clone()),
+        ("--bridge-name", config.bridge_name.clone()),
+    ];
+    if let Some(address) = config.node_ip {
+        settings.push(("--node-ip", address.to_string()));
+    }
+    if let Some(path) = &config.containerd {
+        settings.push(("--containerd", text(path)));
+    }
+    if let Some(path) = &config.cni_bin_dir {
+        settings.push(("--cni-bin-dir", text(path)));
+    }
+    for (flag, value) in settings {
+        flags.push(flag.into());
+        flags.push(value);
+    }
+    flags
+}
+
+/// The unit. `KillMode=process` and `Delegate=yes` let containers outlive the service; the settings are
+/// in the configuration file, so that every other command sees them too.
+fn unit(config: &Config) -> String {
+    let mut command = vec![BINARY.to_owned(), "run".to_owned()];
+    command.extend(config.file_flags());
+    let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    format!(
+        "[Unit]\n\
+         Description=Kedge, a Kubernetes node\n\
+         Wants=network-online.target\n\
+         After=network-online.target local-fs.target\n\
+         StartLimitIntervalSec=0\n\
+         \n\
+         [Service]\n\
+         Type=notify\n\
+         NotifyAccess=main\n\
+         ExecStart={}\n\
+         Restart=always\n\
+         RestartSec=2\n\
+         KillMode=process\n\
+         Delegate=yes\n\
+         TimeoutStartSec=0\n\
+         TimeoutStopSec=90\n\
+         WatchdogSec=60\n\
+         LimitNOFILE=1048576\n\
+         LimitNPROC=infinity\n\
+         LimitCORE=infinity\n\
+         TasksMax=infinity\n\
+         OOMScoreAdjust=-999\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n",
+        command.join(" ")
+    )
+}
+
+/// A word of ExecStart: systemd expands % and $ and splits at spaces.
+fn quoted(word: &str) -> String {
+    let word = word.replace('%', "%%").replace('$', "$$");
+    if word.contains([' ', '"', '\'', '\\']) {
+        format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        word
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("systemctl").args(arguments).output().context("run systemctl")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    bail!("systemctl {} failed: {}", arguments.join(" "), reason.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn config(given: &[(&'static str, &str)]) -> Config {
+        let mut settings = Settings::default();
+        for (key, value) in given {
+            settings.insert(key, (*value).to_owned());
+        }
+        Config::load(Some(Path::new("/nonexistent/kedge config.yaml")), &settings).unwrap()
+    }
+
+    #[test]
+    fn the_unit_leaves_containers_alone() {
+        let text = unit(&config(&[]));
+        for line in [
+            "Type=notify",
+            "KillMode=process",
+            "Delegate=yes",
+            "Restart=always",
+            "LimitNOFILE=1048576",
+            "ExecStart=/usr/local/bin/kedge run --config \"/nonexistent/kedge config.yaml\"",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn nodes_in_other_folders_have_other_units() {
+        let config = config(&[("data-dir", "/srv/nodes/edge 2")]);
+        assert_eq!(unit_file(&config), Path::new("/etc/systemd/system/kedge-edge-2.service"));
+    }
+
+    #[test]
+    fn the_background_process_sees_every_setting() {
+        let config = config(&[("data-dir", "/tmp/a"), ("port", "7001"), ("node-ip", "192.0.2.9")]);
+        let flags = flags(&config).join(" ");
+        for pair in ["--data-dir /tmp/a", "--port 7001", "--node-ip 192.0.2.9", "--bridge-name kedge0"] {
+            assert!(flags.contains(pair), "{pair} is not in {flags}");
+        }
+    }
+
+    #[test]
+    fn the_tail_of_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kedge.log");
+        fs::write(&file, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(tail(&file, 2), "two\nthree");
+        assert_eq!(tail(&dir.path().join("none"), 2), "");
+    }
+}
