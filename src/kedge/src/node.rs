@@ -1,0 +1,217 @@
+//! The assembly of one node: what is started, in which order, and stopped in the reverse one.
+//!
+//! Components know each other only through a `kube::Client`. Here it leads straight into the API
+//! server of the same process; on a worker it would lead over HTTPS.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kedge_apiserver::{ApiServer, User};
+use kedge_base::Tasks;
+use kedge_client::Informers;
+use kedge_cluster::{Leaf, NodeIdentity, Pki};
+use kedge_kubelet::containerd;
+
+use crate::config::Config;
+use crate::image_build;
+use crate::node_status::Board;
+
+/// How long each part may take to stop; the line that names who is late comes earlier.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Start everything, say when the node is ready, and run until `tasks` are asked to stop.
+///
+/// # Errors
+/// When a part cannot start; the error names it and the remedy.
+pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let board = Board::serve(&config, &tasks)?;
+    let node_ip = match config.node_ip {
+        Some(address) => address,
+        None => kedge_network::default_address().await.context("find this node's address")?,
+    };
+    board.set_addresses(&[node_ip]);
+
+    let pki = Pki::open(&config.pki_dir(), &identity(&config, node_ip)).context("open the cluster's keys")?;
+    write_kubeconfig(&config, &pki, node_ip)?;
+
+    // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
+    let runtime = containerd::Settings {
+        binary: config.containerd.clone(),
+        data_dir: config.data_dir.join("containerd"),
+        run_dir: config.run_dir.join("containerd"),
+        log_file: config.log_dir.join("containerd.log"),
+        cni_config_dir: config.data_dir.join("cni/net.d"),
+        cni_bin_dirs: config.cni_bin_dirs(),
+        pause_image: image_build::pause_image(),
+    };
+    let runtime_tasks = tasks.child("runtime");
+    let containerd = containerd::start(runtime, &runtime_tasks);
+
+    let server_tasks = tasks.child("server");
+    let server = ApiServer::start(
+        server_config(&config, &pki, node_ip)?,
+        kedge_store::Config::new(config.data_dir.join("store")),
+        &server_tasks,
+    )
+    .await
+    .context("start the API server")?;
+    board.ready("apiserver");
+    board.follow_store(server.store().clone());
+
+    let client_of = |component: &str| kube_client(&server, component);
+    let component_tasks = tasks.child("components");
+    let informers = Informers::new(client_of("kedge"), &component_tasks);
+    kedge_controllers::start(
+        kedge_controllers::Config {
+            cluster_ca_pem: pki.ca_pem().to_owned(),
+            pod_cidr: config.pod_cidr,
+            node_cidr_mask: 24,
+        },
+        client_of("system:kube-controller-manager"),
+        &informers,
+        &component_tasks,
+    )
+    .context("start the controllers")?;
+    board.ready("controllers");
+    kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, &component_tasks)
+        .context("start the scheduler")?;
+    board.ready("scheduler");
+
+    containerd.await.context("start containerd")?;
+    board.ready("containerd");
+    let socket = config.containerd_socket();
+    image_build::ensure(&socket, &config.data_dir.join("images")).await.context("import Kedge's images")?;
+
+    let node_tasks = tasks.child("node");
+    let network = network(&config, node_ip, &informers, &node_tasks).await?;
+    board.ready("network");
+    let kubelet = kedge_kubelet::start(kubelet_config(&config, &pki, node_ip)?, &informers, &node_tasks)
+        .await
+        .context("start the kubelet")?;
+    board.follow_kubelet(kubelet, &tasks);
+    tasks.spawn_until_stopped("certificate renewal", renew(pki));
+    board.all_ready(&tasks).await;
+    if !tasks.token().is_cancelled() {
+        ready();
+    }
+
+    tasks.token().cancelled().await;
+    // In the reverse order of start; containers and containerd go on running.
+    for (name, group) in
+        [("node", &node_tasks), ("components", &component_tasks), ("server", &server_tasks), ("runtime", &runtime_tasks)]
+    {
+        let late = group.shutdown(STOP_LIMIT).await;
+        if !late.is_empty() {
+            tracing::warn!(part = name, tasks = late.join(", "), "did not stop in time");
+        }
+    }
+    drop(network);
+    server.store().close().await.context("close the datastore")
+}
+
+fn identity(config: &Config, node_ip: IpAddr) -> NodeIdentity {
+    let mut addresses = vec![node_ip, IpAddr::from([127, 0, 0, 1])];
+    if !config.bind_address.is_unspecified() && !addresses.contains(&config.bind_address) {
+        addresses.push(config.bind_address);
+    }
+    NodeIdentity {
+        name: config.node_name.clone(),
+        addresses,
+        service_addresses: config.service_cidr.hosts().next().into_iter().collect(),
+        cluster_domain: config.cluster_domain.clone(),
+    }
+}
+
+/// The administrator's kubeconfig on this node.
+fn write_kubeconfig(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<()> {
+    let host = if config.bind_address.is_unspecified() { node_ip } else { config.bind_address };
+    let server = format!("https://{}", SocketAddr::new(host, config.port));
+    let (certificate, key) = pki.pem(Leaf::Admin);
+    let text = kedge_cluster::kubeconfig(&[server], pki.ca_pem(), &certificate, &key);
+    let path = config.kubeconfig();
+    kedge_base::write_atomic(&path, text.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))
+}
+
+fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
+    Ok(kedge_apiserver::Config {
+        listen: SocketAddr::new(config.bind_address, config.port),
+        tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
+        kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
+        advertise_address: node_ip,
+        issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
+        service_account_key: pki.service_account_key_pem().to_owned(),
+        cluster_ca: pki.ca_pem().to_owned(),
+        service_range: (config.service_cidr.network(), config.service_cidr.prefix_len()),
+        node_ports: (30000, 32767),
+        event_ttl_seconds: 3600,
+    })
+}
+
+/// A client that calls the API server of this process: no socket, no TLS.
+fn kube_client(server: &ApiServer, component: &str) -> kube::Client {
+    kube::Client::new(server.local(User::component(component)), "default")
+}
+
+async fn network(
+    config: &Config,
+    node_ip: IpAddr,
+    informers: &Informers,
+    tasks: &Tasks,
+) -> anyhow::Result<kedge_network::Proxy> {
+    for warning in kedge_network::prepare_host().context("prepare the host's network")? {
+        tracing::warn!(%warning, "host network");
+    }
+    let proxy = kedge_network::ProxyConfig {
+        node_name: config.node_name.clone(),
+        node_ips: vec![node_ip],
+        pod_cidr: config.pod_cidr,
+        service_cidr: config.service_cidr,
+        table_name: config.table_name.clone(),
+    };
+    let proxy = kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")?;
+    // The control plane gives every node its part of the pods' range; pods wait for it.
+    let cni = kedge_network::CniConfig {
+        dir: config.data_dir.join("cni/net.d"),
+        bridge: config.bridge_name.clone(),
+        host_local_dir: config.data_dir.join("cni/networks"),
+        node_name: config.node_name.clone(),
+    };
+    kedge_network::follow_pod_cidr(cni, informers, tasks);
+    Ok(proxy)
+}
+
+fn kubelet_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_kubelet::Config> {
+    Ok(kedge_kubelet::Config {
+        node_name: config.node_name.clone(),
+        labels: std::collections::BTreeMap::new(),
+        node_ip,
+        containerd_socket: config.containerd_socket(),
+        root_dir: config.data_dir.join("kubelet"),
+        log_dir: config.log_dir.join("pods"),
+        cluster_dns: vec![config.cluster_dns],
+        cluster_domain: config.cluster_domain.clone(),
+        server_address: SocketAddr::new(config.bind_address, config.kubelet_port),
+        tls: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))?,
+        max_pods: 110,
+        pause_image: image_build::pause_image(),
+        cgroup_root: "kubepods".to_owned(),
+        control_plane: true,
+        register_taints: Vec::new(),
+        resolv_conf: "/etc/resolv.conf".into(),
+    })
+}
+
+/// Certificates renew themselves at two thirds of their life; listeners take the new ones at once.
+async fn renew(pki: Pki) {
+    loop {
+        let wait = pki.next_renewal().duration_since(pki.clock().system_time()).unwrap_or(Duration::ZERO);
+        // A day at most: the clock of a board may jump.
+        tokio::time::sleep(wait.clamp(Duration::from_secs(60), Duration::from_secs(86_400))).await;
+        match pki.renew() {
+            Ok(renewed) if renewed.is_empty() => {}
+            Ok(renewed) => tracing::info!(?renewed, "certificates renewed"),
+            Err(error) => tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again"),
+        }
+    }
+}
