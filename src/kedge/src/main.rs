@@ -10,6 +10,7 @@ mod config;
 mod hello;
 mod image_build;
 mod node;
+mod node_status;
 mod output;
 mod pause;
 mod preflight;

@@ -86,10 +86,10 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     let node_tasks = tasks.child("node");
     let network = network(&config, node_ip, &informers, &node_tasks).await?;
     board.ready("network");
-    let kubelet = kedge_kubelet::start(kubelet_config(&config, &pki, node_ip)?, &informers, &node_tasks)
+    kedge_kubelet::start(kubelet_config(&config, &pki, node_ip)?, &informers, &node_tasks)
         .await
         .context("start the kubelet")?;
-    board.follow_kubelet(kubelet, &tasks);
+    board.follow_node(&config.node_name, &informers);
     tasks.spawn_until_stopped("certificate renewal", renew(pki));
     board.all_ready(&tasks).await;
     if !tasks.token().is_cancelled() {

@@ -1,0 +1,165 @@
+//! What the running node knows about itself: a board that the assembly writes and `kedge status`
+//! reads through a unix socket in the run folder.
+
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Node;
+use kedge_base::Tasks;
+use kedge_client::Informers;
+use kedge_store::Store;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::status::{Component, Datastore, State, Status};
+
+/// The parts of a control-plane node in the order in which they start.
+const PARTS: [&str; 6] = ["apiserver", "controllers", "scheduler", "containerd", "network", "kubelet"];
+/// A client that does not finish its request in this time is cut off.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest request line and headers.
+const REQUEST_LIMIT: u64 = 16 << 10;
+
+/// Clones share the board.
+#[derive(Clone)]
+pub(crate) struct Board(Arc<Inner>);
+
+struct Inner {
+    status: watch::Sender<Status>,
+    store: std::sync::OnceLock<Store>,
+}
+
+impl Board {
+    /// Make the board and answer on the status socket.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub(crate) fn serve(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
+        let part = |name: &&str| Component { name: (*name).to_owned(), ready: false, last_error: None, remedy: None };
+        let status = Status {
+            state: State::Starting,
+            components: PARTS.iter().map(part).collect(),
+            ..Status::stopped(&config.node_name)
+        };
+        let board = Self(Arc::new(Inner { status: watch::Sender::new(status), store: std::sync::OnceLock::new() }));
+        let socket = config.status_socket();
+        // A socket that an earlier process left behind; the pid file says that it is gone.
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).context("restrict the status socket")?;
+        let (answers, connections) = (board.clone(), tasks.child("status"));
+        tasks.spawn_until_stopped("status socket", async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let board = answers.clone();
+                        connections.spawn_until_stopped("status request", async move {
+                            // A client that went away needs no answer.
+                            let _ = tokio::time::timeout(PATIENCE, board.answer(stream)).await;
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "status request not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Ok(board)
+    }
+
+    async fn answer(&self, stream: UnixStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.take(REQUEST_LIMIT));
+        let mut line = String::new();
+        reader.read_line(&mut line).await?;
+        let path = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        while !line.trim().is_empty() {
+            line.clear();
+            if reader.read_line(&mut line).await? == 0 {
+                break;
+            }
+        }
+        let (code, body) = if path == "/status" {
+            ("200 OK", serde_json::to_vec(&self.now()).map_err(std::io::Error::other)?)
+        } else {
+            ("404 Not Found", b"not found\n".to_vec())
+        };
+        let mut stream = reader.into_inner().into_inner();
+        let head = format!("HTTP/1.0 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&body).await?;
+        stream.shutdown().await
+    }
+
+    fn now(&self) -> Status {
+        let mut status = self.0.status.borrow().clone();
+        if let Some(store) = self.0.store.get() {
+            status.datastore = Datastore {
+                role: "leader".to_owned(),
+                revision: store.revision(),
+                members: vec![status.node.clone()],
+            };
+        }
+        status
+    }
+
+    /// The addresses that the node announces.
+    pub(crate) fn set_addresses(&self, addresses: &[IpAddr]) {
+        self.0.status.send_modify(|status| status.addresses = addresses.iter().map(ToString::to_string).collect());
+    }
+
+    /// The store tells its figures when somebody asks.
+    pub(crate) fn follow_store(&self, store: Store) {
+        // There is one store in a process; a second call would change nothing.
+        let _ = self.0.store.set(store);
+    }
+
+    /// A part works.
+    pub(crate) fn ready(&self, part: &str) {
+        self.set(part, true, None, None);
+    }
+
+    fn set(&self, part: &str, ready: bool, error: Option<String>, remedy: Option<String>) {
+        self.0.status.send_if_modified(|status| {
+            let before = status.clone();
+            if let Some(component) = status.components.iter_mut().find(|component| component.name == part) {
+                component.ready = ready;
+                component.last_error = error;
+                component.remedy = remedy;
+            }
+            status.state = match (status.components.iter().all(|component| component.ready), status.state) {
+                (true, _) => State::Ready,
+                (false, State::Ready | State::Degraded) => State::Degraded,
+                (false, state) => state,
+            };
+            *status != before
+        });
+    }
+
+    /// The kubelet is ready when its Node object says so; its own words say why not.
+    pub(crate) fn follow_node(&self, name: &str, informers: &Informers) {
+        let board = self.clone();
+        let informer = informers.informer_with_fields::<Node>(&format!("metadata.name={name}"));
+        informer.on_change(move |change| {
+            let conditions = change.new.as_ref().and_then(|node| node.status.as_ref()?.conditions.as_ref());
+            let condition = conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
+            match condition {
+                Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
+                Some(condition) => board.set("kubelet", false, condition.message.clone(), None),
+                None => board.set("kubelet", false, Some("the node is not registered".to_owned()), None),
+            }
+        });
+    }
+
+    /// Returns when every part works, or when the tasks are asked to stop.
+    pub(crate) async fn all_ready(&self, tasks: &Tasks) {
+        let mut status = self.0.status.subscribe();
+        // The sender lives in `self`, so the channel cannot close.
+        let _ = tasks.token().run_until_cancelled(status.wait_for(|status| status.state == State::Ready)).await;
+    }
+}
