@@ -50,6 +50,8 @@ pub(crate) struct Sled {
 
 const META: &[u8] = b"m";
 const OBJECT: u8 = b'o';
+/// How many operations let sled free the memory of a batch.
+const RECLAIM: usize = 2_000;
 
 impl Sled {
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
@@ -119,6 +121,12 @@ impl Engine for Sled {
         // alone. fsync works on the file, not on the handle.
         let path = self.dir.join("db");
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
-        kedge_base::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
+        kedge_base::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+        // sled frees replaced pages only step by step, when later operations begin; a large batch is a
+        // single one. These give it the occasion, or old pages would pile up.
+        for _ in 0..RECLAIM {
+            self.tree.get(META).map_err(failed(&self.dir))?;
+        }
+        Ok(())
     }
 }

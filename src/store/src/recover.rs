@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kedge_base::Chain;
 use raft::eraftpb::{ConfState, Entry, EntryType};
@@ -244,6 +245,21 @@ fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<(Box<dyn
     engine.write(&mut std::iter::empty(), Some(&state.meta))?;
     engine.flush()?;
     Ok((Box::new(engine), state))
+}
+
+/// Opens the engine after it was closed in good order; it must say what it said then.
+pub(crate) fn open_closed_engine(config: &Config, paths: &Paths, last: &Meta) -> Option<Box<dyn Engine>> {
+    // sled's own threads may hold the file's lock a little longer than its handle.
+    for wait in [0, 50, 500] {
+        std::thread::sleep(Duration::from_millis(wait));
+        let Ok(engine) = Sled::open(&paths.engine, config.cache_bytes) else { continue };
+        return match engine.meta() {
+            Ok(Some(meta)) if meta == *last => Some(Box::new(engine)),
+            Ok(None) if last.applied == 0 => Some(Box::new(engine)),
+            _ => None,
+        };
+    }
+    None
 }
 
 /// After the engine failed while running: open it again, or rebuild it, so that it holds at least what
