@@ -69,15 +69,15 @@ async fn load() {
         let rate = 32_000.0 / started.elapsed().as_secs_f64();
         say(&format!("{clients} clients: {rate:.0}/s; {}; {:?}", memory(), store.stats()));
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     say(&format!("settled: {}", memory()));
     store.close().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     say(&format!("closed: {}", memory()));
     let started = Instant::now();
     let store = Store::open(Config::new(dir.path()), Arc::new(Nobody), &tasks).await.unwrap();
     say(&format!("reopened with {} keys in {:?}: {}", store.stats().keys, started.elapsed(), memory()));
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     say(&format!("settled: {}", memory()));
     assert!(tasks.shutdown(Duration::from_secs(60)).await.is_empty());
 }
