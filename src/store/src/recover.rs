@@ -22,6 +22,9 @@ use crate::wal::{self, Recovered, Wal};
 /// How many bytes of objects go to the engine in one batch when it is rebuilt.
 const REBUILD_BATCH: usize = 1 << 20;
 
+/// An engine and the state it holds.
+type Base = (Box<dyn Engine>, State);
+
 /// Where things are in the store's folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Paths {
@@ -161,7 +164,7 @@ fn usable_engine(
     first: &ConfState,
     has_log: bool,
     has_snapshot: bool,
-) -> Result<Option<(Box<dyn Engine>, State)>, Error> {
+) -> Result<Option<Base>, Error> {
     if !paths.engine.exists() {
         if has_log {
             tracing::warn!(path = %paths.engine.display(), "the state engine is missing; it is rebuilt");
@@ -197,7 +200,7 @@ fn set_aside(paths: &Paths, why: &str) {
 }
 
 /// A new engine from the newest snapshot that is whole; without any, an empty one.
-fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<(Box<dyn Engine>, State), Error> {
+fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<Base, Error> {
     for found in snapshot::list(&paths.snapshots)? {
         match load_snapshot(config, paths, &found.path) {
             Ok(loaded) => return Ok(loaded),
@@ -211,7 +214,7 @@ fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<(Box<dyn
     Ok((Box::new(engine), State::empty(first.clone())))
 }
 
-fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<(Box<dyn Engine>, State), Error> {
+fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<Base, Error> {
     let damaged = |what: &str| Error::DamagedSnapshot { path: path.to_owned(), what: what.into() };
     let mut snapshot = snapshot::open(path)?;
     // A rebuild that was interrupted, or the attempt with a newer snapshot.

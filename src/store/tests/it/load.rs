@@ -38,6 +38,7 @@ fn say(line: &str) {
 async fn load() {
     let dir = tempfile::tempdir_in(std::env::var("KEDGE_LOAD_DIR").unwrap_or("/var/tmp".into())).unwrap();
     let tasks = Tasks::new("load");
+    say(&format!("before: {}", memory()));
     let store = Store::open(Config::new(dir.path()), Arc::new(Nobody), &tasks).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     say(&format!("open: {}", memory()));
