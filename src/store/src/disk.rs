@@ -1,21 +1,26 @@
 //! The thread that writes the engine and the snapshots, so that neither holds up transactions.
 //!
 //! While it works nothing else writes the engine: a snapshot sees exactly the state of the batch before it,
-//! and newer changes wait in memory.
+//! and newer changes wait in memory. The engine is open only while there is work and a little longer: sled
+//! takes 20 MB and more for itself, and an idle node has no use for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::engine::{Engine, write_overlay};
 use crate::error::Error;
-use crate::recover::{Paths, reopen_engine};
+use crate::recover::{Paths, open_closed_engine, reopen_engine};
 use crate::snapshot;
 use crate::state::{Meta, Overlay};
 use crate::stats::Counters;
 use crate::types::Config;
+
+/// How long the engine stays open after its last use.
+const LINGER: Duration = Duration::from_secs(3);
 
 /// Write these changes to the engine, durably, and then perhaps a snapshot.
 pub(crate) struct Job {
@@ -37,17 +42,16 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// `flushed` is what the engine holds. `done` is called on the thread after each job.
+    /// `flushed` is what the engine holds; it is closed. `done` is called on the thread after each job.
     pub(crate) fn start(
         config: Config,
         paths: Paths,
-        engine: Box<dyn Engine>,
         flushed: Meta,
         counters: Arc<Counters>,
         done: impl Fn(Done) + Send + 'static,
     ) -> Result<Self, Error> {
         let (sender, jobs) = channel();
-        let mut worker = Worker { config, paths, engine: Some(engine), flushed, counters };
+        let mut worker = Worker { config, paths, engine: None, failed: false, flushed, counters };
         let thread = std::thread::Builder::new()
             .name("kedge-store-disk".into())
             .spawn(move || worker.run(&jobs, &done))
@@ -72,15 +76,28 @@ impl Disk {
 struct Worker {
     config: Config,
     paths: Paths,
-    /// `None` after a failure.
+    /// `None` when it is not in use, and after a failure.
     engine: Option<Box<dyn Engine>>,
+    failed: bool,
     flushed: Meta,
     counters: Arc<Counters>,
 }
 
 impl Worker {
     fn run(&mut self, jobs: &Receiver<Job>, done: &impl Fn(Done)) {
-        while let Ok(job) = jobs.recv() {
+        loop {
+            let next = match self.engine {
+                Some(_) => jobs.recv_timeout(LINGER),
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let job = match next {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.engine = None;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             // sled may panic where it should return an error.
             let flushed = catch_unwind(AssertUnwindSafe(|| self.flush(&job))).unwrap_or_else(|_| {
                 Err(Error::Engine { path: self.paths.engine.clone(), what: "it panicked".into() })
@@ -91,7 +108,8 @@ impl Worker {
                 }
                 _ => None,
             };
-            if flushed.is_err() {
+            self.failed = flushed.is_err();
+            if self.failed {
                 self.engine = None;
             }
             if let Some(Ok((bytes, _))) = &snapshot {
@@ -106,7 +124,17 @@ impl Worker {
     fn flush(&mut self, job: &Job) -> Result<(), Error> {
         let engine = match &mut self.engine {
             Some(engine) => engine,
-            none => none.insert(reopen_engine(&self.config, &self.paths, &self.flushed)?),
+            none => {
+                let healthy = if self.failed {
+                    None
+                } else {
+                    open_closed_engine(&self.config, &self.paths, &self.flushed)
+                };
+                none.insert(match healthy {
+                    Some(engine) => engine,
+                    None => reopen_engine(&self.config, &self.paths, &self.flushed)?,
+                })
+            }
         };
         let bytes = write_overlay(engine.as_mut(), &job.overlay, &job.meta)?;
         self.counters.bytes_written.fetch_add(bytes, Relaxed);

@@ -43,13 +43,35 @@ pub(crate) fn write_overlay(engine: &mut dyn Engine, overlay: &Overlay, meta: &M
 /// sled's transactions, which hold every value twice; the first byte of a key tells them apart.
 pub(crate) struct Sled {
     dir: PathBuf,
+    tree: sled::Tree,
     /// Only keeps it open: all data is in the tree.
     _db: sled::Db,
-    tree: sled::Tree,
+    /// Dropped last.
+    _reclaim: Reclaim,
 }
 
 const META: &[u8] = b"m";
 const OBJECT: u8 = b'o';
+/// How often [`reclaim`] asks for a share of the garbage; a round frees up to 512 pages.
+const RECLAIM_ROUNDS: usize = 400;
+
+/// sled leaves replaced pages, and after its end all of them, to crossbeam's collector, which frees a few
+/// at a time when later operations begin. A large batch is a single operation and after the end comes
+/// none, so without this the memory would stay.
+fn reclaim() {
+    for _ in 0..RECLAIM_ROUNDS {
+        crossbeam_epoch::pin().flush();
+    }
+}
+
+/// Reclaims when it is dropped.
+struct Reclaim;
+
+impl Drop for Reclaim {
+    fn drop(&mut self) {
+        reclaim();
+    }
+}
 
 impl Sled {
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
@@ -62,7 +84,7 @@ impl Sled {
             .open()
             .map_err(&failed)?;
         let tree = db.open_tree("state").map_err(&failed)?;
-        Ok(Self { dir: dir.to_owned(), _db: db, tree })
+        Ok(Self { dir: dir.to_owned(), tree, _db: db, _reclaim: Reclaim })
     }
 }
 
@@ -119,6 +141,8 @@ impl Engine for Sled {
         // alone. fsync works on the file, not on the handle.
         let path = self.dir.join("db");
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
-        kedge_base::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
+        kedge_base::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+        reclaim();
+        Ok(())
     }
 }

@@ -177,19 +177,14 @@ impl Node {
         node.drive()?;
         node.lead()?;
         node.reset_observer(engine.as_ref())?;
+        drop(engine);
         node.muted = false;
         node.publish();
         let shared = node.shared.clone();
-        let disk = Disk::start(
-            node.config.clone(),
-            paths,
-            engine,
-            flushed,
-            node.shared.counters.clone(),
-            move |done| {
+        let disk =
+            Disk::start(node.config.clone(), paths, flushed, node.shared.counters.clone(), move |done| {
                 let _ = shared.sender.send(Msg::Disk(done));
-            },
-        )?;
+            })?;
         node.disk = Some(disk);
         Ok(node)
     }

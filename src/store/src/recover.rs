@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kedge_base::Chain;
 use raft::eraftpb::{ConfState, Entry, EntryType};
@@ -20,6 +21,9 @@ use crate::wal::{self, Recovered, Wal};
 
 /// How many bytes of objects go to the engine in one batch when it is rebuilt.
 const REBUILD_BATCH: usize = 1 << 20;
+
+/// An engine and the state it holds.
+type Base = (Box<dyn Engine>, State);
 
 /// Where things are in the store's folder.
 #[derive(Clone, Debug)]
@@ -160,7 +164,7 @@ fn usable_engine(
     first: &ConfState,
     has_log: bool,
     has_snapshot: bool,
-) -> Result<Option<(Box<dyn Engine>, State)>, Error> {
+) -> Result<Option<Base>, Error> {
     if !paths.engine.exists() {
         if has_log {
             tracing::warn!(path = %paths.engine.display(), "the state engine is missing; it is rebuilt");
@@ -196,7 +200,7 @@ fn set_aside(paths: &Paths, why: &str) {
 }
 
 /// A new engine from the newest snapshot that is whole; without any, an empty one.
-fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<(Box<dyn Engine>, State), Error> {
+fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<Base, Error> {
     for found in snapshot::list(&paths.snapshots)? {
         match load_snapshot(config, paths, &found.path) {
             Ok(loaded) => return Ok(loaded),
@@ -210,7 +214,7 @@ fn rebuild(config: &Config, paths: &Paths, first: &ConfState) -> Result<(Box<dyn
     Ok((Box::new(engine), State::empty(first.clone())))
 }
 
-fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<(Box<dyn Engine>, State), Error> {
+fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<Base, Error> {
     let damaged = |what: &str| Error::DamagedSnapshot { path: path.to_owned(), what: what.into() };
     let mut snapshot = snapshot::open(path)?;
     // A rebuild that was interrupted, or the attempt with a newer snapshot.
@@ -244,6 +248,21 @@ fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<(Box<dyn
     engine.write(&mut std::iter::empty(), Some(&state.meta))?;
     engine.flush()?;
     Ok((Box::new(engine), state))
+}
+
+/// Opens the engine after it was closed in good order; it must say what it said then.
+pub(crate) fn open_closed_engine(config: &Config, paths: &Paths, last: &Meta) -> Option<Box<dyn Engine>> {
+    // sled's own threads may hold the file's lock a little longer than its handle.
+    for wait in [0, 50, 500] {
+        std::thread::sleep(Duration::from_millis(wait));
+        let Ok(engine) = Sled::open(&paths.engine, config.cache_bytes) else { continue };
+        return match engine.meta() {
+            Ok(Some(meta)) if meta == *last => Some(Box::new(engine)),
+            Ok(None) if last.applied == 0 => Some(Box::new(engine)),
+            _ => None,
+        };
+    }
+    None
 }
 
 /// After the engine failed while running: open it again, or rebuild it, so that it holds at least what

@@ -9,6 +9,10 @@ use kedge_store::{Change, Check, Config, Entry, Key, Observer, Revision, Store};
 
 use crate::model::{put, txn};
 
+/// What the program uses: memory is measured with it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 struct Nobody;
 
 impl Observer for Nobody {
@@ -34,7 +38,9 @@ fn say(line: &str) {
 async fn load() {
     let dir = tempfile::tempdir_in(std::env::var("KEDGE_LOAD_DIR").unwrap_or("/var/tmp".into())).unwrap();
     let tasks = Tasks::new("load");
+    say(&format!("before: {}", memory()));
     let store = Store::open(Config::new(dir.path()), Arc::new(Nobody), &tasks).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
     say(&format!("open: {}", memory()));
     let mut times = Vec::new();
     for i in 0..500 {
@@ -64,10 +70,15 @@ async fn load() {
         let rate = 32_000.0 / started.elapsed().as_secs_f64();
         say(&format!("{clients} clients: {rate:.0}/s; {}; {:?}", memory(), store.stats()));
     }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    say(&format!("settled: {}", memory()));
     store.close().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
     say(&format!("closed: {}", memory()));
     let started = Instant::now();
     let store = Store::open(Config::new(dir.path()), Arc::new(Nobody), &tasks).await.unwrap();
     say(&format!("reopened with {} keys in {:?}: {}", store.stats().keys, started.elapsed(), memory()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    say(&format!("settled: {}", memory()));
     assert!(tasks.shutdown(Duration::from_secs(60)).await.is_empty());
 }
