@@ -54,7 +54,7 @@ fn taken_address(address: &str) -> FieldError {
     FieldError::invalid(
         "spec.clusterIPs",
         json!([address]),
-        &format!("failed to allocate IP {address}: provided IP is already allocated"),
+        format!("failed to allocate IP {address}: provided IP is already allocated"),
     )
 }
 
@@ -192,7 +192,7 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
         match range.free(taken) {
             Some(address) => address,
             None => {
-                errors.push(FieldError::internal("spec.clusterIPs", "failed to allocate a serviceIP: range is full"));
+                errors.push(FieldError::invalid("spec.clusterIPs", Value::Null, "failed to allocate a serviceIP: range is full"));
                 return;
             }
         }
@@ -203,7 +203,7 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
                 errors.push(FieldError::invalid(
                     "spec.clusterIPs",
                     json!([wanted]),
-                    &format!("failed to allocate IP {address}: the provided network does not match the current range"),
+                    format!("failed to allocate IP {address}: the provided network does not match the current range"),
                 ));
                 return;
             }
@@ -226,7 +226,7 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
         "kind": "IPAddress",
         "metadata": {
             "name": address.to_string(),
-            "uid": uuid::Uuid::new_v4().to_string(),
+            "uid": object::new_uid(),
             "creationTimestamp": object::now_rfc3339(),
             "labels": {
                 "ipaddress.kubernetes.io/ip-family": family,
@@ -255,12 +255,12 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
             match port_number(&port["nodePort"]) {
                 Some(number) if before.contains(&number) => {}
                 Some(number) if number < low || number > high => errors.push(FieldError::invalid(
-                    &format!("spec.ports[{index}].nodePort"),
+                    format!("spec.ports[{index}].nodePort"),
                     json!(number),
-                    &format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
+                    format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
                 )),
                 Some(number) if taken(number) => errors.push(FieldError::invalid(
-                    &format!("spec.ports[{index}].nodePort"),
+                    format!("spec.ports[{index}].nodePort"),
                     json!(number),
                     "provided port is already allocated",
                 )),
@@ -275,8 +275,9 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
                             mine.insert(number);
                             port["nodePort"] = json!(number);
                         }
-                        None => errors.push(FieldError::internal(
-                            &format!("spec.ports[{index}].nodePort"),
+                        None => errors.push(FieldError::invalid(
+                            format!("spec.ports[{index}].nodePort"),
+                            Value::Null,
                             "failed to allocate a nodePort: range is full",
                         )),
                     }

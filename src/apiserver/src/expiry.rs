@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(300);
 
 pub(crate) async fn run(state: Arc<State>) {
     let Some(events) = state.find("", "v1", "events") else { return };
-    let bucket = state.cache.bucket(&events.storage_key());
+    let bucket = state.cache.bucket(&events.storage_key);
     let mut changed = bucket.subscribe();
     loop {
         if bucket.len() == 0 {
@@ -36,7 +36,7 @@ async fn expire(state: &Arc<State>, events: &Arc<Resource>) {
     let Ok(oldest) = Timestamp::now().checked_sub(SignedDuration::from_secs(life)) else { return };
     let user = User::component("system:apiserver");
     let deletion = Deletion { state, user: &user, resource: events };
-    for stored in state.cache.bucket(&events.storage_key()).objects().values() {
+    for stored in state.cache.bucket(&events.storage_key).objects().values() {
         if last_seen(&stored.bytes).is_none_or(|seen| seen < oldest) {
             if let Err(status) = deletion.run(stored.namespace(), stored.name(), &DeleteOptions::default()).await {
                 tracing::debug!(event = %stored.key, %status, "old event not deleted");

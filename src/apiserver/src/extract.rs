@@ -33,13 +33,12 @@ struct Node {
 }
 
 impl Paths {
-    /// `names` are dotted paths such as `spec.nodeName`.
-    pub(crate) fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
+    /// Pairs of a selector's name (`spec.nodeName`) and where objects have the value (`/spec/nodeName`).
+    pub(crate) fn new<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut paths = Self::default();
-        for name in names {
-            let name = name.as_ref();
+        for (name, path) in fields {
             let mut node = &mut paths.root;
-            for part in name.split('.') {
+            for part in path.split('/').skip(1) {
                 let index = node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
                     node.children.push((part.into(), Node::default()));
                     node.children.len() - 1
@@ -171,7 +170,12 @@ mod tests {
 
     #[test]
     fn finds_labels_and_fields_and_nothing_else() {
-        let paths = Paths::new(["spec.nodeName", "status.phase", "spec.unschedulable", "spec.replicas"]);
+        let paths = Paths::new([
+            ("spec.nodeName", "/spec/nodeName"),
+            ("status.phase", "/status/phase"),
+            ("spec.unschedulable", "/spec/unschedulable"),
+            ("spec.replicas", "/spec/replicas"),
+        ]);
         let bytes = br#"{"metadata":{"labels":{"app":"web","a\"b":"c"},"name":"x"},
             "spec":{"nodeName":"n1","unschedulable":true,"replicas":3,"labels":{"no":"no"},"list":[{"nodeName":"n2"}]}}"#;
         let extracted = paths.extract(bytes);
@@ -188,7 +192,7 @@ mod tests {
     #[test]
     fn hostile_bytes_give_nothing() {
         for bytes in [&b""[..], b"{", b"[1,2]", b"\"x\"", b"{\"metadata\":{\"labels\":{\"a\":1}}}", b"{\"metadata\":null}"] {
-            assert!(Paths::new(["a.b"]).extract(bytes).labels.is_empty());
+            assert!(Paths::new([("a.b", "/a/b")]).extract(bytes).labels.is_empty());
         }
     }
 }

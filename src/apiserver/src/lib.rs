@@ -81,8 +81,8 @@ impl ApiServer {
     pub async fn start(config: Config, store: kedge_store::Config, tasks: &Tasks) -> Result<Self, Error> {
         let registry = Registry::builtin();
         let mut paths: HashMap<Box<str>, extract::Paths> = HashMap::new();
-        for resource in registry.iter().filter(|resource| resource.stored && resource.is_storage_version()) {
-            paths.insert(resource.storage_key().as_ref().into(), verbs::select::paths(resource));
+        for resource in registry.iter().filter(|resource| resource.stored && !resource.converts()) {
+            paths.insert(resource.storage_key.as_ref().into(), verbs::select::paths(resource));
         }
         let cache = Arc::new(cache::Cache::new(paths));
         let tokens = token::Tokens::new(config.issuer.clone(), &config.service_account_key).map_err(Error::Key)?;

@@ -31,7 +31,7 @@ pub(crate) fn answer(state: &State, headers: &HeaderMap, path: &str) -> Result<O
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
     let json_accepted = accept.split(',').any(|media| media.contains("json") || media.contains("*/*"));
     if !json_accepted {
-        return Err(Status::not_acceptable("only the following media types are accepted: application/json"));
+        return Err(Status::not_acceptable(&["application/json"]));
     }
     let name = path.trim_start_matches("/openapi/").to_owned();
     if let Some(document) = state.openapi.0.lock().get(&name) {
@@ -75,6 +75,6 @@ fn compressed(headers: &HeaderMap, gzip: Bytes) -> Result<Response<Body>, Status
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         return Ok(response);
     }
-    let plain = kedge_openapi::unpack(&gzip).map_err(|error| Status::internal(&error.to_string()))?;
+    let plain = kedge_openapi::unpack(&gzip).map_err(|error| Status::internal(error.to_string()))?;
     Ok(respond::json_bytes(StatusCode::OK, plain.into()))
 }

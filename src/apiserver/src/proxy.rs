@@ -60,7 +60,7 @@ fn destination(context: &Context) -> Result<Destination, Status> {
             let (name, port) = split_port(&info.name);
             let pod = object(context, "pods", &format!("{}/{name}", info.namespace), &name)?;
             let address = pod["status"]["podIP"].as_str().filter(|address| !address.is_empty());
-            let address = address.ok_or_else(|| Status::bad_request(&format!("address not allowed: pod {name} has no IP")))?;
+            let address = address.ok_or_else(|| Status::bad_request(format!("address not allowed: pod {name} has no IP")))?;
             let port = match port {
                 Some(port) => port,
                 None => pod["spec"]["containers"]
@@ -79,7 +79,7 @@ fn destination(context: &Context) -> Result<Destination, Status> {
             let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
             if node.is_empty() {
                 // Logs of a pod without a node are empty upstream, the others fail.
-                return Err(Status::bad_request(&format!("pod {} does not have a host assigned", info.name)));
+                return Err(Status::bad_request(format!("pod {} does not have a host assigned", info.name)));
             }
             let (namespace, name) = (&info.namespace, &info.name);
             let container = match stream {
@@ -100,7 +100,7 @@ fn destination(context: &Context) -> Result<Destination, Status> {
 
 fn object(context: &Context, resource: &str, key: &str, name: &str) -> Result<Value, Status> {
     let stored = context.state.cache.bucket(resource).get(key);
-    let missing = || Status::not_found(&kedge_api::GroupResource::new("", resource), name);
+    let missing = || Status::not_found(&kedge_api::status::GroupResource::new("", resource), name);
     read::parse(&stored.ok_or_else(missing)?.bytes)
 }
 
@@ -127,7 +127,7 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
             if containers.iter().chain(&init).chain(&ephemeral).any(|known| known == name) {
                 return Ok(name.to_owned());
             }
-            Err(Status::bad_request(&format!("container {name} is not valid for pod {pod_name}")))
+            Err(Status::bad_request(format!("container {name} is not valid for pod {pod_name}")))
         }
         None => match containers.as_slice() {
             [one] => Ok(one.clone()),
@@ -138,7 +138,7 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
                 .to_owned()),
             _ => {
                 let init = if init.is_empty() { String::new() } else { format!(" or one of the init containers: [{}]", init.join(" ")) };
-                Err(Status::bad_request(&format!(
+                Err(Status::bad_request(format!(
                     "a container name must be specified for pod {pod_name}, choose one of: [{}]{init}",
                     containers.join(" ")
                 )))
@@ -173,14 +173,14 @@ fn service(context: &Context) -> Result<Destination, Status> {
         [name] => (*name, ""),
         [name, port] => (*name, *port),
         [_, name, port] => (*name, *port),
-        _ => return Err(Status::bad_request(&format!("invalid service request {:?}", info.name))),
+        _ => return Err(Status::bad_request(format!("invalid service request {:?}", info.name))),
     };
     let service = object(context, "services", &format!("{}/{name}", info.namespace), name)?;
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let port = ports
         .iter()
         .find(|port| port_name.is_empty() || port["name"] == port_name || port["port"].to_string() == port_name)
-        .ok_or_else(|| Status::service_unavailable(&format!("no service port {port_name:?} found for service {name:?}")))?;
+        .ok_or_else(|| Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}")))?;
     let wanted = port["name"].as_str().unwrap_or_default();
     let slices = context.state.cache.bucket("endpointslices.discovery.k8s.io").objects();
     for stored in slices.values().filter(|stored| stored.namespace() == info.namespace) {
@@ -209,13 +209,13 @@ fn service(context: &Context) -> Result<Destination, Status> {
             });
         }
     }
-    Err(Status::service_unavailable(&format!("no endpoints available for service {:?}", info.name)))
+    Err(Status::service_unavailable(format!("no endpoints available for service {:?}", info.name)))
 }
 
 /// One connection for one request: streams live long, and the others are rare.
 async fn forward(context: &Arc<Context>, request: Request<Body>, to: Destination) -> Result<Response<Body>, Status> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Status::service_unavailable(&format!("error trying to reach service: {what} {}:{}: {error}", to.address, to.port))
+        Status::service_unavailable(format!("error trying to reach service: {what} {}:{}: {error}", to.address, to.port))
     };
     let ip: IpAddr = to.address.parse().map_err(|error| failed("address", &error))?;
     let stream = TcpStream::connect((ip, to.port)).await.map_err(|error| failed("dial tcp", &error))?;
@@ -238,7 +238,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let failed = |error: &dyn std::fmt::Display| {
-        Status::service_unavailable(&format!("error trying to reach service: {}:{}: {error}", to.address, to.port))
+        Status::service_unavailable(format!("error trying to reach service: {}:{}: {error}", to.address, to.port))
     };
     let tasks = &context.state.tasks;
     let (mut sender, connection) =
@@ -295,11 +295,11 @@ async fn as_status(response: Response<hyper::body::Incoming>) -> Response<Body> 
     let body = crate::body::collect(Body::new(response.into_body())).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&body).trim().to_owned();
     let status = match code {
-        StatusCode::BAD_REQUEST => Status::bad_request(&text),
+        StatusCode::BAD_REQUEST => Status::bad_request(text),
         StatusCode::NOT_FOUND => Status { code: 404, reason: "NotFound", message: text, details: None },
         StatusCode::FORBIDDEN => Status { code: 403, reason: "Forbidden", message: text, details: None },
         _ => {
-            let mut status = Status::internal(&text);
+            let mut status = Status::internal(text);
             status.code = code.as_u16();
             status
         }

@@ -47,9 +47,7 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
         };
         return Ok(Accepted { form, yaml });
     }
-    Err(Status::not_acceptable(
-        "only the following media types are accepted: application/json, application/yaml",
-    ))
+    Err(Status::not_acceptable(&["application/json", "application/yaml"]))
 }
 
 /// Bytes that already are JSON.
@@ -80,7 +78,7 @@ pub(crate) fn object(code: StatusCode, bytes: Bytes, accepted: Accepted) -> Resp
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
             response
         }
-        Err(error) => status(&Status::internal(&format!("object cannot be written as YAML: {error}"))),
+        Err(error) => status(&Status::internal(format!("object cannot be written as YAML: {error}"))),
     }
 }
 

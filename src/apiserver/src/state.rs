@@ -68,5 +68,5 @@ impl State {
 }
 
 pub(crate) fn unavailable(error: &kedge_store::Error) -> Status {
-    Status::service_unavailable(&format!("the datastore does not answer: {}", kedge_base::Chain(error)))
+    Status::service_unavailable(format!("the datastore does not answer: {}", kedge_base::Chain(error)))
 }

@@ -25,7 +25,7 @@ pub(crate) async fn run(context: &Arc<Context>, body: Bytes) -> Result<Response<
         return Err(unknown(context));
     }
     match (&*resource.group, &*resource.plural, info.subresource.as_str()) {
-        (_, _, "status") => run_part(context, body, Target::Status).await,
+        (_, _, "status") => run_part(context, body, Target::STATUS).await,
         (_, _, "scale") => scale(context, &body).await,
         ("", "pods", "binding") => bind(context, &body).await,
         ("", "pods", "eviction") => evict(context, &body).await,
@@ -61,7 +61,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let value = match info.verb {
         "get" => {
             context.state.fresh_revision().await?;
-            let bucket = context.state.cache.bucket(&context.resource.storage_key());
+            let bucket = context.state.cache.bucket(&context.resource.storage_key);
             return show(&bucket.get(&context.key()).ok_or_else(|| context.not_found())?.bytes);
         }
         "update" => Some(crate::body::value(context.content_type(), body)?),
@@ -180,7 +180,7 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
         state: &context.state,
         user: &context.user,
         resource: &context.resource,
-        target: Target::Part("binding"),
+        target: Target::Trusted("binding"),
     };
     change.run(&context.info.namespace, &context.info.name, &options, &mut edit).await?;
     Ok(respond::json(StatusCode::CREATED, &success()))
@@ -212,7 +212,7 @@ async fn evict(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let options: DeleteOptions = match &eviction["deleteOptions"] {
         Value::Null => DeleteOptions::default(),
         options => serde_json::from_value(options.clone())
-            .map_err(|error| Status::bad_request(&format!("couldn't decode deleteOptions: {error}")))?,
+            .map_err(|error| Status::bad_request(format!("couldn't decode deleteOptions: {error}")))?,
     };
     let bucket = context.state.cache.bucket("pods");
     let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
@@ -249,7 +249,7 @@ async fn spend_budget(context: &Arc<Context>, pod: &crate::extract::Extracted) -
         }
     };
     let Some(resource) = context.state.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    let change = Change { state: &context.state, user: &context.user, resource: &resource, target: Target::Status };
+    let change = Change { state: &context.state, user: &context.user, resource: &resource, target: Target::STATUS };
     let mut edit = |budget: &Value| {
         let status = &budget["status"];
         let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
@@ -276,7 +276,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let state = &context.state;
     let find = |resource: &str, group: &str, name: &str| -> Result<Value, Status> {
         let stored = state.cache.bucket(resource).get(&format!("{}/{name}", context.info.namespace));
-        let missing = || Status::not_found(&kedge_api::GroupResource::new(group, resource), name);
+        let missing = || Status::not_found(&kedge_api::status::GroupResource::new(group, resource), name);
         read::parse(&stored.ok_or_else(missing)?.bytes)
     };
     let account = find("serviceaccounts", "", &context.info.name)?;
@@ -312,7 +312,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             Some("Pod") => {
                 let object = find("pods", "", name)?;
                 if object["spec"]["serviceAccountName"] != context.info.name.as_str() {
-                    return Err(Status::bad_request(&format!(
+                    return Err(Status::bad_request(format!(
                         "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
                         context.info.name
                     )));
@@ -330,7 +330,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
                 object
             }
             other => {
-                return Err(Status::bad_request(&format!(
+                return Err(Status::bad_request(format!(
                     "cannot bind token to object of type {}",
                     other.unwrap_or_default()
                 )));
@@ -366,7 +366,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             warnafter: extended.then_some(issued + seconds),
         },
     };
-    let token = state.tokens.sign(&claims).map_err(|error| Status::internal(&error))?;
+    let token = state.tokens.sign(&claims).map_err(|error| Status::internal(error))?;
     let expires = i64::try_from(issued + seconds).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
     request["kind"] = json!("TokenRequest");
     request["apiVersion"] = json!("authentication.k8s.io/v1");
@@ -375,7 +375,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     });
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = json!(seconds);
-    request["status"] = json!({ "token": token, "expirationTimestamp": expires.map(object::rfc3339) });
+    request["status"] = json!({ "token": token, "expirationTimestamp": expires.map(object::format_time) });
     Ok(respond::object(StatusCode::CREATED, request.to_string().into(), context.accepted))
 }
 
@@ -404,7 +404,7 @@ async fn finalize(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>
         state: &context.state,
         user: &context.user,
         resource: &context.resource,
-        target: Target::Part("finalize"),
+        target: Target::Trusted("finalize"),
     };
     let (bytes, _) = change.run("", &context.info.name, &options, &mut edit).await?;
     read::present(context, StatusCode::OK, &bytes)

@@ -87,7 +87,7 @@ fn operation(resource: &Resource, dialect: Dialect, verb: &str, action: &str) ->
         "application/merge-patch+json",
         "application/strategic-merge-patch+json",
     ];
-    let strategic = resource.has_strategic_patch();
+    let strategic = !resource.custom;
     let patches: Vec<&str> = patches.into_iter().filter(|kind| strategic || !kind.contains("strategic")).collect();
     let mut operation = json!({
         "operationId": format!("{action}{}{}{}", resource.group, resource.version, resource.kind),

@@ -9,7 +9,7 @@ mod storage;
 
 use std::sync::Arc;
 
-use kedge_api::GroupResource;
+use kedge_api::status::GroupResource;
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use serde_json::Value;
@@ -44,7 +44,7 @@ impl Request<'_> {
     }
 
     pub(crate) fn group_resource(&self) -> GroupResource {
-        crate::verbs::group_resource(self.resource)
+        self.resource.group_resource()
     }
 
     pub(crate) fn forbidden(&self, message: &str) -> Status {

@@ -1,7 +1,7 @@
 //! NamespaceLifecycle: nothing is created in a namespace that does not exist or is being deleted,
 //! and the system's namespaces stay (`plugin/pkg/admission/namespace/lifecycle`).
 
-use kedge_api::GroupResource;
+use kedge_api::status::GroupResource;
 use kedge_api::status::{Cause, Status};
 use serde_json::Value;
 

@@ -48,7 +48,7 @@ pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Statu
 }
 
 fn mount_token(pod: &mut Value) {
-    let volume = format!("kube-api-access-{}", object::random_suffix());
+    let volume = format!("kube-api-access-{}", object::name_suffix());
     let mut used = false;
     for kind in ["initContainers", "containers"] {
         for container in pod["spec"][kind].as_array_mut().into_iter().flatten() {

@@ -44,7 +44,7 @@ pub(crate) fn check(request: &Request<'_>, value: &Value) -> Result<(), Status> 
             let role = bucket
                 .get(&format!("{namespace}/{name}"))
                 .and_then(|stored| serde_json::from_slice::<Value>(&stored.bytes).ok())
-                .ok_or_else(|| Status::not_found(&kedge_api::GroupResource::new(GROUP, resource), name))?;
+                .ok_or_else(|| Status::not_found(&kedge_api::status::GroupResource::new(GROUP, resource), name))?;
             within(request, &rules_of(&role))
         }
         _ => Ok(()),

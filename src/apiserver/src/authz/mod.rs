@@ -77,7 +77,7 @@ pub(crate) fn attributes<'a>(user: &'a User, info: &'a RequestInfo) -> Attribute
 /// Upstream's 403 (apiserver `handlers/responsewriters/errors.go`).
 pub(crate) fn forbidden(user: &User, attributes: &Attributes<'_>) -> Status {
     if !attributes.is_resource {
-        return Status::forbidden_raw(&format!(
+        return Status::plain(403, "Forbidden", format!(
             "forbidden: User {:?} cannot {} path {:?}",
             user.name, attributes.verb, attributes.path
         ));
@@ -96,7 +96,7 @@ pub(crate) fn forbidden(user: &User, attributes: &Attributes<'_>) -> Status {
         "User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
         user.name, attributes.verb, attributes.api_group
     );
-    let group_resource = kedge_api::GroupResource::new(attributes.api_group, attributes.resource);
+    let group_resource = kedge_api::status::GroupResource::new(attributes.api_group, attributes.resource);
     Status::forbidden(&group_resource, attributes.name, &message)
 }
 

@@ -93,13 +93,13 @@ fn resource_of(state: &State, object: &Value) -> Result<Arc<kedge_api::registry:
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let kind = object["kind"].as_str().unwrap_or_default();
     let resource = state.registry.read().by_kind(group, version, kind);
-    resource.ok_or_else(|| Status::internal(&format!("no resource for {api_version} {kind}")))
+    resource.ok_or_else(|| Status::internal(format!("no resource for {api_version} {kind}")))
 }
 
 fn find(state: &State, object: &Value) -> Result<Option<Value>, Status> {
     let resource = resource_of(state, object)?;
     let key = format!("{}/{}", object::namespace(object), object::name(object));
-    let stored = state.cache.bucket(&resource.storage_key()).get(&key);
+    let stored = state.cache.bucket(&resource.storage_key).get(&key);
     stored.map(|stored| crate::verbs::read::parse(&stored.bytes)).transpose()
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kedge_api::field::FieldError;
 use kedge_api::managed::{self, Manager};
 use kedge_api::object;
 use kedge_api::registry::Resource;
@@ -13,7 +14,7 @@ use kedge_store::{Check, CommitError, Condition, Op, Txn};
 use serde_json::{Value, json};
 
 use super::options::WriteOptions;
-use super::{Context, group_resource, object_key, read, store_key};
+use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::claims;
@@ -58,12 +59,12 @@ impl Creation<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         let generated = object::name(&value).is_empty();
-        if generated && !object::has_generate_name(&value) {
+        if generated && object::generate_name(&value).is_empty() {
             return Err(Status::invalid(
                 &resource.group,
                 &resource.kind,
                 "",
-                vec![kedge_api::field::FieldError::required("metadata.name", "name or generateName is required")],
+                vec![FieldError::required("metadata.name", "name or generateName is required")],
             ));
         }
         let mut tries = if generated { NAME_TRIES } else { 1 };
@@ -71,7 +72,8 @@ impl Creation<'_> {
             tries -= 1;
             let mut attempt = value.clone();
             if generated {
-                object::generate_name(&mut attempt);
+                let name = object::generated_name(object::generate_name(&attempt));
+                object::set_name(&mut attempt, &name);
             }
             match self.attempt(namespace, attempt, options).await {
                 Err(status) if status.code == 409 && status.reason == "AlreadyExists" && tries > 0 => {}
@@ -108,8 +110,8 @@ impl Creation<'_> {
             old: None,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
-        object::drop_server_fields(&mut value);
-        object::set_uid(&mut value, &uuid::Uuid::new_v4().to_string());
+        drop_server_fields(&mut value);
+        object::set_uid(&mut value, &object::new_uid());
         object::set_creation_timestamp(&mut value, &object::now_rfc3339());
         strategy.prepare_create(&mut value);
         let mut claims = claims::prepare(state, resource, &mut value, None)?;
@@ -124,13 +126,13 @@ impl Creation<'_> {
             time: object::now_rfc3339(),
             subresource: String::new(),
         };
-        if object::managed_fields_are_absent(&value) {
+        if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
         }
         let key = store_key(resource, &object_key(namespace, &name));
         if options.dry_run {
-            if state.cache.bucket(&resource.storage_key()).get(&object_key(namespace, &name)).is_some() {
-                return Err(Status::already_exists(&group_resource(resource), &name));
+            if state.cache.bucket(&resource.storage_key).get(&object_key(namespace, &name)).is_some() {
+                return Err(Status::already_exists(&resource.group_resource(), &name));
             }
             return Ok((value.to_string().into(), warnings));
         }
@@ -143,7 +145,7 @@ impl Creation<'_> {
         match state.store.commit(txn).await {
             Ok(revision) => Ok((encode::spliced(&stored, revision), warnings)),
             Err(CommitError::Conflict { key: at, .. }) if at == key => {
-                Err(Status::already_exists(&group_resource(resource), &name))
+                Err(Status::already_exists(&resource.group_resource(), &name))
             }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
             Err(error) => Err(commit_failed(&error)),
@@ -159,8 +161,16 @@ pub(crate) fn is_lazy(resource: &Resource) -> bool {
 pub(crate) fn commit_failed(error: &CommitError) -> Status {
     let text = kedge_base::Chain(error).to_string();
     match error {
-        CommitError::TooLarge { .. } => Status::request_entity_too_large(&text),
-        _ => Status::service_unavailable(&format!("the datastore did not accept the write: {text}")),
+        CommitError::TooLarge { .. } => Status::request_entity_too_large(text),
+        _ => Status::service_unavailable(format!("the datastore did not accept the write: {text}")),
+    }
+}
+
+/// What only the server may say of a new object (apiserver `rest.FillObjectMetaSystemFields`).
+fn drop_server_fields(value: &mut Value) {
+    let metadata = object::metadata_mut(value);
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
+        metadata.remove(field);
     }
 }
 

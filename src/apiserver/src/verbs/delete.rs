@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::create::commit_failed;
 use super::options::DeleteOptions;
-use super::{Context, group_resource, object_key, read, store_key};
+use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::claims;
@@ -31,7 +31,7 @@ pub(crate) async fn delete(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     match deletion.run(&context.info.namespace, &context.info.name, &options).await? {
         Outcome::Gone(old) => {
             // Upstream answers with the object for kinds that ask for it, with a Status otherwise.
-            if context.resource.returns_deleted_object() {
+            if returns_object(&context.resource) {
                 return read::present(context, StatusCode::OK, &old);
             }
             let value = read::parse(&old)?;
@@ -43,7 +43,7 @@ pub(crate) async fn delete(context: &Arc<Context>, body: &Bytes) -> Result<Respo
                 causes: Vec::new(),
                 retry_after_seconds: 0,
             };
-            Ok(respond::json(StatusCode::OK, &Status::success(details).to_value()))
+            Ok(respond::json(StatusCode::OK, &Status::success(Some(details)).to_value()))
         }
         Outcome::Marked(bytes) => read::present(context, StatusCode::OK, &bytes),
     }
@@ -69,6 +69,13 @@ pub(crate) async fn delete_collection(context: &Arc<Context>, body: &Bytes) -> R
     Ok(respond::json(StatusCode::OK, &list))
 }
 
+/// Kinds whose deletion is answered with the object instead of a Status (`ReturnDeletedObject` of
+/// upstream's `registry/core/*/storage`).
+fn returns_object(resource: &Resource) -> bool {
+    let kinds = ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "resourcequotas", "serviceaccounts", "services"];
+    resource.group.is_empty() && kinds.contains(&&*resource.plural)
+}
+
 /// What became of the object.
 pub(crate) enum Outcome {
     /// It is gone; its last bytes.
@@ -88,9 +95,9 @@ impl Deletion<'_> {
     pub(crate) async fn run(&self, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Outcome, Status> {
         let (state, resource) = (self.state, self.resource);
         let key = object_key(namespace, name);
-        let bucket = state.cache.bucket(&resource.storage_key());
+        let bucket = state.cache.bucket(&resource.storage_key);
         loop {
-            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&group_resource(resource), name))?;
+            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&resource.group_resource(), name))?;
             let old = read::parse(&stored.bytes)?;
             self.check_preconditions(name, &old, options)?;
             let request = Request {
@@ -136,7 +143,7 @@ impl Deletion<'_> {
         let Some(preconditions) = &options.preconditions else { return Ok(()) };
         let check = |wanted: &Option<String>, actual: &str, what: &str| match wanted {
             Some(wanted) if wanted != actual => Err(Status::conflict(
-                &group_resource(self.resource),
+                &self.resource.group_resource(),
                 name,
                 &format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"),
             )),
@@ -163,7 +170,7 @@ fn mark(resource: &Resource, value: &mut Value, options: &DeleteOptions) -> Resu
                 .and_then(|text| text.parse::<jiff::Timestamp>().ok())
                 .map(|at| at - jiff::SignedDuration::from_secs(before - grace));
             if let Some(at) = shorter {
-                value["metadata"]["deletionTimestamp"] = json!(object::rfc3339(at));
+                value["metadata"]["deletionTimestamp"] = json!(object::format_time(at));
             }
             value["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         }
@@ -173,7 +180,7 @@ fn mark(resource: &Resource, value: &mut Value, options: &DeleteOptions) -> Resu
         return Ok(true);
     }
     let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
-    value["metadata"]["deletionTimestamp"] = json!(object::rfc3339(at));
+    value["metadata"]["deletionTimestamp"] = json!(object::format_time(at));
     value["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
     // A deletion is a change of what is wanted.
     if let Some(generation) = value["metadata"]["generation"].as_i64() {

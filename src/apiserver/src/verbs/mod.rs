@@ -14,7 +14,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use kedge_api::GroupResource;
+use kedge_api::status::GroupResource;
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 
@@ -41,7 +41,7 @@ impl Context {
     }
 
     pub(crate) fn group_resource(&self) -> GroupResource {
-        group_resource(&self.resource)
+        self.resource.group_resource()
     }
 
     pub(crate) fn not_found(&self) -> Status {
@@ -54,10 +54,6 @@ impl Context {
     }
 }
 
-pub(crate) fn group_resource(resource: &Resource) -> GroupResource {
-    GroupResource::new(&resource.group, &resource.plural)
-}
-
 /// `namespace/name`; the namespace is empty for cluster scope.
 pub(crate) fn object_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
@@ -65,7 +61,7 @@ pub(crate) fn object_key(namespace: &str, name: &str) -> String {
 
 /// The store's key of an object.
 pub(crate) fn store_key(resource: &Resource, key: &str) -> kedge_store::Key {
-    format!("{}/{key}", resource.storage_key()).into()
+    format!("{}/{key}", resource.storage_key).into()
 }
 
 /// Run the verb that the request names.
@@ -73,7 +69,7 @@ pub(crate) async fn run(context: Context, body: Bytes) -> Result<Response<Body>,
     let context = Arc::new(context);
     let info = &context.info;
     let allowed = if info.subresource.is_empty() {
-        context.resource.verbs.iter().any(|verb| *verb == info.verb)
+        context.resource.has_verb(info.verb)
     } else {
         true
     };

@@ -24,7 +24,7 @@ impl WriteOptions {
                 "All" => dry_run = true,
                 "" => {}
                 other => {
-                    return Err(Status::bad_request(&format!(
+                    return Err(Status::bad_request(format!(
                         "dryRun: Unsupported value: {other:?}: supported values: \"All\""
                     )));
                 }
@@ -35,7 +35,7 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                return Err(Status::bad_request(&format!(
+                return Err(Status::bad_request(format!(
                     "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
                 )));
             }
@@ -90,7 +90,7 @@ impl DeleteOptions {
         } else {
             let value = crate::body::value(context.content_type(), body)?;
             serde_json::from_value(value).map_err(|error| {
-                Status::bad_request(&format!("couldn't decode the body as DeleteOptions: {error}"))
+                Status::bad_request(format!("couldn't decode the body as DeleteOptions: {error}"))
             })?
         };
         let query = &context.query;
@@ -98,7 +98,7 @@ impl DeleteOptions {
             && let Some(text) = query.get("gracePeriodSeconds")
         {
             let seconds = text.parse().map_err(|_| {
-                Status::bad_request(&format!("gracePeriodSeconds: strconv.ParseInt: parsing {text:?}: invalid syntax"))
+                Status::bad_request(format!("gracePeriodSeconds: strconv.ParseInt: parsing {text:?}: invalid syntax"))
             })?;
             options.grace_period_seconds = Some(seconds);
         }
@@ -127,7 +127,7 @@ impl DeleteOptions {
         }
         match self.propagation_policy.as_deref() {
             None | Some("Foreground" | "Background" | "Orphan") => Ok(()),
-            Some(other) => Err(Status::bad_request(&format!(
+            Some(other) => Err(Status::bad_request(format!(
                 "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
             ))),
         }

@@ -31,7 +31,7 @@ pub(crate) async fn patch(context: &Arc<Context>, body: &Bytes, target: Target) 
         "application/json-patch+json" => Patch::Json(body.clone()),
         "application/merge-patch+json" => Patch::Merge(crate::body::value(kind, body)?),
         "application/strategic-merge-patch+json" => {
-            if !context.resource.has_strategic_patch() {
+            if context.resource.custom {
                 return Err(unsupported());
             }
             Patch::Strategic(crate::body::value(kind, body)?)
@@ -87,14 +87,14 @@ async fn apply(
     let (mut applied, warnings) = kedge_api::decode::decode(&text, resource, options.validation)?;
     let own = object::name(&applied).to_owned();
     if !own.is_empty() && own != info.name {
-        return Err(Status::bad_request(&format!(
+        return Err(Status::bad_request(format!(
             "the name of the object ({own}) does not match the name on the URL ({})",
             info.name
         )));
     }
     object::set_name(&mut applied, &info.name);
     super::create::set_namespace(resource, &info.namespace, &mut applied)?;
-    if !object::managed_fields_are_absent(&applied) {
+    if !object::managed_fields(&applied).is_empty() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let manager = Manager {
@@ -103,7 +103,7 @@ async fn apply(
         time: object::now_rfc3339(),
         subresource: target.subresource().to_owned(),
     };
-    let bucket = context.state.cache.bucket(&resource.storage_key());
+    let bucket = context.state.cache.bucket(&resource.storage_key);
     if bucket.get(&object_key(&info.namespace, &info.name)).is_none() && target == Target::Main {
         // Creating by apply needs the right to create (apiserver `patch.go`).
         let mut attributes = authz::attributes(&context.user, info);
@@ -136,7 +136,10 @@ async fn apply(
 }
 
 fn unsupported() -> Status {
-    Status::unsupported_media_type(
-        "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
-    )
+    Status::unsupported_media_type(&[
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+        "application/apply-patch+yaml",
+    ])
 }

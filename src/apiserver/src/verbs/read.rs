@@ -20,7 +20,7 @@ pub(crate) async fn get(context: &Arc<Context>) -> Result<Response<Body>, Status
     if context.query.get("resourceVersion") != Some("0") {
         context.state.fresh_revision().await?;
     }
-    let bucket = context.state.cache.bucket(&context.resource.storage_key());
+    let bucket = context.state.cache.bucket(&context.resource.storage_key);
     let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
     present(context, StatusCode::OK, &stored.bytes)
 }
@@ -44,14 +44,14 @@ pub(crate) fn present(context: &Context, code: StatusCode, bytes: &Bytes) -> Res
 
 /// The object's bytes in the requested version: the stored ones wherever that is the same.
 pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Status> {
-    if resource.is_storage_version() {
+    if !resource.converts() {
         return Ok(bytes.clone());
     }
     Ok(resource.from_storage(parse(bytes)?)?.to_string().into())
 }
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| Status::internal(&format!("stored object is not JSON: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| Status::internal(format!("stored object is not JSON: {error}")))
 }
 
 pub(crate) fn metadata_only(object: &Value) -> Value {
@@ -92,11 +92,11 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let selection = Selection::of(context)?;
     let query = &context.query;
     let limit = match query.get("limit") {
-        Some(text) => text.parse::<i64>().map_err(|_| Status::bad_request(&format!("limit: invalid value {text:?}")))?,
+        Some(text) => text.parse::<i64>().map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
         None => 0,
     };
     let limit = usize::try_from(limit).unwrap_or(0);
-    let bucket = context.state.cache.bucket(&context.resource.storage_key());
+    let bucket = context.state.cache.bucket(&context.resource.storage_key);
     let (revision, objects, start): (u64, Objects, String) = match query.get("continue") {
         Some(token) => {
             let token = Continue::decode(token)?;
@@ -158,14 +158,14 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
 /// apimachinery `ValidateListOptions`.
 pub(crate) fn check_version(version: &str, matching: &str) -> Result<(), Status> {
     if !version.is_empty() && version.parse::<u64>().is_err() {
-        return Err(Status::bad_request(&format!("resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax")));
+        return Err(Status::bad_request(format!("resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax")));
     }
     match matching {
         "" | "NotOlderThan" | "Exact" if matching.is_empty() || !version.is_empty() => Ok(()),
         "NotOlderThan" | "Exact" => Err(Status::bad_request(
             "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
         )),
-        other => Err(Status::bad_request(&format!(
+        other => Err(Status::bad_request(format!(
             "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
         ))),
     }
@@ -197,7 +197,7 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
                 if index > 0 {
                     out.push(b',');
                 }
-                if resource.is_storage_version() {
+                if !resource.converts() {
                     out.extend_from_slice(&stored.bytes);
                 } else {
                     out.extend_from_slice(&converted(resource, &stored.bytes)?);
@@ -249,6 +249,6 @@ fn row_object(context: &Context, object: Value) -> Result<Value, Status> {
         None | Some("Metadata") => Ok(metadata_only(&object)),
         Some("Object") => Ok(object),
         Some("None") => Ok(Value::Null),
-        Some(other) => Err(Status::bad_request(&format!("unrecognized includeObject value: {other:?}"))),
+        Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
     }
 }

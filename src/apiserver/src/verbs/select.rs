@@ -1,7 +1,7 @@
 //! Label and field selectors on cached objects.
 
 use kedge_api::registry::Resource;
-use kedge_api::selector::{FieldOperator, FieldSelector, LabelSelector};
+use kedge_api::selector::{FieldOperator, FieldSelector, LabelSelector, SelectorError};
 use kedge_api::status::Status;
 
 use super::Context;
@@ -25,16 +25,20 @@ enum FieldRef {
 
 impl Selection {
     pub(crate) fn of(context: &Context) -> Result<Self, Status> {
-        let labels = context.query.get("labelSelector").map(LabelSelector::parse).transpose()?;
+        let labels = context
+            .query
+            .get("labelSelector")
+            .map(|text| LabelSelector::parse(text).map_err(|error| invalid(&error)))
+            .transpose()?;
         let mut fields = Vec::new();
         if let Some(text) = context.query.get("fieldSelector") {
-            let bucket = context.state.cache.bucket(&context.resource.storage_key());
-            for requirement in FieldSelector::parse(text)?.requirements() {
+            let bucket = context.state.cache.bucket(&context.resource.storage_key);
+            for requirement in FieldSelector::parse(text).map_err(|error| invalid(&error))?.0 {
                 let field = match requirement.path.as_str() {
                     "metadata.name" => FieldRef::Name,
                     "metadata.namespace" => FieldRef::Namespace,
                     path => FieldRef::Extracted(bucket.field(path).ok_or_else(|| {
-                        Status::bad_request(&format!("field label not supported: {path}"))
+                        Status::bad_request(format!("field label not supported: {path}"))
                     })?),
                 };
                 fields.push((field, requirement.operator == FieldOperator::Equals, requirement.value.clone()));
@@ -68,7 +72,11 @@ impl Selection {
     }
 }
 
+fn invalid(error: &SelectorError) -> Status {
+    Status::bad_request(error.to_string())
+}
+
 /// The selectable fields of a resource beyond name and namespace.
 pub(crate) fn paths(resource: &Resource) -> Paths {
-    Paths::new(resource.selectable.iter().filter(|path| !path.starts_with("metadata.")))
+    Paths::new(resource.selectable.iter().map(|field| (field.name.as_ref(), field.path.as_ref())))
 }

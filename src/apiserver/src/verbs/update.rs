@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::create::{commit_failed, is_lazy, set_namespace};
 use super::options::WriteOptions;
-use super::{Context, group_resource, object_key, read, store_key};
+use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::cache::Stored;
@@ -32,21 +32,22 @@ const TRIES: usize = 64;
 pub(crate) enum Target {
     /// Everything but the status.
     Main,
-    /// The status only.
-    Status,
     /// `spec.replicas` by way of the scale subresource.
     Scale,
-    /// A part that has rules of its own, named as its subresource: see [`limit`].
+    /// What a client may change through a subresource; the kind's strategy keeps the rest.
     Part(&'static str),
+    /// A subresource whose handler has built the object itself: binding, finalize.
+    Trusted(&'static str),
 }
 
 impl Target {
+    pub(crate) const STATUS: Self = Self::Part("status");
+
     pub(crate) fn subresource(self) -> &'static str {
         match self {
             Self::Main => "",
-            Self::Status => "status",
             Self::Scale => "scale",
-            Self::Part(name) => name,
+            Self::Part(name) | Self::Trusted(name) => name,
         }
     }
 }
@@ -57,7 +58,7 @@ pub(crate) async fn update(context: &Arc<Context>, body: &Bytes, target: Target)
     let (mut value, mut warnings) = kedge_api::decode::decode(&text, &context.resource, options.validation)?;
     set_namespace(&context.resource, &context.info.namespace, &mut value)?;
     if object::name(&value) != context.info.name {
-        return Err(Status::bad_request(&format!(
+        return Err(Status::bad_request(format!(
             "the name of the object ({}) does not match the name on the URL ({})",
             object::name(&value),
             context.info.name
@@ -105,9 +106,9 @@ impl Change<'_> {
         edit: &mut (dyn FnMut(&Value) -> Result<Edit, Status> + Send),
     ) -> Result<(Bytes, Vec<String>), Status> {
         let key = object_key(namespace, name);
-        let bucket = self.state.cache.bucket(&self.resource.storage_key());
+        let bucket = self.state.cache.bucket(&self.resource.storage_key);
         for _ in 0..TRIES {
-            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&group_resource(self.resource), name))?;
+            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&self.resource.group_resource(), name))?;
             let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
             let edited = edit(&old)?;
             if let Some(done) = self.attempt(namespace, name, options, &stored, &old, edited).await? {
@@ -119,7 +120,7 @@ impl Change<'_> {
 
     fn conflict(&self, name: &str) -> Status {
         Status::conflict(
-            &group_resource(self.resource),
+            &self.resource.group_resource(),
             name,
             "the object has been modified; please apply your changes to the latest version and try again",
         )
@@ -144,7 +145,7 @@ impl Change<'_> {
         }
         self.keep_identity(name, old, &mut value)?;
         let strategy = &resource.strategy;
-        if self.target != Target::Status {
+        if self.target == Target::Main {
             strategy.default(&mut value);
         }
         let mut warnings = Vec::new();
@@ -159,15 +160,17 @@ impl Change<'_> {
             old: Some(old),
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
+        let part = self.target.subresource();
         match self.target {
             Target::Main | Target::Scale => strategy.prepare_update(&mut value, old),
-            Target::Status => strategy.status_update(&mut value, old),
-            Target::Part(part) => value = limit(part, value, old),
+            Target::Part(part) => strategy.prepare_subresource(part, &mut value, old),
+            Target::Trusted(_) => {}
         }
         let mut claims = claims::prepare(state, resource, &mut value, Some(old))?;
         let errors = match self.target {
-            Target::Part(_) => Vec::new(),
-            _ => strategy.validate_update(&value, old),
+            Target::Main | Target::Scale => strategy.validate_update(&value, old),
+            Target::Part(_) => strategy.validate_subresource(part, &value, old),
+            Target::Trusted(_) => Vec::new(),
         };
         if !errors.is_empty() {
             return Err(Status::invalid(&resource.group, &resource.kind, name, errors));
@@ -216,13 +219,13 @@ impl Change<'_> {
         let (uid, old_uid) = (object::uid(value).to_owned(), object::uid(old));
         if !uid.is_empty() && uid != old_uid {
             return Err(Status::conflict(
-                &group_resource(self.resource),
+                &self.resource.group_resource(),
                 name,
                 &format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"),
             ));
         }
         if object::name(value) != name {
-            return Err(Status::bad_request(&format!(
+            return Err(Status::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({name})",
                 object::name(value)
             )));
@@ -237,46 +240,6 @@ impl Change<'_> {
             metadata.remove("selfLink");
         }
         Ok(())
-    }
-}
-
-/// What a subresource with rules of its own may change; all else stays as it is.
-fn limit(part: &str, value: Value, old: &Value) -> Value {
-    let take = |paths: &[&str]| {
-        let mut kept = old.clone();
-        for path in paths {
-            let new = value.pointer(path).cloned();
-            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-            if let Some(parent) = kept.pointer_mut(parent).and_then(Value::as_object_mut) {
-                match new {
-                    Some(new) => parent.insert(name.to_owned(), new),
-                    None => parent.remove(name),
-                };
-            }
-        }
-        kept
-    };
-    match part {
-        "ephemeralcontainers" => take(&["/spec/ephemeralContainers"]),
-        "approval" => {
-            let mut kept = old.clone();
-            kept["status"]["conditions"] = value["status"]["conditions"].clone();
-            kept
-        }
-        "resize" => {
-            let mut kept = old.clone();
-            for kind in ["containers", "initContainers"] {
-                let new = value["spec"][kind].as_array().cloned().unwrap_or_default();
-                for container in kept["spec"][kind].as_array_mut().into_iter().flatten() {
-                    if let Some(new) = new.iter().find(|new| new["name"] == container["name"]) {
-                        container["resources"] = new["resources"].clone();
-                    }
-                }
-            }
-            kept
-        }
-        // The caller has built the object itself: binding, finalize.
-        _ => value,
     }
 }
 

@@ -60,12 +60,12 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         check_version(version, "")?;
     }
     let selection = Selection::of(context)?;
-    let bucket = context.state.cache.bucket(&context.resource.storage_key());
+    let bucket = context.state.cache.bucket(&context.resource.storage_key);
     let changed = bucket.subscribe();
     let asked: u64 = version
         .parse()
         .or_else(|_| if version.is_empty() { Ok(0) } else { Err(()) })
-        .map_err(|()| Status::bad_request(&format!("resourceVersion: Invalid value: {version:?}")))?;
+        .map_err(|()| Status::bad_request(format!("resourceVersion: Invalid value: {version:?}")))?;
     let (cursor, initial) = if streaming || asked == 0 {
         // Initial state first, then changes. "0" takes any state, "" the newest.
         let revision = if version == "0" {
@@ -134,7 +134,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
 }
 
 pub(crate) fn expired(old: &TooOld) -> Status {
-    Status::resource_expired(&format!("too old resource version: {} ({})", old.requested, old.oldest))
+    Status::resource_expired(format!("too old resource version: {} ({})", old.requested, old.oldest))
 }
 
 impl Watcher {
@@ -201,7 +201,7 @@ impl Watcher {
 
     /// A change may mean that an object enters or leaves the selection.
     fn write_event(&mut self, out: &mut BytesMut, event: &Event) {
-        if !self.selection.is_selective() && self.context.accepted.form == Form::Object && self.context.resource.is_storage_version() {
+        if !self.selection.is_selective() && self.context.accepted.form == Form::Object && !self.context.resource.converts() {
             if self.selection.matches(&event.object) {
                 out.extend_from_slice(event.frame());
             }
@@ -219,7 +219,7 @@ impl Watcher {
     }
 
     fn write(&mut self, out: &mut BytesMut, kind: EventKind, stored: &Stored, event: Option<&Event>) {
-        let plain = self.context.accepted.form == Form::Object && self.context.resource.is_storage_version();
+        let plain = self.context.accepted.form == Form::Object && !self.context.resource.converts();
         match event {
             Some(event) if plain && event.kind == kind => out.extend_from_slice(event.frame()),
             _ if plain => out.extend_from_slice(&frame(kind, &stored.bytes)),
