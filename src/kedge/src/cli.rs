@@ -333,7 +333,7 @@ mod tests {
             "--help",
         ])
         .unwrap();
-        let Command::Kubectl(args) = cli.command else { panic!("not kubectl: {:?}", cli.command) };
+        let Command::Kubectl(args) = cli.command else { panic!("not kubectl") };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);
     }
