@@ -274,6 +274,12 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         }
     };
     let given = cli.global.settings();
+    if let Some(file) = &cli.global.config
+        && !file.exists()
+        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_))
+    {
+        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
+    }
     let load = || {
         Config::load(cli.global.config.as_deref(), &given)
             .map_err(|faults| Failure::Usage(faults.to_string()))
