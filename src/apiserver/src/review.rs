@@ -26,7 +26,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     }
     let text = crate::body::json_text(context.content_type(), body)?;
     let options = crate::verbs::options::WriteOptions::of(context)?;
-    let (mut review, _) = kedge_api::decode::decode(&text, &context.resource, options.validation)?;
+    let (mut review, _) = kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
     let status = match &*context.resource.plural {
         "tokenreviews" => token_review(context, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&context.user) }),

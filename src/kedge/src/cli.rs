@@ -274,6 +274,12 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         }
     };
     let given = cli.global.settings();
+    if let Some(file) = &cli.global.config
+        && !file.exists()
+        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_))
+    {
+        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
+    }
     let load = || {
         Config::load(cli.global.config.as_deref(), &given)
             .map_err(|faults| Failure::Usage(faults.to_string()))
@@ -333,7 +339,7 @@ mod tests {
             "--help",
         ])
         .unwrap();
-        let Command::Kubectl(args) = cli.command else { panic!("not kubectl: {:?}", cli.command) };
+        let Command::Kubectl(args) = cli.command else { panic!("not kubectl") };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);
     }

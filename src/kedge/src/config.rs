@@ -114,13 +114,13 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Read `file` (the default one when `None`; only a file that was asked for must exist), put `given`
-    /// over it and check everything.
+    /// Read `file` (the default one when `None`; a missing one is empty), put `given` over it and check
+    /// everything.
     pub(crate) fn load(file: Option<&Path>, given: &Settings) -> Result<Self, Faults> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            // `install --config FILE` may be about to make it.
+            // `install --config FILE` may be about to make it; other commands have checked.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Faults(vec![format!("cannot read {}: {error}", path.display())])),
         };
@@ -217,7 +217,13 @@ impl Config {
 
     /// The log of a node that runs without a service manager.
     pub(crate) fn log_file(&self) -> PathBuf {
-        self.log_dir.join("kedge.log")
+        self.log_dir.join(format!("{}.log", self.service_name()))
+    }
+
+    /// May this node write and remove its configuration file? Not when it is another node of the machine
+    /// that merely reads the default file.
+    pub(crate) fn owns_file(&self) -> bool {
+        self.file != Path::new(DEFAULT_FILE) || self.service_name() == "kedge"
     }
 
     /// The systemd unit's name without `.service`: `kedge`, or `kedge-X` for a node in another data

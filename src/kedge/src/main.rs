@@ -28,7 +28,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Inside an image and behind a link, the name says what to do.
-    match called_as(&arguments) {
+    let name = called_as(&arguments).to_owned();
+    match name.as_str() {
         "pause" | "kedge-pause" => pause::run(),
         "hello" | "kedge-hello" => hello::run(std::env::args().nth(1)),
         "kubectl" | "kedge-kubectl" => {

@@ -126,7 +126,7 @@ fn memory_cgroup_problem(v2: Option<&str>, v1: &str, mounts: &str) -> Option<Pro
 fn space(dir: &Path) -> Option<Problem> {
     let existing = dir.ancestors().find(|dir| dir.exists())?;
     let stat = nix::sys::statvfs::statvfs(existing).ok()?;
-    let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
     space_problem(existing, free)
 }
 

@@ -221,7 +221,8 @@ fn flags(config: &Config) -> Vec<String> {
 /// in the configuration file, so that every other command sees them too.
 fn unit(config: &Config) -> String {
     let mut command = vec![BINARY.to_owned(), "run".to_owned()];
-    command.extend(config.file_flags());
+    // A further node of this machine must not write the first one's file: its settings stand here.
+    command.extend(if config.owns_file() { config.file_flags() } else { flags(config) });
     let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
     format!(
         "[Unit]\n\
@@ -245,7 +246,6 @@ fn unit(config: &Config) -> String {
          LimitNPROC=infinity\n\
          LimitCORE=infinity\n\
          TasksMax=infinity\n\
-         OOMScoreAdjust=-999\n\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
@@ -303,6 +303,7 @@ mod tests {
     #[test]
     fn nodes_in_other_folders_have_other_units() {
         let config = config(&[("data-dir", "/srv/nodes/edge 2")]);
+        assert!(config.log_file().ends_with("kedge-edge-2.log"));
         assert_eq!(unit_file(&config), Path::new("/etc/systemd/system/kedge-edge-2.service"));
     }
 

@@ -12,7 +12,7 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use kedge_api::registry::Resource;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::schema::{Dialect, Writer};
 
@@ -103,6 +103,7 @@ pub fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use kedge_api::registry::Registry;
+    use serde_json::Value;
 
     fn document(group: &str) -> Value {
         let registry = Registry::builtin();

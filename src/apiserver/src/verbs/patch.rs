@@ -84,7 +84,7 @@ async fn apply(
         ));
     }
     let text = crate::body::json_text("application/apply-patch+yaml", body)?;
-    let (mut applied, warnings) = kedge_api::decode::decode(&text, resource, options.validation)?;
+    let (mut applied, warnings) = kedge_api::decode::decode(&text, "application/json", resource, options.validation)?;
     let own = object::name(&applied).to_owned();
     if !own.is_empty() && own != info.name {
         return Err(Status::bad_request(format!(

@@ -33,7 +33,7 @@ impl Selection {
         let mut fields = Vec::new();
         if let Some(text) = context.query.get("fieldSelector") {
             let bucket = context.state.cache.bucket(&context.resource.storage_key);
-            for requirement in FieldSelector::parse(text).map_err(|error| invalid(&error))?.0 {
+            for requirement in FieldSelector::parse(text).map_err(|error| invalid(&error))?.requirements {
                 let field = match requirement.path.as_str() {
                     "metadata.name" => FieldRef::Name,
                     "metadata.namespace" => FieldRef::Namespace,
@@ -41,7 +41,7 @@ impl Selection {
                         Status::bad_request(format!("field label not supported: {path}"))
                     })?),
                 };
-                fields.push((field, requirement.operator == FieldOperator::Equals, requirement.value.clone()));
+                fields.push((field, requirement.op == FieldOperator::Equals, requirement.value.clone()));
             }
         }
         Ok(Self { namespace: context.info.namespace.clone(), labels, fields })

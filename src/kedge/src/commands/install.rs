@@ -60,7 +60,8 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
 }
 
 fn install_files(config: &Config, given: &Settings) -> anyhow::Result<()> {
-    if !given.is_empty() {
+    // A file that was named but is not there is made, or the service would not find it.
+    if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
         config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;
     }
     let own = std::env::current_exe().context("find the running binary")?;

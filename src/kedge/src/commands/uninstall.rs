@@ -262,7 +262,9 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
     let mut paths = vec![config.run_dir.clone(), config.log_file()];
     if !keep_data {
         paths.push(config.data_dir.clone());
-        paths.push(config.file.clone());
+        if config.owns_file() {
+            paths.push(config.file.clone());
+        }
         if config.file == Path::new(DEFAULT_FILE) {
             // Only when empty; see `remove`.
             paths.extend(config.file.parent().map(Path::to_path_buf));
@@ -345,7 +347,9 @@ fn left_over(config: &Config, keep_data: bool) -> Vec<String> {
     let unit = service::unit_file(config);
     let mut paths = vec![config.run_dir.clone(), config.log_file(), unit];
     if !keep_data {
-        paths.push(config.file.clone());
+        if config.owns_file() {
+            paths.push(config.file.clone());
+        }
         let emptied = fs::read_dir(&config.data_dir).is_ok_and(|mut entries| entries.next().is_none());
         if !emptied {
             paths.push(config.data_dir.clone());
