@@ -43,6 +43,24 @@ impl Interner {
     }
 }
 
+/// Remembers for the length of one calculation which identities matched.
+#[derive(Debug, Default)]
+pub(crate) struct Memo(Vec<(usize, bool)>);
+
+impl Memo {
+    pub(crate) fn get(&mut self, identity: &Arc<Identity>, decide: impl FnOnce(&Identity) -> bool) -> bool {
+        let key = Arc::as_ptr(identity) as usize;
+        if let Some((_, known)) = self.0.iter().find(|(address, _)| *address == key) {
+            return *known;
+        }
+        let matched = decide(identity);
+        if self.0.len() < 32 {
+            self.0.push((key, matched));
+        }
+        matched
+    }
+}
+
 /// A port on the node that a pod needs for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostPort {
