@@ -66,7 +66,8 @@ impl Diagnosis {
             return format!("0/{} nodes are available: {}.", self.total, reasons.join(", "));
         }
         let reasons = self.nodes.iter().flat_map(|(_, rejection)| rejection.reasons.iter().map(Cow::as_ref));
-        let absent = self.absent.as_deref().map(|reason| (reason, self.total.saturating_sub(self.nodes.len())));
+        let absent =
+            self.absent.as_deref().map(|reason| (reason, self.total.saturating_sub(self.nodes.len())));
         summary(self.total, reasons, absent)
     }
 }

@@ -75,7 +75,9 @@ impl Lookup for Caches {
     fn default_selector(&self, pod: &PodInfo) -> Option<Selector> {
         let mut result = Selector::everything();
         for service in self.services.list_namespace(pod.namespace()) {
-            let Some(wanted) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()) else { continue };
+            let Some(wanted) = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()) else {
+                continue;
+            };
             let mut selector = Selector::everything();
             selector.require_labels(wanted);
             if !wanted.is_empty() && selector.matches(pod.labels()) {
@@ -102,7 +104,8 @@ impl Lookup for Caches {
                 }
                 "ReplicationController" => {
                     let controller = self.controllers.get(namespace, name);
-                    let labels = controller.and_then(|c| c.spec.as_ref().and_then(|spec| spec.selector.clone()));
+                    let labels =
+                        controller.and_then(|c| c.spec.as_ref().and_then(|spec| spec.selector.clone()));
                     if let Some(labels) = labels {
                         result.require_labels(&labels);
                     }

@@ -162,7 +162,8 @@ impl PodInfo {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let identity = interner.intern(namespace, pod.metadata.labels.clone().unwrap_or_default());
-        let terms = spec.affinity.as_ref().and_then(|affinity| pod_terms(affinity, namespace, &identity.labels));
+        let terms =
+            spec.affinity.as_ref().and_then(|affinity| pod_terms(affinity, namespace, &identity.labels));
         let volumes = spec.volumes.as_deref().unwrap_or_default();
         Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -246,7 +247,8 @@ fn pod_terms(affinity: &Affinity, namespace: &str, labels: &Labels) -> Option<Po
         }
     }
     if let Some(affinity) = &affinity.pod_anti_affinity {
-        result.required_anti = required(affinity.required_during_scheduling_ignored_during_execution.as_ref());
+        result.required_anti =
+            required(affinity.required_during_scheduling_ignored_during_execution.as_ref());
         for term in affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten() {
             result.preferred_anti.push(AffinityTerm::new(
                 &term.pod_affinity_term,
@@ -264,7 +266,8 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let sidecars =
         spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut ports = Vec::new();
-    for port in spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten()) {
+    for port in spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten())
+    {
         if let Some(number) = port.host_port.filter(|number| *number > 0) {
             ports.push(HostPort {
                 ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned()),
@@ -322,7 +325,8 @@ mod tests {
 
     #[test]
     fn ports_conflict_on_overlapping_addresses() {
-        let port = |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
+        let port =
+            |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
         for (a, b, expected) in [
             (port("0.0.0.0", "TCP", 80), port("0.0.0.0", "TCP", 80), true),
             (port("0.0.0.0", "TCP", 80), port("127.0.0.1", "TCP", 80), true),

@@ -119,10 +119,7 @@ fn victims_on(
 }
 
 /// Pods whose eviction a PodDisruptionBudget does not allow, and the others; the order stays.
-fn split_by_budget(
-    pods: Vec<Arc<PodInfo>>,
-    cluster: Cluster<'_>,
-) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
+fn split_by_budget(pods: Vec<Arc<PodInfo>>, cluster: Cluster<'_>) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
     let mut budgets: Vec<(Arc<PodDisruptionBudget>, Selector, i32)> = Vec::new();
     let mut namespaces: Vec<&str> = Vec::new();
     for pod in &pods {
@@ -167,7 +164,8 @@ mod tests {
         let mut algorithm = Algorithm::new(3);
         let mut state = CycleState::default();
         let nominated = Nominated::new();
-        let Outcome::Unfit(diagnosis) = algorithm.schedule(&mut state, pod, world.cluster(), &nominated) else {
+        let Outcome::Unfit(diagnosis) = algorithm.schedule(&mut state, pod, world.cluster(), &nominated)
+        else {
             panic!("it fits without preemption")
         };
         preempt(&algorithm, &state, pod, &diagnosis, world.cluster(), &nominated)
@@ -188,8 +186,7 @@ mod tests {
 
     #[test]
     fn why_nobody_goes() {
-        let mut world =
-            World::of(vec![testing::node("a"), testing::node("b").taint("k", "v", "NoSchedule")]);
+        let mut world = World::of(vec![testing::node("a"), testing::node("b").taint("k", "v", "NoSchedule")]);
         world.run(testing::pod("x").cpu("4"), "a");
         let pod = testing::pod("p").cpu("1").info();
         assert_eq!(
@@ -199,6 +196,9 @@ mod tests {
         );
         let polite = testing::pod("p").priority(9).cpu("1");
         let polite = polite.spec(|spec| spec.preemption_policy = Some("Never".into())).info();
-        assert_eq!(run(&world, &polite).err().as_deref(), Some("not eligible due to preemptionPolicy=Never."));
+        assert_eq!(
+            run(&world, &polite).err().as_deref(),
+            Some("not eligible due to preemptionPolicy=Never.")
+        );
     }
 }

@@ -124,10 +124,7 @@ pub(crate) struct PodRequests {
 /// started before it; pod-level requests replace CPU, memory and huge pages; overhead on top.
 pub(crate) fn pod_requests(spec: &PodSpec) -> PodRequests {
     let pod_level = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    let mut requests = PodRequests {
-        exact: aggregate(spec, false),
-        scored: aggregate(spec, true),
-    };
+    let mut requests = PodRequests { exact: aggregate(spec, false), scored: aggregate(spec, true) };
     if let Some(list) = pod_level {
         for (name, quantity) in list {
             match name.as_str() {

@@ -142,7 +142,8 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         // An empty key is only valid with Exists.
         "" | "Equal" => {
             !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
         }
         _ => false,
     }

@@ -90,14 +90,16 @@ impl PodBuilder {
     pub(crate) fn require_affinity(self, key: &str, value: &str, topology: &str) -> Self {
         self.affinity(|affinity| {
             let affinity = affinity.pod_affinity.get_or_insert_with(PodAffinity::default);
-            affinity.required_during_scheduling_ignored_during_execution = Some(vec![term(key, value, topology)]);
+            affinity.required_during_scheduling_ignored_during_execution =
+                Some(vec![term(key, value, topology)]);
         })
     }
 
     pub(crate) fn anti_affinity(self, key: &str, value: &str, topology: &str) -> Self {
         self.affinity(|affinity| {
             let affinity = affinity.pod_anti_affinity.get_or_insert_with(PodAntiAffinity::default);
-            affinity.required_during_scheduling_ignored_during_execution = Some(vec![term(key, value, topology)]);
+            affinity.required_during_scheduling_ignored_during_execution =
+                Some(vec![term(key, value, topology)]);
         })
     }
 
@@ -160,10 +162,10 @@ impl NodeBuilder {
 
     pub(crate) fn image(mut self, name: &str, size: i64) -> Self {
         let status = self.0.status.get_or_insert_with(NodeStatus::default);
-        status.images.get_or_insert_with(Vec::new).push(ContainerImage {
-            names: Some(vec![name.into()]),
-            size_bytes: Some(size),
-        });
+        status
+            .images
+            .get_or_insert_with(Vec::new)
+            .push(ContainerImage { names: Some(vec![name.into()]), size_bytes: Some(size) });
         self
     }
 

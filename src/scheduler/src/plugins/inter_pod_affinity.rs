@@ -86,7 +86,13 @@ impl FilterState {
         }
     }
 
-    fn affinity_satisfied(&self, terms: &[AffinityTerm], pod: &PodInfo, node: &NodeInfo, cluster: Cluster<'_>) -> bool {
+    fn affinity_satisfied(
+        &self,
+        terms: &[AffinityTerm],
+        pod: &PodInfo,
+        node: &NodeInfo,
+        cluster: Cluster<'_>,
+    ) -> bool {
         let mut found = true;
         for term in terms {
             // Every topology key has to be there.
@@ -117,7 +123,8 @@ impl Plugin for InterPodAffinity {
         pod: &PodInfo,
         cluster: Cluster<'_>,
     ) -> Result<PreFilter, Rejection> {
-        let own = pod.terms.as_ref().filter(|terms| !terms.required.is_empty() || !terms.required_anti.is_empty());
+        let own =
+            pod.terms.as_ref().filter(|terms| !terms.required.is_empty() || !terms.required_anti.is_empty());
         let mut counts = FilterState::default();
         let namespaces = &cluster.cache.namespaces;
         // One memo for the affinity terms together, one for each anti-affinity term.
@@ -170,7 +177,8 @@ impl Plugin for InterPodAffinity {
                 return Err(Rejection::unresolvable("node(s) didn't match pod affinity rules"));
             }
             let clash = terms.required_anti.iter().any(|term| {
-                node.label(&term.topology_key).is_some_and(|value| counts.anti.get(&term.topology_key, value) > 0)
+                node.label(&term.topology_key)
+                    .is_some_and(|value| counts.anti.get(&term.topology_key, value) > 0)
             });
             if clash {
                 return Err(Rejection::unschedulable("node(s) didn't match pod anti-affinity rules"));
@@ -200,7 +208,10 @@ impl Plugin for InterPodAffinity {
     }
 
     fn pre_score(&self, state: &mut CycleState, pod: &PodInfo, _: &[usize], cluster: Cluster<'_>) -> bool {
-        let own = pod.terms.as_ref().filter(|terms| !terms.preferred.is_empty() || !terms.preferred_anti.is_empty());
+        let own = pod
+            .terms
+            .as_ref()
+            .filter(|terms| !terms.preferred.is_empty() || !terms.preferred_anti.is_empty());
         let namespaces = &cluster.cache.namespaces;
         let mut scores = Counts::default();
         let weighted: Vec<(&AffinityTerm, i64)> = own

@@ -56,14 +56,11 @@ impl Plugin for NodeAffinity {
         NODE_ADDED | NODE_LABELS
     }
 
-    fn pre_filter(
-        &self,
-        _: &mut CycleState,
-        pod: &PodInfo,
-        _: Cluster<'_>,
-    ) -> Result<PreFilter, Rejection> {
-        let selects =
-            pod.spec().and_then(|spec| spec.node_selector.as_ref()).is_some_and(|selector| !selector.is_empty());
+    fn pre_filter(&self, _: &mut CycleState, pod: &PodInfo, _: Cluster<'_>) -> Result<PreFilter, Rejection> {
+        let selects = pod
+            .spec()
+            .and_then(|spec| spec.node_selector.as_ref())
+            .is_some_and(|selector| !selector.is_empty());
         let Some(terms) = required(pod) else {
             return Ok(if selects { PreFilter::Run } else { PreFilter::Skip });
         };
@@ -122,11 +119,7 @@ mod tests {
     };
 
     fn requirement(key: &str, value: &str) -> NodeSelectorRequirement {
-        NodeSelectorRequirement {
-            key: key.into(),
-            operator: "In".into(),
-            values: Some(vec![value.into()]),
-        }
+        NodeSelectorRequirement { key: key.into(), operator: "In".into(), values: Some(vec![value.into()]) }
     }
 
     fn with(affinity: ApiNodeAffinity) -> std::sync::Arc<PodInfo> {
@@ -168,8 +161,14 @@ mod tests {
             }]),
             ..ApiNodeAffinity::default()
         });
-        assert_eq!(NodeAffinity.score(&CycleState::default(), &preferred, world.cache.node(0), world.cluster()), 7);
-        assert_eq!(NodeAffinity.score(&CycleState::default(), &preferred, world.cache.node(1), world.cluster()), 0);
+        assert_eq!(
+            NodeAffinity.score(&CycleState::default(), &preferred, world.cache.node(0), world.cluster()),
+            7
+        );
+        assert_eq!(
+            NodeAffinity.score(&CycleState::default(), &preferred, world.cache.node(1), world.cluster()),
+            0
+        );
     }
 
     #[test]
@@ -190,7 +189,10 @@ mod tests {
         let mut state = CycleState::default();
         let daemon = pod(vec![term(vec![requirement("metadata.name", "a")])]);
         let names: HashSet<String> = ["a".to_owned()].into();
-        assert_eq!(NodeAffinity.pre_filter(&mut state, &daemon, world.cluster()), Ok(PreFilter::Nodes(names)));
+        assert_eq!(
+            NodeAffinity.pre_filter(&mut state, &daemon, world.cluster()),
+            Ok(PreFilter::Nodes(names))
+        );
         let torn =
             pod(vec![term(vec![requirement("metadata.name", "a"), requirement("metadata.name", "b")])]);
         assert!(NodeAffinity.pre_filter(&mut state, &torn, world.cluster()).is_err());

@@ -20,12 +20,7 @@ impl Plugin for NodeName {
         NODE_ADDED
     }
 
-    fn pre_filter(
-        &self,
-        _: &mut CycleState,
-        pod: &PodInfo,
-        _: Cluster<'_>,
-    ) -> Result<PreFilter, Rejection> {
+    fn pre_filter(&self, _: &mut CycleState, pod: &PodInfo, _: Cluster<'_>) -> Result<PreFilter, Rejection> {
         Ok(if wanted(pod).is_some() { PreFilter::Run } else { PreFilter::Skip })
     }
 

@@ -1,8 +1,6 @@
 //! NodePorts: host ports are free on the node.
 
-use crate::framework::{
-    Cluster, CycleState, Events, NODE_ADDED, POD_DELETED, Plugin, PreFilter, Rejection,
-};
+use crate::framework::{Cluster, CycleState, Events, NODE_ADDED, POD_DELETED, Plugin, PreFilter, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -17,12 +15,7 @@ impl Plugin for NodePorts {
         NODE_ADDED | POD_DELETED
     }
 
-    fn pre_filter(
-        &self,
-        _: &mut CycleState,
-        pod: &PodInfo,
-        _: Cluster<'_>,
-    ) -> Result<PreFilter, Rejection> {
+    fn pre_filter(&self, _: &mut CycleState, pod: &PodInfo, _: Cluster<'_>) -> Result<PreFilter, Rejection> {
         Ok(if pod.ports.is_empty() { PreFilter::Skip } else { PreFilter::Run })
     }
 
@@ -38,7 +31,9 @@ impl Plugin for NodePorts {
         }
         let mut used = node.pods.iter().flat_map(|other| &other.ports);
         if used.any(|used| pod.ports.iter().any(|port| port.conflicts(used))) {
-            return Err(Rejection::unschedulable("node(s) didn't have free ports for the requested pod ports"));
+            return Err(Rejection::unschedulable(
+                "node(s) didn't have free ports for the requested pod ports",
+            ));
         }
         Ok(())
     }

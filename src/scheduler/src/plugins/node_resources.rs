@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use crate::framework::{
-    Cluster, Code, CycleState, Events, MAX_SCORE, NODE_ADDED, NODE_ALLOCATABLE, POD_DELETED, Plugin, Rejection,
+    Cluster, Code, CycleState, Events, MAX_SCORE, NODE_ADDED, NODE_ALLOCATABLE, POD_DELETED, Plugin,
+    Rejection,
 };
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -127,9 +128,8 @@ mod tests {
 
     #[test]
     fn what_is_lacking() {
-        let mut world = World::of(vec![
-            testing::node("a").allocatable("pods", "2").allocatable("example.com/gpu", "1"),
-        ]);
+        let mut world =
+            World::of(vec![testing::node("a").allocatable("pods", "2").allocatable("example.com/gpu", "1")]);
         world.run(testing::pod("other").cpu("3").request("memory", "1Gi"), "a");
         let cases: Vec<(PodBuilder, Vec<&str>, Code)> = vec![
             (testing::pod("p"), vec![], Code::Unschedulable),

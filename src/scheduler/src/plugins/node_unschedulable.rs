@@ -57,12 +57,8 @@ mod tests {
             (testing::node("n").unschedulable(), &tolerant, true),
         ] {
             let world = World::of(vec![node]);
-            let result = NodeUnschedulable.filter(
-                &CycleState::default(),
-                pod,
-                world.cache.node(0),
-                world.cluster(),
-            );
+            let result =
+                NodeUnschedulable.filter(&CycleState::default(), pod, world.cache.node(0), world.cluster());
             assert_eq!(result.is_ok(), fits);
         }
     }

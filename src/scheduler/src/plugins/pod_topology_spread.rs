@@ -361,7 +361,14 @@ mod tests {
             assert!(missing.reasons[0].ends_with("(missing required label)"));
             let other = testing::pod("x").label("app", "web").info();
             for _ in 0..2 {
-                PodTopologySpread.other_pod(&mut state, &pod, &other, world.cache.node(0), world.cluster(), -1);
+                PodTopologySpread.other_pod(
+                    &mut state,
+                    &pod,
+                    &other,
+                    world.cache.node(0),
+                    world.cluster(),
+                    -1,
+                );
             }
             assert!(fits(&state, 0).is_ok(), "with the others gone it fits");
         }

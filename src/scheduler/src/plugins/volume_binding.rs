@@ -62,7 +62,8 @@ fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     if let Some(reference) = &offer.claim_ref {
         let ours = reference.name == claim.metadata.name
             && reference.namespace == claim.metadata.namespace
-            && (reference.uid.as_deref().unwrap_or_default().is_empty() || reference.uid == claim.metadata.uid);
+            && (reference.uid.as_deref().unwrap_or_default().is_empty()
+                || reference.uid == claim.metadata.uid);
         if !ours {
             return false;
         }
@@ -128,7 +129,8 @@ fn topology_allows(class: &StorageClass, node: &NodeInfo) -> bool {
     class.allowed_topologies.as_ref().filter(|terms| !terms.is_empty()).is_none_or(|terms| {
         terms.iter().any(|term| {
             term.match_label_expressions.iter().flatten().all(|requirement| {
-                node.label(&requirement.key).is_some_and(|value| requirement.values.iter().any(|v| v == value))
+                node.label(&requirement.key)
+                    .is_some_and(|value| requirement.values.iter().any(|v| v == value))
             })
         })
     })
@@ -156,7 +158,9 @@ impl Plugin for VolumeBinding {
         for (name, ephemeral) in &pod.claims {
             let Some(claim) = cluster.lookup.claim(pod.namespace(), name) else {
                 return Err(Rejection::unresolvable(if *ephemeral {
-                    format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\"")
+                    format!(
+                        "waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\""
+                    )
                 } else {
                     format!("persistentvolumeclaim \"{name}\" not found")
                 }));
@@ -170,7 +174,9 @@ impl Plugin for VolumeBinding {
                 )));
             }
             if claim.metadata.deletion_timestamp.is_some() {
-                return Err(Rejection::unresolvable(format!("persistentvolumeclaim \"{name}\" is being deleted")));
+                return Err(Rejection::unresolvable(format!(
+                    "persistentvolumeclaim \"{name}\" is being deleted"
+                )));
             }
             if *ephemeral
                 && !claim.metadata.owner_references.iter().flatten().any(|owner| owner.uid == pod.uid)
@@ -235,7 +241,8 @@ impl Plugin for VolumeBinding {
         }
         let mut taken = Vec::new();
         for delayed in &volumes.delayed {
-            let cannot = || Err(Rejection::unresolvable("node(s) didn't find available persistent volumes to bind"));
+            let cannot =
+                || Err(Rejection::unresolvable("node(s) didn't find available persistent volumes to bind"));
             if let Some(selected) = selected_node(&delayed.claim) {
                 if selected != node.name {
                     return cannot();

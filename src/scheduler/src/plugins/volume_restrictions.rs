@@ -1,8 +1,6 @@
 //! VolumeRestrictions: a ReadWriteOncePod claim belongs to one pod.
 
-use crate::framework::{
-    Cluster, CycleState, Events, POD_DELETED, Plugin, PreFilter, Rejection, VOLUMES,
-};
+use crate::framework::{Cluster, CycleState, Events, POD_DELETED, Plugin, PreFilter, Rejection, VOLUMES};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -39,13 +37,7 @@ impl Plugin for VolumeRestrictions {
     }
 
     /// Only asked when the claim is in use somewhere.
-    fn filter(
-        &self,
-        _: &CycleState,
-        _: &PodInfo,
-        _: &NodeInfo,
-        _: Cluster<'_>,
-    ) -> Result<(), Rejection> {
+    fn filter(&self, _: &CycleState, _: &PodInfo, _: &NodeInfo, _: Cluster<'_>) -> Result<(), Rejection> {
         Err(Rejection::unschedulable(
             "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
         ))

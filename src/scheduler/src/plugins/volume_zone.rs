@@ -31,9 +31,11 @@ impl Plugin for VolumeZone {
         _: Cluster<'_>,
     ) -> Result<PreFilter, Rejection> {
         let labelled = state.volumes.as_ref().is_some_and(|volumes| {
-            volumes.bound.iter().filter_map(|volume| volume.metadata.labels.as_ref()).any(|labels| {
-                KEYS.iter().any(|key| labels.contains_key(*key))
-            })
+            volumes
+                .bound
+                .iter()
+                .filter_map(|volume| volume.metadata.labels.as_ref())
+                .any(|labels| KEYS.iter().any(|key| labels.contains_key(*key)))
         });
         Ok(if labelled { PreFilter::Run } else { PreFilter::Skip })
     }
