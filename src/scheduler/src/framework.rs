@@ -100,8 +100,6 @@ pub(crate) struct Cluster<'a> {
 pub(crate) struct CycleState {
     /// Bits of plugins whose filter has nothing to say.
     pub skip_filter: u32,
-    /// Bits of plugins whose score has nothing to say.
-    pub skip_score: u32,
     pub spread_filter: Option<plugins::pod_topology_spread::FilterState>,
     pub spread_score: Option<plugins::pod_topology_spread::ScoreState>,
     pub affinity_filter: Option<plugins::inter_pod_affinity::FilterState>,

@@ -212,10 +212,6 @@ impl PodInfo {
         self.spec().and_then(|spec| spec.topology_spread_constraints.as_deref()).unwrap_or_default()
     }
 
-    pub(crate) fn volumes(&self) -> &[Volume] {
-        self.spec().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
-    }
-
     /// Whether it may displace others.
     pub(crate) fn may_preempt(&self) -> bool {
         self.spec().and_then(|spec| spec.preemption_policy.as_deref()) != Some("Never")

@@ -103,6 +103,7 @@ impl Resources {
     }
 
     /// No request at all.
+    #[cfg(test)]
     pub(crate) fn is_zero(&self) -> bool {
         self.milli_cpu == 0
             && self.memory == 0

@@ -302,7 +302,7 @@ impl Scheduler {
             }
             Err(error) => {
                 let message = format!("binding rejected: {}", Chain(&error));
-                tracing::debug!(pod = %pod.name, namespace = pod.namespace(), message, "binding failed");
+                tracing::debug!(pod = %pod.name, namespace = pod.namespace(), error = %Chain(&error), "binding failed");
                 let forgotten = self.cache.forget(&pod.uid);
                 if self.queue.get(&pod.uid).is_some() {
                     self.queue.failed(&pod.uid, now);
@@ -331,8 +331,15 @@ impl Scheduler {
         match self.algorithm.schedule(&mut state, &pod, cluster, &self.nominated) {
             Outcome::Fits(index) => {
                 let node = self.cache.node(index).name.clone();
+                let volumes = state.volumes.filter(|volumes| volumes.is_waiting());
+                let waiting = volumes.is_some();
                 let actions =
-                    state.volumes.map(|volumes| volumes.actions(self.cache.node(index))).unwrap_or_default();
+                    volumes.map(|volumes| volumes.actions(self.cache.node(index))).unwrap_or_default();
+                if waiting && actions.is_empty() {
+                    // All is said; the volume controller or the provisioner has to act.
+                    self.queue.unschedulable(&pod.uid, VOLUMES, now);
+                    return;
+                }
                 self.drop_nomination(&pod.uid);
                 self.cache.assume(pod.clone(), &node);
                 self.start_binding(pod, node, actions);

@@ -103,18 +103,28 @@ impl State {
             .cloned()
     }
 
-    /// What to write for the pod to run on the node; empty when all claims are bound.
+    /// Whether a claim still has to be bound before the pod can be.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.delayed.is_empty()
+    }
+
+    /// What is still to be written for the pod to run on the node.
     pub(crate) fn actions(&self, node: &NodeInfo) -> Vec<Action> {
         let mut taken = Vec::new();
         let mut actions = Vec::new();
-        for delayed in &self.delayed {
-            if selected_node(&delayed.claim).is_none()
-                && let Some(volume) = self.volume_for(&delayed.claim, node, &taken)
-            {
+        for Delayed { claim, .. } in &self.delayed {
+            // Announced by an earlier cycle; the filter has seen to it that it is this node.
+            if selected_node(claim).is_some() {
+                continue;
+            }
+            if let Some(volume) = self.volume_for(claim, node, &taken) {
                 taken.push(volume.clone());
-                actions.push(Action::Reserve { volume, claim: delayed.claim.clone() });
+                let reserved = volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some());
+                if !reserved {
+                    actions.push(Action::Reserve { volume, claim: claim.clone() });
+                }
             } else {
-                actions.push(Action::Provision { claim: delayed.claim.clone(), node: node.name.clone() });
+                actions.push(Action::Provision { claim: claim.clone(), node: node.name.clone() });
             }
         }
         actions
