@@ -129,7 +129,7 @@ mod tests {
             "volumes": [{"secret": {"secretName": "volume"}}, {"projected": {"sources": [{"secret": {"name": "projected"}}]}},
                         {"persistentVolumeClaim": {"claimName": "claim"}}],
         }});
-        assert_eq!(secret_names(&pod), ["from", "key", "volume", "projected", "pull"]);
+        assert_eq!(secret_names(&pod), ["key", "from", "volume", "projected", "pull"]);
         assert_eq!(configmap_names(&pod), ["map"]);
         assert_eq!(claim_names(&pod), ["claim"]);
         assert_eq!(account_names(&pod), ["robot"]);
