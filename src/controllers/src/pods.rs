@@ -8,6 +8,11 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
 use crate::time;
 
+/// A count as upstream writes most of them: zero is left out.
+pub(crate) fn nonzero(count: i32) -> Option<i32> {
+    (count != 0).then_some(count)
+}
+
 /// `status.phase`, empty when not set.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()

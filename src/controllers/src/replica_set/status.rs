@@ -43,9 +43,11 @@ pub(super) fn calculate(
     }
     ReplicaSetStatus {
         replicas: i32::try_from(active.len()).unwrap_or(i32::MAX),
-        fully_labeled_replicas: Some(fully_labelled),
-        ready_replicas: Some(count(&pods::is_ready)),
-        available_replicas: Some(count(&|pod| pods::is_available(pod, view.min_ready_seconds, now))),
+        fully_labeled_replicas: pods::nonzero(fully_labelled),
+        ready_replicas: pods::nonzero(count(&pods::is_ready)),
+        available_replicas: pods::nonzero(count(&|pod| {
+            pods::is_available(pod, view.min_ready_seconds, now)
+        })),
         terminating_replicas: view
             .counts_terminating
             .then(|| i32::try_from(terminating).unwrap_or(i32::MAX)),
