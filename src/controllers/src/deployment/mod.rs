@@ -234,6 +234,11 @@ fn owner_key(meta: &ObjectMeta, kind: &str) -> Option<ObjectKey> {
 
 /// Whether `spec.replicas` changed since an active set was sized last: then scale, do not roll.
 fn is_scaling(deployment: &Deployment, sets: &Sets) -> bool {
+    let active = sets.old.iter().chain(&sets.new).filter(|set| size(set) > 0).count();
+    if !is_rolling(deployment) && active > 1 {
+        // Recreate knows no sizes in between: it first takes all old pods away.
+        return false;
+    }
     sets.old.iter().chain(&sets.new).filter(|set| size(set) > 0).any(|set| {
         int_annotation(&set.metadata, DESIRED_ANNOTATION).is_some_and(|desired| desired != wanted(deployment))
     })
