@@ -6,15 +6,12 @@
 mod adoption;
 mod cluster_role;
 mod context;
-mod cron_job;
-mod daemon_set;
 mod deployment;
-mod disruption;
+mod discovery;
 mod endpoint_slice;
 mod endpoints;
 mod expectations;
 mod garbage;
-mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -23,10 +20,8 @@ mod pod_gc;
 mod pods;
 mod replica_set;
 mod service_account;
-mod stateful_set;
 mod template;
 mod time;
-mod ttl_after_finished;
 
 use std::net::IpAddr;
 
@@ -99,16 +94,10 @@ pub fn start(
     node_lifecycle::start(&ctx);
     replica_set::start(&ctx);
     deployment::start(&ctx);
-    daemon_set::start(&ctx);
-    stateful_set::start(&ctx);
-    job::start(&ctx);
-    cron_job::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
     garbage::start(&ctx);
     pod_gc::start(&ctx);
-    disruption::start(&ctx);
-    ttl_after_finished::start(&ctx);
     Ok(())
 }

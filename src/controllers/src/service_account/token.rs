@@ -115,7 +115,7 @@ async fn fill(
     contents.entry("namespace".into()).or_insert_with(|| ByteString(namespace.clone().into_bytes()));
     if needs_token {
         let request = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 audiences: Some(Vec::new()),
                 expiration_seconds: Some(LIFETIME),
                 bound_object_ref: Some(BoundObjectReference {
@@ -124,7 +124,7 @@ async fn fill(
                     name: secret.metadata.name.clone(),
                     uid: secret.metadata.uid.clone(),
                 }),
-            },
+            }),
             ..TokenRequest::default()
         };
         let api = ctx.api::<ServiceAccount>(&namespace);
