@@ -53,7 +53,7 @@ impl Collector {
     /// `partial`: some group did not answer; what is missing may still be there.
     fn set_resources(self: &Arc<Self>, resources: Vec<Served>, partial: bool) {
         let resources: Vec<Arc<Served>> = resources.into_iter().map(Arc::new).collect();
-        self.resources.lock().clone_from(&resources);
+        *self.resources.lock() = resources.clone();
         let mut monitors = self.monitors.lock();
         let wanted: HashSet<_> =
             resources.iter().filter(|r| is_watched(r)).map(|resource| resource.api.clone()).collect();
@@ -80,7 +80,7 @@ impl Collector {
             // Awaited through the controllers' own group, ended by the child's token.
             let token = tasks.token().clone();
             self.ctx.tasks.spawn_until_stopped(&name, async move {
-                token.run_until_cancelled(this.follow(watched, flag)).await;
+                let _ = token.run_until_cancelled(this.follow(watched, flag)).await;
             });
             monitors.insert(resource.api.clone(), Monitor { tasks, resource: resource.clone(), synced });
         }
