@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
 use kube::api::{DeleteParams, PostParams};
@@ -96,11 +94,11 @@ impl Controller {
             annotations.remove(OVER_CAPACITY_ANNOTATION);
         }
         let changed = found.as_deref().is_none_or(|found| {
-            let plain = |annotations: &Option<_>| annotations.clone().unwrap_or_default();
-            let old: std::collections::BTreeMap<String, String> = plain(&found.metadata.annotations);
+            let plain = |meta: &ObjectMeta| meta.annotations.clone().unwrap_or_default();
             found.metadata.labels != wanted.metadata.labels
-                || found.subsets.as_deref().unwrap_or_default() != wanted.subsets.as_deref().unwrap_or_default()
-                || old != plain(&wanted.metadata.annotations)
+                || found.subsets.as_deref().unwrap_or_default()
+                    != wanted.subsets.as_deref().unwrap_or_default()
+                || plain(&found.metadata) != plain(&wanted.metadata)
         });
         if !changed {
             return Ok(None);

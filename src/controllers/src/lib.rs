@@ -55,7 +55,13 @@ impl Config {
             Some(IpAddr::V6(_)) => 64,
             _ => 24,
         };
-        Self { cluster_ca_pem, pod_cidr, node_cidr_mask, host: String::new(), terminated_pod_threshold: 12_500 }
+        Self {
+            cluster_ca_pem,
+            pod_cidr,
+            node_cidr_mask,
+            host: String::new(),
+            terminated_pod_threshold: 12_500,
+        }
     }
 }
 

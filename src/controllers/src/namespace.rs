@@ -101,9 +101,7 @@ async fn reconcile(
     }
     let spec = namespace.spec.get_or_insert_default();
     spec.finalizers = Some(finalizers.into_iter().filter(|finalizer| finalizer != FINALIZER).collect());
-    ignore_not_found(
-        api.replace_subresource("finalize", name, &PostParams::default(), &namespace).await,
-    )?;
+    ignore_not_found(api.replace_subresource("finalize", name, &PostParams::default(), &namespace).await)?;
     Ok(None)
 }
 
@@ -228,7 +226,8 @@ fn set_conditions(status: &mut NamespaceStatus, pass: &Pass) -> bool {
     let conditions = status.conditions.get_or_insert_default();
     for new in wanted {
         match conditions.iter_mut().find(|old| old.type_ == new.type_) {
-            Some(old) if old.status == new.status && old.message == new.message && old.reason == new.reason => {}
+            Some(old)
+                if old.status == new.status && old.message == new.message && old.reason == new.reason => {}
             Some(old) => {
                 *old = new;
                 changed = true;

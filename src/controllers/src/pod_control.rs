@@ -78,7 +78,9 @@ impl PodControl {
                 Ok(())
             }
             // Gone, or another pod has its name now: nothing to do either way.
-            Err(error) if kedge_client::is_not_found(&error) || kedge_client::is_conflict(&error) => Err(error),
+            Err(error) if kedge_client::is_not_found(&error) || kedge_client::is_conflict(&error) => {
+                Err(error)
+            }
             Err(error) => {
                 let text = format!("Error deleting: {}", message(&error));
                 self.recorder.event(owner.clone(), EventType::Warning, "FailedDelete", text);

@@ -140,7 +140,9 @@ impl Collector {
 
     /// The oldest finished pods above the threshold go.
     async fn trim_finished(&self) -> Result<Option<Duration>, Error> {
-        let Ok(threshold) = usize::try_from(self.ctx.config.terminated_pod_threshold) else { return Ok(None) };
+        let Ok(threshold) = usize::try_from(self.ctx.config.terminated_pod_threshold) else {
+            return Ok(None);
+        };
         if threshold == 0 {
             return Ok(None);
         }
@@ -168,7 +170,9 @@ impl Collector {
                     "message": text, "lastTransitionTime": time::now(),
                 }] },
             });
-            ignore_not_found(api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
+            ignore_not_found(
+                api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await,
+            )?;
         }
         let params = DeleteParams::default()
             .grace_period(0)

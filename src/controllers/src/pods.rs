@@ -54,7 +54,11 @@ pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
 }
 
 /// `Ok`: ready for `min_ready_seconds`. `Err(Some(d))`: will be after `d` if it stays ready.
-pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Result<(), Option<Duration>> {
+pub(crate) fn availability(
+    pod: &Pod,
+    min_ready_seconds: i32,
+    now: Timestamp,
+) -> Result<(), Option<Duration>> {
     if !is_ready(pod) {
         return Err(None);
     }
@@ -153,10 +157,8 @@ pub(crate) mod tests {
         pod.metadata.name = Some(uid.into());
         pod.metadata.namespace = Some("ns".into());
         pod.metadata.creation_timestamp = Some(Time(at(1000)));
-        pod.spec = Some(PodSpec {
-            node_name: (!node.is_empty()).then(|| node.to_owned()),
-            ..PodSpec::default()
-        });
+        pod.spec =
+            Some(PodSpec { node_name: (!node.is_empty()).then(|| node.to_owned()), ..PodSpec::default() });
         pod.status = Some(PodStatus {
             phase: Some(phase.into()),
             conditions: Some(vec![PodCondition {

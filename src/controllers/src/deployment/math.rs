@@ -35,7 +35,10 @@ pub(super) fn available(set: &ReplicaSet) -> i32 {
 }
 
 /// The sum of `of` over some sets.
-pub(super) fn sum<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>, of: impl Fn(&ReplicaSet) -> i32) -> i32 {
+pub(super) fn sum<'a>(
+    sets: impl IntoIterator<Item = &'a ReplicaSet>,
+    of: impl Fn(&ReplicaSet) -> i32,
+) -> i32 {
     sets.into_iter().map(of).sum()
 }
 
@@ -263,9 +266,20 @@ mod tests {
         // Upstream's documented example: 10 (+3 surge) as 8 old and 5 new, scaled to 15.
         let d = deployment(15, "3", "2");
         assert_eq!(proportional(&d, &[set(8, 8, Some(13)), set(5, 0, Some(13))]), [11, 7]);
-        assert_eq!(proportional(&deployment(0, "3", "2"), &[set(8, 8, Some(13)), set(5, 0, Some(13))]), [0, 0]);
-        assert_eq!(proportional(&deployment(10, "3", "2"), &[set(8, 8, Some(13)), set(5, 0, Some(13))]), [8, 5]);
-        assert_eq!(proportional(&deployment(5, "0", "2"), &[set(5, 5, Some(10)), set(5, 0, Some(10))]).iter().sum::<i32>(), 5);
+        assert_eq!(
+            proportional(&deployment(0, "3", "2"), &[set(8, 8, Some(13)), set(5, 0, Some(13))]),
+            [0, 0]
+        );
+        assert_eq!(
+            proportional(&deployment(10, "3", "2"), &[set(8, 8, Some(13)), set(5, 0, Some(13))]),
+            [8, 5]
+        );
+        assert_eq!(
+            proportional(&deployment(5, "0", "2"), &[set(5, 5, Some(10)), set(5, 0, Some(10))])
+                .iter()
+                .sum::<i32>(),
+            5
+        );
     }
 
     #[test]

@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kedge_client::{Change, Error, EventType, Informer, ObjectKey, Queue, Recorder, reference, selector_matches};
+use kedge_client::{
+    Change, Error, EventType, Informer, ObjectKey, Queue, Recorder, reference, selector_matches,
+};
 use kube::api::PostParams;
 
 pub(crate) use self::math::resolve;

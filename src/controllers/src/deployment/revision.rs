@@ -26,7 +26,11 @@ pub(super) fn int_annotation(meta: &ObjectMeta, name: &str) -> Option<i32> {
 
 /// The set's revision, 0 when it has none.
 pub(super) fn revision(meta: &ObjectMeta) -> i64 {
-    meta.annotations.as_ref().and_then(|a| a.get(REVISION_ANNOTATION)).and_then(|r| r.parse().ok()).unwrap_or(0)
+    meta.annotations
+        .as_ref()
+        .and_then(|a| a.get(REVISION_ANNOTATION))
+        .and_then(|r| r.parse().ok())
+        .unwrap_or(0)
 }
 
 pub(super) fn max_revision<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i64 {

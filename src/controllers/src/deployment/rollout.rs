@@ -85,7 +85,8 @@ impl Controller {
             Err(error) => {
                 if status::deadline(deployment).is_some() {
                     let text = format!("Failed to create new replica set \"{name}\": {}", message(&error));
-                    let failed = status::condition(status::PROGRESSING, "False", "ReplicaSetCreateError", text);
+                    let failed =
+                        status::condition(status::PROGRESSING, "False", "ReplicaSetCreateError", text);
                     self.write_condition(deployment, failed).await?;
                 }
                 return Err(error.into());
@@ -358,7 +359,8 @@ mod tests {
         let name = set.metadata.name.clone().expect("named");
         let hash = name.strip_prefix("web-").expect("the Deployment's name first");
         let spec = set.spec.as_ref().expect("there");
-        let labels = spec.template.as_ref().and_then(|t| t.metadata.as_ref()?.labels.clone()).expect("labels");
+        let labels =
+            spec.template.as_ref().and_then(|t| t.metadata.as_ref()?.labels.clone()).expect("labels");
         assert_eq!(labels.get(HASH_LABEL).map(String::as_str), Some(hash));
         assert_eq!(spec.selector.match_labels, Some(labels));
         assert_eq!(spec.replicas, Some(2));

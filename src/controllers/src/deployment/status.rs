@@ -14,7 +14,12 @@ pub(super) const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 const SET_UPDATED: &str = "ReplicaSetUpdated";
 
-pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> DeploymentCondition {
+pub(super) fn condition(
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: impl Into<String>,
+) -> DeploymentCondition {
     DeploymentCondition {
         type_: kind.into(),
         status: status.into(),
@@ -59,7 +64,11 @@ pub(super) fn deadline(deployment: &Deployment) -> Option<i32> {
 }
 
 /// Everything but the progress: counts, Available, and the conditions that were there.
-pub(super) fn calculate(deployment: &Deployment, old: &[ReplicaSet], new: Option<&ReplicaSet>) -> DeploymentStatus {
+pub(super) fn calculate(
+    deployment: &Deployment,
+    old: &[ReplicaSet],
+    new: Option<&ReplicaSet>,
+) -> DeploymentStatus {
     let before = deployment.status.clone().unwrap_or_default();
     let all = || old.iter().chain(new);
     let available_now = sum(all(), available);

@@ -36,7 +36,11 @@ pub(crate) fn has_endpoints(service: &Service) -> bool {
 }
 
 pub(crate) fn is_headless(service: &Service) -> bool {
-    service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).is_none_or(|ip| ip.is_empty() || ip == "None")
+    service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster_ip.as_deref())
+        .is_none_or(|ip| ip.is_empty() || ip == "None")
 }
 
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
@@ -123,7 +127,8 @@ pub(crate) fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let spec = pod.spec.as_ref()?;
     // Containers first, then those that start before them and stay.
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     spec.containers
         .iter()
         .chain(sidecars)
@@ -217,9 +222,8 @@ pub(crate) fn labels(service: &Service, reserved: &[&str]) -> BTreeMap<String, S
 
 /// When the newest change happened that endpoints show: a pod became (not) ready, or the Service was made.
 pub(crate) fn trigger_time(meta: &ObjectMeta, pods: &[Arc<Pod>]) -> Option<Timestamp> {
-    let of_pods = pods.iter().filter_map(|pod| {
-        Some(pods::condition(pod, "Ready")?.last_transition_time.as_ref()?.0)
-    });
+    let of_pods =
+        pods.iter().filter_map(|pod| Some(pods::condition(pod, "Ready")?.last_transition_time.as_ref()?.0));
     of_pods.chain(meta.creation_timestamp.as_ref().map(|time| time.0)).max()
 }
 
@@ -286,7 +290,11 @@ mod tests {
             let each = groups.iter().flat_map(|group| {
                 group.endpoints.iter().map(|endpoint| {
                     let c = endpoint.conditions.clone().expect("set");
-                    let flags = (c.ready.unwrap_or(false), c.serving.unwrap_or(false), c.terminating.unwrap_or(false));
+                    let flags = (
+                        c.ready.unwrap_or(false),
+                        c.serving.unwrap_or(false),
+                        c.terminating.unwrap_or(false),
+                    );
                     (group.ports[0].port.unwrap_or(0), flags.0, flags.1, flags.2)
                 })
             });

@@ -56,7 +56,8 @@ fn start_services(ctx: &Context) {
     });
     let this = controller.clone();
     ctx.on_change(&controller.nodes, move |change| {
-        let zone = |side: &Option<Arc<Node>>| side.as_ref().and_then(|node| build::zone(node).map(str::to_owned));
+        let zone =
+            |side: &Option<Arc<Node>>| side.as_ref().and_then(|node| build::zone(node).map(str::to_owned));
         if zone(&change.old) != zone(&change.new) {
             for service in this.services.list() {
                 this.queue.add(ObjectKey::of(&*service));
@@ -87,7 +88,8 @@ pub(crate) fn enqueue_services(services: &Informer<Service>, queue: &Queue<Objec
         return;
     }
     for service in services.list_namespace(&key.namespace) {
-        let selects = |side: &Option<Arc<Pod>>| side.as_ref().is_some_and(|pod| build::selects(&service, pod));
+        let selects =
+            |side: &Option<Arc<Pod>>| side.as_ref().is_some_and(|pod| build::selects(&service, pod));
         if selects(&change.old) || selects(&change.new) {
             queue.add(ObjectKey::of(&*service));
         }
@@ -106,9 +108,8 @@ impl Controller {
         }
         let mut pods = self.pods.list_namespace(&key.namespace);
         pods.retain(|pod| build::selects(&service, pod));
-        let zone = |node: &str| {
-            self.nodes.get("", node).and_then(|node| build::zone(&node).map(str::to_owned))
-        };
+        let zone =
+            |node: &str| self.nodes.get("", node).and_then(|node| build::zone(&node).map(str::to_owned));
         let groups = build::groups(&service, &pods, &zone);
         let owner = owner_reference(&*service);
         let trigger = build::trigger_time(&service.metadata, &pods);

@@ -71,7 +71,10 @@ impl Writer {
         written.get(key).is_some_and(|ours| {
             ours.iter().any(|(name, (wrote, at))| {
                 at.elapsed() < PATIENCE
-                    && self.slices.get(&key.namespace, name).is_none_or(|slice| version(&slice.metadata) < *wrote)
+                    && self
+                        .slices
+                        .get(&key.namespace, name)
+                        .is_none_or(|slice| version(&slice.metadata) < *wrote)
             })
         })
     }

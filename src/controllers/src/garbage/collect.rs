@@ -196,7 +196,12 @@ impl Collector {
         };
         let text = format!(
             "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace \"{}\"",
-            reference.api_version, reference.kind, node.namespace, reference.name, reference.uid, node.namespace
+            reference.api_version,
+            reference.kind,
+            node.namespace,
+            reference.name,
+            reference.uid,
+            node.namespace
         );
         self.recorder.event(regarding, EventType::Warning, "OwnerRefInvalidNamespace", text);
     }

@@ -22,7 +22,9 @@ pub(super) struct View {
 }
 
 /// A kind that replicates pods.
-pub(super) trait Replicated: Watched + kube::Resource<Scope = NamespaceResourceScope> + Serialize {
+pub(super) trait Replicated:
+    Watched + kube::Resource<Scope = NamespaceResourceScope> + Serialize
+{
     /// The controller's name in events.
     const COMPONENT: &'static str;
     fn view(&self) -> View;

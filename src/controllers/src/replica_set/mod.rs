@@ -219,9 +219,10 @@ impl<K: Replicated> Controller<K> {
                 result
             });
             let results = futures::future::join_all(calls).await;
-            let error = results.into_iter().filter_map(Result::err).find(|error| {
-                !kedge_client::is_not_found(error) && !kedge_client::is_conflict(error)
-            });
+            let error = results
+                .into_iter()
+                .filter_map(Result::err)
+                .find(|error| !kedge_client::is_not_found(error) && !kedge_client::is_conflict(error));
             if let Some(error) = error {
                 return Err(Failure { reason: "FailedDelete", text: message(&error), error: Some(error) });
             }

@@ -22,8 +22,12 @@ pub(super) fn calculate(
     let count = |test: &dyn Fn(&Pod) -> bool| {
         i32::try_from(active.iter().filter(|pod| test(pod)).count()).unwrap_or(i32::MAX)
     };
-    let template_labels =
-        view.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone()).unwrap_or_default();
+    let template_labels = view
+        .template
+        .as_ref()
+        .and_then(|t| t.metadata.as_ref())
+        .and_then(|m| m.labels.clone())
+        .unwrap_or_default();
     let fully_labelled = count(&|pod| {
         let labels = pod.metadata.labels.as_ref();
         template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
@@ -45,12 +49,8 @@ pub(super) fn calculate(
         replicas: i32::try_from(active.len()).unwrap_or(i32::MAX),
         fully_labeled_replicas: pods::nonzero(fully_labelled),
         ready_replicas: pods::nonzero(count(&pods::is_ready)),
-        available_replicas: pods::nonzero(count(&|pod| {
-            pods::is_available(pod, view.min_ready_seconds, now)
-        })),
-        terminating_replicas: view
-            .counts_terminating
-            .then(|| i32::try_from(terminating).unwrap_or(i32::MAX)),
+        available_replicas: pods::nonzero(count(&|pod| pods::is_available(pod, view.min_ready_seconds, now))),
+        terminating_replicas: view.counts_terminating.then(|| i32::try_from(terminating).unwrap_or(i32::MAX)),
         observed_generation: Some(view.generation),
         conditions: (!conditions.is_empty()).then_some(conditions),
     }

@@ -99,8 +99,8 @@ async fn fill(
     let now = Timestamp::now();
     let renewal = renewal(&secret);
     let ca = ctx.config.cluster_ca_pem.as_bytes();
-    let needs_token = data(&secret, "token").is_none_or(<[u8]>::is_empty)
-        || renewal.is_some_and(|renewal| renewal <= now);
+    let needs_token =
+        data(&secret, "token").is_none_or(<[u8]>::is_empty) || renewal.is_some_and(|renewal| renewal <= now);
     let complete = data(&secret, "ca.crt") == Some(ca)
         && data(&secret, "namespace").is_some_and(|bytes| !bytes.is_empty())
         && annotation(&secret, UID_ANNOTATION) == account.metadata.uid.as_deref();
