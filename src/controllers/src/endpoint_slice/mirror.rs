@@ -64,12 +64,12 @@ impl Mirror {
         let endpoints = self.endpoints.get_key(key).filter(|endpoints| is_mirrored(endpoints));
         let (Some(_), Some(endpoints)) = (service, endpoints) else {
             let owner = Default::default();
-            return self.writer.sync(key, owner, Default::default(), None, Vec::new()).await;
+            return self.writer.sync(key, owner, Default::default(), None, &[]).await;
         };
         let mut labels = endpoints.metadata.labels.clone().unwrap_or_default();
         labels.retain(|name, _| name != SERVICE_LABEL && name != MANAGED_BY_LABEL);
         let owner = owner_reference(&*endpoints);
-        self.writer.sync(key, owner, labels, None, groups(&endpoints)).await
+        self.writer.sync(key, owner, labels, None, &groups(&endpoints)).await
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kedge_client::{Change, Error, Informer, ObjectKey, Queue};
 
 use self::writer::Writer;
@@ -114,6 +113,6 @@ impl Controller {
         let owner = owner_reference(&*service);
         let trigger = build::trigger_time(&service.metadata, &pods);
         let labels = build::labels(&service, &[SERVICE_LABEL, MANAGED_BY_LABEL, build::HEADLESS_LABEL]);
-        self.writer.sync(key, owner, labels, trigger, groups).await
+        self.writer.sync(key, owner, labels, trigger, &groups).await
     }
 }

@@ -98,7 +98,7 @@ impl Writer {
         owner: OwnerReference,
         mut labels: BTreeMap<String, String>,
         trigger: Option<Timestamp>,
-        groups: Vec<Group>,
+        groups: &[Group],
     ) -> Result<Option<Duration>, Error> {
         if self.is_behind(key) {
             return Ok(Some(Duration::from_millis(50)));
@@ -107,7 +107,7 @@ impl Writer {
         labels.insert(MANAGED_BY_LABEL.into(), self.manager.into());
         let mut existing = self.slices.list_namespace(&key.namespace);
         existing.retain(|slice| self.key_of(slice).as_ref() == Some(key));
-        let mut plan = plan(&groups, existing);
+        let mut plan = plan(groups, existing);
         for slice in std::mem::take(&mut plan.keep) {
             if slice.metadata.labels.as_ref() != Some(&labels) {
                 let endpoints = slice.endpoints.clone().unwrap_or_default();

@@ -129,7 +129,8 @@ impl<K: Replicated> Controller<K> {
         let fresh = async { api.get(&key.name).await.map(|live| live.meta().clone()) };
         // Finished pods are of no interest, neither to count nor to adopt.
         let candidates = self.pods.list_namespace(&key.namespace);
-        let candidates = candidates.into_iter().filter(|pod| !pods::is_finished(pod)).collect();
+        let candidates: Vec<Arc<Pod>> =
+            candidates.into_iter().filter(|pod| !pods::is_finished(pod)).collect();
         let claimed = claim(
             &self.ctx.client,
             owner.meta(),

@@ -5,7 +5,6 @@
 //! stays with the API server: the token is asked for with TokenRequest, bound to the secret (so
 //! it dies with it), for the longest time the server grants, and renewed in good time.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -86,28 +85,28 @@ async fn reconcile(
         ignore_not_found(ctx.api::<Secret>(&key.namespace).delete(&key.name, &params).await)?;
         return Ok(None);
     };
-    fill(ctx, secret, &account, account_name).await
+    fill(ctx, &secret, &account, account_name).await
 }
 
 async fn fill(
     ctx: &Context,
-    secret: Arc<Secret>,
+    secret: &Secret,
     account: &ServiceAccount,
     account_name: &str,
 ) -> Result<Option<Duration>, Error> {
     let namespace = secret.metadata.namespace.clone().unwrap_or_default();
     let now = Timestamp::now();
-    let renewal = renewal(&secret);
+    let renewal = renewal(secret);
     let ca = ctx.config.cluster_ca_pem.as_bytes();
     let needs_token =
-        data(&secret, "token").is_none_or(<[u8]>::is_empty) || renewal.is_some_and(|renewal| renewal <= now);
-    let complete = data(&secret, "ca.crt") == Some(ca)
-        && data(&secret, "namespace").is_some_and(|bytes| !bytes.is_empty())
-        && annotation(&secret, UID_ANNOTATION) == account.metadata.uid.as_deref();
+        data(secret, "token").is_none_or(<[u8]>::is_empty) || renewal.is_some_and(|renewal| renewal <= now);
+    let complete = data(secret, "ca.crt") == Some(ca)
+        && data(secret, "namespace").is_some_and(|bytes| !bytes.is_empty())
+        && annotation(secret, UID_ANNOTATION) == account.metadata.uid.as_deref();
     if complete && !needs_token {
         return Ok(renewal.map(|renewal| time::until(renewal, now)));
     }
-    let mut changed = (*secret).clone();
+    let mut changed = secret.clone();
     let annotations = changed.metadata.annotations.get_or_insert_default();
     annotations.insert(UID_ANNOTATION.into(), account.metadata.uid.clone().unwrap_or_default());
     let contents = changed.data.get_or_insert_default();
