@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kedge_client::{Error, Informer, ObjectKey, Queue};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
-use std::time::Instant;
 
 use crate::context::{Context, ignore_not_found};
 use crate::{pods, time};
@@ -31,7 +30,7 @@ enum Item {
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pod(key) => key.fmt(f),
+            Self::Pod(key) => write!(f, "{key}"),
             Self::Finished => f.write_str("finished pods"),
         }
     }

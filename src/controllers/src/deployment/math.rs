@@ -7,7 +7,7 @@ use super::revision::{DESIRED_ANNOTATION, MAX_ANNOTATION, int_annotation};
 
 /// A number, or a part of `total` rounded up or down. A value that is neither counts as zero: the
 /// API server refuses it.
-pub(crate) fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
+fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
     match value {
         None => 0,
         Some(IntOrString::Int(value)) => *value,

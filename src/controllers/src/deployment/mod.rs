@@ -18,7 +18,6 @@ use kedge_client::{
 };
 use kube::api::PostParams;
 
-pub(crate) use self::math::resolve;
 use self::math::{is_rolling, size, wanted};
 use self::revision::{DESIRED_ANNOTATION, int_annotation};
 use crate::adoption::{claim, controller_of, owner_reference};

@@ -89,9 +89,10 @@ impl Collector {
     }
 
     async fn follow(self: Arc<Self>, resource: Arc<Served>, synced: Arc<AtomicBool>) {
-        let api = kube::Api::<DynamicObject>::all_with(self.ctx.client.clone(), &resource.api);
+        let api =
+            kube::Api::<PartialObjectMeta<DynamicObject>>::all_with(self.ctx.client.clone(), &resource.api);
         let config = watcher::Config::default().streaming_lists();
-        let mut events = watcher::metadata_watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).default_backoff().boxed();
         let mut listed: HashSet<Uid> = HashSet::new();
         while let Some(event) = events.next().await {
             match event {
