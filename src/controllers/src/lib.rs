@@ -1,1 +1,109 @@
-//! Placeholder.
+//! The controllers: loops that read objects from shared informers and write objects through the
+//! API server until the cluster is as it is described. One module a controller. Every one is
+//! level-triggered (a key says only "look again"), may run twice, and keeps no truth of its own.
+//! This crate talks to a `kube::Client` only; it never imports the API server or the store.
+
+mod adoption;
+mod cluster_role;
+mod context;
+mod deployment;
+mod discovery;
+mod endpoint_slice;
+mod endpoints;
+mod expectations;
+mod garbage;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod pod_control;
+mod pod_gc;
+mod pods;
+mod replica_set;
+mod service_account;
+mod template;
+mod time;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kedge_base::Tasks;
+use kedge_client::Informers;
+
+pub use context::Context;
+
+/// What the controllers need to know about the cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's CA certificate(s), PEM: goes into `kube-root-ca.crt` and into token secrets.
+    pub cluster_ca_pem: String,
+    /// The addresses that pods get; every node receives a part. `None`: nodes get their range from
+    /// somebody else.
+    pub pod_cidr: Option<IpNet>,
+    /// The prefix length of one node's part of `pod_cidr` (upstream's default is 24 for IPv4).
+    pub node_cidr_mask: u8,
+    /// Named as the source of events, normally the node's name; may be empty.
+    pub host: String,
+    /// Finished pods above this number are deleted, oldest first (upstream: 12500).
+    /// Zero or less: never.
+    pub terminated_pod_threshold: i64,
+}
+
+impl Config {
+    /// Upstream's defaults around the two things that have none.
+    pub fn new(cluster_ca_pem: String, pod_cidr: Option<IpNet>) -> Self {
+        let node_cidr_mask = match pod_cidr.map(|net| net.addr()) {
+            Some(IpAddr::V6(_)) => 64,
+            _ => 24,
+        };
+        Self {
+            cluster_ca_pem,
+            pod_cidr,
+            node_cidr_mask,
+            host: String::new(),
+            terminated_pod_threshold: 12_500,
+        }
+    }
+}
+
+/// The controllers cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A node's part must be smaller than (or equal to) the whole.
+    #[error("pod network {cidr} cannot be split into /{mask} parts, one for each node")]
+    NodeMask {
+        /// The configured pod network.
+        cidr: IpNet,
+        /// The configured prefix length of a node's part.
+        mask: u8,
+    },
+}
+
+/// Start every controller as tasks of `tasks`. Returns at once; each begins its work when the
+/// informers it reads are complete. To be called while holding the controllers' Lease: when
+/// `tasks` stops, all of them end and change nothing more.
+pub fn start(
+    config: Config,
+    client: &kube::Client,
+    informers: &Informers,
+    tasks: &Tasks,
+) -> Result<(), Error> {
+    if let Some(cidr) = config.pod_cidr
+        && (config.node_cidr_mask < cidr.prefix_len() || config.node_cidr_mask > cidr.max_prefix_len())
+    {
+        return Err(Error::NodeMask { cidr, mask: config.node_cidr_mask });
+    }
+    let ctx = Context::new(config, client.clone(), informers.clone(), tasks.clone());
+    // What a new cluster waits for comes first.
+    cluster_role::start(&ctx);
+    service_account::start(&ctx);
+    node_ipam::start(&ctx);
+    node_lifecycle::start(&ctx);
+    replica_set::start(&ctx);
+    deployment::start(&ctx);
+    endpoint_slice::start(&ctx);
+    endpoints::start(&ctx);
+    namespace::start(&ctx);
+    garbage::start(&ctx);
+    pod_gc::start(&ctx);
+    Ok(())
+}
