@@ -36,7 +36,7 @@ const GENERATION: &[&str] = &[
 
 /// The rules of a built-in kind.
 pub fn rules_for(group: &str, kind: &str) -> Rules {
-    let _ = group;
+    if group == "rbac.authorization.k8s.io" { return Rules { name: crate::names::path_segment, generation: false, ..Rules::PLAIN }; }
     Rules { generation: GENERATION.contains(&kind), ..Rules::PLAIN }
 }
 
