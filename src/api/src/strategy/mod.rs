@@ -2,8 +2,16 @@
 //! creates and updates, validation. [`Generic`] is the one implementation; what
 //! is particular to a kind is a row of functions, [`Rules`].
 
+mod config;
 mod kinds;
 pub mod meta;
+mod network;
+mod pod;
+mod pod_spec;
+mod rbac;
+mod storage;
+mod util;
+mod workloads;
 
 use serde_json::Value;
 
@@ -261,6 +269,6 @@ impl Strategy for Generic {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        kinds::warnings(obj)
+        pod_spec::warnings(obj)
     }
 }
