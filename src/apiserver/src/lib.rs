@@ -78,7 +78,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn start(config: Config, store: kedge_store::Config, tasks: &Tasks) -> Result<Self, Error> {
+    pub async fn start(mut config: Config, store: kedge_store::Config, tasks: &Tasks) -> Result<Self, Error> {
         let registry = Registry::builtin();
         let mut paths: HashMap<Box<str>, extract::Paths> = HashMap::new();
         for resource in registry.iter().filter(|resource| resource.stored && !resource.converts()) {
@@ -89,6 +89,8 @@ impl ApiServer {
         let address = config.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        // Port 0 asks for any free one.
+        config.listen = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
         let tasks = tasks.child("apiserver");
         let store = Store::open(store, cache.clone(), &tasks).await?;
         let state = Arc::new(state::State {

@@ -1,0 +1,156 @@
+//! An API server on a store of its own in a temporary folder.
+
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use kedge_apiserver::{ApiServer, Config, User};
+use kedge_base::Tasks;
+use kedge_cluster::{Leaf, NodeIdentity, Pki};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tower::ServiceExt as _;
+
+pub(crate) struct Fixture {
+    pub(crate) server: ApiServer,
+    tasks: Tasks,
+    _dir: TempDir,
+}
+
+impl Fixture {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("folder");
+        let node = NodeIdentity {
+            name: "node1".into(),
+            addresses: vec![[127, 0, 0, 1].into()],
+            service_addresses: vec![[10, 96, 0, 1].into()],
+            cluster_domain: "cluster.local".into(),
+        };
+        let pki = Pki::open(&dir.path().join("pki"), &node).expect("keys");
+        let tasks = Tasks::new("test");
+        let config = Config {
+            listen: ([127, 0, 0, 1], 0).into(),
+            tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem())).expect("TLS"),
+            kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem()).expect("TLS"),
+            advertise_address: [127, 0, 0, 1].into(),
+            issuer: "https://kubernetes.default.svc.cluster.local".into(),
+            service_account_key: pki.service_account_key_pem().to_owned(),
+            cluster_ca: pki.ca_pem().to_owned(),
+            service_range: ([10, 96, 0, 0].into(), 24),
+            node_ports: (30000, 30100),
+            event_ttl_seconds: 3600,
+        };
+        let store = kedge_store::Config::new(dir.path().join("store"));
+        let server = ApiServer::start(config, store, &tasks).await.expect("the server starts");
+        Self { server, tasks, _dir: dir }
+    }
+
+    pub(crate) async fn stop(self) {
+        let late = self.tasks.shutdown(std::time::Duration::from_secs(60)).await;
+        assert!(late.is_empty(), "still running: {late:?}");
+    }
+
+    pub(crate) fn admin(&self) -> Client {
+        self.user(User::component("admin"))
+    }
+
+    pub(crate) fn user(&self, user: User) -> Client {
+        Client { server: self.server.clone(), user }
+    }
+}
+
+/// Sends requests as one user.
+#[derive(Clone)]
+pub(crate) struct Client {
+    server: ApiServer,
+    user: User,
+}
+
+impl Client {
+    pub(crate) async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> http::Response<Body> {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body)).expect("request");
+        self.server.local(self.user.clone()).oneshot(request).await.expect("infallible")
+    }
+
+    async fn send(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> (StatusCode, Value) {
+        let response = self.raw(method, path, &[("content-type", content_type), ("user-agent", "test/1")], body).await;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+        (status, value)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.send(Method::GET, path, "application/json", Vec::new()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, object: &Value) -> (StatusCode, Value) {
+        self.send(Method::POST, path, "application/json", object.to_string().into_bytes()).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, object: &Value) -> (StatusCode, Value) {
+        self.send(Method::PUT, path, "application/json", object.to_string().into_bytes()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str, options: &Value) -> (StatusCode, Value) {
+        self.send(Method::DELETE, path, "application/json", options.to_string().into_bytes()).await
+    }
+
+    /// `kind` is `json`, `merge`, `strategic-merge` or `apply`.
+    pub(crate) async fn patch(&self, path: &str, kind: &str, patch: &Value) -> (StatusCode, Value) {
+        let content_type =
+            if kind == "apply" { "application/apply-patch+yaml".to_owned() } else { format!("application/{kind}-patch+json") };
+        self.send(Method::PATCH, path, &content_type, patch.to_string().into_bytes()).await
+    }
+
+    /// Create and expect that it works.
+    pub(crate) async fn make(&self, path: &str, object: &Value) -> Value {
+        let (status, made) = self.post(path, object).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        made
+    }
+
+    /// A stream of watch events.
+    pub(crate) async fn watch(&self, path: &str) -> Watch {
+        let response = self.raw(Method::GET, path, &[], Vec::new()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Watch { body: response.into_body(), buffer: Vec::new() }
+    }
+}
+
+pub(crate) struct Watch {
+    body: Body,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event; `None` at the end of the watch.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).expect("a line is JSON"));
+            }
+            let frame = self.body.frame().await?.expect("the stream is whole");
+            if let Ok(data) = frame.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+
+    /// Type and name of the next event.
+    pub(crate) async fn next_short(&mut self) -> (String, String) {
+        let event = self.next().await.expect("an event");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&event["type"]), text(&event["object"]["metadata"]["name"]))
+    }
+}
+
+pub(crate) fn config_map(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { "key": "value" } })
+}
+
+pub(crate) const MAPS: &str = "/api/v1/namespaces/default/configmaps";

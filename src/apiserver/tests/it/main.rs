@@ -1,0 +1,5 @@
+//! The API server as a client sees it: the real router, watch cache and store, without sockets.
+
+mod fixture;
+mod reads;
+mod writes;

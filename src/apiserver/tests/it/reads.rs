@@ -1,0 +1,107 @@
+//! GET, LIST, WATCH, tables, discovery.
+
+use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
+use kedge_apiserver::User;
+use serde_json::Value;
+
+use crate::fixture::{Fixture, MAPS, config_map};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunked_list_is_of_one_revision() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    for index in 0..7 {
+        client.make(MAPS, &config_map(&format!("m{index}"))).await;
+    }
+    let (_, first) = client.get(&format!("{MAPS}?limit=3")).await;
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().expect("items");
+        items.iter().map(|item| item["metadata"]["name"].as_str().expect("name").to_owned()).collect()
+    };
+    assert_eq!(first["metadata"]["remainingItemCount"], 4);
+    client.delete(&format!("{MAPS}/m5"), &Value::Null).await;
+    client.make(MAPS, &config_map("m9")).await;
+    let mut all = names(&first);
+    let mut next = first["metadata"]["continue"].as_str().expect("continue").to_owned();
+    loop {
+        let (status, page) = client.get(&format!("{MAPS}?limit=3&continue={next}")).await;
+        assert_eq!(status, StatusCode::OK, "{page}");
+        assert_eq!(page["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+        all.extend(names(&page));
+        match page["metadata"]["continue"].as_str() {
+            Some(token) => next = token.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(all, ["m0", "m1", "m2", "m3", "m4", "m5", "m6"], "what changed meanwhile is not seen");
+    let (status, bad) = client.get(&format!("{MAPS}?limit=3&continue=nonsense")).await;
+    assert_eq!((status, &bad["reason"]), (StatusCode::BAD_REQUEST, &"BadRequest".into()));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_every_change_once_and_in_order() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(MAPS, &config_map("before")).await;
+    let path = "/api/v1/namespaces/default/configmaps?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    let mut streaming = client.watch(path).await;
+    assert_eq!(streaming.next_short().await, ("ADDED".into(), "before".into()));
+    let bookmark = streaming.next().await.expect("a bookmark");
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    let version = bookmark["object"]["metadata"]["resourceVersion"].as_str().expect("version").to_owned();
+
+    let mut selective = client.watch(&format!("{MAPS}?watch=1&labelSelector=app%3Dweb&resourceVersion={version}")).await;
+    client.make(MAPS, &config_map("a")).await;
+    let set = |value: Value| serde_json::json!({ "metadata": { "labels": { "app": value } } });
+    client.patch(&format!("{MAPS}/a"), "merge", &set("web".into())).await;
+    client.patch(&format!("{MAPS}/a"), "merge", &set("db".into())).await;
+    client.delete(&format!("{MAPS}/a"), &Value::Null).await;
+    for expected in ["ADDED", "MODIFIED", "MODIFIED", "DELETED"] {
+        assert_eq!(streaming.next_short().await, (expected.into(), "a".into()));
+    }
+    // Entering and leaving the selection look like creation and deletion.
+    assert_eq!(selective.next_short().await, ("ADDED".into(), "a".into()));
+    assert_eq!(selective.next_short().await, ("DELETED".into(), "a".into()));
+
+    let mut resumed = client.watch(&format!("{MAPS}?watch=1&resourceVersion={version}")).await;
+    assert_eq!(resumed.next_short().await, ("ADDED".into(), "a".into()));
+    let (status, _) = client.get(&format!("{MAPS}?watch=1&resourceVersion=1")).await;
+    assert_eq!(status, StatusCode::OK, "revision 1 is still held by a fresh server");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_may_not_read_is_forbidden_in_upstreams_words() {
+    let fixture = Fixture::start().await;
+    let nobody = fixture.user(User::new("jane", ["dev".to_owned()]));
+    let (status, answer) = nobody.get("/api/v1/namespaces/default/secrets/x").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        answer["message"],
+        "secrets \"x\" is forbidden: User \"jane\" cannot get resource \"secrets\" in API group \"\" in the namespace \"default\""
+    );
+    assert_eq!(nobody.get("/apis").await.0, StatusCode::OK, "system:discovery is for everybody");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_gets_tables_and_unknown_paths_are_404() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(MAPS, &config_map("shown")).await;
+    let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    let response = client.raw(Method::GET, &format!("{MAPS}?fieldSelector=metadata.name%3Dshown"), &[("accept", accept)], Vec::new()).await;
+    let table: Value = serde_json::from_slice(&response.into_body().collect().await.expect("body").to_bytes()).expect("JSON");
+    assert_eq!(table["kind"], "Table");
+    assert_eq!(table["columnDefinitions"][0]["name"], "Name");
+    assert_eq!(table["rows"][0]["cells"][0], "shown");
+    assert_eq!(table["rows"][0]["cells"][1], 1, "a ConfigMap's second column counts its data");
+    assert_eq!(client.get("/apis/none/v1/things").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(client.get("/api/v1/nodes/none").await.1["message"], "nodes \"none\" not found");
+    let (status, answer) = client.get("/api/v1/pods?fieldSelector=spec.nothing%3Dx").await;
+    assert_eq!((status, &answer["message"]), (StatusCode::BAD_REQUEST, &"field label not supported: spec.nothing".into()));
+    fixture.stop().await;
+}

@@ -1,0 +1,238 @@
+//! CREATE, UPDATE, PATCH, DELETE and the subresources.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::fixture::{Client, Fixture, MAPS, config_map};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+async fn account(client: &Client) {
+    // The controllers would make it.
+    client.make("/api/v1/namespaces/default/serviceaccounts", &json!({ "metadata": { "name": "default" } })).await;
+}
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": { "containers": [{ "name": "c", "image": "kedge.dev/pause:1" }] },
+    })
+}
+
+fn deployment() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web" },
+        "spec": {
+            "replicas": 2, "selector": { "matchLabels": { "app": "web" } },
+            "template": {
+                "metadata": { "labels": { "app": "web" } },
+                "spec": { "containers": [{ "name": "web", "image": "a:1" }] },
+            },
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_update_is_refused_and_an_unversioned_one_is_not() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let first = client.make(MAPS, &config_map("a")).await;
+    let path = format!("{MAPS}/a");
+    let (_, second) = client.patch(&path, "merge", &json!({ "data": { "key": "two" } })).await;
+    assert_ne!(first["metadata"]["resourceVersion"], second["metadata"]["resourceVersion"]);
+    let (status, answer) = client.put(&path, &first).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(
+        answer["message"],
+        "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again"
+    );
+    let (status, third) = client.put(&path, &config_map("a")).await;
+    assert_eq!((status, &third["data"]["key"]), (StatusCode::OK, &"value".into()));
+    let (_, same) = client.put(&path, &config_map("a")).await;
+    assert_eq!(same["metadata"]["resourceVersion"], third["metadata"]["resourceVersion"], "no change, no write");
+    let (status, answer) = client.post(MAPS, &config_map("a")).await;
+    assert_eq!((status, &answer["reason"]), (StatusCode::CONFLICT, &"AlreadyExists".into()));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_of_one_object_lose_nothing() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(MAPS, &config_map("a")).await;
+    let writers = (0..16).map(|index| {
+        let client = client.clone();
+        async move {
+            let patch = json!({ "data": { format!("k{index}"): "v" } });
+            let (status, answer) = client.patch(&format!("{MAPS}/a"), "merge", &patch).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+        }
+    });
+    futures::future::join_all(writers).await;
+    let (_, object) = client.get(&format!("{MAPS}/a")).await;
+    assert_eq!(object["data"].as_object().map(serde_json::Map::len), Some(17));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_finds_conflicts_and_force_takes_over() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let path = format!("{DEPLOYMENTS}/web");
+    let (status, made) = client.patch(&format!("{path}?fieldManager=one"), "apply", &deployment()).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert_eq!(made["spec"]["strategy"]["type"], "RollingUpdate", "defaults are there");
+    let mut other = deployment();
+    other["spec"]["replicas"] = json!(5);
+    let (status, conflict) = client.patch(&format!("{path}?fieldManager=two"), "apply", &other).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(conflict["details"]["causes"][0]["reason"], "FieldManagerConflict");
+    assert_eq!(conflict["details"]["causes"][0]["field"], ".spec.replicas");
+    let (status, forced) = client.patch(&format!("{path}?fieldManager=two&force=true"), "apply", &other).await;
+    assert_eq!((status, &forced["spec"]["replicas"]), (StatusCode::OK, &json!(5)));
+    let (status, _) = client.patch(&path, "apply", &other).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "apply needs a field manager");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_manifests_get_upstreams_words_and_change_nothing() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let with = |path: &str, value: Value| {
+        let mut object = deployment();
+        *object.pointer_mut(path).expect("path") = value;
+        object
+    };
+    let mut unknown = deployment();
+    unknown["spec"]["replicaz"] = json!(1);
+    let strict = format!("{DEPLOYMENTS}?fieldValidation=Strict");
+    for (object, code, text) in [
+        (unknown, 400, "strict decoding error: unknown field \"spec.replicaz\""),
+        (with("/spec/replicas", json!("two")), 400, "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
+        (with("/spec/selector", Value::Null), 422, "spec.selector: Required value"),
+        (with("/spec/template/metadata/labels", json!({ "app": "x" })), 422, "`selector` does not match template `labels`"),
+        (with("/spec/template/spec/containers", json!([])), 422, "spec.template.spec.containers: Required value"),
+        (with("/metadata/name", json!("Web")), 422, "metadata.name: Invalid value: \"Web\""),
+        (with("/apiVersion", json!("apps/v2")), 400, "does not match the expected API version"),
+    ] {
+        let (status, answer) = client.post(&strict, &object).await;
+        assert_eq!(status.as_u16(), code, "{answer}");
+        assert!(answer["message"].as_str().expect("message").contains(text), "{} lacks {text}", answer["message"]);
+    }
+    let (_, list) = client.get(DEPLOYMENTS).await;
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(0));
+    let (status, answer) = client.post("/api/v1/namespaces/none/configmaps", &config_map("a")).await;
+    assert_eq!((status, &answer["message"]), (StatusCode::NOT_FOUND, &"namespaces \"none\" not found".into()));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_a_node_ends_gracefully_and_one_without_at_once() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    let made = client.make(PODS, &pod("waiting")).await;
+    assert_eq!(made["spec"]["serviceAccountName"], "default");
+    assert_eq!(made["spec"]["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(made["status"]["phase"], "Pending");
+    client.delete(&format!("{PODS}/waiting"), &Value::Null).await;
+    assert_eq!(client.get(&format!("{PODS}/waiting")).await.0, StatusCode::NOT_FOUND);
+
+    client.make(PODS, &pod("bound")).await;
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "bound" }, "target": { "kind": "Node", "name": "node1" } });
+    let (status, answer) = client.post(&format!("{PODS}/bound/binding"), &binding).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let (status, _) = client.post(&format!("{PODS}/bound/binding"), &binding).await;
+    assert_eq!(status, StatusCode::CONFLICT, "a pod is bound once");
+    let (_, answer) = client.delete(&format!("{PODS}/bound"), &Value::Null).await;
+    assert_eq!(answer["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(client.get(&format!("{PODS}/bound")).await.0, StatusCode::OK);
+    let uid = json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": "another" } });
+    assert_eq!(client.delete(&format!("{PODS}/bound"), &uid).await.0, StatusCode::CONFLICT);
+    client.delete(&format!("{PODS}/bound"), &json!({ "gracePeriodSeconds": 0 })).await;
+    assert_eq!(client.get(&format!("{PODS}/bound")).await.0, StatusCode::NOT_FOUND);
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finalizers_hold_an_object_until_the_last_is_gone() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let mut object = config_map("held");
+    object["metadata"]["finalizers"] = json!(["example.com/a"]);
+    client.make(MAPS, &object).await;
+    let path = format!("{MAPS}/held");
+    client.delete(&path, &Value::Null).await;
+    let (_, marked) = client.get(&path).await;
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    client.patch(&path, "merge", &json!({ "metadata": { "finalizers": null } })).await;
+    assert_eq!(client.get(&path).await.0, StatusCode::NOT_FOUND);
+    client.make(MAPS, &config_map("orphans")).await;
+    client.delete(&format!("{MAPS}/orphans"), &json!({ "propagationPolicy": "Foreground" })).await;
+    let (_, waiting) = client.get(&format!("{MAPS}/orphans")).await;
+    assert_eq!(waiting["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_gets_an_address_of_its_own() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let service = |name: &str, spec: Value| {
+        let mut service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
+        for (key, value) in spec.as_object().expect("map") {
+            service["spec"][key] = value.clone();
+        }
+        service
+    };
+    let made = futures::future::join_all((0..32).map(|index| {
+        let (client, object) = (client.clone(), service(&format!("s{index}"), json!({ "type": "NodePort" })));
+        async move { client.post(SERVICES, &object).await.1 }
+    }))
+    .await;
+    let addresses: std::collections::BTreeSet<&str> = made.iter().filter_map(|s| s["spec"]["clusterIP"].as_str()).collect();
+    let ports: std::collections::BTreeSet<u64> = made.iter().filter_map(|s| s["spec"]["ports"][0]["nodePort"].as_u64()).collect();
+    assert_eq!(addresses.len(), made.iter().filter(|s| s["kind"] == "Service").count());
+    assert_eq!(ports.len(), addresses.len());
+    assert!(addresses.len() >= 30, "a clash of two random choices is rare: {}", addresses.len());
+
+    let taken = *addresses.first().expect("one");
+    let (status, answer) = client.post(SERVICES, &service("clash", json!({ "clusterIP": taken }))).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer["message"].as_str().expect("text").contains("provided IP is already allocated"), "{answer}");
+    let owner = made.iter().find(|s| s["spec"]["clusterIP"] == taken).expect("owner")["metadata"]["name"].as_str().expect("name").to_owned();
+    client.delete(&format!("{SERVICES}/{owner}"), &Value::Null).await;
+    client.make(SERVICES, &service("clash", json!({ "clusterIP": taken }))).await;
+    let headless = client.make(SERVICES, &service("headless", json!({ "clusterIP": "None" }))).await;
+    assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_scale_change_their_part_only() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let made = client.make(DEPLOYMENTS, &deployment()).await;
+    assert_eq!(made["metadata"]["generation"], 1);
+    let path = format!("{DEPLOYMENTS}/web");
+    let (_, scaled) = client.patch(&format!("{path}/scale"), "merge", &json!({ "spec": { "replicas": 4 } })).await;
+    assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&"Scale".into(), &json!(4)));
+    let (_, object) = client.get(&path).await;
+    assert_eq!((&object["metadata"]["generation"], &object["spec"]["replicas"]), (&json!(2), &json!(4)));
+    let mut status = object.clone();
+    status["status"] = json!({ "replicas": 3, "observedGeneration": 2 });
+    status["spec"]["replicas"] = json!(9);
+    let (code, answer) = client.put(&format!("{path}/status"), &status).await;
+    assert_eq!(code, StatusCode::OK, "{answer}");
+    assert_eq!((&answer["spec"]["replicas"], &answer["status"]["replicas"]), (&json!(4), &json!(3)));
+    assert_eq!(answer["metadata"]["generation"], 2, "a status is no change of what is wanted");
+    let mut main = answer.clone();
+    main["status"]["replicas"] = json!(0);
+    main["metadata"]["labels"] = json!({ "a": "b" });
+    let (_, answer) = client.put(&path, &main).await;
+    assert_eq!((&answer["status"]["replicas"], &answer["metadata"]["labels"]["a"]), (&json!(3), &"b".into()));
+    fixture.stop().await;
+}
