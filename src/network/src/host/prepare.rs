@@ -54,7 +54,7 @@ pub fn prepare_host() -> Result<Vec<Warning>, Error> {
 
 fn dropping(chain: &nft::ForeignChain) -> Warning {
     let nft::ForeignChain { family, table, chain } = chain;
-    // Docker leaves a chain for such rules.
+    // The chain of Docker and of iptables users.
     let remedy = if *family == "ip" && table == "filter" && chain == "FORWARD" {
         "allow it, for example with: iptables -P FORWARD ACCEPT".to_owned()
     } else {

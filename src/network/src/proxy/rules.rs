@@ -109,7 +109,10 @@ pub(crate) fn fixed_chains(config: &ProxyConfig) -> Vec<FixedChain> {
     input.iter_mut().for_each(|rule| *rule = new(std::mem::take(rule)));
     let no_endpoints = both(&|family| new(lookup(family, Map::NoEndpointServices)));
     input.extend(no_endpoints.clone());
-    let cluster_ips = both(&|family| new(cluster_ip_check(family)));
+    let mut cluster_ips = both(&|family| new(cluster_ip_check(family)));
+    // Cluster IPs that no Service has: nobody else may answer for them.
+    let unknown = |net: &IpNet| new(Rule::default().address(false, net, Compare::Equal).verdict(Verdict::Drop).0);
+    cluster_ips.extend(config.service_cidrs.iter().map(unknown));
     let mut forward = no_endpoints.clone();
     forward.extend(cluster_ips.clone());
     let firewall = both(&|family| new(lookup(family, Map::FirewallIps)));
