@@ -15,7 +15,8 @@ pub fn default_address() -> Result<IpAddr, Error> {
         let links = Links::open()?;
         Ok((links.links()?, links.addresses()?, links.default_routes()?))
     };
-    let (links, addresses, routes) = read().map_err(|source| Error::netlink("read network interfaces", source))?;
+    let (links, addresses, routes) =
+        read().map_err(|source| Error::netlink("read network interfaces", source))?;
     choose(&links, &addresses, &routes).ok_or(Error::NoAddress)
 }
 
@@ -38,7 +39,11 @@ fn choose(links: &[Link], addresses: &[Address], routes: &[DefaultRoute]) -> Opt
         let is_usable = link.is_up && !link.is_loopback && link.kind != "vxlan";
         is_usable.then_some((link.kind == "bridge", !address.address.is_ipv4(), link.index))
     };
-    addresses.iter().filter_map(|address| Some((rank(address)?, address.address))).min().map(|(_, address)| address)
+    addresses
+        .iter()
+        .filter_map(|address| Some((rank(address)?, address.address)))
+        .min()
+        .map(|(_, address)| address)
 }
 
 #[cfg(test)]

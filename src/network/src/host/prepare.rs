@@ -36,13 +36,21 @@ pub fn prepare_host() -> Result<Vec<Warning>, Error> {
     if !Path::new(BRIDGE).exists() {
         // Often a module that is not loaded yet. Whether it worked shows below.
         let mut modprobe = Command::new("modprobe");
-        let _ = modprobe.arg("br_netfilter").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = modprobe
+            .arg("br_netfilter")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
     }
     let bridge = if Path::new(BRIDGE).exists() { set(Path::new(BRIDGE), "1").err() } else { None };
     if bridge.is_some() || !Path::new(BRIDGE).exists() {
         warnings.push(Warning {
-            problem: "packets between pods of one node bypass netfilter, so Services do not work between them".into(),
-            remedy: "load the kernel module br_netfilter and set net.bridge.bridge-nf-call-iptables = 1".into(),
+            problem:
+                "packets between pods of one node bypass netfilter, so Services do not work between them"
+                    .into(),
+            remedy: "load the kernel module br_netfilter and set net.bridge.bridge-nf-call-iptables = 1"
+                .into(),
         });
     }
     match nft::dropping_forward_chains("") {
@@ -58,7 +66,9 @@ fn dropping(chain: &nft::ForeignChain) -> Warning {
     let remedy = if *family == "ip" && table == "filter" && chain == "FORWARD" {
         "allow it, for example with: iptables -P FORWARD ACCEPT".to_owned()
     } else {
-        format!("allow it, for example with: nft insert rule {family} {table} {chain} ip saddr POD-NETWORK accept (and the same for daddr)")
+        format!(
+            "allow it, for example with: nft insert rule {family} {table} {chain} ip saddr POD-NETWORK accept (and the same for daddr)"
+        )
     };
     Warning {
         problem: format!(
@@ -100,6 +110,9 @@ mod tests {
     fn the_warning_names_chain_and_remedy() {
         let chain = nft::ForeignChain { family: "ip", table: "filter".into(), chain: "FORWARD".into() };
         let shown = dropping(&chain).to_string();
-        assert!(shown.contains("ip filter FORWARD") && shown.contains("iptables -P FORWARD ACCEPT"), "{shown}");
+        assert!(
+            shown.contains("ip filter FORWARD") && shown.contains("iptables -P FORWARD ACCEPT"),
+            "{shown}"
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use super::expr::{Expr, Verdict};
 use super::{
-    DELCHAIN, DELRULE, DELSET, DELSETELEM, DELTABLE, FAMILY_INET, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE,
-    SUBSYSTEM, header, kind,
+    DELCHAIN, DELRULE, DELSET, DELSETELEM, DELTABLE, FAMILY_INET, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM,
+    NEWTABLE, SUBSYSTEM, header, kind,
 };
 use crate::netlink::{Builder, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 
@@ -201,7 +201,8 @@ impl Batch {
             order.extend_from_slice(&1u32.to_ne_bytes());
             out.attribute(13, &order);
         });
-        let keyed = (0u32..).zip(choices).map(|(n, verdict)| (n.to_ne_bytes().to_vec(), Some(verdict.clone())));
+        let keyed =
+            (0u32..).zip(choices).map(|(n, verdict)| (n.to_ne_bytes().to_vec(), Some(verdict.clone())));
         self.elements(NEWSETELEM, ANONYMOUS_MAP, Some(id), keyed);
         id
     }
@@ -242,7 +243,11 @@ impl Batch {
     }
 
     /// Put elements into a named set (no verdict) or map.
-    pub(crate) fn add_elements(&mut self, set: &str, elements: impl IntoIterator<Item = (Vec<u8>, Option<Verdict>)>) {
+    pub(crate) fn add_elements(
+        &mut self,
+        set: &str,
+        elements: impl IntoIterator<Item = (Vec<u8>, Option<Verdict>)>,
+    ) {
         self.elements(NEWSETELEM, set, None, elements);
     }
 
@@ -326,7 +331,8 @@ mod tests {
     #[test]
     fn long_lists_are_split_and_nothing_is_lost() {
         let mut batch = Batch::new("kedge");
-        let keys = (0u32..5000).map(|n| (n.to_be_bytes().to_vec(), Some(Verdict::Goto(format!("chain-{n}")))));
+        let keys =
+            (0u32..5000).map(|n| (n.to_be_bytes().to_vec(), Some(Verdict::Goto(format!("chain-{n}")))));
         batch.add_elements("map", keys);
         let built = batch.finish();
         let read: Vec<Message<'_>> = messages(built.bytes()).filter(|m| m.kind == kind(NEWSETELEM)).collect();

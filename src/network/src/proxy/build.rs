@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::model::{
-    Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState, Target, UdpPort,
+    Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState,
+    Target, UdpPort,
 };
 
 /// A Service or slice with this label belongs to another proxy.
@@ -62,7 +63,8 @@ fn cluster_ip(spec: &ServiceSpec, family: Family) -> Option<IpAddr> {
 /// The addresses of `list` that belong to the family.
 fn addresses<'a>(list: impl IntoIterator<Item = &'a String>, family: Family) -> Vec<IpAddr> {
     let parsed = list.into_iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-    let found: BTreeSet<IpAddr> = parsed.filter(|ip| Family::of(*ip) == family && !ip.is_unspecified()).collect();
+    let found: BTreeSet<IpAddr> =
+        parsed.filter(|ip| Family::of(*ip) == family && !ip.is_unspecified()).collect();
     found.into_iter().collect()
 }
 
@@ -76,7 +78,9 @@ fn load_balancer_ips(service: &Service, family: Family) -> Vec<IpAddr> {
 
 fn slice_family(slice: &EndpointSlice) -> Option<Family> {
     let labels = slice.metadata.labels.as_ref();
-    if labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL)) {
+    if labels
+        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
+    {
         return None;
     }
     match slice.address_type.as_str() {
@@ -102,7 +106,8 @@ fn endpoints(
         for number in matching.filter_map(|port| port.port.and_then(|number| u16::try_from(number).ok())) {
             for endpoint in slice.endpoints.iter().flatten() {
                 // All addresses of an endpoint are the same endpoint: the first one counts.
-                let Some(address) = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+                let Some(address) = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok())
+                else {
                     continue;
                 };
                 if Family::of(address) != family {
@@ -150,7 +155,8 @@ fn health_check(node: &str, spec: &ServiceSpec, slices: &[Arc<EndpointSlice>]) -
     if spec.type_.as_deref() != Some("LoadBalancer") || !is_local_external(spec) {
         return None;
     }
-    let port = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
+    let port =
+        spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
     let mut local = BTreeSet::new();
     for slice in slices.iter().filter(|slice| slice_family(slice).is_some()) {
         for endpoint in slice.endpoints.iter().flatten() {
@@ -203,7 +209,9 @@ impl<'a> PortBuilder<'a> {
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
             protocol,
             identity: [namespace, name, label, port.port.to_string()],
-            affinity_seconds: sticky.then(|| u32::try_from(seconds).unwrap_or(0)).filter(|seconds| *seconds > 0),
+            affinity_seconds: sticky
+                .then(|| u32::try_from(seconds).unwrap_or(0))
+                .filter(|seconds| *seconds > 0),
             state,
         }
     }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    ClientIPConfig, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec, ServiceStatus,
-    SessionAffinityConfig,
+    ClientIPConfig, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec,
+    ServiceStatus, SessionAffinityConfig,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 
@@ -170,8 +170,13 @@ fn external_addresses_and_source_ranges() {
     });
     let state = state(&balanced, &[HERE]);
     let reaches = |address| !reached(&state, &element(Map::ServiceIps, Some(address), 80)).is_empty();
-    assert_eq!([reaches("198.51.100.1"), reaches("198.51.100.2"), reaches("198.51.100.3")], [true, true, false]);
-    let Some(Target::Goto(firewall)) = state.elements.get(&element(Map::FirewallIps, Some("198.51.100.2"), 80)) else {
+    assert_eq!(
+        [reaches("198.51.100.1"), reaches("198.51.100.2"), reaches("198.51.100.3")],
+        [true, true, false]
+    );
+    let Some(Target::Goto(firewall)) =
+        state.elements.get(&element(Map::FirewallIps, Some("198.51.100.2"), 80))
+    else {
         panic!("no firewall for the balancer's address: {:?}", state.elements);
     };
     let expected = ["198.51.100.2/32", "203.0.113.0/24"].map(|net| net.parse().unwrap()).to_vec();
@@ -184,22 +189,29 @@ fn session_affinity_has_a_set_per_endpoint() {
     let sticky = |seconds| {
         service(|spec| {
             spec.session_affinity = Some("ClientIP".into());
-            spec.session_affinity_config = Some(SessionAffinityConfig {
-                client_ip: Some(ClientIPConfig { timeout_seconds: seconds }),
-            });
+            spec.session_affinity_config =
+                Some(SessionAffinityConfig { client_ip: Some(ClientIPConfig { timeout_seconds: seconds }) });
         })
     };
     let default = state(&sticky(None), &[HERE, THERE]);
     assert_eq!(default.affinity_sets.values().collect::<Vec<_>>(), [&(Family::V4, 10_800); 2]);
     let short = state(&sticky(Some(60)), &[HERE, THERE]);
-    assert!(short.affinity_sets.keys().all(|name| !default.affinity_sets.contains_key(name)), "a set's timeout is fixed");
+    assert!(
+        short.affinity_sets.keys().all(|name| !default.affinity_sets.contains_key(name)),
+        "a set's timeout is fixed"
+    );
     assert!(state(&service(|_| ()), &[HERE]).affinity_sets.is_empty());
 }
 
 #[test]
 fn what_is_not_proxied() {
     for (name, service) in [
-        ("headless", service(|spec| (spec.cluster_ip, spec.cluster_ips) = (Some("None".into()), Some(vec!["None".into()])))),
+        (
+            "headless",
+            service(|spec| {
+                (spec.cluster_ip, spec.cluster_ips) = (Some("None".into()), Some(vec!["None".into()]))
+            }),
+        ),
         ("external name", service(|spec| spec.type_ = Some("ExternalName".into()))),
         ("another proxy's", {
             let mut service = service(|_| ());
@@ -248,5 +260,8 @@ fn udp_ports_remember_what_flows_may_use() {
     udp_slice.ports.iter_mut().flatten().for_each(|port| port.protocol = Some("UDP".into()));
     let state = service_state("node1", &dns, &[Arc::new(udp_slice)]);
     assert_eq!(state.udp.len(), 1);
-    assert_eq!(state.udp[0].endpoints.iter().copied().collect::<BTreeSet<_>>(), sockets(&["10.244.0.5:8053"]));
+    assert_eq!(
+        state.udp[0].endpoints.iter().copied().collect::<BTreeSet<_>>(),
+        sockets(&["10.244.0.5:8053"])
+    );
 }

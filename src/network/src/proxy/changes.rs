@@ -105,7 +105,8 @@ mod tests {
         assert!(changes.take().is_empty());
 
         changes.slice(&Change { old: Some(first), new: Some(moved.clone()) });
-        let taken: Vec<(String, usize)> = changes.take().into_iter().map(|(key, s)| (key.name, s.len())).collect();
+        let taken: Vec<(String, usize)> =
+            changes.take().into_iter().map(|(key, s)| (key.name, s.len())).collect();
         assert_eq!(taken, [("a".to_owned(), 0), ("b".to_owned(), 1)]);
 
         changes.slice(&Change { old: Some(moved), new: None });

@@ -55,9 +55,9 @@ impl StaleFlows {
         }
         let to = flow.destination;
         let is_translated = flow.answers_from != to;
-        self.node_ports
-            .get(&(Family::of(to.ip()), to.port()))
-            .is_some_and(|right| (is_translated || node_ips.contains(&to.ip())) && !right.contains(&flow.answers_from))
+        self.node_ports.get(&(Family::of(to.ip()), to.port())).is_some_and(|right| {
+            (is_translated || node_ips.contains(&to.ip())) && !right.contains(&flow.answers_from)
+        })
     }
 
     /// Delete the stale flows from the kernel; returns how many.
@@ -119,7 +119,8 @@ fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
         }
         Some(Ipv6Addr::from(<[u8; 16]>::try_from(attribute(addresses, v6)?).ok()?).into())
     };
-    let port = |kind| -> Option<u16> { Some(u16::from_be_bytes(attribute(transport, kind)?.try_into().ok()?)) };
+    let port =
+        |kind| -> Option<u16> { Some(u16::from_be_bytes(attribute(transport, kind)?.try_into().ok()?)) };
     Some((SocketAddr::new(address(1, 3)?, port(2)?), SocketAddr::new(address(2, 4)?, port(3)?)))
 }
 
@@ -175,7 +176,11 @@ mod tests {
             ("192.0.2.1:30053", "192.0.2.1:30053", true),
             ("198.51.100.7:30053", "198.51.100.7:30053", false),
         ] {
-            assert_eq!(flows.is_stale(&flow(destination, answers_from), &node_ips), expected, "{destination} {answers_from}");
+            assert_eq!(
+                flows.is_stale(&flow(destination, answers_from), &node_ips),
+                expected,
+                "{destination} {answers_from}"
+            );
         }
         let mut gone = StaleFlows::default();
         gone.add(&[port(&["10.244.0.5:53"])], &[]);

@@ -49,7 +49,12 @@ pub struct ProxyConfig {
 
 impl ProxyConfig {
     /// The table is called `kedge`, and node ports answer on all addresses of the node.
-    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>, pod_cidr: IpNet, service_cidr: IpNet) -> Self {
+    pub fn new(
+        node_name: impl Into<String>,
+        node_ips: Vec<IpAddr>,
+        pod_cidr: IpNet,
+        service_cidr: IpNet,
+    ) -> Self {
         Self {
             node_name: node_name.into(),
             node_ips,
@@ -70,7 +75,10 @@ impl ProxyConfig {
     fn check(&self) -> Result<(), Error> {
         let name = &self.table_name;
         let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
-        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(valid) || name.len() > 200 {
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic())
+            || !name.chars().all(valid)
+            || name.len() > 200
+        {
             return Err(Error::Invalid(format!("{name:?} is no name for an nftables table")));
         }
         Ok(())
@@ -106,7 +114,8 @@ pub async fn start_proxy(config: ProxyConfig, informers: &Informers, tasks: &Tas
     config.check()?;
     let services = informers.informer::<Service>();
     let slices = informers.informer::<EndpointSlice>();
-    let writer = ProxyWriter::open(config).map_err(|source| Error::netlink("open a netlink socket for nftables", source))?;
+    let writer = ProxyWriter::open(config)
+        .map_err(|source| Error::netlink("open a netlink socket for nftables", source))?;
 
     let changes = Arc::new(Changes::default());
     let (told, heard) = (changes.clone(), changes.clone());

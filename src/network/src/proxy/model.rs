@@ -140,11 +140,19 @@ pub(crate) enum Chain {
         choices: Vec<Choice>,
     },
     /// externalTrafficPolicy: Cluster.
-    ExternalCluster { service: Name },
+    ExternalCluster {
+        service: Name,
+    },
     /// externalTrafficPolicy: Local. `local` is absent when this node has no endpoint.
-    ExternalLocal { family: Family, service: Option<Name>, local: Option<Name> },
+    ExternalLocal {
+        family: Family,
+        service: Option<Name>,
+        local: Option<Name>,
+    },
     /// Drops what comes from elsewhere.
-    Firewall { sources: Vec<IpNet> },
+    Firewall {
+        sources: Vec<IpNet>,
+    },
 }
 
 /// The maps and sets whose elements belong to Services.
@@ -253,6 +261,10 @@ mod tests {
 
     #[test]
     fn referrers_sort_before_what_they_refer_to() {
-        assert!(Kind::External < Kind::Service && Kind::Service < Kind::Endpoint && Kind::Endpoint < Kind::Affinity);
+        assert!(
+            Kind::External < Kind::Service
+                && Kind::Service < Kind::Endpoint
+                && Kind::Endpoint < Kind::Affinity
+        );
     }
 }

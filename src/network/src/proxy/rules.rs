@@ -49,7 +49,12 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
             if map.has_port() {
                 key.extend([KeyType::Protocol, KeyType::Port]);
             }
-            sets.push(SetSpec { name: map.name(family), key, verdicts: map != Map::ClusterIps, timeout: None });
+            sets.push(SetSpec {
+                name: map.name(family),
+                key,
+                verdicts: map != Map::ClusterIps,
+                timeout: None,
+            });
         }
     }
     sets
@@ -101,7 +106,8 @@ pub(crate) fn fixed_chains(config: &ProxyConfig) -> Vec<FixedChain> {
         .meta(META_MARK)
         .bitwise(!MASQUERADE_MARK, MASQUERADE_MARK)
         .push(Expr::MetaSet { key: META_MARK, register: 1 });
-    let reject_tcp = Rule::default().meta(META_L4PROTO).equals(&[Protocol::Tcp.number()]).push(Expr::RejectTcp);
+    let reject_tcp =
+        Rule::default().meta(META_L4PROTO).equals(&[Protocol::Tcp.number()]).push(Expr::RejectTcp);
 
     let mut services = both(&|family| lookup(family, Map::ServiceIps));
     services.extend(node_port_rules(config, NODEPORTS_CHAIN));
@@ -111,7 +117,8 @@ pub(crate) fn fixed_chains(config: &ProxyConfig) -> Vec<FixedChain> {
     input.extend(no_endpoints.clone());
     let mut cluster_ips = both(&|family| new(cluster_ip_check(family)));
     // Cluster IPs that no Service has: nobody else may answer for them.
-    let unknown = |net: &IpNet| new(Rule::default().address(false, net, Compare::Equal).verdict(Verdict::Drop).0);
+    let unknown =
+        |net: &IpNet| new(Rule::default().address(false, net, Compare::Equal).verdict(Verdict::Drop).0);
     cluster_ips.extend(config.service_cidrs.iter().map(unknown));
     let mut forward = no_endpoints.clone();
     forward.extend(cluster_ips.clone());
@@ -141,7 +148,8 @@ pub(crate) fn fixed_chains(config: &ProxyConfig) -> Vec<FixedChain> {
 
 /// Jump to `target` for packets to this node's own addresses, loopback excepted.
 fn node_port_rules(config: &ProxyConfig, target: &str) -> Vec<Vec<Expr>> {
-    let local = Rule::default().push(Expr::FibType { source: false, register: 1 }).equals(&LOCAL.to_ne_bytes());
+    let local =
+        Rule::default().push(Expr::FibType { source: false, register: 1 }).equals(&LOCAL.to_ne_bytes());
     let jump = Expr::Verdict(Verdict::Jump(target.into()));
     if config.node_port_addresses.is_empty() {
         let loopback = [loopback_v4(), IpNet::from(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST))];
@@ -231,7 +239,9 @@ fn masquerading(config: &ProxyConfig) -> Vec<Vec<Expr>> {
 pub(crate) fn chain_rules(config: &ProxyConfig, chain: &Chain) -> Vec<Vec<Expr>> {
     match chain {
         Chain::Endpoint { to, protocol, affinity } => endpoint_rules(*to, *protocol, *affinity),
-        Chain::Balance { cluster_ip, family, choices } => balance_rules(config, *cluster_ip, *family, choices),
+        Chain::Balance { cluster_ip, family, choices } => {
+            balance_rules(config, *cluster_ip, *family, choices)
+        }
         Chain::ExternalCluster { service } => {
             vec![mark_rule(), vec![Expr::Verdict(Verdict::Goto(service.to_string()))]]
         }
@@ -244,8 +254,11 @@ pub(crate) fn chain_rules(config: &ProxyConfig, chain: &Chain) -> Vec<Vec<Expr>>
                 for net in config.pod_cidrs.iter().filter(|net| Family::of_net(net) == *family) {
                     rules.push(Rule::default().address(true, net, Compare::Equal).verdict(goto.clone()).0);
                 }
-                let from_node =
-                    || Rule::default().push(Expr::FibType { source: true, register: 1 }).equals(&LOCAL.to_ne_bytes());
+                let from_node = || {
+                    Rule::default()
+                        .push(Expr::FibType { source: true, register: 1 })
+                        .equals(&LOCAL.to_ne_bytes())
+                };
                 rules.push(from_node().verdict(Verdict::Jump(MARK_CHAIN.into())).0);
                 rules.push(from_node().verdict(goto).0);
             }
@@ -269,7 +282,11 @@ fn mark_rule() -> Vec<Expr> {
     vec![Expr::Verdict(Verdict::Jump(MARK_CHAIN.into()))]
 }
 
-fn endpoint_rules(to: std::net::SocketAddr, protocol: Protocol, affinity: Option<Affinity>) -> Vec<Vec<Expr>> {
+fn endpoint_rules(
+    to: std::net::SocketAddr,
+    protocol: Protocol,
+    affinity: Option<Affinity>,
+) -> Vec<Vec<Expr>> {
     let family = Family::of(to.ip());
     // Hairpin: a pod that reaches itself must not see its own address as source.
     let own = Rule::default()
@@ -435,11 +452,11 @@ mod tests {
     #[test]
     fn one_endpoint_needs_no_dice() {
         let config = ProxyConfig::for_tests();
-        let choice = |detail| Choice {
-            endpoint: Name::new(Kind::Endpoint, &[detail]),
-            affinity: None,
-        };
-        let one = chain_rules(&config, &Chain::Balance { cluster_ip: None, family: Family::V4, choices: vec![choice("a")] });
+        let choice = |detail| Choice { endpoint: Name::new(Kind::Endpoint, &[detail]), affinity: None };
+        let one = chain_rules(
+            &config,
+            &Chain::Balance { cluster_ip: None, family: Family::V4, choices: vec![choice("a")] },
+        );
         assert_eq!(one, [[Expr::Verdict(Verdict::Goto(choice("a").endpoint.to_string()))]]);
         let choices = vec![choice("a"), choice("b")];
         let two = chain_rules(&config, &Chain::Balance { cluster_ip: None, family: Family::V4, choices });

@@ -86,7 +86,9 @@ impl Table {
             }
         }
         delta.unused_chains.extend(old.chains.keys().filter(|name| !state.chains.contains_key(name)));
-        delta.unused_sets.extend(old.affinity_sets.keys().filter(|name| !state.affinity_sets.contains_key(name)));
+        delta
+            .unused_sets
+            .extend(old.affinity_sets.keys().filter(|name| !state.affinity_sets.contains_key(name)));
 
         let mut released = Vec::new();
         for (element, target) in &old.elements {
@@ -237,7 +239,12 @@ mod tests {
 
     fn element(address: &str) -> ElementKey {
         let address: IpAddr = address.parse().unwrap();
-        ElementKey { map: Map::ServiceIps, family: Family::of(address), address: Some(address), port: Some((Protocol::Tcp, 80)) }
+        ElementKey {
+            map: Map::ServiceIps,
+            family: Family::of(address),
+            address: Some(address),
+            port: Some((Protocol::Tcp, 80)),
+        }
     }
 
     fn state(chains: &[(&str, u16)], elements: &[(&str, Target)]) -> ServiceState {
@@ -247,7 +254,10 @@ mod tests {
             affinity: None,
         };
         ServiceState {
-            chains: chains.iter().map(|(name, port)| (Name::new(Kind::Endpoint, &[name]), chain(*port))).collect(),
+            chains: chains
+                .iter()
+                .map(|(name, port)| (Name::new(Kind::Endpoint, &[name]), chain(*port)))
+                .collect(),
             elements: elements.iter().map(|(address, target)| (element(address), *target)).collect(),
             ..ServiceState::default()
         }
@@ -268,12 +278,19 @@ mod tests {
         table.set(&key("a"), state(&[("x", 3)], &[("10.96.0.1", Target::Reject)]), &mut second);
         assert_eq!(second.chains.keys().copied().collect::<Vec<_>>(), [Name::new(Kind::Endpoint, &["x"])]);
         assert_eq!(second.unused_chains, BTreeSet::from([Name::new(Kind::Endpoint, &["y"])]));
-        assert_eq!(second.removed_elements, BTreeSet::from([element("10.96.0.1")]), "a changed verdict is replaced");
+        assert_eq!(
+            second.removed_elements,
+            BTreeSet::from([element("10.96.0.1")]),
+            "a changed verdict is replaced"
+        );
         assert_eq!(second.added_elements, BTreeMap::from([(element("10.96.0.1"), Target::Reject)]));
 
         let mut gone = Delta::default();
         table.set(&key("a"), ServiceState::default(), &mut gone);
-        assert_eq!((gone.unused_chains.len(), gone.removed_elements.len(), gone.added_elements.len()), (1, 1, 0));
+        assert_eq!(
+            (gone.unused_chains.len(), gone.removed_elements.len(), gone.added_elements.len()),
+            (1, 1, 0)
+        );
         assert!(table.service(&key("a")).is_none());
         assert!(table.owners.is_empty() && table.waiting.is_empty());
     }

@@ -57,8 +57,9 @@ impl ProxyWriter {
         let mut again: Vec<ObjectKey> = Vec::new();
         for (key, slices) in changes.take() {
             let service = services.get_key(&key);
-            let state =
-                service.map(|service| service_state(&self.config.node_name, &service, &slices)).unwrap_or_default();
+            let state = service
+                .map(|service| service_state(&self.config.node_name, &service, &slices))
+                .unwrap_or_default();
             let old = self.table.service(&key);
             let old_health = old.and_then(|old| old.health);
             if old_health != state.health {
@@ -148,7 +149,11 @@ impl ProxyWriter {
                 if failure.errno == Errno::ENOENT as i32 {
                     continue;
                 }
-                if from_chains { busy.chains.insert(*name) } else { busy.sets.insert(*name) };
+                if from_chains {
+                    busy.chains.insert(*name)
+                } else {
+                    busy.sets.insert(*name)
+                };
             }
             // The rest can go now; what was busy is tried again later.
             let rest = std::mem::take(&mut self.garbage);
