@@ -10,7 +10,7 @@ use crate::nft::TransactionError;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder.
-    #[error("{what} {}", path.display())]
+    #[error("{what} {}", .path.display())]
     File {
         /// What was tried, e.g. "write".
         what: &'static str,

@@ -8,7 +8,7 @@ mod watch;
 
 pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
 pub(crate) use expr::{Compare, Expr, Verdict};
-pub(crate) use transaction::{Failure, TransactionError, Writer, delete_table};
+pub(crate) use transaction::{TransactionError, Writer, delete_table};
 pub(crate) use watch::{ForeignChain, Noticed, Watcher, dropping_forward_chains};
 
 /// linux/netfilter/nfnetlink.h

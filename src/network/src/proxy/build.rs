@@ -138,7 +138,7 @@ fn endpoints(
 
 /// Ready endpoints, or those that still serve while they terminate when there is none (KEP-1669).
 fn usable(endpoints: &[Endpoint], local_only: bool) -> Vec<SocketAddr> {
-    let candidates = || endpoints.iter().filter(|endpoint| endpoint.local || !local_only);
+    let candidates = || endpoints.iter().filter(move |endpoint| endpoint.local || !local_only);
     let ready: Vec<SocketAddr> = candidates().filter(|e| e.ready).map(|e| e.address).collect();
     if !ready.is_empty() {
         return ready;

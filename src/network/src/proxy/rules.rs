@@ -213,14 +213,14 @@ fn masquerading(config: &ProxyConfig) -> Vec<Vec<Expr>> {
         .bitwise(MASQUERADE_MARK, 0)
         .compare(Compare::NotEqual, &0u32.to_ne_bytes());
     // The mark has done its work: other programs must not see it.
-    let unmark = Rule(marked.0.clone())
+    let unmark = marked
         .meta(META_MARK)
         .bitwise(u32::MAX, MASQUERADE_MARK)
         .push(Expr::MetaSet { key: META_MARK, register: 1 })
         .push(Expr::Masquerade);
     let mut rules = vec![unmark.0];
     for net in &config.pod_cidrs {
-        let multicast = if net.addr().is_ipv4() {
+        let multicast: IpNet = if net.addr().is_ipv4() {
             ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).into()
         } else {
             ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).into()
