@@ -203,7 +203,7 @@ impl Map {
 pub(crate) struct ElementKey {
     pub(crate) map: Map,
     pub(crate) family: Family,
-    /// Unspecified (all zero) for maps without addresses.
+    /// Absent in maps that are keyed by protocol and port only.
     pub(crate) address: Option<IpAddr>,
     /// Absent for [`Map::ClusterIps`].
     pub(crate) port: Option<(Protocol, u16)>,

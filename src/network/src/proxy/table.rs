@@ -85,10 +85,10 @@ impl Table {
                 delta.sets.insert(*name, *set);
             }
         }
-        delta.unused_chains.extend(old.chains.keys().filter(|name| !state.chains.contains_key(name)));
+        delta.unused_chains.extend(old.chains.keys().filter(|name| !state.chains.contains_key(*name)));
         delta
             .unused_sets
-            .extend(old.affinity_sets.keys().filter(|name| !state.affinity_sets.contains_key(name)));
+            .extend(old.affinity_sets.keys().filter(|name| !state.affinity_sets.contains_key(*name)));
 
         let mut released = Vec::new();
         for (element, target) in &old.elements {
@@ -155,7 +155,7 @@ impl Table {
                 delta.chains.insert(*name, (chain.clone(), key.clone()));
             }
             delta.sets.extend(&state.affinity_sets);
-            let owned = state.elements.iter().filter(|(element, _)| self.owners.get(element) == Some(key));
+            let owned = state.elements.iter().filter(|(element, _)| self.owners.get(*element) == Some(key));
             delta.added_elements.extend(owned);
         }
         let mut batch = Batch::new(&config.table_name);
