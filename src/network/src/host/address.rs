@@ -1,0 +1,96 @@
+//! Which address a node announces when the user names none.
+
+use std::net::IpAddr;
+
+use super::links::{Address, DefaultRoute, Link, Links};
+use crate::Error;
+
+/// The address of the default route's interface (IPv4 before IPv6, the lowest metric first). Without a
+/// default route, as on an isolated network, the first global address of an interface that is up.
+///
+/// # Errors
+/// [`Error::NoAddress`] with the remedy when there is none; a netlink failure.
+pub fn default_address() -> Result<IpAddr, Error> {
+    let read = || -> std::io::Result<_> {
+        let links = Links::open()?;
+        Ok((links.links()?, links.addresses()?, links.default_routes()?))
+    };
+    let (links, addresses, routes) =
+        read().map_err(|source| Error::netlink("read network interfaces", source))?;
+    choose(&links, &addresses, &routes).ok_or(Error::NoAddress)
+}
+
+fn choose(links: &[Link], addresses: &[Address], routes: &[DefaultRoute]) -> Option<IpAddr> {
+    let mut routes: Vec<&DefaultRoute> = routes.iter().collect();
+    routes.sort_by_key(|route| (!route.is_ipv4, route.metric));
+    for route in routes {
+        let of_route = addresses
+            .iter()
+            .find(|address| address.link == route.link && address.address.is_ipv4() == route.is_ipv4)
+            .map(|address| address.address);
+        let address = route.source.or(of_route);
+        if address.is_some() {
+            return address;
+        }
+    }
+    // A bridge may be a container network's: it comes last, though a LAN may hang on it.
+    let rank = |address: &Address| {
+        let link = links.iter().find(|link| link.index == address.link)?;
+        let is_usable = link.is_up && !link.is_loopback && link.kind != "vxlan";
+        is_usable.then_some((link.kind == "bridge", !address.address.is_ipv4(), link.index))
+    };
+    addresses
+        .iter()
+        .filter_map(|address| Some((rank(address)?, address.address)))
+        .min()
+        .map(|(_, address)| address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, kind: &str) -> Link {
+        Link { index, name: format!("if{index}"), is_up: true, kind: kind.into(), ..Link::default() }
+    }
+
+    fn address(link: u32, text: &str) -> Address {
+        Address { link, address: text.parse().unwrap() }
+    }
+
+    fn route(link: u32, is_ipv4: bool, metric: u32) -> DefaultRoute {
+        DefaultRoute { link, is_ipv4, metric, source: None }
+    }
+
+    #[test]
+    fn the_address_is_the_one_others_reach() {
+        let links = [
+            Link { is_loopback: true, ..link(1, "") },
+            link(2, ""),
+            link(3, "bridge"),
+            link(4, "veth"),
+            Link { is_up: false, ..link(5, "") },
+        ];
+        let all = [
+            address(3, "10.244.0.1"),
+            address(2, "2001:db8::2"),
+            address(2, "192.0.2.2"),
+            address(4, "192.0.2.4"),
+            address(5, "192.0.2.5"),
+        ];
+        let source = DefaultRoute { source: Some("192.0.2.9".parse().unwrap()), ..route(2, true, 0) };
+        let cases: [(&str, &[Address], Vec<DefaultRoute>, Option<&str>); 7] = [
+            ("default route", &all, vec![route(4, true, 0)], Some("192.0.2.4")),
+            ("lowest metric", &all, vec![route(4, true, 200), route(2, true, 100)], Some("192.0.2.2")),
+            ("IPv4 first", &all, vec![route(2, false, 0), route(4, true, 100)], Some("192.0.2.4")),
+            ("prescribed source", &all, vec![source], Some("192.0.2.9")),
+            ("no default route", &all, vec![], Some("192.0.2.2")),
+            ("only a bridge", &all[..1], vec![], Some("10.244.0.1")),
+            ("only one that is down", &all[4..], vec![], None),
+        ];
+        for (name, addresses, routes, expected) in cases {
+            let found = choose(&links, addresses, &routes).map(|address| address.to_string());
+            assert_eq!(found.as_deref(), expected, "{name}");
+        }
+    }
+}

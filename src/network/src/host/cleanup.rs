@@ -1,0 +1,72 @@
+//! Takes away what the network of a node leaves behind.
+
+use std::io;
+use std::path::Path;
+
+use super::cni::NETWORK;
+use super::links::Links;
+use crate::{Error, nft};
+
+/// For `uninstall`, after all pods are gone: deletes the nftables table, the pods' bridge with the
+/// devices that hang on it, and host-local's address leases under `host_local_dir`. What is not there
+/// is no error, so it may run again. Rules that the portmap plugin made belong to the pods and go with
+/// them.
+///
+/// # Errors
+/// The first thing that could not be removed; the others are tried all the same.
+pub fn cleanup(table_name: &str, bridge: &str, host_local_dir: &Path) -> Result<(), Error> {
+    let table = nft::delete_table(table_name).map(|_| ()).map_err(Error::from);
+    let links = delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source));
+    table.and(links).and(delete_leases(host_local_dir))
+}
+
+fn delete_bridge(name: &str) -> io::Result<()> {
+    let netlink = Links::open()?;
+    let links = netlink.links()?;
+    let Some(bridge) = links.iter().find(|link| link.name == name) else { return Ok(()) };
+    if bridge.kind != "bridge" {
+        return Err(io::Error::other(format!("{name} is no bridge")));
+    }
+    for port in links.iter().filter(|link| link.master == Some(bridge.index) && link.kind == "veth") {
+        gone(netlink.delete(port.index))?;
+    }
+    gone(netlink.delete(bridge.index))
+}
+
+/// Deleting what has vanished meanwhile is fine.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) => Ok(()),
+        other => other,
+    }
+}
+
+fn delete_leases(host_local_dir: &Path) -> Result<(), Error> {
+    let path = host_local_dir.join(NETWORK);
+    match std::fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::file("delete", path, source)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_go_and_may_be_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(NETWORK)).unwrap();
+        std::fs::write(folder.path().join(NETWORK).join("10.244.0.2"), "id").unwrap();
+        std::fs::create_dir(folder.path().join("other")).unwrap();
+        delete_leases(folder.path()).unwrap();
+        delete_leases(folder.path()).unwrap();
+        assert!(!folder.path().join(NETWORK).exists() && folder.path().join("other").exists());
+    }
+
+    #[test]
+    fn only_a_bridge_is_deleted() {
+        assert!(delete_bridge("lo").is_err());
+        delete_bridge("no-such-bridge").unwrap();
+    }
+}

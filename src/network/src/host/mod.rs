@@ -1,0 +1,13 @@
+//! What the machine itself needs: kernel settings, the CNI plugins' configuration, the node's address,
+//! and taking all of it away again.
+
+mod address;
+mod cleanup;
+mod cni;
+mod links;
+mod prepare;
+
+pub use address::default_address;
+pub use cleanup::cleanup;
+pub use cni::write_cni_config;
+pub use prepare::{Warning, prepare_host};

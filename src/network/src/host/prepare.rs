@@ -1,0 +1,118 @@
+//! Kernel settings that pods and Services need.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::{Error, nft};
+
+/// Something that does not stop Kedge but will bite, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// One sentence.
+    pub problem: String,
+    /// What the user can do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.problem, self.remedy)
+    }
+}
+
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const BRIDGE: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// Turn on forwarding, and netfilter on bridges (without it, a pod that reaches a Service whose
+/// endpoint is on the same node gets answers from the wrong address). Changes nothing that is already
+/// right; safe to call at every start.
+///
+/// # Errors
+/// When forwarding is off and cannot be turned on.
+pub fn prepare_host() -> Result<Vec<Warning>, Error> {
+    let mut warnings = Vec::new();
+    set(Path::new(FORWARD), "1")?;
+    if !Path::new(BRIDGE).exists() {
+        // Often a module that is not loaded yet. Whether it worked shows below.
+        let mut modprobe = Command::new("modprobe");
+        let _ = modprobe
+            .arg("br_netfilter")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+    let bridge = if Path::new(BRIDGE).exists() { set(Path::new(BRIDGE), "1").err() } else { None };
+    if bridge.is_some() || !Path::new(BRIDGE).exists() {
+        warnings.push(Warning {
+            problem:
+                "packets between pods of one node bypass netfilter, so Services do not work between them"
+                    .into(),
+            remedy: "load the kernel module br_netfilter and set net.bridge.bridge-nf-call-iptables = 1"
+                .into(),
+        });
+    }
+    match nft::dropping_forward_chains("") {
+        Ok(chains) => warnings.extend(chains.iter().map(dropping)),
+        Err(error) => tracing::debug!(%error, "nftables chains of others could not be read"),
+    }
+    Ok(warnings)
+}
+
+fn dropping(chain: &nft::ForeignChain) -> Warning {
+    let nft::ForeignChain { family, table, chain } = chain;
+    // The chain of Docker and of iptables users.
+    let remedy = if *family == "ip" && table == "filter" && chain == "FORWARD" {
+        "allow it, for example with: iptables -P FORWARD ACCEPT".to_owned()
+    } else {
+        format!(
+            "allow it, for example with: nft insert rule {family} {table} {chain} ip saddr POD-NETWORK accept (and the same for daddr)"
+        )
+    };
+    Warning {
+        problem: format!(
+            "the nftables chain {family} {table} {chain} drops forwarded packets by default, pods may be cut off"
+        ),
+        remedy,
+    }
+}
+
+fn set(path: &Path, wanted: &str) -> Result<(), Error> {
+    let current = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
+    if current.trim() == wanted {
+        return Ok(());
+    }
+    std::fs::write(path, wanted).map_err(|source| Error::file("set", path, source))?;
+    tracing::info!(setting = %path.display(), wanted, "kernel setting changed");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_written_only_when_it_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ip_forward");
+        std::fs::write(&path, "0\n").unwrap();
+        set(&path, "1").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1");
+        std::fs::write(&path, "1\n").unwrap();
+        set(&path, "1").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n", "not written again");
+        let error = set(&folder.path().join("missing"), "1").unwrap_err();
+        assert!(error.to_string().ends_with("missing"), "{error}");
+    }
+
+    #[test]
+    fn the_warning_names_chain_and_remedy() {
+        let chain = nft::ForeignChain { family: "ip", table: "filter".into(), chain: "FORWARD".into() };
+        let shown = dropping(&chain).to_string();
+        assert!(
+            shown.contains("ip filter FORWARD") && shown.contains("iptables -P FORWARD ACCEPT"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,39 @@
+//! nftables over netlink: expressions, transactions and notifications, as linux/netfilter/nf_tables.h
+//! defines them. Knows nothing of Services; only `netlink` lies below.
+
+mod batch;
+mod expr;
+mod transaction;
+mod watch;
+
+pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
+pub(crate) use expr::{Compare, Expr, Verdict};
+pub(crate) use transaction::{TransactionError, Writer, delete_table};
+pub(crate) use watch::{ForeignChain, Noticed, Watcher, dropping_forward_chains};
+
+/// linux/netfilter/nfnetlink.h
+const SUBSYSTEM: u16 = 10;
+/// `NFPROTO_INET`: IPv4 and IPv6 in one table; NAT chains work in it since Linux 5.2.
+const FAMILY_INET: u8 = 1;
+
+const NEWTABLE: u16 = 0;
+const DELTABLE: u16 = 2;
+const NEWCHAIN: u16 = 3;
+const GETCHAIN: u16 = 4;
+const DELCHAIN: u16 = 5;
+const NEWRULE: u16 = 6;
+const GETRULE: u16 = 7;
+const DELRULE: u16 = 8;
+const NEWSET: u16 = 9;
+const DELSET: u16 = 11;
+const NEWSETELEM: u16 = 12;
+const DELSETELEM: u16 = 14;
+
+fn kind(message: u16) -> u16 {
+    SUBSYSTEM << 8 | message
+}
+
+/// `struct nfgenmsg`: family, version 0, resource id 0.
+fn header(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
+}

@@ -1,0 +1,345 @@
+//! From a Service and its EndpointSlices to [`ServiceState`]: pure functions. Semantics follow
+//! kube-proxy (pkg/proxy/serviceport.go, topology.go, nftables/proxier.go) and KEP-1669.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::model::{
+    Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState,
+    Target, UdpPort,
+};
+
+/// A Service or slice with this label belongs to another proxy.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Slices of headless Services carry it.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` by default: three hours.
+const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
+
+/// One endpoint of one service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Endpoint {
+    address: SocketAddr,
+    local: bool,
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+}
+
+/// The state for a Service as this node sees it. Empty for those that are not proxied.
+pub(crate) fn service_state(node: &str, service: &Service, slices: &[Arc<EndpointSlice>]) -> ServiceState {
+    let mut state = ServiceState::default();
+    let Some(spec) = service.spec.as_ref().filter(|_| is_proxied(service)) else { return state };
+    for family in Family::BOTH {
+        let Some(cluster_ip) = cluster_ip(spec, family) else { continue };
+        for port in spec.ports.iter().flatten() {
+            let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
+            let endpoints = endpoints(node, slices, family, port, protocol);
+            let mut builder = PortBuilder::new(service, spec, family, cluster_ip, port, protocol, &mut state);
+            builder.build(&endpoints);
+        }
+    }
+    state.health = health_check(node, spec, slices);
+    state
+}
+
+fn is_proxied(service: &Service) -> bool {
+    let labels = service.metadata.labels.as_ref();
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref()).unwrap_or("ClusterIP");
+    kind != "ExternalName" && !labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL))
+}
+
+fn cluster_ip(spec: &ServiceSpec, family: Family) -> Option<IpAddr> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    // "None" and "" do not parse: headless Services are not proxied.
+    all.filter_map(|ip| ip.parse::<IpAddr>().ok()).find(|ip| Family::of(*ip) == family)
+}
+
+/// The addresses of `list` that belong to the family.
+fn addresses<'a>(list: impl IntoIterator<Item = &'a String>, family: Family) -> Vec<IpAddr> {
+    let parsed = list.into_iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let found: BTreeSet<IpAddr> =
+        parsed.filter(|ip| Family::of(*ip) == family && !ip.is_unspecified()).collect();
+    found.into_iter().collect()
+}
+
+fn load_balancer_ips(service: &Service, family: Family) -> Vec<IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.into_iter().flat_map(|status| status.ingress.iter().flatten());
+    // ipMode Proxy: the load balancer wants to see the traffic itself.
+    let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    addresses(direct.filter_map(|ingress| ingress.ip.as_ref()), family)
+}
+
+fn slice_family(slice: &EndpointSlice) -> Option<Family> {
+    let labels = slice.metadata.labels.as_ref();
+    if labels
+        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
+    {
+        return None;
+    }
+    match slice.address_type.as_str() {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn endpoints(
+    node: &str,
+    slices: &[Arc<EndpointSlice>],
+    family: Family,
+    port: &ServicePort,
+    protocol: Protocol,
+) -> Vec<Endpoint> {
+    let mut found = BTreeSet::new();
+    for slice in slices.iter().filter(|slice| slice_family(slice) == Some(family)) {
+        let matching = slice.ports.iter().flatten().filter(|candidate| {
+            candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
+                && Protocol::parse(candidate.protocol.as_deref()) == Some(protocol)
+        });
+        for number in matching.filter_map(|port| port.port.and_then(|number| u16::try_from(number).ok())) {
+            for endpoint in slice.endpoints.iter().flatten() {
+                // All addresses of an endpoint are the same endpoint: the first one counts.
+                let Some(address) = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok())
+                else {
+                    continue;
+                };
+                if Family::of(address) != family {
+                    continue;
+                }
+                let conditions = endpoint.conditions.as_ref();
+                let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+                found.insert(Endpoint {
+                    address: SocketAddr::new(address, number),
+                    local: endpoint.node_name.as_deref() == Some(node),
+                    ready,
+                    serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
+                    terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+                });
+            }
+        }
+    }
+    // An endpoint can be in two slices for a moment: the last in order is the ready one.
+    let mut unique: Vec<Endpoint> = Vec::new();
+    for endpoint in found {
+        match unique.last_mut() {
+            Some(last) if last.address == endpoint.address => *last = endpoint,
+            _ => unique.push(endpoint),
+        }
+    }
+    unique
+}
+
+/// Ready endpoints, or those that still serve while they terminate when there is none (KEP-1669).
+fn usable(endpoints: &[Endpoint], local_only: bool) -> Vec<SocketAddr> {
+    let candidates = || endpoints.iter().filter(move |endpoint| endpoint.local || !local_only);
+    let ready: Vec<SocketAddr> = candidates().filter(|e| e.ready).map(|e| e.address).collect();
+    if !ready.is_empty() {
+        return ready;
+    }
+    candidates().filter(|e| e.serving && e.terminating).map(|e| e.address).collect()
+}
+
+fn is_local_external(spec: &ServiceSpec) -> bool {
+    spec.external_traffic_policy.as_deref() == Some("Local")
+}
+
+/// Number of local endpoints for `healthCheckNodePort`; terminating ones do not count (KEP-1669).
+fn health_check(node: &str, spec: &ServiceSpec, slices: &[Arc<EndpointSlice>]) -> Option<HealthCheck> {
+    if spec.type_.as_deref() != Some("LoadBalancer") || !is_local_external(spec) {
+        return None;
+    }
+    let port =
+        spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
+    let mut local = BTreeSet::new();
+    for slice in slices.iter().filter(|slice| slice_family(slice).is_some()) {
+        for endpoint in slice.endpoints.iter().flatten() {
+            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+            if ready && endpoint.node_name.as_deref() == Some(node) {
+                local.extend(endpoint.addresses.first().cloned());
+            }
+        }
+    }
+    Some(HealthCheck { port, local_endpoints: local.len() })
+}
+
+/// Adds one port in one family to the state.
+struct PortBuilder<'a> {
+    service: &'a Service,
+    spec: &'a ServiceSpec,
+    family: Family,
+    cluster_ip: IpAddr,
+    port: u16,
+    node_port: Option<u16>,
+    protocol: Protocol,
+    /// What the names of this port's chains are made from.
+    identity: [String; 4],
+    affinity_seconds: Option<u32>,
+    state: &'a mut ServiceState,
+}
+
+impl<'a> PortBuilder<'a> {
+    fn new(
+        service: &'a Service,
+        spec: &'a ServiceSpec,
+        family: Family,
+        cluster_ip: IpAddr,
+        port: &ServicePort,
+        protocol: Protocol,
+        state: &'a mut ServiceState,
+    ) -> Self {
+        let namespace = service.metadata.namespace.clone().unwrap_or_default();
+        let name = service.metadata.name.clone().unwrap_or_default();
+        let label = format!("{family:?}/{protocol:?}/{}", port.name.as_deref().unwrap_or_default());
+        let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
+        let seconds = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let seconds = seconds.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
+        Self {
+            service,
+            spec,
+            family,
+            cluster_ip,
+            port: u16::try_from(port.port).unwrap_or(0),
+            node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
+            protocol,
+            identity: [namespace, name, label, port.port.to_string()],
+            affinity_seconds: sticky
+                .then(|| u32::try_from(seconds).unwrap_or(0))
+                .filter(|seconds| *seconds > 0),
+            state,
+        }
+    }
+
+    fn name(&self, kind: Kind, detail: &str) -> Name {
+        let [namespace, name, label, port] = &self.identity;
+        Name::new(kind, &[namespace, name, label, port, detail])
+    }
+
+    fn build(&mut self, endpoints: &[Endpoint]) {
+        let external_ips = addresses(self.spec.external_ips.iter().flatten(), self.family);
+        let balancer_ips = load_balancer_ips(self.service, self.family);
+        let is_external = self.node_port.is_some() || !external_ips.is_empty() || !balancer_ips.is_empty();
+        let internal_local = self.spec.internal_traffic_policy.as_deref() == Some("Local");
+        let external_local = is_local_external(self.spec);
+
+        let cluster = usable(endpoints, false);
+        let local = usable(endpoints, true);
+        let uses_cluster = !internal_local || is_external;
+        let uses_local = internal_local || (external_local && is_external);
+
+        let service_chain =
+            if uses_cluster { self.balance(Kind::Service, &cluster, !internal_local) } else { None };
+        let local_chain = if uses_local { self.balance(Kind::Local, &local, internal_local) } else { None };
+
+        // No endpoint anywhere: refuse, so that clients need not wait. None here: drop, so that a
+        // load balancer can try another node.
+        let without = if cluster.is_empty() && local.is_empty() { Target::Reject } else { Target::Drop };
+        self.element(Map::ClusterIps, Some(self.cluster_ip), None, Target::Member);
+        match if internal_local { local_chain } else { service_chain } {
+            Some(chain) => self.port_element(Map::ServiceIps, Some(self.cluster_ip), Target::Goto(chain)),
+            None => self.port_element(Map::NoEndpointServices, Some(self.cluster_ip), without),
+        }
+
+        if is_external {
+            let external_chain = (service_chain.is_some() || local_chain.is_some()).then(|| {
+                let chain = match service_chain {
+                    Some(service) if !external_local => Chain::ExternalCluster { service },
+                    service => Chain::ExternalLocal { family: self.family, service, local: local_chain },
+                };
+                self.add_chain(Kind::External, "", chain)
+            });
+            let answered = if external_local { local_chain.is_some() } else { service_chain.is_some() };
+            let addresses: Vec<IpAddr> = external_ips.iter().chain(&balancer_ips).copied().collect();
+            for address in addresses {
+                if let Some(chain) = external_chain {
+                    self.port_element(Map::ServiceIps, Some(address), Target::Goto(chain));
+                }
+                if !answered {
+                    self.port_element(Map::NoEndpointServices, Some(address), without);
+                }
+            }
+            if let Some(node_port) = self.node_port {
+                let port = Some((self.protocol, node_port));
+                if let Some(chain) = external_chain {
+                    self.element(Map::ServiceNodePorts, None, port, Target::Goto(chain));
+                }
+                if !answered {
+                    self.element(Map::NoEndpointNodePorts, None, port, without);
+                }
+            }
+            self.firewall(&balancer_ips);
+        }
+
+        if self.protocol == Protocol::Udp {
+            let mut targets = cluster;
+            targets.extend(local);
+            targets.sort_unstable();
+            targets.dedup();
+            let mut addresses = vec![self.cluster_ip];
+            addresses.extend(external_ips.iter().chain(&balancer_ips));
+            self.state.udp.push(UdpPort {
+                addresses,
+                port: self.port,
+                node_port: self.node_port,
+                endpoints: targets,
+            });
+        }
+    }
+
+    /// A chain that chooses among the endpoints, with their chains. None when there are none.
+    fn balance(&mut self, kind: Kind, endpoints: &[SocketAddr], is_internal: bool) -> Option<Name> {
+        if endpoints.is_empty() {
+            return None;
+        }
+        let mut choices = Vec::with_capacity(endpoints.len());
+        for &to in endpoints {
+            let affinity = self.affinity_seconds.map(|seconds| {
+                let set = self.name(Kind::Affinity, &format!("{to}/{seconds}"));
+                self.state.affinity_sets.insert(set, (self.family, seconds));
+                Affinity { set, seconds }
+            });
+            let chain = Chain::Endpoint { to, protocol: self.protocol, affinity };
+            let endpoint = self.add_chain(Kind::Endpoint, &to.to_string(), chain);
+            choices.push(Choice { endpoint, affinity: affinity.map(|affinity| affinity.set) });
+        }
+        let cluster_ip = is_internal.then_some(self.cluster_ip);
+        Some(self.add_chain(kind, "", Chain::Balance { cluster_ip, family: self.family, choices }))
+    }
+
+    fn firewall(&mut self, balancer_ips: &[IpAddr]) {
+        let ranges: Vec<&String> = self.spec.load_balancer_source_ranges.iter().flatten().collect();
+        if ranges.is_empty() || balancer_ips.is_empty() {
+            return;
+        }
+        let parsed = ranges.iter().filter_map(|range| range.trim().parse::<IpNet>().ok());
+        let mut sources: BTreeSet<IpNet> =
+            parsed.filter(|net| Family::of_net(net) == self.family).map(|net| net.trunc()).collect();
+        // Where the balancer's address is also this node's, its own health checks come from it.
+        sources.extend(balancer_ips.iter().map(|ip| IpNet::from(*ip)));
+        let chain = Chain::Firewall { sources: sources.into_iter().collect() };
+        let chain = self.add_chain(Kind::Firewall, "", chain);
+        for address in balancer_ips {
+            self.port_element(Map::FirewallIps, Some(*address), Target::Goto(chain));
+        }
+    }
+
+    fn add_chain(&mut self, kind: Kind, detail: &str, chain: Chain) -> Name {
+        let name = self.name(kind, detail);
+        self.state.chains.insert(name, chain);
+        name
+    }
+
+    fn port_element(&mut self, map: Map, address: Option<IpAddr>, target: Target) {
+        self.element(map, address, Some((self.protocol, self.port)), target);
+    }
+
+    fn element(&mut self, map: Map, address: Option<IpAddr>, port: Option<(Protocol, u16)>, target: Target) {
+        self.state.elements.insert(ElementKey { map, family: self.family, address, port }, target);
+    }
+}

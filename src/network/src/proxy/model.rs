@@ -1,0 +1,270 @@
+//! What the table holds for one Service, as plain data: no Kubernetes types, no netlink. Rules are
+//! made from it only when they are written, so that the copy kept for comparison stays small.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+
+/// IPv4 or IPv6. Chains and maps exist per family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(crate) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(crate) fn of_net(net: &IpNet) -> Self {
+        Self::of(net.addr())
+    }
+
+    fn digit(self) -> char {
+        match self {
+            Self::V4 => '4',
+            Self::V6 => '6',
+        }
+    }
+}
+
+/// The transport protocols a Service can have; the numbers are IANA's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Protocol {
+    Tcp = 6,
+    Udp = 17,
+    Sctp = 132,
+}
+
+impl Protocol {
+    /// From `spec.ports[].protocol`; absent means TCP.
+    pub(crate) fn parse(name: Option<&str>) -> Option<Self> {
+        match name {
+            None | Some("" | "TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+
+    pub(crate) fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+/// What a chain or set is for. The order is the order in which unused ones can be deleted: a chain
+/// before those it refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Decides about traffic from outside the cluster.
+    External,
+    /// Checks `loadBalancerSourceRanges`.
+    Firewall,
+    /// Chooses among all endpoints.
+    Service,
+    /// Chooses among this node's endpoints.
+    Local,
+    /// Sends to one endpoint.
+    Endpoint,
+    /// The clients that stick to one endpoint (a set).
+    Affinity,
+}
+
+/// The name of a chain or set: what it is for, and a hash of what it belongs to. Cheap to copy;
+/// 64 bits of SHA-256 so that nobody can make two Services share a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Name {
+    kind: Kind,
+    hash: u64,
+}
+
+impl Name {
+    pub(crate) fn new(kind: Kind, parts: &[&str]) -> Self {
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update(part.as_bytes());
+            hasher.update([0]);
+        }
+        let digest = hasher.finalize();
+        let hash = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+        Self { kind, hash }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::External => "external",
+            Kind::Firewall => "firewall",
+            Kind::Service => "service",
+            Kind::Local => "local",
+            Kind::Endpoint => "endpoint",
+            Kind::Affinity => "affinity",
+        };
+        write!(f, "{kind}-{:016x}", self.hash)
+    }
+}
+
+/// Session affinity of one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Affinity {
+    pub(crate) set: Name,
+    pub(crate) seconds: u32,
+}
+
+/// One way a balancing chain can go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) endpoint: Name,
+    pub(crate) affinity: Option<Name>,
+}
+
+/// The content of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Chain {
+    Endpoint {
+        to: SocketAddr,
+        protocol: Protocol,
+        affinity: Option<Affinity>,
+    },
+    Balance {
+        /// Traffic to this address from outside the pod network is masqueraded.
+        cluster_ip: Option<IpAddr>,
+        family: Family,
+        choices: Vec<Choice>,
+    },
+    /// externalTrafficPolicy: Cluster.
+    ExternalCluster {
+        service: Name,
+    },
+    /// externalTrafficPolicy: Local. `local` is absent when this node has no endpoint.
+    ExternalLocal {
+        family: Family,
+        service: Option<Name>,
+        local: Option<Name>,
+    },
+    /// Drops what comes from elsewhere.
+    Firewall {
+        sources: Vec<IpNet>,
+    },
+}
+
+/// The maps and sets whose elements belong to Services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Map {
+    ServiceIps,
+    ServiceNodePorts,
+    NoEndpointServices,
+    NoEndpointNodePorts,
+    FirewallIps,
+    /// A set: all cluster IPs.
+    ClusterIps,
+}
+
+impl Map {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::ServiceIps,
+        Self::ServiceNodePorts,
+        Self::NoEndpointServices,
+        Self::NoEndpointNodePorts,
+        Self::FirewallIps,
+        Self::ClusterIps,
+    ];
+
+    pub(crate) fn name(self, family: Family) -> String {
+        let name = match self {
+            Self::ServiceIps => "service-ips",
+            Self::ServiceNodePorts => "service-nodeports",
+            Self::NoEndpointServices => "no-endpoint-services",
+            Self::NoEndpointNodePorts => "no-endpoint-nodeports",
+            Self::FirewallIps => "firewall-ips",
+            Self::ClusterIps => "cluster-ips",
+        };
+        format!("{name}-{}", family.digit())
+    }
+
+    pub(crate) fn has_address(self) -> bool {
+        !matches!(self, Self::ServiceNodePorts | Self::NoEndpointNodePorts)
+    }
+
+    pub(crate) fn has_port(self) -> bool {
+        self != Self::ClusterIps
+    }
+}
+
+/// The key of one element of one map. At most one Service can have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ElementKey {
+    pub(crate) map: Map,
+    pub(crate) family: Family,
+    /// Absent in maps that are keyed by protocol and port only.
+    pub(crate) address: Option<IpAddr>,
+    /// Absent for [`Map::ClusterIps`].
+    pub(crate) port: Option<(Protocol, u16)>,
+}
+
+/// What a map says for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The element of a set: nothing.
+    Member,
+    Goto(Name),
+    Reject,
+    Drop,
+}
+
+/// One UDP port of a Service: connection tracking keeps stale UDP flows alive, see `conntrack`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct UdpPort {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<u16>,
+    pub(crate) endpoints: Vec<SocketAddr>,
+}
+
+/// `healthCheckNodePort` of a Service with externalTrafficPolicy Local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HealthCheck {
+    pub(crate) port: u16,
+    pub(crate) local_endpoints: usize,
+}
+
+/// Everything that one Service contributes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ServiceState {
+    pub(crate) chains: BTreeMap<Name, Chain>,
+    pub(crate) affinity_sets: BTreeMap<Name, (Family, u32)>,
+    pub(crate) elements: BTreeMap<ElementKey, Target>,
+    pub(crate) udp: Vec<UdpPort>,
+    pub(crate) health: Option<HealthCheck>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_stable_and_separate_their_parts() {
+        let name = Name::new(Kind::Service, &["default", "web", "http"]);
+        assert_eq!(name, Name::new(Kind::Service, &["default", "web", "http"]));
+        assert_ne!(name, Name::new(Kind::Service, &["default", "webhttp", ""]));
+        assert_ne!(name, Name::new(Kind::Local, &["default", "web", "http"]));
+        let shown = name.to_string();
+        assert!(shown.starts_with("service-") && shown.len() == "service-".len() + 16, "{shown}");
+    }
+
+    #[test]
+    fn referrers_sort_before_what_they_refer_to() {
+        assert!(
+            Kind::External < Kind::Service
+                && Kind::Service < Kind::Endpoint
+                && Kind::Endpoint < Kind::Affinity
+        );
+    }
+}
