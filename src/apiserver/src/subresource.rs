@@ -75,7 +75,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             (Some(scale), _) => scale.clone(),
             (None, "application/json-patch+json") => kedge_api::patch::json_patch(&scale_of(context, old), body)?,
             (None, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
-                kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)
+                kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)?
             }
             (None, other) => return Err(crate::body::unsupported(other)),
         };

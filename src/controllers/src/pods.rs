@@ -33,11 +33,6 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
     !is_finished(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
-/// Being deleted but not finished yet.
-pub(crate) fn is_terminating(pod: &Pod) -> bool {
-    !is_finished(pod) && pod.metadata.deletion_timestamp.is_some()
-}
-
 /// A condition by its type.
 pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_deref()?.iter().find(|condition| condition.type_ == kind)

@@ -30,7 +30,7 @@ pub(crate) struct Resources {
 
 /// A quantity that does not parse counts as nothing: the API server does not store such a one.
 fn parse(quantity: &Quantity) -> Option<Parsed> {
-    Parsed::parse(&quantity.0).ok()
+    quantity.0.parse::<Parsed>().ok()
 }
 
 fn value(quantity: &Quantity) -> i64 {

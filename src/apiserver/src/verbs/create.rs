@@ -6,7 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
-use kedge_api::managed::{self, Manager};
+use kedge_api::managed;
 use kedge_api::object;
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
@@ -120,12 +120,7 @@ impl Creation<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
-        let manager = Manager {
-            name: options.manager.clone(),
-            api_version: resource.api_version(),
-            time: object::now_rfc3339(),
-            subresource: String::new(),
-        };
+        let manager = options.manager(resource, "");
         if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
         }

@@ -1,6 +1,9 @@
 //! Options of writes: dry run, field manager, field validation, and `DeleteOptions`.
 
 use kedge_api::decode::FieldValidation;
+use kedge_api::managed::{Manager, default_manager};
+use kedge_api::object;
+use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use serde::Deserialize;
 
@@ -16,6 +19,17 @@ pub(crate) struct WriteOptions {
 }
 
 impl WriteOptions {
+    /// The manager that this write is recorded under.
+    pub(crate) fn manager(&self, resource: &Resource, subresource: &str) -> Manager {
+        Manager {
+            name: self.manager.clone(),
+            api_version: resource.api_version(),
+            time: object::now_rfc3339(),
+            subresource: subresource.to_owned(),
+            reset: resource.strategy.reset_fields(subresource),
+        }
+    }
+
     pub(crate) fn of(context: &Context) -> Result<Self, Status> {
         let query = &context.query;
         let mut dry_run = false;
@@ -45,7 +59,10 @@ impl WriteOptions {
                 return Err(Status::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
             }
             Some(manager) => manager.to_owned(),
-            None => default_manager(context),
+            None => {
+                let agent = context.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+                default_manager(agent.unwrap_or_default())
+            }
         };
         Ok(Self { dry_run, manager, validation, force: query.flag("force") })
     }
@@ -54,14 +71,6 @@ impl WriteOptions {
     pub(crate) fn internal() -> Self {
         Self { dry_run: false, manager: "kedge".into(), validation: FieldValidation::Ignore, force: true }
     }
-}
-
-/// The first part of the user agent (apiserver `handlers/create.go`, `managerOrUserAgent`).
-fn default_manager(context: &Context) -> String {
-    let agent = context.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
-    let name = agent.and_then(|agent| agent.split('/').next()).unwrap_or_default();
-    let name: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
-    if name.is_empty() { "unknown".to_owned() } else { name }
 }
 
 /// `meta/v1.DeleteOptions`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use kedge_api::managed::{self, Manager};
+use kedge_api::managed;
 use kedge_api::object;
 use kedge_api::status::Status;
 use serde_json::Value;
@@ -55,7 +55,7 @@ pub(crate) async fn patch(context: &Arc<Context>, body: &Bytes, target: Target) 
     let mut edit = |old: &Value| {
         let mut value = match &patch {
             Patch::Json(operations) => kedge_api::patch::json_patch(old, operations)?,
-            Patch::Merge(patch) => kedge_api::patch::merge_patch(old, patch),
+            Patch::Merge(patch) => kedge_api::patch::merge_patch(old, patch)?,
             Patch::Strategic(patch) => kedge_api::patch::strategic_merge_patch(&resource.schema, old, patch)?,
         };
         warnings = kedge_api::decode::check_schema(&mut value, &resource, options.validation)?;
@@ -97,12 +97,7 @@ async fn apply(
     if !object::managed_fields(&applied).is_empty() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    let manager = Manager {
-        name: options.manager.clone(),
-        api_version: resource.api_version(),
-        time: object::now_rfc3339(),
-        subresource: target.subresource().to_owned(),
-    };
+    let manager = options.manager(resource, target.subresource());
     let bucket = context.state.cache.bucket(&resource.storage_key);
     if bucket.get(&object_key(&info.namespace, &info.name)).is_none() && target == Target::Main {
         // Creating by apply needs the right to create (apiserver `patch.go`).

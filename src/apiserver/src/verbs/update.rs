@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use kedge_api::managed::{self, Manager};
+use kedge_api::managed;
 use kedge_api::object;
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
@@ -177,12 +177,7 @@ impl Change<'_> {
         }
         admission::validate(&request, &value, &mut warnings).await?;
         if !edited.managed {
-            let manager = Manager {
-                name: options.manager.clone(),
-                api_version: resource.api_version(),
-                time: object::now_rfc3339(),
-                subresource: self.target.subresource().to_owned(),
-            };
+            let manager = options.manager(resource, self.target.subresource());
             managed::track_update(&resource.schema, Some(old), &mut value, &manager);
         }
         let value = resource.to_storage(value)?;

@@ -73,7 +73,7 @@ fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let offered = offer.access_modes.as_deref().unwrap_or_default();
     let size = |list: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
         let amount = list.and_then(|list| list.get("storage"));
-        amount.and_then(|amount| Quantity::parse(&amount.0).ok()).map_or(0, |amount| amount.value())
+        amount.and_then(|amount| amount.0.parse::<Quantity>().ok()).map_or(0, |amount| amount.value())
     };
     volume.metadata.deletion_timestamp.is_none()
         && class(&offer.storage_class_name) == class(&wish.storage_class_name)
