@@ -27,7 +27,6 @@ impl Out {
     /// # Panics
     /// When the exit code is not 0.
     #[track_caller]
-    #[must_use]
     pub fn ok(self) -> String {
         assert!(self.code == 0, "{self}");
         self.stdout
@@ -38,7 +37,6 @@ impl Out {
     /// # Panics
     /// When the exit code is another.
     #[track_caller]
-    #[must_use]
     pub fn failed(self, code: i32) -> String {
         assert!(self.code == code, "expected exit code {code}\n{self}");
         self.stderr
