@@ -68,7 +68,7 @@ fn exit_codes_help_and_messages() {
     step("a port in use: who has it and what to do, and nothing is changed");
     let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
-    let mut arguments = vec!["install", "--port", &port];
+    let mut arguments = vec!["install", "--check", "--port", &port];
     arguments.extend(own);
     let message = kedge(&arguments).failed(1);
     assert_has(
@@ -87,7 +87,7 @@ fn exit_codes_help_and_messages() {
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg(readable_copy(dir.path()))
-            .args(["install"])
+            .args(["install", "--check"])
             .args(own),
         b"",
     );
@@ -108,7 +108,7 @@ fn readable_copy(dir: &std::path::Path) -> std::path::PathBuf {
 fn in_the_background() {
     let mut cluster = Cluster::prepare();
     step("start returns, status waits");
-    let _ = cluster.kedge(&["start"]).ok();
+    cluster.kedge(&["start"]).ok();
     cluster.wait_ready();
     let short = cluster.kedge(&["status"]).ok();
     assert_has(&short, &["kedge is ready", &cluster.node, "datastore: leader"]);
@@ -116,7 +116,7 @@ fn in_the_background() {
 
     step("start again changes nothing");
     let pid = fs::read_to_string(cluster.dir().join("run/kedge.pid")).unwrap();
-    let _ = cluster.kedge(&["start"]).ok();
+    cluster.kedge(&["start"]).ok();
     assert_eq!(fs::read_to_string(cluster.dir().join("run/kedge.pid")).unwrap(), pid);
 
     step("kedge kubectl and kedge config");
@@ -138,29 +138,29 @@ fn in_the_background() {
     cluster.import_busybox();
     let archive = cluster.dir().join("docker.tar");
     kedge_tests::docker_archive("docker.io/library/saved:1", &archive);
-    let _ = cluster.kedge(&["images", "import", &archive.display().to_string()]).ok();
+    cluster.kedge(&["images", "import", &archive.display().to_string()]).ok();
     let images = cluster.kedge(&["images", "list"]).ok();
     assert_has(&images, &[kedge_tests::BUSYBOX, "docker.io/library/saved:1"]);
     fs::write(&archive, "no archive").unwrap();
     assert_has(&cluster.kedge(&["images", "import", &archive.display().to_string()]).failed(1), &["docker.tar"]);
 
     step("stop: containers stay; start: they are found again");
-    let _ = cluster.kubectl(&["run", "web", "--image=kedge.dev/hello:1.0"]).ok();
+    cluster.kubectl(&["run", "web", "--image=kedge.dev/hello:1.0"]).ok();
     cluster.wait("pod/web", "condition=Ready");
     let before = cluster.field("pod/web", ".status.containerStatuses[0].containerID");
-    let _ = cluster.kedge(&["stop"]).ok();
+    cluster.kedge(&["stop"]).ok();
     assert_eq!(cluster.kedge(&["status"]).code, 1);
     let shims: Vec<_> = kedge_tests::processes_naming(cluster.dir())
         .into_iter()
         .filter(|process| process.command.contains("containerd-shim"))
         .collect();
     assert!(!shims.is_empty(), "stop ended the containers");
-    let _ = cluster.kedge(&["start"]).ok();
+    cluster.kedge(&["start"]).ok();
     cluster.wait_ready();
     cluster.wait("pod/web", "condition=Ready");
     assert_eq!(cluster.field("pod/web", ".status.containerStatuses[0].containerID"), before);
 
     step("uninstall with a pod running leaves nothing, and once more is no fault");
-    let _ = cluster.kedge(&["uninstall"]).ok();
+    cluster.kedge(&["uninstall"]).ok();
     cluster.remove();
 }

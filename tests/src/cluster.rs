@@ -83,7 +83,10 @@ impl Cluster {
             ("--bridge-name", bridge.clone()),
         ];
         let flags = settings.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
-        Self { binary: kedge_binary(), flags, child: None, node, port: ports[0], bridge, table, dir }
+        let cluster =
+            Self { binary: kedge_binary(), flags, child: None, node, port: ports[0], bridge, table, dir };
+        cluster.note_record();
+        cluster
     }
 
     /// The folder that holds everything of this node.
@@ -104,7 +107,6 @@ impl Cluster {
     /// When it cannot be started or runs already.
     pub fn run(&mut self) {
         assert!(self.child.is_none(), "the node runs already");
-        self.note_record();
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
