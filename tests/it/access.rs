@@ -9,7 +9,15 @@ use kedge_tests::{Cluster, Out, assert_has, kubectl_program, run, step};
 #[test]
 fn tokens_roles_and_strangers() {
     let cluster = Cluster::start();
-    let authority = cluster.kubectl(&["config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"]).ok();
+    let authority = cluster
+        .kubectl(&[
+            "config",
+            "view",
+            "--raw",
+            "-o",
+            "jsonpath={.clusters[0].cluster.certificate-authority-data}",
+        ])
+        .ok();
     let authority = base64::engine::general_purpose::STANDARD.decode(authority.trim()).unwrap();
     let ca = cluster.dir().join("ca.crt");
     fs::write(&ca, authority).unwrap();
@@ -47,7 +55,12 @@ fn tokens_roles_and_strangers() {
     assert_has(&with_token(Some(token), &["auth", "whoami"]).ok(), &[name, "system:serviceaccounts:default"]);
     assert_has(
         &with_token(Some(token), &["get", "pods"]).failed(1),
-        &["Error from server (Forbidden): pods is forbidden", &format!("User \"{name}\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"")],
+        &[
+            "Error from server (Forbidden): pods is forbidden",
+            &format!(
+                "User \"{name}\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+            ),
+        ],
     );
     let refused = cluster.kubectl(&["auth", "can-i", "list", "pods", "--as", name]);
     assert_eq!((refused.code, refused.stdout.trim()), (1, "no"));
@@ -76,24 +89,50 @@ fn tokens_roles_and_strangers() {
     step("acting as somebody else, and its limits");
     let out = cluster.kubectl(&["get", "secrets", "--as=ann", "--as-group=team"]);
     assert_has(&out.failed(1), &["User \"ann\" cannot list resource \"secrets\""]);
-    cluster.kubectl(&["create", "clusterrolebinding", "team-views", "--clusterrole=view", "--group=team"]).ok();
+    cluster
+        .kubectl(&["create", "clusterrolebinding", "team-views", "--clusterrole=view", "--group=team"])
+        .ok();
     kedge_tests::eventually("the group's role to count", || {
         (cluster.kubectl(&["get", "pods", "--as=ann", "--as-group=team"]).code == 0).then_some(())
     });
-    assert_ne!(cluster.kubectl(&["get", "secrets", "--as=ann", "--as-group=team"]).code, 0, "view must not show secrets");
+    assert_ne!(
+        cluster.kubectl(&["get", "secrets", "--as=ann", "--as-group=team"]).code,
+        0,
+        "view must not show secrets"
+    );
     assert_has(
-        &cluster.kubectl(&["create", "clusterrole", "more", "--verb=*", "--resource=*", "--as=ann", "--as-group=team"]).failed(1),
+        &cluster
+            .kubectl(&[
+                "create",
+                "clusterrole",
+                "more",
+                "--verb=*",
+                "--resource=*",
+                "--as=ann",
+                "--as-group=team",
+            ])
+            .failed(1),
         &["Forbidden"],
     );
 
     step("nobody gives more than they have");
-    cluster.kubectl(&["create", "clusterrole", "roles", "--verb=create,update,patch,get", "--resource=clusterroles"]).ok();
+    cluster
+        .kubectl(&[
+            "create",
+            "clusterrole",
+            "roles",
+            "--verb=create,update,patch,get",
+            "--resource=clusterroles",
+        ])
+        .ok();
     cluster.kubectl(&["create", "clusterrolebinding", "roles", "--clusterrole=roles", "--user=bob"]).ok();
     kedge_tests::eventually("bob to be let in", || {
         (cluster.kubectl(&["auth", "can-i", "create", "clusterroles", "--as=bob"]).code == 0).then_some(())
     });
     assert_has(
-        &cluster.kubectl(&["create", "clusterrole", "all", "--verb=*", "--resource=secrets", "--as=bob"]).failed(1),
+        &cluster
+            .kubectl(&["create", "clusterrole", "all", "--verb=*", "--resource=secrets", "--as=bob"])
+            .failed(1),
         &["is attempting to grant RBAC permissions not currently held"],
     );
 
@@ -101,7 +140,9 @@ fn tokens_roles_and_strangers() {
     cluster.kubectl(&["label", "namespace", "default", "pod-security.kubernetes.io/enforce=restricted"]).ok();
     let overrides = r#"{"spec":{"hostNetwork":true}}"#;
     assert_has(
-        &cluster.kubectl(&["run", "bad", "--image=kedge.dev/hello:1.0", &format!("--overrides={overrides}")]).failed(1),
+        &cluster
+            .kubectl(&["run", "bad", "--image=kedge.dev/hello:1.0", &format!("--overrides={overrides}")])
+            .failed(1),
         &["violates PodSecurity \"restricted:latest\"", "host namespaces (hostNetwork=true)"],
     );
 }

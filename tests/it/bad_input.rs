@@ -7,7 +7,10 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "an unknown field",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {replica: 1, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
-        &["Error from server (BadRequest)", "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \"spec.replica\""],
+        &[
+            "Error from server (BadRequest)",
+            "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \"spec.replica\"",
+        ],
     ),
     (
         "an unknown field in a list",
@@ -17,12 +20,17 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "a wrong type",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {replicas: two, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
-        &["Error from server (BadRequest)", "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"],
+        &[
+            "Error from server (BadRequest)",
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ],
     ),
     (
         "a map of the wrong values",
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: bad}, data: {a: 1}}",
-        &["ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct field ConfigMap.data of type string"],
+        &[
+            "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct field ConfigMap.data of type string",
+        ],
     ),
     (
         "missing fields",
@@ -47,12 +55,17 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "a port out of range",
         "{apiVersion: v1, kind: Service, metadata: {name: bad}, spec: {ports: [{port: 99999}]}}",
-        &["The Service \"bad\" is invalid", "spec.ports[0].port: Invalid value: 99999: must be between 1 and 65535, inclusive"],
+        &[
+            "The Service \"bad\" is invalid",
+            "spec.ports[0].port: Invalid value: 99999: must be between 1 and 65535, inclusive",
+        ],
     ),
     (
         "a bad name",
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}",
-        &["metadata.name: Invalid value: \"Bad_Name\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"],
+        &[
+            "metadata.name: Invalid value: \"Bad_Name\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'",
+        ],
     ),
     (
         "a bad label",
@@ -62,7 +75,9 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "an unsupported value",
         "{apiVersion: v1, kind: Pod, metadata: {name: bad}, spec: {restartPolicy: Sometimes, containers: [{name: c, image: i}]}}",
-        &["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""],
+        &[
+            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+        ],
     ),
     (
         "two containers of one name",
@@ -123,10 +138,24 @@ fn refused_with_the_right_words() {
     for (method, path, content_type, body, status, part) in [
         ("POST", "/api/v1/namespaces/default/configmaps", "application/json", "{", 400, "BadRequest"),
         ("POST", "/api/v1/namespaces/default/configmaps", "text/plain", "x", 415, "UnsupportedMediaType"),
-        ("PATCH", "/api/v1/namespaces/default/configmaps/warned", "application/json", "{}", 415, "UnsupportedMediaType"),
+        (
+            "PATCH",
+            "/api/v1/namespaces/default/configmaps/warned",
+            "application/json",
+            "{}",
+            415,
+            "UnsupportedMediaType",
+        ),
         ("PUT", "/api/v1/namespaces/default/configmaps", "application/json", "{}", 405, "MethodNotAllowed"),
         ("GET", "/api/v1/namespaces/default/configmaps?labelSelector=a%20b%20c", "", "", 400, "BadRequest"),
-        ("GET", "/api/v1/namespaces/default/configmaps?fieldSelector=data.a%3Db", "", "", 400, "is not a known field selector"),
+        (
+            "GET",
+            "/api/v1/namespaces/default/configmaps?fieldSelector=data.a%3Db",
+            "",
+            "",
+            400,
+            "is not a known field selector",
+        ),
         ("GET", "/api/v1/namespaces/default/configmaps?limit=many", "", "", 400, "BadRequest"),
         ("GET", "/api/v1/namespaces/default/configmaps?continue=x", "", "", 400, "continue key is not valid"),
     ] {
@@ -138,7 +167,10 @@ fn refused_with_the_right_words() {
     }
 
     step("what is not there, what is there already, what may not change");
-    assert_has(&cluster.kubectl(&["get", "pod", "none"]).failed(1), &["Error from server (NotFound): pods \"none\" not found"]);
+    assert_has(
+        &cluster.kubectl(&["get", "pod", "none"]).failed(1),
+        &["Error from server (NotFound): pods \"none\" not found"],
+    );
     cluster.kubectl(&["create", "configmap", "twice"]).ok();
     assert_has(
         &cluster.kubectl(&["create", "configmap", "twice"]).failed(1),
@@ -157,7 +189,10 @@ fn refused_with_the_right_words() {
     let out = cluster.kubectl_with(&["replace", "-f", "-"], &stale.to_string());
     assert_has(
         &out.failed(1),
-        &["Error from server (Conflict)", "Operation cannot be fulfilled on services \"s\": the object has been modified; please apply your changes to the latest version and try again"],
+        &[
+            "Error from server (Conflict)",
+            "Operation cannot be fulfilled on services \"s\": the object has been modified; please apply your changes to the latest version and try again",
+        ],
     );
 }
 
@@ -173,14 +208,22 @@ fn an_image_that_does_not_exist() {
     let events = cluster.get(&["events", "--field-selector=involvedObject.name=lost"]);
     let messages: Vec<&str> =
         events["items"].as_array().unwrap().iter().filter_map(|event| event["message"].as_str()).collect();
-    for part in [&format!("Failed to pull image \"{image}\": "), "Error: ErrImagePull", &format!("Back-off pulling image \"{image}\""), "Error: ImagePullBackOff"] {
+    for part in [
+        &format!("Failed to pull image \"{image}\": "),
+        "Error: ErrImagePull",
+        &format!("Back-off pulling image \"{image}\""),
+        "Error: ImagePullBackOff",
+    ] {
         assert!(messages.iter().any(|message| message.contains(part)), "{part:?} is not in {messages:#?}");
     }
     assert_has(&cluster.kubectl(&["get", "pod", "lost"]).ok(), &["0/1", "Pull"]);
 
     step("imagePullPolicy Never: ErrImageNeverPull");
-    cluster.kubectl(&["run", "never", "--image=docker.io/library/absent:1", "--image-pull-policy=Never"]).ok();
-    cluster.wait("pod/never", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ErrImageNeverPull");
+    cluster
+        .kubectl(&["run", "never", "--image=docker.io/library/absent:1", "--image-pull-policy=Never"])
+        .ok();
+    cluster
+        .wait("pod/never", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ErrImageNeverPull");
     assert_has(
         &cluster.event("Pod/never", "ErrImageNeverPull"),
         &["Container image \"docker.io/library/absent:1\" is not present with pull policy of Never"],
@@ -189,12 +232,19 @@ fn an_image_that_does_not_exist() {
     step("a name that is none: InvalidImageName");
     // `kubectl run` would refuse it itself.
     cluster.apply("{apiVersion: v1, kind: Pod, metadata: {name: invalid}, spec: {containers: [{name: c, image: UPPER/Case}]}}");
-    cluster.wait("pod/invalid", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=InvalidImageName");
+    cluster
+        .wait("pod/invalid", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=InvalidImageName");
 
     step("a node without room: FailedScheduling says why");
     let overrides = r#"{"spec":{"containers":[{"name":"big","image":"kedge.dev/hello:1.0","resources":{"requests":{"cpu":"9999"}}}]}}"#;
     cluster.kubectl(&["run", "big", "--image=kedge.dev/hello:1.0", &format!("--overrides={overrides}")]).ok();
-    assert_has(&cluster.event("Pod/big", "FailedScheduling"), &["0/1 nodes are available: 1 Insufficient cpu."]);
-    assert_eq!(cluster.field("pod/big", ".status.conditions[?(@.type==\"PodScheduled\")].reason"), "Unschedulable");
+    assert_has(
+        &cluster.event("Pod/big", "FailedScheduling"),
+        &["0/1 nodes are available: 1 Insufficient cpu."],
+    );
+    assert_eq!(
+        cluster.field("pod/big", ".status.conditions[?(@.type==\"PodScheduled\")].reason"),
+        "Unschedulable"
+    );
     cluster.kubectl(&["delete", "pod", "lost", "never", "invalid", "big", "--timeout=300s"]).ok();
 }

@@ -16,17 +16,33 @@ fn exit_codes_help_and_messages() {
 
     step("help names every command");
     let help = kedge(&["--help"]).ok();
-    for command in
-        ["install", "uninstall", "start", "stop", "status", "run", "config", "kubectl", "images", "version", "completion"]
-    {
-        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} is not in\n{help}");
+    for command in [
+        "install",
+        "uninstall",
+        "start",
+        "stop",
+        "status",
+        "run",
+        "config",
+        "kubectl",
+        "images",
+        "version",
+        "completion",
+    ] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(command)),
+            "{command} is not in\n{help}"
+        );
     }
     assert_has(&kedge(&["status", "--help"]).ok(), &["--wait-ready", "--timeout", "--format", "--data-dir"]);
 
     step("wrong usage is exit code 2");
-    for arguments in
-        [["nonsense"].as_slice(), &["status", "--format", "xml"], &["run", "--port", "many"], &["--no-such-flag"]]
-    {
+    for arguments in [
+        ["nonsense"].as_slice(),
+        &["status", "--format", "xml"],
+        &["run", "--port", "many"],
+        &["--no-such-flag"],
+    ] {
         let message = kedge(arguments).failed(2);
         assert!(message.contains("error"), "{arguments:?}: {message}");
     }
@@ -73,7 +89,12 @@ fn exit_codes_help_and_messages() {
     let message = kedge(&arguments).failed(1);
     assert_has(
         &message,
-        &[&format!("port {port} is in use"), &format!("process {}", std::process::id()), "--port", "nothing was changed"],
+        &[
+            &format!("port {port} is in use"),
+            &format!("process {}", std::process::id()),
+            "--port",
+            "nothing was changed",
+        ],
     );
     assert!(!dir.path().join("data").exists() && !dir.path().join("config.yaml").exists());
 
@@ -142,7 +163,10 @@ fn in_the_background() {
     let images = cluster.kedge(&["images", "list"]).ok();
     assert_has(&images, &[kedge_tests::BUSYBOX, "docker.io/library/saved:1"]);
     fs::write(&archive, "no archive").unwrap();
-    assert_has(&cluster.kedge(&["images", "import", &archive.display().to_string()]).failed(1), &["docker.tar"]);
+    assert_has(
+        &cluster.kedge(&["images", "import", &archive.display().to_string()]).failed(1),
+        &["docker.tar"],
+    );
 
     step("stop: containers stay; start: they are found again");
     cluster.kubectl(&["run", "web", "--image=kedge.dev/hello:1.0"]).ok();

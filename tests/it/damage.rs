@@ -22,12 +22,13 @@ fn files_cut_flipped_and_deleted() {
     cluster.kill9();
     let segment = newest_segment(&cluster);
     let mut bytes = fs::read(&segment).unwrap();
-    let end = used(&bytes);
-    // The beginning of a frame, and not its end.
-    let torn: Vec<u8> = bytes[..200.min(end)].iter().rev().copied().map(|byte| byte | 1).collect();
-    bytes.truncate(bytes.len().max(end));
-    bytes.resize(bytes.len().max(end + 4096), 0);
-    bytes[end + 16..end + 16 + torn.len()].copy_from_slice(&torn);
+    let end = *frames(&bytes).last().unwrap();
+    // A frame's beginning, and not what its checksum promises.
+    let mut torn = b"KFR1".to_vec();
+    torn.extend(4096_u32.to_le_bytes());
+    torn.resize(200, 0x5a);
+    bytes.resize(bytes.len().max(end + 8192), 0);
+    bytes[end..end + torn.len()].copy_from_slice(&torn);
     fs::write(&segment, &bytes).unwrap();
     cluster.run();
     cluster.wait_ready();
@@ -36,9 +37,7 @@ fn files_cut_flipped_and_deleted() {
     step("preallocated space cut away");
     cluster.kill9();
     let segment = newest_segment(&cluster);
-    let bytes = fs::read(&segment).unwrap();
-    // Frames are padded: keep what may belong to the last one.
-    let keep = (used(&bytes) + 512).min(bytes.len());
+    let keep = *frames(&fs::read(&segment).unwrap()).last().unwrap();
     fs::OpenOptions::new().write(true).open(&segment).unwrap().set_len(keep as u64).unwrap();
     cluster.run();
     cluster.wait_ready();
@@ -46,15 +45,17 @@ fn files_cut_flipped_and_deleted() {
 
     step("the state engine's folder deleted: rebuilt, with a warning");
     assert_eq!(cluster.stop(), 0);
-    let engine = find(&data(&cluster), |path| path.is_dir() && path.file_name().is_some_and(|name| name == "engine"))
-        .expect("the state engine's folder");
+    let engine =
+        find(&data(&cluster), |path| path.is_dir() && path.file_name().is_some_and(|name| name == "engine"))
+            .expect("the state engine's folder");
     fs::remove_dir_all(&engine).unwrap();
     let logged = cluster.log().len();
     cluster.run();
     cluster.wait_ready();
     assert_eq!(contents(&cluster), expected);
     let log = cluster.log();
-    let new: Vec<&str> = log[logged..].lines().filter(|line| line.contains("WARN") && line.contains("engine")).collect();
+    let new: Vec<&str> =
+        log[logged..].lines().filter(|line| line.contains("WARN") && line.contains("engine")).collect();
     assert_eq!(new.len(), 1, "one warning, not {new:#?}");
 
     step("bytes flipped in the state engine: rebuilt, and never a wrong answer");
@@ -62,7 +63,9 @@ fn files_cut_flipped_and_deleted() {
     let expected = contents(&cluster);
     assert_eq!(cluster.stop(), 0);
     let mut flipped = 0;
-    for file in files(&engine).into_iter().filter(|file| fs::metadata(file).is_ok_and(|data| data.len() > 4096)) {
+    for file in
+        files(&engine).into_iter().filter(|file| fs::metadata(file).is_ok_and(|data| data.len() > 4096))
+    {
         let mut bytes = fs::read(&file).unwrap();
         for at in (64..bytes.len()).step_by(997) {
             bytes[at] ^= 0x55;
@@ -78,11 +81,20 @@ fn files_cut_flipped_and_deleted() {
     }
 
     step("a byte flipped in the middle of the log: the start names the file and the remedy, and stops");
+    cluster.run();
+    cluster.wait_ready();
+    for index in 0..8 {
+        cluster.kubectl(&["create", "configmap", &format!("last-{index}")]).ok();
+    }
+    let expected = contents(&cluster);
+    cluster.kill9();
     let segment = newest_segment(&cluster);
     let good = fs::read(&segment).unwrap();
     let mut bad = good.clone();
-    let middle = used(&good) / 2;
-    bad[middle] ^= 0xff;
+    let frames = frames(&good);
+    assert!(frames.len() > 3, "too few frames to damage one in the middle");
+    // Inside the payload of a frame that others follow.
+    bad[frames[frames.len() / 2 - 1] + 20] ^= 0xff;
     fs::write(&segment, &bad).unwrap();
     let logged = cluster.log().len();
     cluster.run();
@@ -112,17 +124,29 @@ fn data(cluster: &Cluster) -> PathBuf {
 
 /// The segment of the log that is written to: segments are numbered in their names.
 fn newest_segment(cluster: &Cluster) -> PathBuf {
-    let folder = find(&data(cluster), |path| path.is_dir() && path.file_name().is_some_and(|name| name == "wal"))
-        .expect("the log's folder");
-    let mut segments: Vec<PathBuf> =
-        files(&folder).into_iter().filter(|file| file.extension().is_some_and(|ending| ending == "log")).collect();
+    let folder =
+        find(&data(cluster), |path| path.is_dir() && path.file_name().is_some_and(|name| name == "wal"))
+            .expect("the log's folder");
+    let mut segments: Vec<PathBuf> = files(&folder)
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|ending| ending == "log"))
+        .collect();
     segments.sort();
     segments.pop().expect("a segment of the log")
 }
 
-/// The offset after the last byte that is not zero.
-fn used(bytes: &[u8]) -> usize {
-    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1)
+/// Offsets of the log's frames, and of the end of the last one. A segment is a header of 128 bytes, then
+/// frames: "KFR1", the payload's length, two more words, the payload.
+fn frames(bytes: &[u8]) -> Vec<usize> {
+    let mut offsets = vec![128];
+    loop {
+        let at = *offsets.last().unwrap();
+        if bytes.get(at..at + 4) != Some(b"KFR1") {
+            return offsets;
+        }
+        let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
+        offsets.push(at + 16 + usize::try_from(length).unwrap());
+    }
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

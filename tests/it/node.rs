@@ -21,9 +21,16 @@ fn a_new_node_and_discovery() {
     step("the Node object");
     let node = cluster.get(&["node", &cluster.node]);
     let info = &node["status"]["nodeInfo"];
-    for field in
-        ["machineID", "bootID", "kernelVersion", "osImage", "containerRuntimeVersion", "kubeletVersion", "operatingSystem", "architecture"]
-    {
+    for field in [
+        "machineID",
+        "bootID",
+        "kernelVersion",
+        "osImage",
+        "containerRuntimeVersion",
+        "kubeletVersion",
+        "operatingSystem",
+        "architecture",
+    ] {
         assert!(info[field].as_str().is_some_and(|value| !value.is_empty()), "{field}: {info}");
     }
     assert_eq!(info["operatingSystem"], "linux");
@@ -52,7 +59,10 @@ fn a_new_node_and_discovery() {
         "the node's images are not in its status"
     );
     let description = cluster.kubectl(&["describe", "node", &cluster.node]).ok();
-    assert_has(&description, &["Allocatable:", "Allocated resources:", "Non-terminated Pods:", "KubeletReady"]);
+    assert_has(
+        &description,
+        &["Allocatable:", "Allocated resources:", "Non-terminated Pods:", "KubeletReady"],
+    );
 }
 
 #[test]
@@ -84,7 +94,13 @@ fn discovery_explain_and_versions() {
         ["services", "svc", "v1", "true", "Service"],
         ["cronjobs", "cj", "batch/v1", "true", "CronJob"],
         ["networkpolicies", "netpol", "networking.k8s.io/v1", "true", "NetworkPolicy"],
-        ["customresourcedefinitions", "crd,crds", "apiextensions.k8s.io/v1", "false", "CustomResourceDefinition"],
+        [
+            "customresourcedefinitions",
+            "crd,crds",
+            "apiextensions.k8s.io/v1",
+            "false",
+            "CustomResourceDefinition",
+        ],
     ] {
         let found = resources.lines().any(|row| {
             let words: Vec<&str> = row.split_whitespace().collect();
@@ -94,11 +110,26 @@ fn discovery_explain_and_versions() {
     }
     let versions = cluster.kubectl(&["api-versions"]).ok();
     for version in [
-        "v1", "apps/v1", "batch/v1", "autoscaling/v2", "networking.k8s.io/v1", "policy/v1",
-        "rbac.authorization.k8s.io/v1", "storage.k8s.io/v1", "coordination.k8s.io/v1", "discovery.k8s.io/v1",
-        "events.k8s.io/v1", "scheduling.k8s.io/v1", "node.k8s.io/v1", "certificates.k8s.io/v1",
-        "admissionregistration.k8s.io/v1", "apiregistration.k8s.io/v1", "apiextensions.k8s.io/v1",
-        "authentication.k8s.io/v1", "authorization.k8s.io/v1", "flowcontrol.apiserver.k8s.io/v1",
+        "v1",
+        "apps/v1",
+        "batch/v1",
+        "autoscaling/v2",
+        "networking.k8s.io/v1",
+        "policy/v1",
+        "rbac.authorization.k8s.io/v1",
+        "storage.k8s.io/v1",
+        "coordination.k8s.io/v1",
+        "discovery.k8s.io/v1",
+        "events.k8s.io/v1",
+        "scheduling.k8s.io/v1",
+        "node.k8s.io/v1",
+        "certificates.k8s.io/v1",
+        "admissionregistration.k8s.io/v1",
+        "apiregistration.k8s.io/v1",
+        "apiextensions.k8s.io/v1",
+        "authentication.k8s.io/v1",
+        "authorization.k8s.io/v1",
+        "flowcontrol.apiserver.k8s.io/v1",
     ] {
         assert!(versions.lines().any(|line| line == version), "{version} is not in\n{versions}");
     }

@@ -44,7 +44,10 @@ fn probes() {
         let count = cluster.field("pod/live", ".status.containerStatuses[0].restartCount");
         count.parse::<u32>().ok().filter(|count| *count >= 1)
     });
-    assert_eq!(cluster.field("pod/live", ".status.containerStatuses[0].lastState.terminated.exitCode"), "137");
+    assert_eq!(
+        cluster.field("pod/live", ".status.containerStatuses[0].lastState.terminated.exitCode"),
+        "137"
+    );
     cluster.kubectl(&["delete", "pod", "live", "--timeout=300s"]).ok();
 
     step("readiness: out of the Service and back, without a restart");
@@ -61,7 +64,9 @@ fn probes() {
         slices["items"][0]["endpoints"][0]["conditions"]["ready"].as_bool()
     };
     let addresses = |field: &str| {
-        cluster.kubectl(&["get", "endpoints", "ready", "-o", &format!("jsonpath={{.subsets[*].{field}[*].ip}}")]).stdout
+        cluster
+            .kubectl(&["get", "endpoints", "ready", "-o", &format!("jsonpath={{.subsets[*].{field}[*].ip}}")])
+            .stdout
     };
     let ip = cluster.field("pod/ready", ".status.podIP");
     eventually("the endpoint", || (slice_ready() == Some(true)).then_some(()));
@@ -115,7 +120,10 @@ spec:
         "    readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}",
         QUICK,
     ));
-    assert_has(&cluster.event("Pod/refused", "Unhealthy"), &["Readiness probe failed: Get \"http://", ":8080/\"", "connect: connection refused"]);
+    assert_has(
+        &cluster.event("Pod/refused", "Unhealthy"),
+        &["Readiness probe failed: Get \"http://", ":8080/\"", "connect: connection refused"],
+    );
 }
 
 #[test]
@@ -125,7 +133,8 @@ fn restarts_and_ends() {
 
     step("a container that fails again and again: CrashLoopBackOff");
     cluster.apply(&pod("crash", "echo oops; exit 3", "", QUICK));
-    cluster.wait("pod/crash", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff");
+    cluster
+        .wait("pod/crash", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff");
     let status = &cluster.get(&["pod", "crash"])["status"]["containerStatuses"][0].clone();
     assert_eq!(status["lastState"]["terminated"]["exitCode"], 3);
     assert_eq!(status["lastState"]["terminated"]["reason"], "Error");
@@ -133,7 +142,10 @@ fn restarts_and_ends() {
         status["state"]["waiting"]["message"].as_str().unwrap(),
         &["back-off ", "restarting failed container=c pod=crash_default("],
     );
-    assert_has(&cluster.event("Pod/crash", "BackOff"), &["Back-off restarting failed container c in pod crash_default("]);
+    assert_has(
+        &cluster.event("Pod/crash", "BackOff"),
+        &["Back-off restarting failed container c in pod crash_default("],
+    );
     assert_eq!(cluster.kubectl(&["logs", "crash", "--previous"]).ok(), "oops\n");
     cluster.kubectl(&["delete", "pod", "crash", "--timeout=300s"]).ok();
 
@@ -145,7 +157,11 @@ fn restarts_and_ends() {
     ] {
         cluster.apply(&pod(name, line, "", &format!("  restartPolicy: {policy}")));
         cluster.wait(&format!("pod/{name}"), &format!("jsonpath={{.status.phase}}={phase}"));
-        assert_eq!(cluster.field(&format!("pod/{name}"), ".status.containerStatuses[0].restartCount"), "0", "{name}");
+        assert_eq!(
+            cluster.field(&format!("pod/{name}"), ".status.containerStatuses[0].restartCount"),
+            "0",
+            "{name}"
+        );
     }
     cluster.apply(&pod(
         "onfailure-second",
@@ -165,7 +181,10 @@ fn restarts_and_ends() {
         "  restartPolicy: Never",
     ));
     cluster.wait("pod/greedy", "jsonpath={.status.phase}=Failed");
-    assert_eq!(cluster.field("pod/greedy", ".status.containerStatuses[0].state.terminated.reason"), "OOMKilled");
+    assert_eq!(
+        cluster.field("pod/greedy", ".status.containerStatuses[0].state.terminated.reason"),
+        "OOMKilled"
+    );
     assert_eq!(cluster.field("pod/greedy", ".status.containerStatuses[0].state.terminated.exitCode"), "137");
 
     step("the end: preStop first, then SIGTERM");
@@ -199,12 +218,18 @@ fn restarts_and_ends() {
     assert_has(&cluster.event("Pod/deaf", "Killing"), &["Stopping container c"]);
 
     step("the end: now");
-    cluster.apply(&pod("now", "trap '' TERM; while true; do sleep 1; done", "", "  terminationGracePeriodSeconds: 600"));
+    cluster.apply(&pod(
+        "now",
+        "trap '' TERM; while true; do sleep 1; done",
+        "",
+        "  terminationGracePeriodSeconds: 600",
+    ));
     cluster.wait("pod/now", "condition=Ready");
     cluster.kubectl(&["delete", "pod", "now", "--grace-period=0", "--force", "--timeout=300s"]).ok();
     eventually("the container to be gone", || {
         let log = fs::read_dir(cluster.dir().join("log/pods")).ok()?;
-        let there = log.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("default_now_"));
+        let there =
+            log.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("default_now_"));
         (!there).then_some(())
     });
 }

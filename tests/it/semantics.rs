@@ -12,7 +12,9 @@ fn writing() {
     let proxy = cluster.proxy();
 
     step("server-side apply: owners of fields and their conflicts");
-    let manifest = |value: &str| format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: shared}}, data: {{k: {value}}}}}");
+    let manifest = |value: &str| {
+        format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: shared}}, data: {{k: {value}}}}}")
+    };
     let apply = |manager: &str, value: &str, more: &[&str]| {
         let manager = format!("--field-manager={manager}");
         let mut arguments = vec!["apply", "--server-side", &manager, "-f", "-"];
@@ -28,7 +30,8 @@ fn writing() {
     assert_eq!(cluster.field("configmap/shared", ".data.k"), "a");
     apply("two", "b", &["--force-conflicts"]).ok();
     assert_eq!(cluster.field("configmap/shared", ".data.k"), "b");
-    let fields = cluster.kubectl(&["get", "configmap", "shared", "--show-managed-fields", "-o", "json"]).json();
+    let fields =
+        cluster.kubectl(&["get", "configmap", "shared", "--show-managed-fields", "-o", "json"]).json();
     let managers: Vec<&str> = fields["metadata"]["managedFields"]
         .as_array()
         .unwrap()
@@ -42,7 +45,11 @@ fn writing() {
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: shared}}",
     );
     dropped.ok();
-    assert_eq!(cluster.field("configmap/shared", ".data.k"), "", "a field nobody applies any more is removed");
+    assert_eq!(
+        cluster.field("configmap/shared", ".data.k"),
+        "",
+        "a field nobody applies any more is removed"
+    );
 
     step("client-side apply removes what the manifest no longer has");
     cluster.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: classic}, data: {a: '1', b: '2'}}");
@@ -51,11 +58,16 @@ fn writing() {
 
     step("three kinds of patches");
     cluster.kubectl(&["create", "deployment", "d", "--image=kedge.dev/hello:1.0", "--replicas=0"]).ok();
-    let patch = |kind: &str, patch: &str| cluster.kubectl(&["patch", "deployment", "d", "--type", kind, "-p", patch]);
+    let patch =
+        |kind: &str, patch: &str| cluster.kubectl(&["patch", "deployment", "d", "--type", kind, "-p", patch]);
     patch("strategic", r#"{"spec":{"template":{"spec":{"containers":[{"name":"side","image":"x"}]}}}}"#).ok();
     let names = || cluster.field("deployment/d", ".spec.template.spec.containers[*].name");
     assert_eq!(names(), "side hello", "a strategic merge keeps the other container");
-    patch("strategic", r#"{"spec":{"template":{"spec":{"containers":[{"$patch":"delete","name":"side"}]}}}}"#).ok();
+    patch(
+        "strategic",
+        r#"{"spec":{"template":{"spec":{"containers":[{"$patch":"delete","name":"side"}]}}}}"#,
+    )
+    .ok();
     assert_eq!(names(), "hello");
     patch("merge", r#"{"spec":{"template":{"spec":{"containers":[{"name":"only","image":"y"}]}}}}"#).ok();
     assert_eq!(names(), "only", "a merge patch replaces a list");
@@ -82,13 +94,19 @@ fn writing() {
     );
     assert_eq!(out.ok().trim(), "configmap/dry created (server dry run)");
     assert_has(&cluster.kubectl(&["get", "configmap", "dry"]).failed(1), &["not found"]);
-    let diff = cluster.kubectl_with(&["diff", "-f", "-"], "{apiVersion: v1, kind: ConfigMap, metadata: {name: classic}, data: {a: changed}}");
+    let diff = cluster.kubectl_with(
+        &["diff", "-f", "-"],
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: classic}, data: {a: changed}}",
+    );
     assert_eq!(diff.code, 1, "{diff}");
     assert_has(&diff.stdout, &["-  a: \"1\"", "+  a: changed"]);
 
     step("names from a prefix");
     let body = r#"{"metadata":{"generateName":"made-"}}"#;
-    let (one, two) = (proxy.send("POST", MAPS, "application/json", body), proxy.send("POST", MAPS, "application/json", body));
+    let (one, two) = (
+        proxy.send("POST", MAPS, "application/json", body),
+        proxy.send("POST", MAPS, "application/json", body),
+    );
     let (one, two) = (one.json()["metadata"]["name"].clone(), two.json()["metadata"]["name"].clone());
     assert!(one.as_str().unwrap().starts_with("made-") && one != two, "{one} {two}");
 
@@ -103,10 +121,13 @@ fn writing() {
     assert_eq!(proxy.send("DELETE", &path, "application/json", body).status, 409);
 
     step("a finalizer holds an object until it is taken away");
-    cluster.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: held, finalizers: [example.com/hold]}}");
+    cluster
+        .apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: held, finalizers: [example.com/hold]}}");
     cluster.kubectl(&["delete", "configmap", "held", "--wait=false"]).ok();
     assert!(!cluster.field("configmap/held", ".metadata.deletionTimestamp").is_empty());
-    cluster.kubectl(&["patch", "configmap", "held", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).ok();
+    cluster
+        .kubectl(&["patch", "configmap", "held", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])
+        .ok();
     cluster.wait("configmap/held", "delete");
 
     step("delete a collection");
@@ -114,11 +135,19 @@ fn writing() {
         cluster.kubectl(&["create", "configmap", &format!("many-{index}")]).ok();
         cluster.kubectl(&["label", "configmap", &format!("many-{index}"), "group=many"]).ok();
     }
-    assert_eq!(proxy.send("DELETE", &format!("{MAPS}?labelSelector=group%3Dmany"), "application/json", "").status, 200);
+    assert_eq!(
+        proxy.send("DELETE", &format!("{MAPS}?labelSelector=group%3Dmany"), "application/json", "").status,
+        200
+    );
     assert!(cluster.get(&["configmaps", "-l", "group=many"])["items"].as_array().unwrap().is_empty());
 
     step("protobuf is answered with JSON when both are accepted");
-    let answer = proxy.send_with("GET", &path, &[("Accept", "application/vnd.kubernetes.protobuf,application/json")], "");
+    let answer = proxy.send_with(
+        "GET",
+        &path,
+        &[("Accept", "application/vnd.kubernetes.protobuf,application/json")],
+        "",
+    );
     assert_eq!(answer.status, 200);
 }
 
@@ -133,7 +162,11 @@ fn reading() {
 
     step("label and field selectors");
     for (selector, count) in [
-        ("parity=even", 13), ("parity!=even,all", 12), ("parity in (even,odd)", 25), ("parity notin (even),all=yes", 12), ("!parity,all", 0),
+        ("parity=even", 13),
+        ("parity!=even,all", 12),
+        ("parity in (even,odd)", 25),
+        ("parity notin (even),all=yes", 12),
+        ("!parity,all", 0),
     ] {
         let list = cluster.get(&["configmaps", "-l", selector]);
         assert_eq!(list["items"].as_array().unwrap().len(), count, "{selector}");
@@ -151,7 +184,13 @@ fn reading() {
         }
         revisions.push(page["metadata"]["resourceVersion"].clone());
         // Written between two chunks: it belongs to neither.
-        proxy.send("POST", MAPS, "application/json", &json!({ "metadata": { "name": format!("n-{}", names.len()), "labels": { "all": "yes" } } }).to_string());
+        proxy.send(
+            "POST",
+            MAPS,
+            "application/json",
+            &json!({ "metadata": { "name": format!("n-{}", names.len()), "labels": { "all": "yes" } } })
+                .to_string(),
+        );
         match page["metadata"]["continue"].as_str() {
             Some(token) if !token.is_empty() => next = token.to_owned(),
             _ => break,
@@ -162,22 +201,40 @@ fn reading() {
     revisions.dedup();
     assert_eq!(revisions.len(), 1, "the chunks are of different revisions");
     let page = proxy.get(&format!("{MAPS}?limit=10")).json();
-    assert!(page["metadata"]["remainingItemCount"].as_u64().is_some_and(|left| left > 10), "{}", page["metadata"]);
+    assert!(
+        page["metadata"]["remainingItemCount"].as_u64().is_some_and(|left| left > 10),
+        "{}",
+        page["metadata"]
+    );
 
     step("a watch from a list's revision shows what came after, in order");
     let revision = proxy.get(MAPS).json()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     proxy.send("PATCH", &format!("{MAPS}/m-00"), "application/merge-patch+json", r#"{"data":{"x":"1"}}"#);
-    proxy.send("PATCH", &format!("{MAPS}/m-00"), "application/merge-patch+json", r#"{"metadata":{"labels":{"parity":"odd"}}}"#);
+    proxy.send(
+        "PATCH",
+        &format!("{MAPS}/m-00"),
+        "application/merge-patch+json",
+        r#"{"metadata":{"labels":{"parity":"odd"}}}"#,
+    );
     proxy.send("DELETE", &format!("{MAPS}/m-02"), "application/json", "");
     let watch = |query: &str| proxy.get(&format!("{MAPS}?watch=1&timeoutSeconds=2&{query}")).events();
     let seen = |events: &[Value]| -> Vec<String> {
         events
             .iter()
             .filter(|event| event["type"] != "BOOKMARK")
-            .map(|event| format!("{} {}", event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap()))
+            .map(|event| {
+                format!(
+                    "{} {}",
+                    event["type"].as_str().unwrap(),
+                    event["object"]["metadata"]["name"].as_str().unwrap()
+                )
+            })
             .collect()
     };
-    assert_eq!(seen(&watch(&format!("resourceVersion={revision}"))), ["MODIFIED m-00", "MODIFIED m-00", "DELETED m-02"]);
+    assert_eq!(
+        seen(&watch(&format!("resourceVersion={revision}"))),
+        ["MODIFIED m-00", "MODIFIED m-00", "DELETED m-02"]
+    );
     // Under a selector, an object that no longer fits is deleted.
     assert_eq!(
         seen(&watch(&format!("resourceVersion={revision}&labelSelector=parity%3Deven"))),
@@ -189,12 +246,18 @@ fn reading() {
     );
 
     step("initial events and the bookmark that ends them");
-    let events = watch("allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&labelSelector=parity");
+    let events = watch(
+        "allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&labelSelector=parity",
+    );
     let end = events.iter().position(|event| event["type"] == "BOOKMARK").expect("a bookmark");
     assert_eq!(end, 24, "the objects come first");
     assert!(events[..end].iter().all(|event| event["type"] == "ADDED"));
     assert_eq!(events[end]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
-    assert!(events[end]["object"]["metadata"]["resourceVersion"].as_str().is_some_and(|version| !version.is_empty()));
+    assert!(
+        events[end]["object"]["metadata"]["resourceVersion"]
+            .as_str()
+            .is_some_and(|version| !version.is_empty())
+    );
     let answer = proxy.get(&format!("{MAPS}?watch=1&sendInitialEvents=true&timeoutSeconds=1"));
     assert_eq!(answer.status, 422, "sendInitialEvents without resourceVersionMatch: {}", answer.body);
 
@@ -209,7 +272,12 @@ fn reading() {
     let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
     let table = proxy.send_with("GET", MAPS, &[("Accept", accept)], "").json();
     assert_eq!(table["kind"], "Table");
-    let columns: Vec<&str> = table["columnDefinitions"].as_array().unwrap().iter().map(|column| column["name"].as_str().unwrap()).collect();
+    let columns: Vec<&str> = table["columnDefinitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|column| column["name"].as_str().unwrap())
+        .collect();
     assert_eq!(columns, ["Name", "Data", "Age"]);
     let accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
     let list = proxy.send_with("GET", MAPS, &[("Accept", accept)], "").json();
@@ -268,7 +336,9 @@ fn owners_and_namespaces() {
 
     step("a namespace goes with all that is in it");
     cluster.kubectl(&["create", "namespace", "team"]).ok();
-    eventually("the service account", || (cluster.kubectl(&["get", "serviceaccount", "default", "-n", "team"]).code == 0).then_some(()));
+    eventually("the service account", || {
+        (cluster.kubectl(&["get", "serviceaccount", "default", "-n", "team"]).code == 0).then_some(())
+    });
     cluster.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0", "-n", "team"]).ok();
     cluster.kubectl(&["create", "configmap", "c", "-n", "team"]).ok();
     cluster.kubectl(&["rollout", "status", "deployment/web", "-n", "team", "--timeout=300s"]).ok();
@@ -285,7 +355,10 @@ fn owners_and_namespaces() {
     cluster.kubectl(&["create", "namespace", "team"]).ok();
     let left = cluster.kubectl(&["get", "deployments,pods,services", "-n", "team", "-o", "name"]).ok();
     assert_eq!(left, "", "the new namespace is empty");
-    assert_has(&cluster.kubectl(&["delete", "namespace", "kube-system"]).failed(1), &["Forbidden", "this namespace may not be deleted"]);
+    assert_has(
+        &cluster.kubectl(&["delete", "namespace", "kube-system"]).failed(1),
+        &["Forbidden", "this namespace may not be deleted"],
+    );
 
     step("endpoints of a Service without a selector are the user's");
     cluster.apply("{apiVersion: v1, kind: Service, metadata: {name: outside}, spec: {ports: [{port: 80}]}}");
@@ -300,7 +373,8 @@ fn owners_and_namespaces() {
 fn cluster_ips(cluster: &Cluster, proxy: &Proxy) {
     step("a cluster IP is given once, and comes back");
     let ip = cluster.field("service/outside", ".spec.clusterIP");
-    let body = json!({ "metadata": { "name": "thief" }, "spec": { "clusterIP": ip, "ports": [{ "port": 80 }] } });
+    let body =
+        json!({ "metadata": { "name": "thief" }, "spec": { "clusterIP": ip, "ports": [{ "port": 80 }] } });
     let path = "/api/v1/namespaces/default/services";
     let answer = proxy.send("POST", path, "application/json", &body.to_string());
     assert_eq!(answer.status, 422, "{}", answer.body);

@@ -11,9 +11,20 @@ fn killed_and_started_again() {
     cluster.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0", "--replicas=3"]).ok();
     cluster.rolled_out("deployment/web");
     cluster.kubectl(&["expose", "deployment", "web", "--type=NodePort", "--port=8080"]).ok();
-    cluster.kubectl(&["run", "box", &format!("--image={BUSYBOX}"), "--", "sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1; done"]).ok();
+    cluster
+        .kubectl(&[
+            "run",
+            "box",
+            &format!("--image={BUSYBOX}"),
+            "--",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while true; do sleep 1; done",
+        ])
+        .ok();
     cluster.wait("pod/box", "condition=Ready");
-    let address = format!("{}:{}", cluster.node_address(), cluster.field("service/web", ".spec.ports[0].nodePort"));
+    let address =
+        format!("{}:{}", cluster.node_address(), cluster.field("service/web", ".spec.ports[0].nodePort"));
     cluster.http(&address, "/");
     let before = containers(&cluster);
     let node = cluster.field(&format!("node/{}", cluster.node), ".metadata.uid");
@@ -39,7 +50,9 @@ fn killed_and_started_again() {
     cluster.wait("pod/box", "condition=Ready");
     cluster.rolled_out("deployment/web");
     assert_eq!(containers(&cluster), before);
-    let counts = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"]).ok();
+    let counts = cluster
+        .kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"])
+        .ok();
     assert_eq!(counts, "0 0 0 0");
 
     step("the adopted pods are governed again");
@@ -79,7 +92,8 @@ fn killed_and_started_again() {
 
 /// Pod names with their container ids, in order.
 fn containers(cluster: &Cluster) -> Vec<String> {
-    let path = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
+    let path =
+        "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
     let mut lines: Vec<String> =
         cluster.kubectl(&["get", "pods", "-o", path]).ok().lines().map(str::to_owned).collect();
     lines.sort();

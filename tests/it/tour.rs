@@ -119,7 +119,13 @@ fn deploy_update_scale_undo() {
     let text = cluster.kubectl(&["describe", "pod", &pod]).ok();
     assert_has(
         &text,
-        &["Successfully assigned default/", "Pulled", "Created", "Started", "Controlled By:  ReplicaSet/hello-"],
+        &[
+            "Successfully assigned default/",
+            "Pulled",
+            "Created",
+            "Started",
+            "Controlled By:  ReplicaSet/hello-",
+        ],
     );
 
     step("delete takes everything with it");
@@ -147,15 +153,28 @@ fn look_into_and_reach() {
 
     step("get in every form");
     let wide = cluster.kubectl(&["get", "pods", "-o", "wide"]).ok();
-    assert_has(&wide, &["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "1/1", "Running", &cluster.node]);
+    assert_has(
+        &wide,
+        &["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "1/1", "Running", &cluster.node],
+    );
     assert_has(&cluster.kubectl(&["get", "deployment", "hello"]).ok(), &["UP-TO-DATE", "AVAILABLE", "2/2"]);
     assert_has(&cluster.kubectl(&["get", "pod", "box", "-o", "yaml"]).ok(), &["kind: Pod", "podIP: "]);
     assert_eq!(cluster.get(&["pod", "box"])["status"]["phase"], "Running");
     assert_eq!(cluster.field("pod/box", ".spec.containers[0].image"), BUSYBOX);
-    let columns = cluster.kubectl(&["get", "pod", "box", "--no-headers", "-o", "custom-columns=A:.metadata.name,B:.status.phase"]);
+    let columns = cluster.kubectl(&[
+        "get",
+        "pod",
+        "box",
+        "--no-headers",
+        "-o",
+        "custom-columns=A:.metadata.name,B:.status.phase",
+    ]);
     assert_eq!(columns.ok().split_whitespace().collect::<Vec<_>>(), ["box", "Running"]);
     assert_eq!(cluster.kubectl(&["get", "pods", "-l", "app=hello", "-o", "name"]).ok().lines().count(), 2);
-    assert_has(&cluster.kubectl(&["get", "all"]).ok(), &["pod/box", "deployment.apps/hello", "service/kubernetes"]);
+    assert_has(
+        &cluster.kubectl(&["get", "all"]).ok(),
+        &["pod/box", "deployment.apps/hello", "service/kubernetes"],
+    );
 
     step("logs");
     let log = cluster.kubectl(&["logs", &pods[0]]).ok();
@@ -188,7 +207,10 @@ fn look_into_and_reach() {
 
     step("exec over SPDY too, as older clients do");
     let old = kedge_tests::run(
-        cluster.kubectl_command().env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false").args(["exec", "box", "--", "echo", "spdy"]),
+        cluster
+            .kubectl_command()
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .args(["exec", "box", "--", "echo", "spdy"]),
         b"",
     );
     assert_eq!(old.ok(), "spdy\n");
@@ -209,12 +231,17 @@ fn look_into_and_reach() {
     for target in [format!("pod/{}", pods[0]), "deployment/hello".to_owned()] {
         let forward = cluster.port_forward(&target, 8080);
         for _ in 0..3 {
-            assert_has(&forward.get("/").body, &["hello 1.0", "pod: hello-", &format!("node: {}", cluster.node)]);
+            assert_has(
+                &forward.get("/").body,
+                &["hello 1.0", "pod: hello-", &format!("node: {}", cluster.node)],
+            );
         }
     }
 
     step("expose: the node port answers on the node, the cluster IP inside pods");
-    cluster.kubectl(&["expose", "deployment", "hello", "--type=NodePort", "--port=80", "--target-port=8080"]).ok();
+    cluster
+        .kubectl(&["expose", "deployment", "hello", "--type=NodePort", "--port=80", "--target-port=8080"])
+        .ok();
     let port = cluster.field("service/hello", ".spec.ports[0].nodePort");
     assert!((30000..=32767).contains(&port.parse::<u16>().unwrap()), "{port}");
     let address = format!("{}:{port}", cluster.node_address());
@@ -253,7 +280,18 @@ fn look_into_and_reach() {
 
     step("run and run --rm");
     let out = cluster.kubectl_with(
-        &["run", "once", "--rm", "-i", "--restart=Never", &format!("--image={BUSYBOX}"), "--", "sh", "-c", "read x; echo got $x"],
+        &[
+            "run",
+            "once",
+            "--rm",
+            "-i",
+            "--restart=Never",
+            &format!("--image={BUSYBOX}"),
+            "--",
+            "sh",
+            "-c",
+            "read x; echo got $x",
+        ],
         "word\n",
     );
     assert_has(&out.ok(), &["got word"]);
@@ -262,7 +300,9 @@ fn look_into_and_reach() {
     step("delete: the Service and its port are gone");
     cluster.kubectl(&["delete", "service", "hello"]).ok();
     eventually("the node port to be closed", || {
-        std::net::TcpStream::connect_timeout(&address.parse().unwrap(), std::time::Duration::from_secs(2)).err().map(|_| ())
+        std::net::TcpStream::connect_timeout(&address.parse().unwrap(), std::time::Duration::from_secs(2))
+            .err()
+            .map(|_| ())
     });
     cluster.kubectl(&["delete", "pod", "box", "--timeout=300s"]).ok();
 }
@@ -273,7 +313,10 @@ fn pod_names(cluster: &Cluster) -> Vec<String> {
 }
 
 fn images(cluster: &Cluster) -> Vec<String> {
-    live(cluster).iter().map(|pod| pod["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()).collect()
+    live(cluster)
+        .iter()
+        .map(|pod| pod["spec"]["containers"][0]["image"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn live(cluster: &Cluster) -> Vec<Value> {

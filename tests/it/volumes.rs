@@ -37,7 +37,8 @@ fn volumes_environment_and_tokens() {
     fs::create_dir_all(&tools).unwrap();
     fs::write(host.join("hello"), "from the host\n").unwrap();
     // kubectl inside a pod is the real client with the real in-cluster configuration.
-    let found = run(std::process::Command::new("sh").args(["-c", "command -v \"$0\""]).arg(kubectl_program()), b"");
+    let found =
+        run(std::process::Command::new("sh").args(["-c", "command -v \"$0\""]).arg(kubectl_program()), b"");
     fs::copy(found.ok().trim(), tools.join("kubectl")).unwrap();
 
     step("one pod with everything");
@@ -115,15 +116,29 @@ spec:
 
     step("init containers ran in order");
     assert_eq!(cluster.exec("all", "cat /work/order"), "one\ntwo\n");
-    assert_eq!(cluster.field("pod/all", ".status.initContainerStatuses[*].state.terminated.reason"), "Completed Completed");
+    assert_eq!(
+        cluster.field("pod/all", ".status.initContainerStatuses[*].state.terminated.reason"),
+        "Completed Completed"
+    );
 
     step("environment");
     let environment = cluster.exec("all", "env");
     let ip = cluster.field("pod/all", ".status.podIP");
     for line in [
-        "color=blue", "size=7", "S_password=s3cret", "PLAIN=x", "COLOR=blue", "PASSWORD=s3cret", "MY_NAME=all",
-        "MY_ACCOUNT=reader", "MY_TIER=back", "MY_CPU=500", "MY_MEMORY=67108864", "HOSTNAME=all",
-        &format!("MY_IP={ip}"), &format!("MY_NODE={}", cluster.node),
+        "color=blue",
+        "size=7",
+        "S_password=s3cret",
+        "PLAIN=x",
+        "COLOR=blue",
+        "PASSWORD=s3cret",
+        "MY_NAME=all",
+        "MY_ACCOUNT=reader",
+        "MY_TIER=back",
+        "MY_CPU=500",
+        "MY_MEMORY=67108864",
+        "HOSTNAME=all",
+        &format!("MY_IP={ip}"),
+        &format!("MY_NODE={}", cluster.node),
     ] {
         assert!(environment.lines().any(|found| found == line), "{line} is not in\n{environment}");
     }
@@ -137,7 +152,11 @@ spec:
     assert_eq!(cluster.exec("all", "cat /secret/a/b; ls /secret"), "s3creta\n");
     assert_eq!(cluster.exec("all", "stat -L -c %a /secret/a/b").trim(), "400");
     assert_eq!(cluster.exec("all", "cat /host/hello"), "from the host\n");
-    assert_ne!(cluster.kubectl(&["exec", "all", "--", "touch", "/host/x"]).code, 0, "a read-only mount was written");
+    assert_ne!(
+        cluster.kubectl(&["exec", "all", "--", "touch", "/host/x"]).code,
+        0,
+        "a read-only mount was written"
+    );
     assert_has(&cluster.exec("all", "grep ' /memory ' /proc/mounts"), &["tmpfs"]);
     assert_has(&cluster.exec("all", "grep ' /secret ' /proc/mounts"), &["tmpfs"]);
     assert_eq!(cluster.exec("all", "cat /projected/labels /projected/color"), "tier=\"back\"blue");
@@ -146,7 +165,11 @@ spec:
     let service_network = cluster.flags().iter().skip_while(|flag| *flag != "--cluster-dns").nth(1).unwrap();
     assert_has(
         &cluster.exec("all", "cat /etc/resolv.conf"),
-        &[&format!("nameserver {service_network}"), "default.svc.cluster.local svc.cluster.local cluster.local", "ndots:5"],
+        &[
+            &format!("nameserver {service_network}"),
+            "default.svc.cluster.local svc.cluster.local cluster.local",
+            "ndots:5",
+        ],
     );
 
     step("limits are in the cgroup");
@@ -160,22 +183,44 @@ spec:
     step("the token is let in, with the account's rights and no others");
     let inside = "HOME=/tmp /tools/kubectl";
     let who = cluster.exec("all", &format!("{inside} auth whoami"));
-    assert_has(&who, &["system:serviceaccount:default:reader", "system:serviceaccounts", "authentication.kubernetes.io/pod-name"]);
+    assert_has(
+        &who,
+        &[
+            "system:serviceaccount:default:reader",
+            "system:serviceaccounts",
+            "authentication.kubernetes.io/pod-name",
+        ],
+    );
     assert_has(&cluster.exec("all", &format!("{inside} get pods -o name")), &["pod/all"]);
     let refused = cluster.kubectl(&["exec", "all", "--", "sh", "-c", &format!("{inside} get secrets")]);
     assert_ne!(refused.code, 0);
     assert_has(
         &refused.stderr,
-        &["secrets is forbidden: User \"system:serviceaccount:default:reader\" cannot list resource \"secrets\" in API group \"\" in the namespace \"default\""],
+        &[
+            "secrets is forbidden: User \"system:serviceaccount:default:reader\" cannot list resource \"secrets\" in API group \"\" in the namespace \"default\"",
+        ],
     );
     let other = cluster.kubectl(&[
-        "exec", "all", "--", "sh", "-c", &format!("{inside} --token=$(cat /projected/token) get pods"),
+        "exec",
+        "all",
+        "--",
+        "sh",
+        "-c",
+        &format!("{inside} --token=$(cat /projected/token) get pods"),
     ]);
     assert_ne!(other.code, 0, "a token for another audience was let in: {other}");
     assert_has(&other.stderr, &["Unauthorized"]);
 
     step("an update of a ConfigMap arrives in the volume, not in a subPath and not in the environment");
-    cluster.kubectl(&["patch", "configmap", "settings", "-p", r#"{"data":{"color":"green","file.txt":"second\n"}}"#]).ok();
+    cluster
+        .kubectl(&[
+            "patch",
+            "configmap",
+            "settings",
+            "-p",
+            r#"{"data":{"color":"green","file.txt":"second\n"}}"#,
+        ])
+        .ok();
     eventually("the new content", || (cluster.exec("all", "cat /config/color") == "green").then_some(()));
     assert_eq!(cluster.exec("all", "cat /config/file.txt /one.txt; echo $COLOR"), "second\nfirst\nblue\n");
 
@@ -199,7 +244,10 @@ spec:
         &cluster.event("Pod/late", "FailedMount"),
         &["MountVolume.SetUp failed for volume \"v\"", "configmap \"later\" not found"],
     );
-    assert_eq!(cluster.field("pod/late", ".status.containerStatuses[0].state.waiting.reason"), "ContainerCreating");
+    assert_eq!(
+        cluster.field("pod/late", ".status.containerStatuses[0].state.waiting.reason"),
+        "ContainerCreating"
+    );
     cluster.kubectl(&["create", "configmap", "later", "--from-literal=k=v"]).ok();
     cluster.wait("pod/late", "condition=Ready");
 
@@ -217,7 +265,10 @@ spec:
     env: [{{name: A, valueFrom: {{configMapKeyRef: {{name: nowhere, key: k}}}}}}]
 "#
     ));
-    cluster.wait("pod/lost", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError");
+    cluster.wait(
+        "pod/lost",
+        "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+    );
     assert_has(&cluster.event("Pod/lost", "Failed"), &["Error: configmap \"nowhere\" not found"]);
     cluster.kubectl(&["delete", "pod", "all", "late", "lost", "--timeout=300s"]).ok();
     assert!(host.join("hello").exists(), "the host's folder went with the pod");

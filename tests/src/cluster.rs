@@ -51,7 +51,8 @@ impl Cluster {
     #[must_use]
     pub fn prepare() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "root is needed: these tests start containers");
-        let base = std::env::var_os("KEDGE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let base =
+            std::env::var_os("KEDGE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let dir = tempfile::Builder::new()
             .prefix("kedge-test-")
             .tempdir_in(&base)
@@ -281,9 +282,8 @@ impl Cluster {
     #[track_caller]
     pub fn event(&self, object: &str, reason: &str) -> String {
         let (kind, name) = object.split_once('/').expect("Kind/name");
-        let selector = format!(
-            "--field-selector=involvedObject.kind={kind},involvedObject.name={name},reason={reason}"
-        );
+        let selector =
+            format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         crate::eventually(&format!("an event {reason} about {object}"), || {
             let events = self.get(&["events", &selector]);
             events["items"].as_array()?.last()?["message"].as_str().map(str::to_owned)
@@ -346,7 +346,9 @@ impl Cluster {
     /// The whole log of all `kedge run` processes of this node.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read(self.log_file()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(self.log_file())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     fn log_tail(&self, lines: usize) -> String {
@@ -403,7 +405,8 @@ impl Cluster {
         eprintln!("=== state of the node at the failure");
         if self.kubeconfig().exists() {
             for call in [
-                ["get", "nodes,pods,deployments,services", "-A", "-o", "wide", "--request-timeout=20s"].as_slice(),
+                ["get", "nodes,pods,deployments,services", "-A", "-o", "wide", "--request-timeout=20s"]
+                    .as_slice(),
                 &["get", "events", "-A", "--sort-by=.metadata.creationTimestamp", "--request-timeout=20s"],
             ] {
                 eprintln!("{}", self.kubectl(call));

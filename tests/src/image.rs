@@ -60,12 +60,8 @@ pub fn docker_archive(name: &str, archive: &Path) {
     let config = bytes(&config(&layer));
     let config_name = format!("{}.json", digest(&config));
     let layer_name = format!("{}/layer.tar", digest(&layer));
-    let manifest =
-        bytes(&json!([{ "Config": config_name, "RepoTags": [name], "Layers": [layer_name] }]));
-    write(
-        archive,
-        &[(config_name, &config), (layer_name, &layer), ("manifest.json".into(), &manifest)],
-    );
+    let manifest = bytes(&json!([{ "Config": config_name, "RepoTags": [name], "Layers": [layer_name] }]));
+    write(archive, &[(config_name, &config), (layer_name, &layer), ("manifest.json".into(), &manifest)]);
 }
 
 /// An uncompressed tar: busybox, a link for each command, and the folders programs expect.
@@ -75,9 +71,14 @@ fn layer() -> Vec<u8> {
         .find_map(|path| std::fs::read(path).ok())
         .expect("busybox is missing: apt-get install busybox-static");
     let mut tar = tar::Builder::new(Vec::new());
-    for (name, mode) in
-        [("bin/", 0o755), ("etc/", 0o755), ("root/", 0o700), ("tmp/", 0o1777), ("var/", 0o755), ("var/run/", 0o755)]
-    {
+    for (name, mode) in [
+        ("bin/", 0o755),
+        ("etc/", 0o755),
+        ("root/", 0o700),
+        ("tmp/", 0o1777),
+        ("var/", 0o755),
+        ("var/run/", 0o755),
+    ] {
         let mut header = header(tar::EntryType::Directory, mode, 0);
         tar.append_data(&mut header, name, std::io::empty()).expect("write a folder");
     }
