@@ -141,7 +141,7 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
     let mut offsets = vec![128];
     loop {
         let at = *offsets.last().unwrap();
-        if bytes.get(at..at + 4) != Some(b"KFR1") {
+        if bytes.get(at..at + 4) != Some(b"KFR1".as_slice()) {
             return offsets;
         }
         let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());

@@ -162,11 +162,11 @@ spec:
     assert_eq!(cluster.exec("all", "cat /projected/labels /projected/color"), "tier=\"back\"blue");
     assert_has(&cluster.exec("all", "cat /projected/notes"), &["note=\"a b\""]);
     assert_has(&cluster.exec("all", "cat /etc/hosts"), &[&ip, "all"]);
-    let service_network = cluster.flags().iter().skip_while(|flag| *flag != "--cluster-dns").nth(1).unwrap();
+    let dns = cluster.flags().iter().skip_while(|flag| *flag != "--cluster-dns").nth(1).unwrap();
     assert_has(
         &cluster.exec("all", "cat /etc/resolv.conf"),
         &[
-            &format!("nameserver {service_network}"),
+            &format!("nameserver {dns}"),
             "default.svc.cluster.local svc.cluster.local cluster.local",
             "ndots:5",
         ],

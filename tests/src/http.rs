@@ -116,7 +116,6 @@ impl Proxy {
     /// # Panics
     /// When there is no answer.
     #[track_caller]
-    #[must_use]
     pub fn send(&self, method: &str, path: &str, content_type: &str, body: &str) -> Response {
         self.send_with(method, path, &[("Content-Type", content_type)], body)
     }
@@ -126,7 +125,6 @@ impl Proxy {
     /// # Panics
     /// When there is no answer.
     #[track_caller]
-    #[must_use]
     pub fn send_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
         request(&self.address, method, path, headers, body)
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
