@@ -1,0 +1,91 @@
+//! Measures what one node can show of the budgets in the design, on the real binary with real containers,
+//! and prints a Markdown table with the targets beside.
+//!
+//! ```text
+//! cargo build --release --package kedge --target $(uname -m)-unknown-linux-gnu
+//! KEDGE_BINARY=target/$(uname -m)-unknown-linux-gnu/release/kedge \
+//!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
+//! ```
+//!
+//! Sections: start idle requests watch schedule pods (all when none is named). `LOAD_IDLE_SECONDS` is how
+//! long the idle node is looked at (120). The driver runs on the same machine and takes its share of the
+//! processors, as the stock figures' driver did.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
+
+mod client;
+mod pods;
+mod process;
+mod requests;
+mod schedule;
+mod start;
+mod table;
+mod watch;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kedge_base::Tasks;
+use kedge_tests::Cluster;
+
+use crate::client::Target;
+use crate::table::Table;
+
+/// Concurrent clients, each with its own connection.
+const CLIENTS: usize = 16;
+
+fn main() -> anyhow::Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(measure(&wanted))
+}
+
+async fn measure(wanted: &[String]) -> anyhow::Result<()> {
+    let asked = |section: &str| wanted.is_empty() || wanted.iter().any(|word| word == section);
+    let tasks = Tasks::new("load");
+    let mut table = Table::default();
+    let mut cluster = Cluster::prepare();
+    kedge_tests::step("start");
+    let started = start::measure(&mut cluster, &tasks).await?;
+    cluster.wait_ready();
+    if asked("start") {
+        table.seconds("start until /readyz", started.readyz, 0.3);
+        table.seconds("start until the default ServiceAccount exists", started.service_account, 0.6);
+    }
+    let target = Target::of(&cluster, tasks.clone())?;
+    if asked("idle") {
+        kedge_tests::step("idle");
+        let seconds =
+            std::env::var("LOAD_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+        // What the start left to do is not idleness.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let idle = process::idle(cluster.pid(), Duration::from_secs(seconds)).await?;
+        table.at_most("memory, idle (RSS)", process::resident(cluster.pid())?, "MiB", 40.0);
+        table.at_most("CPU, idle", idle.cpu_percent, "% of a core", 1.0);
+        table.at_most("disk writes, idle", idle.written_mib_an_hour, "MB an hour", 5.0);
+    }
+    if asked("requests") {
+        kedge_tests::step("requests");
+        requests::measure(&target, &mut table).await?;
+    }
+    if asked("watch") {
+        kedge_tests::step("watch");
+        watch::measure(&target, &mut table).await?;
+    }
+    if asked("schedule") {
+        kedge_tests::step("schedule");
+        schedule::measure(&target, &cluster.node, &mut table).await?;
+    }
+    if asked("pods") {
+        kedge_tests::step("pods");
+        pods::measure(&cluster, &target, &mut table).await?;
+    }
+    // The allocator gives back within seconds what the load needed.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    table.at_most("memory after this load (RSS)", process::resident(cluster.pid())?, "MiB", 100.0);
+    tasks.shutdown(Duration::from_secs(5)).await;
+    println!("{table}");
+    cluster.remove();
+    Ok(())
+}

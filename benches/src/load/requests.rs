@@ -1,0 +1,142 @@
+//! Create, get, list and patch of ConfigMaps of 1 KB.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::CLIENTS;
+use crate::client::{self, JSON, MERGE_PATCH, Target};
+use crate::table::{Table, percentile};
+
+const CREATES: usize = 10_000;
+const GETS: usize = 100_000;
+const PATCHES: usize = 10_000;
+const LISTED: usize = 3_000;
+const LISTS: usize = 800;
+
+/// One request of the load: what the client with this number sends.
+pub(crate) struct Call {
+    pub(crate) method: &'static str,
+    pub(crate) path: String,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: String,
+}
+
+pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Result<()> {
+    let mut client = target.connect().await?;
+    for name in ["load-write", "load-list"] {
+        client::namespace(&mut client, name).await?;
+    }
+    let write = "/api/v1/namespaces/load-write/configmaps";
+    let list = "/api/v1/namespaces/load-list/configmaps";
+
+    let created = run(target, CLIENTS, CREATES, move |index| create(write, index)).await?;
+    table.at_least("create ConfigMap 1 KB, 16 clients", created.rate(), "/s", 10_000.0);
+    table.note("the same, p50 and p99", created.latencies());
+
+    let got = run(target, CLIENTS, GETS, move |index| Call {
+        method: "GET",
+        path: format!("{write}/c-{}", index % CREATES),
+        content_type: JSON,
+        body: String::new(),
+    })
+    .await?;
+    table.at_least("get, 16 clients", got.rate(), "/s", 40_000.0);
+    table.note("the same, p50 and p99", got.latencies());
+
+    run(target, CLIENTS, LISTED, move |index| create(list, index)).await?;
+    let listed = run(target, CLIENTS, LISTS, move |_| Call {
+        method: "GET",
+        path: list.to_owned(),
+        content_type: JSON,
+        body: String::new(),
+    })
+    .await?;
+    table.at_least("list of 3,000 ConfigMaps, 16 clients", listed.rate(), "/s", 500.0);
+    table.note("the same, p50 and p99", listed.latencies());
+
+    let patched = run(target, CLIENTS, PATCHES, move |index| Call {
+        method: "PATCH",
+        path: format!("{write}/c-{}", index % CREATES),
+        content_type: MERGE_PATCH,
+        body: json!({ "data": { "changed": index.to_string() } }).to_string(),
+    })
+    .await?;
+    table.note("patch, 16 clients", format!("{:.0} /s, {}", patched.rate(), patched.latencies()));
+    for path in ["/api/v1/namespaces/load-write", "/api/v1/namespaces/load-list"] {
+        client.must("DELETE", path, JSON, "").await?;
+    }
+    Ok(())
+}
+
+/// A ConfigMap with 1 KB of data.
+pub(crate) fn create(path: &str, index: usize) -> Call {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": format!("c-{index}") },
+        "data": { "value": "x".repeat(1024) },
+    });
+    Call { method: "POST", path: path.to_owned(), content_type: JSON, body: body.to_string() }
+}
+
+/// What a run took.
+pub(crate) struct Outcome {
+    pub(crate) took: Duration,
+    sorted: Vec<Duration>,
+}
+
+impl Outcome {
+    /// Requests a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.sorted.len() as f64 / self.took.as_secs_f64()
+    }
+
+    pub(crate) fn latencies(&self) -> String {
+        let text = |share| format!("{:.2} ms", percentile(&self.sorted, share).as_secs_f64() * 1e3);
+        format!("p50 {}, p99 {}", text(0.5), text(0.99))
+    }
+}
+
+/// Sends `count` requests over `clients` connections, each client the next one as soon as it has its
+/// answer. Any refusal ends the run: a rate of errors is no rate.
+pub(crate) async fn run(
+    target: &Target,
+    clients: usize,
+    count: usize,
+    make: impl Fn(usize) -> Call + Send + Sync + Clone + 'static,
+) -> anyhow::Result<Outcome> {
+    let mut connections = Vec::new();
+    for _ in 0..clients {
+        connections.push(target.connect().await?);
+    }
+    let next = Arc::new(AtomicUsize::new(0));
+    let start = Instant::now();
+    let mut workers = Vec::new();
+    for mut connection in connections {
+        let (next, make) = (next.clone(), make.clone());
+        workers.push(target.tasks().spawn("client", async move {
+            let mut times = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    return anyhow::Ok(times);
+                }
+                let call = make(index);
+                let begin = Instant::now();
+                connection.must(call.method, &call.path, call.content_type, call.body).await?;
+                times.push(begin.elapsed());
+            }
+        }));
+    }
+    let mut sorted = Vec::with_capacity(count);
+    for worker in workers {
+        sorted.extend(worker.await.context("a client panicked")??);
+    }
+    let took = start.elapsed();
+    sorted.sort_unstable();
+    Ok(Outcome { took, sorted })
+}

