@@ -119,7 +119,7 @@ pub(crate) type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One resource.
 pub(crate) struct Bucket {
-    paths: RwLock<Paths>,
+    paths: Paths,
     state: RwLock<State>,
     /// The revision of the bucket's last event.
     changed: watch::Sender<u64>,
@@ -145,7 +145,7 @@ pub(crate) struct TooOld {
 impl Bucket {
     fn new(paths: Paths, floor: u64) -> Self {
         Self {
-            paths: RwLock::new(paths),
+            paths,
             state: RwLock::new(State { floor, ..State::default() }),
             changed: watch::Sender::new(floor),
             snapshots: Mutex::default(),
@@ -154,7 +154,7 @@ impl Bucket {
 
     /// Where a selectable field is found in [`Extracted::fields`].
     pub(crate) fn field(&self, path: &str) -> Option<usize> {
-        self.paths.read().index(path)
+        self.paths.index(path)
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Stored>> {
@@ -215,7 +215,7 @@ impl Bucket {
     }
 
     fn stored(&self, key: Arc<str>, entry: Entry) -> Stored {
-        let extracted = self.paths.read().extract(&entry.bytes);
+        let extracted = self.paths.extract(&entry.bytes);
         Stored { key, bytes: entry.bytes, splice: entry.splice, modified: entry.modified, extracted }
     }
 
@@ -248,7 +248,7 @@ impl Bucket {
 /// All buckets. The API server reads it, the store writes it.
 pub(crate) struct Cache {
     buckets: RwLock<HashMap<Box<str>, Arc<Bucket>>>,
-    paths: RwLock<HashMap<Box<str>, Paths>>,
+    paths: HashMap<Box<str>, Paths>,
     revision: AtomicU64,
     /// The revision of the last replacement of everything; a new bucket's history starts there.
     floor: AtomicU64,
@@ -259,7 +259,7 @@ impl Cache {
     pub(crate) fn new(paths: HashMap<Box<str>, Paths>) -> Self {
         Self {
             buckets: RwLock::default(),
-            paths: RwLock::new(paths),
+            paths,
             revision: AtomicU64::new(0),
             floor: AtomicU64::new(0),
         }
@@ -277,16 +277,10 @@ impl Cache {
         }
         let mut buckets = self.buckets.write();
         let make = || {
-            let paths = self.paths.read().get(resource).cloned().unwrap_or_default();
+            let paths = self.paths.get(resource).cloned().unwrap_or_default();
             Arc::new(Bucket::new(paths, self.floor.load(Ordering::Acquire)))
         };
         buckets.entry(resource.into()).or_insert_with(make).clone()
-    }
-
-    /// Selectable fields of a resource that appears at run time.
-    pub(crate) fn set_paths(&self, resource: &str, paths: Paths) {
-        *self.bucket(resource).paths.write() = paths.clone();
-        self.paths.write().insert(resource.into(), paths);
     }
 
     /// Buckets and their numbers of objects.

@@ -26,6 +26,8 @@ const PORTS: &str = "@nodeports";
 pub(crate) struct Claims {
     taken: Vec<(Key, kedge_store::Value)>,
     returned: Vec<Key>,
+    /// What the client asked for by name; everything else was the server's choice.
+    fixed: Vec<Key>,
 }
 
 impl Claims {
@@ -35,6 +37,11 @@ impl Claims {
             ops.push(Op::Put { key: key.clone(), value: value.clone() });
         }
         ops.extend(self.returned.iter().map(|key| Op::Delete { key: key.clone() }));
+    }
+
+    /// Whether the claim that clashed was the server's own choice.
+    pub(crate) fn may_choose_again(&self, key: &Key) -> bool {
+        self.taken.iter().any(|(taken, _)| taken == key) && !self.fixed.contains(key)
     }
 
     /// Somebody else was faster with an address or a port.
@@ -87,7 +94,7 @@ pub(crate) fn release(_state: &State, resource: &Resource, service: &Value) -> C
     }
     let addresses = own_addresses(service).into_iter().map(address_key);
     let ports = own_ports(service).into_iter().map(port_key);
-    Claims { taken: Vec::new(), returned: addresses.chain(ports).collect() }
+    Claims { returned: addresses.chain(ports).collect(), ..Claims::default() }
 }
 
 fn address_key(address: IpAddr) -> Key {
@@ -238,6 +245,9 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
             "namespace": object::namespace(service), "name": object::name(service),
         }},
     });
+    if !wanted.is_empty() {
+        claims.fixed.push(address_key(address));
+    }
     claims.taken.push((address_key(address), encode::encode(&record)));
 }
 
@@ -264,7 +274,7 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
                     json!(number),
                     "provided port is already allocated",
                 )),
-                Some(_) => {}
+                Some(number) => claims.fixed.push(port_key(number)),
                 None => {
                     // The same port by TCP and by UDP shares one node port.
                     let shared = chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);

@@ -84,11 +84,6 @@ impl RequestInfo {
         }
         info
     }
-
-    /// `resource` or `resource/subresource`.
-    pub(crate) fn resource_path(&self) -> String {
-        if self.subresource.is_empty() { self.resource.clone() } else { format!("{}/{}", self.resource, self.subresource) }
-    }
 }
 
 /// The last `count` segments of a path as the client wrote them, with a trailing slash if there is one.

@@ -14,12 +14,6 @@ use crate::authz::{self, rbac::Attributes, rbac::Decision};
 use crate::respond;
 use crate::verbs::Context;
 
-/// Whether the resource is a question.
-pub(crate) fn is_review(group: &str, resource: &str) -> bool {
-    matches!(group, "authentication.k8s.io" | "authorization.k8s.io")
-        || (group.is_empty() && resource == "bindings")
-}
-
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     if context.info.verb != "create" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));

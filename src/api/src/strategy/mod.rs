@@ -63,6 +63,8 @@ pub struct Rules {
     pub generation: bool,
     /// A status update may change labels and annotations (nodes, pods).
     pub status_keeps_meta: bool,
+    /// A create may bring its status along (a kubelet registers its node so).
+    pub status_on_create: bool,
 }
 
 fn no_status() -> Option<Value> {
@@ -81,6 +83,7 @@ impl Rules {
         status: no_status,
         generation: false,
         status_keeps_meta: false,
+        status_on_create: false,
     };
 }
 
@@ -151,6 +154,7 @@ impl Strategy for Generic {
 
     fn prepare_create(&self, obj: &mut Value) {
         if self.has_status
+            && !self.rules.status_on_create
             && let Value::Object(map) = obj
         {
             map.remove("status");
@@ -303,12 +307,18 @@ mod tests {
         s["spec"]["replicas"] = json!(7);
         s["status"] = json!({"replicas": 3});
         r.strategy.prepare_subresource("status", &mut s, &n);
-        assert_eq!((&s["spec"]["replicas"], &s["status"]["replicas"], object::generation(&s)), (&json!(3), &json!(3), 2));
+        assert_eq!(
+            (&s["spec"]["replicas"], &s["status"]["replicas"], object::generation(&s)),
+            (&json!(3), &json!(3), 2)
+        );
         let mut bad = n.clone();
         bad["spec"]["selector"]["matchLabels"] = json!({"a": "c"});
         bad["spec"]["template"]["metadata"]["labels"] = json!({"a": "c"});
         let e = r.strategy.validate_update(&bad, &n);
-        assert_eq!(e[0].to_string(), r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#);
+        assert_eq!(
+            e[0].to_string(),
+            r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#
+        );
     }
 
     #[test]

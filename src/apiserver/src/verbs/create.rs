@@ -22,8 +22,8 @@ use crate::encode;
 use crate::respond;
 use crate::state::State;
 
-/// Names that the server makes up are tried this often before a clash is reported.
-const NAME_TRIES: usize = 8;
+/// Names, addresses and ports that the server makes up are tried this often before a clash is reported.
+const CHOICES: usize = 16;
 
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
@@ -67,7 +67,7 @@ impl Creation<'_> {
                 vec![FieldError::required("metadata.name", "name or generateName is required")],
             ));
         }
-        let mut tries = if generated { NAME_TRIES } else { 1 };
+        let mut tries = CHOICES;
         loop {
             tries -= 1;
             let mut attempt = value.clone();
@@ -76,14 +76,18 @@ impl Creation<'_> {
                 object::set_name(&mut attempt, &name);
             }
             match self.attempt(namespace, attempt, options).await {
-                Err(status) if status.code == 409 && status.reason == "AlreadyExists" && tries > 0 => {}
-                Err(mut status) if status.code == 409 && status.reason == "AlreadyExists" && generated => {
+                // An address or port that the server chose was taken meanwhile: it chooses again.
+                Ok(None) if tries > 0 => {}
+                Ok(None) => return Err(Status::internal("failed to allocate an address or port, try again")),
+                Ok(Some(done)) => return Ok(done),
+                Err(status) if status.reason == "AlreadyExists" && generated && tries > 0 => {}
+                Err(mut status) if status.reason == "AlreadyExists" && generated => {
                     if let Some(details) = &mut status.details {
                         details.retry_after_seconds = 1;
                     }
                     return Err(status);
                 }
-                result => return result,
+                Err(status) => return Err(status),
             }
         }
     }
@@ -93,7 +97,7 @@ impl Creation<'_> {
         namespace: &str,
         mut value: Value,
         options: &WriteOptions,
-    ) -> Result<(Bytes, Vec<String>), Status> {
+    ) -> Result<Option<(Bytes, Vec<String>)>, Status> {
         let (state, resource) = (self.state, self.resource);
         let strategy = &resource.strategy;
         strategy.default(&mut value);
@@ -129,7 +133,7 @@ impl Creation<'_> {
             if state.cache.bucket(&resource.storage_key).get(&object_key(namespace, &name)).is_some() {
                 return Err(Status::already_exists(&resource.group_resource(), &name));
             }
-            return Ok((value.to_string().into(), warnings));
+            return Ok(Some((value.to_string().into(), warnings)));
         }
         let value = resource.to_storage(value)?;
         let stored = encode::encode(&value);
@@ -138,10 +142,11 @@ impl Creation<'_> {
         claims.add_to(&mut conditions, &mut ops);
         let txn = Txn { conditions, ops, lazy: is_lazy(resource) };
         match state.store.commit(txn).await {
-            Ok(revision) => Ok((encode::spliced(&stored, revision), warnings)),
+            Ok(revision) => Ok(Some((encode::spliced(&stored, revision), warnings))),
             Err(CommitError::Conflict { key: at, .. }) if at == key => {
                 Err(Status::already_exists(&resource.group_resource(), &name))
             }
+            Err(CommitError::Conflict { key: at, .. }) if claims.may_choose_again(&at) => Ok(None),
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
             Err(error) => Err(commit_failed(&error)),
         }

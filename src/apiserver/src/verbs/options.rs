@@ -98,6 +98,8 @@ impl DeleteOptions {
             Self::default()
         } else {
             let value = crate::body::value(context.content_type(), body)?;
+            // "null" decodes to nothing in Go.
+            let value = if value.is_null() { serde_json::json!({}) } else { value };
             serde_json::from_value(value).map_err(|error| {
                 Status::bad_request(format!("couldn't decode the body as DeleteOptions: {error}"))
             })?

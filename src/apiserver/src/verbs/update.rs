@@ -126,7 +126,7 @@ impl Change<'_> {
         )
     }
 
-    /// `None`: somebody else was faster, and the client did not insist on a version.
+    /// `None`: somebody else was faster.
     async fn attempt(
         &self,
         namespace: &str,
@@ -138,9 +138,10 @@ impl Change<'_> {
     ) -> Result<Option<(Bytes, Vec<String>)>, Status> {
         let (state, resource) = (self.state, self.resource);
         let mut value = edited.value;
-        let version = object::resource_version(&value).to_owned();
-        let insists = !version.is_empty() && version != "0";
-        if insists && version != object::resource_version(old) {
+        // A client that names a version means that one. When somebody else is faster, the edit is made
+        // again on the newer object and ends here.
+        let version = object::resource_version(&value);
+        if !version.is_empty() && version != "0" && version != object::resource_version(old) {
             return Err(self.conflict(name));
         }
         self.keep_identity(name, old, &mut value)?;
@@ -202,8 +203,7 @@ impl Change<'_> {
         claims.add_to(&mut conditions, &mut ops);
         match state.store.commit(Txn { conditions, ops, lazy: is_lazy(resource) && !gone }).await {
             Ok(revision) => Ok(Some((encode::spliced(&fresh, revision), warnings))),
-            Err(CommitError::Conflict { key: at, .. }) if at == key && insists => Err(self.conflict(name)),
-            Err(CommitError::Conflict { key: at, .. }) if at == key => Ok(None),
+            Err(CommitError::Conflict { key: at, .. }) if at == key || claims.may_choose_again(&at) => Ok(None),
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),
             Err(error) => Err(commit_failed(&error)),
         }
