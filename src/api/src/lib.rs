@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The object model of the API: what resources there are, how their bodies are
+//! decoded, defaulted, validated, patched, applied and printed. Everything works
+//! on `serde_json::Value`; there is no I/O, no clock but `object::now_rfc3339`,
+//! and nothing asynchronous in this crate.
+
+pub mod decode;
+pub mod field;
+pub mod names;
+pub mod object;
+pub mod quantity;
+pub mod registry;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod strategy;

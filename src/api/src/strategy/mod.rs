@@ -1,0 +1,266 @@
+//! What a kind does to its objects on the way in: defaults, preparation of
+//! creates and updates, validation. [`Generic`] is the one implementation; what
+//! is particular to a kind is a row of functions, [`Rules`].
+
+mod kinds;
+pub mod meta;
+
+use serde_json::Value;
+
+use crate::field::FieldError;
+use crate::object;
+use crate::schema::{SchemaRef, apply_defaults, validate_schema};
+
+pub use kinds::rules_for;
+
+/// How a kind treats its objects. The API server calls: `default`, then
+/// `prepare_*`, then `validate*`.
+pub trait Strategy: Send + Sync {
+    /// Fills in defaults; also done to objects that are read from elsewhere.
+    fn default(&self, obj: &mut Value);
+    /// Drops what a client may not set when creating (status) and sets generation 1.
+    fn prepare_create(&self, obj: &mut Value);
+    /// Keeps what an update may not change (status, server-set metadata).
+    fn prepare_update(&self, obj: &mut Value, old: &Value);
+    /// An update through a subresource: `status` keeps everything else from `old`.
+    fn prepare_subresource(&self, subresource: &str, obj: &mut Value, old: &Value);
+    /// Validates a new object.
+    fn validate(&self, obj: &Value) -> Vec<FieldError>;
+    /// Validates an update, the new object included.
+    fn validate_update(&self, obj: &Value, old: &Value) -> Vec<FieldError>;
+    /// Validates an update through a subresource.
+    fn validate_subresource(&self, subresource: &str, obj: &Value, old: &Value) -> Vec<FieldError>;
+    /// Top-level fields that a manager cannot own through this endpoint
+    /// (`subresource` is empty for the resource itself).
+    fn reset_fields(&self, subresource: &str) -> &'static [&'static str];
+    /// Warnings for the client about a valid object.
+    fn warnings(&self, obj: &Value) -> Vec<String>;
+}
+
+/// What is particular to a kind.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    /// The syntax of the object's name.
+    pub name: fn(&str) -> Vec<String>,
+    pub default: fn(&mut Value),
+    /// After the generic preparation of a create.
+    pub create: fn(&mut Value),
+    /// After the generic preparation of an update.
+    pub update: fn(&mut Value, &Value),
+    pub validate: fn(&Value, &mut Vec<FieldError>),
+    pub validate_update: fn(&Value, &Value, &mut Vec<FieldError>),
+    /// The status of a new object, where the kind has one.
+    pub status: fn() -> Option<Value>,
+    /// `metadata.generation` counts changes of the specification.
+    pub generation: bool,
+    /// A status update may change labels and annotations (nodes, pods).
+    pub status_keeps_meta: bool,
+}
+
+fn no_status() -> Option<Value> {
+    None
+}
+
+impl Rules {
+    /// A kind with nothing particular.
+    pub const PLAIN: Rules = Rules {
+        name: crate::names::dns1123_subdomain,
+        default: |_| {},
+        create: |_| {},
+        update: |_, _| {},
+        validate: |_, _| {},
+        validate_update: |_, _, _| {},
+        status: no_status,
+        generation: false,
+        status_keeps_meta: false,
+    };
+}
+
+/// The strategy of every kind.
+pub struct Generic {
+    schema: SchemaRef,
+    namespaced: bool,
+    /// The kind has a status subresource.
+    has_status: bool,
+    rules: Rules,
+}
+
+/// Fields that are no part of what generation counts.
+const NOT_SPEC: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
+
+impl Generic {
+    pub fn new(schema: SchemaRef, namespaced: bool, has_status: bool, rules: Rules) -> Self {
+        Self { schema, namespaced, has_status, rules }
+    }
+
+    /// The strategy of a custom resource.
+    pub fn custom(schema: SchemaRef, namespaced: bool, has_status: bool) -> Self {
+        Self::new(schema, namespaced, has_status, Rules { generation: true, ..Rules::PLAIN })
+    }
+
+    fn spec_changed(&self, a: &Value, b: &Value) -> bool {
+        let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
+        let counts = |k: &String| !NOT_SPEC.contains(&k.as_str()) || (k == "status" && !self.has_status);
+        let pick = |m: &'_ serde_json::Map<String, Value>| m.keys().filter(|k| counts(k)).count();
+        pick(a) != pick(b) || a.iter().any(|(k, v)| counts(k) && b.get(k) != Some(v))
+    }
+}
+
+/// Metadata that clients send back unchanged or leave out, and never change.
+const SERVER_SET: [&str; 5] =
+    ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
+
+fn keep_server_set(obj: &mut Value, old: &Value) {
+    let meta = object::metadata_mut(obj);
+    let old_meta = object::get(old, "/metadata");
+    for field in SERVER_SET {
+        if !meta.contains_key(field)
+            && let Some(v) = old_meta.get(field)
+        {
+            meta.insert(field.to_string(), v.clone());
+        }
+    }
+    // The generation is never taken from a client.
+    match old_meta.get("generation") {
+        Some(g) => drop(meta.insert("generation".to_string(), g.clone())),
+        None => drop(meta.remove("generation")),
+    }
+}
+
+fn keep(obj: &mut Value, old: &Value, field: &str) {
+    let Value::Object(map) = obj else { return };
+    match old.get(field) {
+        Some(v) => drop(map.insert(field.to_string(), v.clone())),
+        None => drop(map.remove(field)),
+    }
+}
+
+impl Strategy for Generic {
+    fn default(&self, obj: &mut Value) {
+        apply_defaults(&self.schema, obj);
+        (self.rules.default)(obj);
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        if self.has_status
+            && let Value::Object(map) = obj
+        {
+            map.remove("status");
+        }
+        let meta = object::metadata_mut(obj);
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
+            meta.remove(field);
+        }
+        if self.rules.generation {
+            meta.insert("generation".into(), 1.into());
+        }
+        if let Some(status) = (self.rules.status)()
+            && let Value::Object(map) = obj
+        {
+            map.insert("status".into(), status);
+        }
+        (self.rules.create)(obj);
+    }
+
+    fn prepare_update(&self, obj: &mut Value, old: &Value) {
+        keep_server_set(obj, old);
+        if self.has_status {
+            keep(obj, old, "status");
+        }
+        (self.rules.update)(obj, old);
+        if self.rules.generation && self.spec_changed(obj, old) {
+            object::set_generation(obj, object::generation(old) + 1);
+        }
+    }
+
+    fn prepare_subresource(&self, subresource: &str, obj: &mut Value, old: &Value) {
+        keep_server_set(obj, old);
+        let mut next = old.clone();
+        match subresource {
+            "status" => {
+                keep(&mut next, obj, "status");
+                if subresource == "status" && self.rules.status_keeps_meta {
+                    for f in ["labels", "annotations"] {
+                        let v = object::get(obj, &format!("/metadata/{f}")).clone();
+                        let meta = object::metadata_mut(&mut next);
+                        if v.is_null() { drop(meta.remove(f)) } else { drop(meta.insert(f.to_string(), v)) }
+                    }
+                }
+            }
+            "finalize" => {
+                let list = object::get(obj, "/spec/finalizers").clone();
+                if list.is_null() {
+                    object::remove(&mut next, "/spec/finalizers");
+                } else {
+                    object::set(&mut next, "/spec/finalizers", list);
+                }
+            }
+            "approval" => {
+                let list = object::get(obj, "/status/conditions").clone();
+                if !list.is_null() {
+                    object::set(&mut next, "/status/conditions", list);
+                }
+            }
+            "ephemeralcontainers" => {
+                let list = object::get(obj, "/spec/ephemeralContainers").clone();
+                if !list.is_null() {
+                    object::set(&mut next, "/spec/ephemeralContainers", list);
+                }
+            }
+            "resize" => kinds::copy_resources(&mut next, obj),
+            _ => keep(&mut next, obj, "spec"),
+        }
+        for f in ["managedFields", "resourceVersion"] {
+            let v = object::get(obj, &format!("/metadata/{f}")).clone();
+            let meta = object::metadata_mut(&mut next);
+            if v.is_null() { drop(meta.remove(f)) } else { drop(meta.insert(f.to_string(), v)) }
+        }
+        if self.rules.generation && subresource != "status" && self.spec_changed(&next, old) {
+            object::set_generation(&mut next, object::generation(old) + 1);
+        }
+        *obj = next;
+    }
+
+    fn validate(&self, obj: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
+        errors.extend(validate_schema(&self.schema, obj));
+        (self.rules.validate)(obj, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, obj: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        meta::validate_update(obj, old, &mut errors);
+        meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
+        errors.extend(validate_schema(&self.schema, obj));
+        (self.rules.validate)(obj, &mut errors);
+        (self.rules.validate_update)(obj, old, &mut errors);
+        errors
+    }
+
+    fn validate_subresource(&self, subresource: &str, obj: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        meta::validate_update(obj, old, &mut errors);
+        if subresource != "status" {
+            (self.rules.validate)(obj, &mut errors);
+        } else if !self.schema.set().is_builtin() {
+            errors.extend(validate_schema(&self.schema, obj));
+        }
+        errors
+    }
+
+    fn reset_fields(&self, subresource: &str) -> &'static [&'static str] {
+        match subresource {
+            "" if self.has_status => &["status"],
+            "" => &[],
+            "status" => &["spec"],
+            "approval" => &["spec"],
+            _ => &["status"],
+        }
+    }
+
+    fn warnings(&self, obj: &Value) -> Vec<String> {
+        kinds::warnings(obj)
+    }
+}
