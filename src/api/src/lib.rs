@@ -5,11 +5,14 @@
 
 pub mod decode;
 pub mod field;
+pub mod managed;
 pub mod names;
 pub mod object;
+pub mod patch;
 pub mod quantity;
 pub mod registry;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod table;

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::Rules;
+use super::{Rules, config, network, pod, rbac, storage, workloads};
+use crate::names;
 
 /// Kinds whose `metadata.generation` counts changes.
 const GENERATION: &[&str] = &[
@@ -36,8 +37,192 @@ const GENERATION: &[&str] = &[
 
 /// The rules of a built-in kind.
 pub fn rules_for(group: &str, kind: &str) -> Rules {
-    let _ = group;
-    Rules { generation: GENERATION.contains(&kind), ..Rules::PLAIN }
+    let base = Rules { generation: GENERATION.contains(&kind), ..Rules::PLAIN };
+    match (group, kind) {
+        ("", "Pod") => Rules {
+            default: pod::default,
+            create: pod::create,
+            validate: pod::validate,
+            validate_update: pod::validate_update,
+            status_keeps_meta: true,
+            ..base
+        },
+        ("", "PodTemplate") => Rules { default: pod::default_pod_template, ..base },
+        ("apps", "Deployment") => Rules {
+            default: workloads::default_deployment,
+            validate: workloads::validate_deployment,
+            validate_update: workloads::update_selector,
+            status: || Some(json!({})),
+            ..base
+        },
+        ("apps", "ReplicaSet") => Rules {
+            default: workloads::default_replica_set,
+            validate: workloads::validate_replica_set,
+            validate_update: workloads::update_selector,
+            status: || Some(json!({"replicas": 0})),
+            ..base
+        },
+        ("", "ReplicationController") => Rules {
+            default: workloads::default_replication_controller,
+            validate: workloads::validate_replication_controller,
+            status: || Some(json!({"replicas": 0})),
+            ..base
+        },
+        ("apps", "DaemonSet") => Rules {
+            default: workloads::default_daemon_set,
+            validate: workloads::validate_daemon_set,
+            validate_update: workloads::update_selector,
+            status: || {
+                Some(json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0}))
+            },
+            ..base
+        },
+        ("apps", "StatefulSet") => Rules {
+            default: workloads::default_stateful_set,
+            validate: workloads::validate_stateful_set,
+            validate_update: workloads::update_stateful_set,
+            status: || Some(json!({"replicas": 0, "availableReplicas": 0})),
+            ..base
+        },
+        ("apps", "ControllerRevision") => Rules { validate_update: workloads::update_revision, ..base },
+        ("batch", "Job") => Rules {
+            default: workloads::default_job,
+            create: workloads::create_job,
+            validate: workloads::validate_job,
+            validate_update: workloads::update_job,
+            status: || Some(json!({})),
+            ..base
+        },
+        ("batch", "CronJob") => Rules {
+            default: workloads::default_cron_job,
+            validate: workloads::validate_cron_job,
+            status: || Some(json!({})),
+            ..base
+        },
+        ("", "Service") => Rules {
+            name: names::dns1035_label,
+            default: network::default_service,
+            validate: network::validate_service,
+            status: || Some(json!({"loadBalancer": {}})),
+            ..base
+        },
+        ("", "Endpoints") => Rules { default: network::default_endpoints, ..base },
+        ("discovery.k8s.io", "EndpointSlice") => Rules {
+            default: network::default_endpoint_slice,
+            validate: network::validate_endpoint_slice,
+            validate_update: network::update_endpoint_slice,
+            ..base
+        },
+        ("networking.k8s.io", "Ingress") => Rules {
+            validate: network::validate_ingress,
+            status: || Some(json!({"loadBalancer": {}})),
+            ..base
+        },
+        ("networking.k8s.io", "NetworkPolicy") => Rules { default: network::default_network_policy, ..base },
+        ("networking.k8s.io", "IngressClass") => Rules { default: network::default_ingress_class, ..base },
+        ("", "ConfigMap") => Rules {
+            validate: config::validate_config_map,
+            validate_update: config::update_config_map,
+            ..base
+        },
+        ("", "Secret") => Rules {
+            default: config::default_secret,
+            validate: config::validate_secret,
+            validate_update: config::update_secret,
+            ..base
+        },
+        ("", "Namespace") => Rules {
+            name: names::dns1123_label,
+            default: config::default_namespace,
+            create: config::create_namespace,
+            update: config::update_namespace,
+            status: || Some(json!({"phase": "Active"})),
+            ..base
+        },
+        ("", "Node") => Rules {
+            default: config::default_node,
+            create: config::create_node,
+            validate: config::validate_node,
+            validate_update: config::update_node,
+            status_keeps_meta: true,
+            status_on_create: true,
+            ..base
+        },
+        ("", "LimitRange") => Rules { default: config::default_limit_range, ..base },
+        ("", "ResourceQuota") => Rules { status: || Some(json!({})), ..base },
+        ("policy", "PodDisruptionBudget") => Rules {
+            validate: config::validate_pdb,
+            status: || {
+                Some(json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}))
+            },
+            ..base
+        },
+        ("autoscaling", "HorizontalPodAutoscaler") => Rules {
+            default: config::default_hpa,
+            validate: config::validate_hpa,
+            status: || Some(json!({"desiredReplicas": 0})),
+            ..base
+        },
+        ("scheduling.k8s.io", "PriorityClass") => Rules {
+            default: config::default_priority_class,
+            validate_update: config::update_priority_class,
+            ..base
+        },
+        ("coordination.k8s.io", "Lease") => Rules { validate: config::validate_lease, ..base },
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
+            Rules { default: config::default_mutating_webhooks, ..base }
+        }
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
+            Rules { default: config::default_webhooks, ..base }
+        }
+        ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => Rules {
+            default: config::default_crd,
+            validate: config::validate_crd,
+            validate_update: config::update_crd,
+            status: || Some(json!({"conditions": null, "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": null})),
+            ..base
+        },
+        ("certificates.k8s.io", "CertificateSigningRequest") => Rules {
+            default: config::default_csr,
+            validate: config::validate_csr,
+            validate_update: config::update_csr,
+            status: || Some(json!({})),
+            ..base
+        },
+        ("", "PersistentVolume") => Rules {
+            default: storage::default_pv,
+            validate: storage::validate_pv,
+            validate_update: storage::update_pv,
+            status: || Some(json!({"phase": "Pending"})),
+            ..base
+        },
+        ("", "PersistentVolumeClaim") => Rules {
+            default: storage::default_pvc,
+            validate: storage::validate_pvc,
+            validate_update: storage::update_pvc,
+            status: || Some(json!({"phase": "Pending"})),
+            ..base
+        },
+        ("storage.k8s.io", "StorageClass") => Rules {
+            default: storage::default_storage_class,
+            validate: storage::validate_storage_class,
+            validate_update: storage::update_storage_class,
+            ..base
+        },
+        ("storage.k8s.io", "CSIDriver") => Rules { default: storage::default_csi_driver, ..base },
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => {
+            Rules { name: names::path_segment, validate: rbac::validate_role, ..base }
+        }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => Rules {
+            name: names::path_segment,
+            default: rbac::default_binding,
+            validate: rbac::validate_binding,
+            validate_update: rbac::update_binding,
+            ..base
+        },
+        _ => base,
+    }
 }
 
 /// Copies the containers' resources: all that a resize may change.
@@ -54,10 +239,4 @@ pub(super) fn copy_resources(to: &mut Value, from: &Value) {
             }
         }
     }
-}
-
-/// Warnings about valid objects.
-pub(super) fn warnings(_obj: &Value) -> Vec<String> {
-    let _ = json!({});
-    Vec::new()
 }

@@ -2,8 +2,16 @@
 //! creates and updates, validation. [`Generic`] is the one implementation; what
 //! is particular to a kind is a row of functions, [`Rules`].
 
+mod config;
 mod kinds;
 pub mod meta;
+mod network;
+mod pod;
+mod pod_spec;
+mod rbac;
+mod storage;
+mod util;
+mod workloads;
 
 use serde_json::Value;
 
@@ -55,6 +63,8 @@ pub struct Rules {
     pub generation: bool,
     /// A status update may change labels and annotations (nodes, pods).
     pub status_keeps_meta: bool,
+    /// A create may bring its status along (a kubelet registers its node so).
+    pub status_on_create: bool,
 }
 
 fn no_status() -> Option<Value> {
@@ -73,6 +83,7 @@ impl Rules {
         status: no_status,
         generation: false,
         status_keeps_meta: false,
+        status_on_create: false,
     };
 }
 
@@ -143,6 +154,7 @@ impl Strategy for Generic {
 
     fn prepare_create(&self, obj: &mut Value) {
         if self.has_status
+            && !self.rules.status_on_create
             && let Value::Object(map) = obj
         {
             map.remove("status");
@@ -154,6 +166,7 @@ impl Strategy for Generic {
         if self.rules.generation {
             meta.insert("generation".into(), 1.into());
         }
+        // Only versions with a status subresource have their status reset.
         if let Some(status) = (self.rules.status)()
             && let Value::Object(map) = obj
         {
@@ -261,6 +274,55 @@ impl Strategy for Generic {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        kinds::warnings(obj)
+        pod_spec::warnings(obj)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+    use serde_json::json;
+
+    #[test]
+    fn life_of_a_deployment() {
+        let r = Registry::builtin().find("apps", "v1", "deployments").unwrap();
+        let mut d = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "b"},
+            "status": {"replicas": 5}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+        r.strategy.default(&mut d);
+        r.strategy.prepare_create(&mut d);
+        assert_eq!(r.strategy.validate(&d), []);
+        assert_eq!((object::generation(&d), &d["status"]), (1, &json!({})));
+        object::set_uid(&mut d, "u");
+        // The status is kept by an update, the specification by a status update.
+        let mut n = d.clone();
+        n["spec"]["replicas"] = json!(3);
+        n["status"] = json!({"replicas": 9});
+        object::metadata_mut(&mut n).remove("uid");
+        r.strategy.prepare_update(&mut n, &d);
+        assert_eq!((object::generation(&n), &n["status"], object::uid(&n)), (2, &json!({}), "u"));
+        assert_eq!(r.strategy.validate_update(&n, &d), []);
+        let mut s = n.clone();
+        s["spec"]["replicas"] = json!(7);
+        s["status"] = json!({"replicas": 3});
+        r.strategy.prepare_subresource("status", &mut s, &n);
+        assert_eq!((&s["spec"]["replicas"], &s["status"]["replicas"], object::generation(&s)), (&json!(3), &json!(3), 2));
+        let mut bad = n.clone();
+        bad["spec"]["selector"]["matchLabels"] = json!({"a": "c"});
+        bad["spec"]["template"]["metadata"]["labels"] = json!({"a": "c"});
+        let e = r.strategy.validate_update(&bad, &n);
+        assert_eq!(e[0].to_string(), r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#);
+    }
+
+    #[test]
+    fn every_kind_accepts_its_defaults_twice() {
+        for r in Registry::builtin().iter() {
+            let mut v = json!({"apiVersion": r.api_version(), "kind": r.kind.as_ref(), "metadata": {"name": "a"}, "spec": {}});
+            r.strategy.default(&mut v);
+            let once = v.clone();
+            r.strategy.default(&mut v);
+            assert_eq!(v, once, "{}", r.kind);
+        }
     }
 }

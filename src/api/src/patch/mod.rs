@@ -1,0 +1,109 @@
+//! The three client-side patches: JSON patch (RFC 6902), merge patch (RFC 7396)
+//! and Kubernetes' strategic merge patch.
+
+mod strategic;
+
+use serde_json::Value;
+
+use crate::status::Status;
+
+pub use strategic::strategic_merge_patch;
+
+/// More operations than this are refused, as upstream.
+const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
+/// Patches nested deeper than this are refused.
+const MAX_DEPTH: usize = 256;
+
+/// Applies a JSON patch.
+pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
+    let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(patch)
+        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    if operations.len() > MAX_JSON_PATCH_OPERATIONS {
+        return Err(Status::request_entity_too_large(format!(
+            "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
+            operations.len()
+        )));
+    }
+    let mut out = current.clone();
+    match json_patch::patch(&mut out, &operations) {
+        Ok(()) => Ok(out),
+        Err(e) => {
+            let index = e.operation;
+            let test = matches!(operations.get(index), Some(json_patch::PatchOperation::Test(_)));
+            let what = if test {
+                format!("testing value {} failed", e.path)
+            } else {
+                format!("operation {index} at {}: {}", e.path, e.kind)
+            };
+            // A patch that does not fit the object is unprocessable, as upstream answers.
+            Err(Status::plain(422, "Invalid", format!("the server rejected our request due to an error in our request: {what}")))
+        }
+    }
+}
+
+/// Applies a merge patch.
+pub fn merge_patch(current: &Value, patch: &Value) -> Result<Value, Status> {
+    let mut out = current.clone();
+    merge_into(&mut out, patch, 0)?;
+    Ok(out)
+}
+
+fn merge_into(target: &mut Value, patch: &Value, depth: usize) -> Result<(), Status> {
+    if depth > MAX_DEPTH {
+        return Err(Status::bad_request("patch is nested too deeply"));
+    }
+    let Value::Object(changes) = patch else {
+        *target = patch.clone();
+        return Ok(());
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(map) = target else { return Ok(()) };
+    for (key, change) in changes {
+        if change.is_null() {
+            map.remove(key);
+        } else {
+            merge_into(map.entry(key.as_str()).or_insert(Value::Null), change, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn json_patches() {
+        let v = json!({"a": 1, "l": [1, 2]});
+        let ok = json_patch(&v, br#"[{"op":"replace","path":"/a","value":2},{"op":"add","path":"/l/-","value":3}]"#);
+        assert_eq!(ok.unwrap(), json!({"a": 2, "l": [1, 2, 3]}));
+        assert_eq!(json_patch(&v, br#"[{"op":"test","path":"/a","value":2}]"#).unwrap_err().code, 422);
+        assert_eq!(json_patch(&v, br#"[{"op":"remove","path":"/nope"}]"#).unwrap_err().code, 422);
+        assert_eq!(json_patch(&v, b"{}").unwrap_err().code, 400);
+        let many = format!("[{}]", vec![r#"{"op":"test","path":"/a","value":1}"#; 10_001].join(","));
+        assert_eq!(json_patch(&v, many.as_bytes()).unwrap_err().code, 413);
+    }
+
+    #[test]
+    fn merge_patches() {
+        // The examples of RFC 7396, appendix A.
+        let cases = [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
+            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
+            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+        ];
+        for (current, patch, want) in cases {
+            let got = merge_patch(&current, &patch).unwrap();
+            assert_eq!(got, want);
+            // Applying it again changes nothing.
+            assert_eq!(merge_patch(&got, &patch).unwrap(), want);
+        }
+    }
+}

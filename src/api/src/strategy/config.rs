@@ -1,0 +1,458 @@
+//! Configuration kinds: ConfigMap, Secret, Namespace, Node, quotas, disruption
+//! budgets, autoscalers, priorities, leases, webhooks, CRDs and certificates.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+
+use super::meta::immutable;
+use super::util::{each, list, non_negative, one_of, put, put_str, spec, text};
+use crate::field::{FieldError, key};
+use crate::names;
+use crate::object;
+
+const MAX_DATA: usize = 1024 * 1024;
+
+fn data_keys(obj: &Value, fields: [&str; 2], errors: &mut Vec<FieldError>) -> usize {
+    let mut total = 0;
+    for f in fields {
+        for (k, v) in obj.get(f).and_then(Value::as_object).into_iter().flatten() {
+            let at = key(f, k);
+            errors.extend(names::config_key(k).into_iter().map(|m| FieldError::invalid(at.as_str(), k.as_str(), m)));
+            let len = v.as_str().map_or(0, str::len);
+            // `data` of a Secret and `binaryData` count decoded.
+            let encoded = f == "binaryData" || object::kind(obj) == "Secret";
+            total += if encoded { len / 4 * 3 } else { len };
+        }
+    }
+    total
+}
+
+pub(super) fn validate_config_map(obj: &Value, errors: &mut Vec<FieldError>) {
+    let total = data_keys(obj, ["data", "binaryData"], errors);
+    for k in obj.get("data").and_then(Value::as_object).into_iter().flatten().map(|(k, _)| k) {
+        if obj["binaryData"].get(k).is_some() {
+            errors.push(FieldError::invalid(key("data", k), k.as_str(), format!("duplicate of key present in binaryData: {k:?}")));
+        }
+    }
+    if total > MAX_DATA {
+        errors.push(FieldError::too_long("", MAX_DATA as u64));
+    }
+}
+
+fn immutable_data(new: &Value, old: &Value, fields: &[&str], errors: &mut Vec<FieldError>) {
+    if old.get("immutable").and_then(Value::as_bool) != Some(true) {
+        return;
+    }
+    if new.get("immutable").and_then(Value::as_bool) != Some(true) {
+        errors.push(FieldError::forbidden("immutable", "field is immutable when `immutable` is set"));
+    }
+    for f in fields.iter().filter(|f| new.get(**f) != old.get(**f)) {
+        errors.push(FieldError::forbidden(*f, "field is immutable when `immutable` is set"));
+    }
+}
+
+pub(super) fn update_config_map(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable_data(new, old, &["data", "binaryData"], errors);
+}
+
+pub(super) fn default_secret(obj: &mut Value) {
+    let Some(m) = obj.as_object_mut() else { return };
+    put_str(m, "type", "Opaque");
+    // stringData is write-only: it is merged into data.
+    if let Some(Value::Object(strings)) = m.remove("stringData") {
+        let data = object::object_entry(m, "data");
+        for (k, v) in strings {
+            data.insert(k, STANDARD.encode(v.as_str().unwrap_or_default()).into());
+        }
+    }
+}
+
+pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
+    if data_keys(obj, ["data", "-"], errors) > MAX_DATA {
+        errors.push(FieldError::too_long("data", MAX_DATA as u64));
+    }
+    let needs: &[&str] = match text(obj, "type") {
+        "kubernetes.io/dockercfg" => &[".dockercfg"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        "kubernetes.io/service-account-token" => {
+            if object::annotation(obj, "kubernetes.io/service-account.name").unwrap_or_default().is_empty() {
+                errors.push(FieldError::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
+            }
+            &[]
+        }
+        _ => &[],
+    };
+    for n in needs {
+        let Some(v) = obj["data"].get(*n).and_then(Value::as_str) else {
+            errors.push(FieldError::required(key("data", n), ""));
+            continue;
+        };
+        if n.starts_with(".docker")
+            && !STANDARD.decode(v).is_ok_and(|b| serde_json::from_slice::<Map<String, Value>>(&b).is_ok())
+        {
+            errors.push(FieldError::invalid(key("data", n), "<secret contents redacted>", "invalid JSON"));
+        }
+    }
+}
+
+pub(super) fn update_secret(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable(new, old, "/type", errors);
+    immutable_data(new, old, &["data"], errors);
+}
+
+pub(super) fn default_namespace(obj: &mut Value) {
+    let name = object::name(obj).to_string();
+    if !name.is_empty() {
+        object::set_label(obj, "kubernetes.io/metadata.name", &name);
+    }
+}
+
+pub(super) fn create_namespace(obj: &mut Value) {
+    let has = list(&obj["spec"], "finalizers").iter().any(|f| f == "kubernetes");
+    if !has && let Some(m) = obj.as_object_mut() {
+        let finalizers = object::object_entry(m, "spec").entry("finalizers").or_insert_with(|| json!([]));
+        if let Some(a) = finalizers.as_array_mut() {
+            a.push("kubernetes".into());
+        }
+    }
+}
+
+/// Finalizers change only through `finalize`.
+pub(super) fn update_namespace(obj: &mut Value, old: &Value) {
+    if let Some(m) = obj.as_object_mut() {
+        match old.get("spec") {
+            Some(s) => drop(m.insert("spec".into(), s.clone())),
+            None => drop(m.remove("spec")),
+        }
+    }
+}
+
+pub(super) fn default_node(obj: &mut Value) {
+    if let Some(m) = obj.as_object_mut() {
+        object::object_entry(m, "spec");
+    }
+    if let Some(s) = obj.get_mut("status").and_then(Value::as_object_mut)
+        && let Some(capacity) = s.get("capacity").cloned()
+    {
+        put(s, "allocatable", capacity);
+    }
+}
+
+/// Nodes are created with their status left out and the legacy pod CIDR mirrored.
+pub(super) fn create_node(obj: &mut Value) {
+    let Some(s) = spec(obj) else { return };
+    match (s.get("podCIDR").cloned(), s.get("podCIDRs").cloned()) {
+        (Some(one), None) => drop(s.insert("podCIDRs".into(), Value::Array(vec![one]))),
+        (None, Some(Value::Array(many))) if !many.is_empty() => drop(s.insert("podCIDR".into(), many[0].clone())),
+        _ => {}
+    }
+}
+
+pub(super) fn validate_node(obj: &Value, errors: &mut Vec<FieldError>) {
+    let mut seen = std::collections::HashSet::new();
+    for (i, t) in list(&obj["spec"], "taints").iter().enumerate() {
+        let at = format!("spec.taints[{i}]");
+        let (k, v) = (text(t, "key"), text(t, "value"));
+        errors.extend(names::qualified_name(k).into_iter().map(|m| FieldError::invalid(format!("{at}.key"), k, m)));
+        errors.extend(names::label_value(v).into_iter().map(|m| FieldError::invalid(format!("{at}.value"), v, m)));
+        one_of(t, "effect", &at, &["NoExecute", "NoSchedule", "PreferNoSchedule"], errors);
+        if !seen.insert((k, text(t, "effect"))) {
+            errors.push(FieldError::duplicate(at, t.clone()));
+        }
+    }
+}
+
+pub(super) fn update_node(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    for f in ["podCIDR", "providerID"] {
+        let before = text(&old["spec"], f);
+        if !before.is_empty() && text(&new["spec"], f) != before {
+            errors.push(FieldError::forbidden(format!("spec.{f}"), "node updates may not change it except from \"\" to valid"));
+        }
+    }
+}
+
+pub(super) fn default_limit_range(obj: &mut Value) {
+    let Some(s) = spec(obj) else { return };
+    for item in each(s, "limits") {
+        if item.get("type").and_then(Value::as_str) != Some("Container") {
+            continue;
+        }
+        // default falls back to max, defaultRequest to default and then to min.
+        for (to, from) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
+            let Some(Value::Object(source)) = item.get(from).cloned() else { continue };
+            let target = object::object_entry(item, to);
+            for (k, v) in source {
+                target.entry(k).or_insert(v);
+            }
+        }
+    }
+}
+
+pub(super) fn validate_pdb(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    if s.get("minAvailable").is_some() && s.get("maxUnavailable").is_some() {
+        errors.push(FieldError::invalid("spec", s.clone(), "minAvailable and maxUnavailable cannot be both set"));
+    }
+    non_negative(obj, "/spec/minAvailable", errors);
+    non_negative(obj, "/spec/maxUnavailable", errors);
+    one_of(s, "unhealthyPodEvictionPolicy", "spec", &["AlwaysAllow", "IfHealthyBudget"], errors);
+}
+
+pub(super) fn default_hpa(obj: &mut Value) {
+    let v1 = object::api_version(obj) == "autoscaling/v1";
+    let Some(s) = spec(obj) else { return };
+    put(s, "minReplicas", 1);
+    if v1 {
+        return;
+    }
+    if s.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        s.insert(
+            "metrics".into(),
+            json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]),
+        );
+    }
+    let Some(b) = s.get_mut("behavior").and_then(Value::as_object_mut) else { return };
+    let up = json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]);
+    let down = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
+    for (direction, policies) in [("scaleUp", up), ("scaleDown", down)] {
+        let r = object::object_entry(b, direction);
+        if direction == "scaleUp" {
+            put(r, "stabilizationWindowSeconds", 0);
+        }
+        put_str(r, "selectPolicy", "Max");
+        put(r, "policies", policies);
+    }
+}
+
+pub(super) fn validate_hpa(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    let max = s.get("maxReplicas").and_then(Value::as_i64).unwrap_or(0);
+    let min = s.get("minReplicas").and_then(Value::as_i64).unwrap_or(1);
+    if min < 1 {
+        errors.push(FieldError::invalid("spec.minReplicas", min, "must be greater than or equal to 1"));
+    }
+    if max < 1 {
+        errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
+    } else if max < min {
+        errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`"));
+    }
+}
+
+pub(super) fn default_priority_class(obj: &mut Value) {
+    if let Some(m) = obj.as_object_mut() {
+        put_str(m, "preemptionPolicy", "PreemptLowerPriority");
+    }
+}
+
+pub(super) fn update_priority_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    for f in ["value", "preemptionPolicy"] {
+        if new.get(f) != old.get(f) {
+            errors.push(FieldError::forbidden(f, "may not be changed in an update."));
+        }
+    }
+}
+
+pub(super) fn validate_lease(obj: &Value, errors: &mut Vec<FieldError>) {
+    if let Some(n) = object::get(obj, "/spec/leaseDurationSeconds").as_i64().filter(|n| *n <= 0) {
+        errors.push(FieldError::invalid("spec.leaseDurationSeconds", n, "must be greater than 0"));
+    }
+    non_negative(obj, "/spec/leaseTransitions", errors);
+}
+
+fn webhooks(obj: &mut Value, mutating: bool) {
+    let Some(m) = obj.as_object_mut() else { return };
+    for w in each(m, "webhooks") {
+        put_str(w, "failurePolicy", "Fail");
+        put_str(w, "matchPolicy", "Equivalent");
+        put(w, "namespaceSelector", json!({}));
+        put(w, "objectSelector", json!({}));
+        put(w, "timeoutSeconds", 10);
+        if mutating {
+            put_str(w, "reinvocationPolicy", "Never");
+        }
+        for r in each(w, "rules") {
+            put_str(r, "scope", "*");
+        }
+        if let Some(s) = w.get_mut("clientConfig").and_then(|c| c.get_mut("service")).and_then(Value::as_object_mut) {
+            put(s, "port", 443);
+        }
+    }
+}
+
+pub(super) fn default_webhooks(obj: &mut Value) {
+    webhooks(obj, false);
+}
+
+pub(super) fn default_mutating_webhooks(obj: &mut Value) {
+    webhooks(obj, true);
+}
+
+pub(super) fn default_admission_policy(obj: &mut Value) {
+    let binding = object::kind(obj).ends_with("Binding");
+    let mutating = object::kind(obj).starts_with("Mutating");
+    let Some(s) = spec(obj) else { return };
+    if !binding {
+        put_str(s, "failurePolicy", "Fail");
+        if mutating {
+            put_str(s, "reinvocationPolicy", "Never");
+        }
+    }
+    let field = if binding { "matchResources" } else { "matchConstraints" };
+    if let Some(c) = s.get_mut(field).and_then(Value::as_object_mut) {
+        put_str(c, "matchPolicy", "Equivalent");
+        put(c, "namespaceSelector", json!({}));
+        put(c, "objectSelector", json!({}));
+        for list in ["resourceRules", "excludeResourceRules"] {
+            for r in each(c, list) {
+                put_str(r, "scope", "*");
+            }
+        }
+    }
+}
+
+pub(super) fn default_crd(obj: &mut Value) {
+    let Some(s) = spec(obj) else { return };
+    let names = object::object_entry(s, "names");
+    if let Some(kind) = names.get("kind").and_then(Value::as_str).map(str::to_string) {
+        put_str(names, "singular", &kind.to_lowercase());
+        put_str(names, "listKind", &format!("{kind}List"));
+    }
+    let conversion = object::object_entry(s, "conversion");
+    put_str(conversion, "strategy", "None");
+    if let Some(service) = conversion
+        .get_mut("webhook")
+        .and_then(|w| w.get_mut("clientConfig"))
+        .and_then(|c| c.get_mut("service"))
+        .and_then(Value::as_object_mut)
+    {
+        put(service, "port", 443);
+    }
+}
+
+pub(super) fn validate_crd(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    let (group, plural) = (text(s, "group"), text(&s["names"], "plural"));
+    let want = format!("{plural}.{group}");
+    if object::name(obj) != want {
+        errors.push(FieldError::invalid("metadata.name", object::name(obj), "must be spec.names.plural+\".\"+spec.group"));
+    }
+    if group.split('.').count() < 2 {
+        errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
+    }
+    one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
+    one_of(&s["conversion"], "strategy", "spec.conversion", &["None", "Webhook"], errors);
+    errors.extend(names::dns1035_label(plural).into_iter().map(|m| FieldError::invalid("spec.names.plural", plural, m)));
+    let versions = list(s, "versions");
+    let mut seen = std::collections::HashSet::new();
+    let mut stored = 0;
+    for (i, v) in versions.iter().enumerate() {
+        let at = format!("spec.versions[{i}]");
+        let name = text(v, "name");
+        errors.extend(names::dns1035_label(name).into_iter().map(|m| FieldError::invalid(format!("{at}.name"), name, m)));
+        if !seen.insert(name) {
+            errors.push(FieldError::invalid(format!("{at}.name"), name, "must be unique"));
+        }
+        stored += usize::from(v.get("storage").and_then(Value::as_bool) == Some(true));
+        let schema = object::get(v, "/schema/openAPIV3Schema");
+        if schema.is_null() {
+            errors.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
+        } else if let Err(e) = crate::schema::SchemaRef::from_openapi(schema) {
+            errors.push(FieldError::invalid(format!("{at}.schema.openAPIV3Schema"), Value::Null, e.to_string()));
+        } else if text(schema, "type") != "object" {
+            errors.push(FieldError::invalid(
+                format!("{at}.schema.openAPIV3Schema.type"),
+                text(schema, "type"),
+                "must be object at the root",
+            ));
+        }
+    }
+    if stored != 1 {
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            Value::Array(versions.to_vec()),
+            "must have exactly one version marked as storage version",
+        ));
+    }
+}
+
+pub(super) fn update_crd(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable(new, old, "/spec/group", errors);
+    immutable(new, old, "/spec/scope", errors);
+    immutable(new, old, "/spec/names/plural", errors);
+    immutable(new, old, "/spec/names/kind", errors);
+}
+
+pub(super) fn default_csr(obj: &mut Value) {
+    if let Some(s) = spec(obj) {
+        put(s, "usages", json!(["digital signature", "key encipherment"]));
+    }
+}
+
+pub(super) fn validate_csr(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    let pem = STANDARD.decode(text(s, "request")).unwrap_or_default();
+    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
+        errors.push(FieldError::invalid("spec.request", text(s, "request"), "PEM block type must be CERTIFICATE REQUEST"));
+    }
+    if list(s, "usages").is_empty() {
+        errors.push(FieldError::required("spec.usages", "usages must be provided"));
+    }
+    let signer = text(s, "signerName");
+    if !signer.contains('/') && s.get("signerName").is_some() {
+        errors.push(FieldError::invalid("spec.signerName", signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'"));
+    }
+    if let Some(n) = s.get("expirationSeconds").and_then(Value::as_i64).filter(|n| *n < 600) {
+        errors.push(FieldError::invalid("spec.expirationSeconds", n, "may not specify a duration less than 600 seconds (10 minutes)"));
+    }
+}
+
+pub(super) fn update_csr(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable(new, old, "/spec", errors);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(v: &Value, f: fn(&Value, &mut Vec<FieldError>)) -> Vec<String> {
+        let mut e = Vec::new();
+        f(v, &mut e);
+        e.iter().map(|e| e.path.clone()).collect()
+    }
+
+    #[test]
+    fn secrets_and_config_maps() {
+        let mut s = json!({"kind": "Secret", "stringData": {"a": "b"}, "data": {"a": "eA=="}});
+        default_secret(&mut s);
+        assert_eq!(s, json!({"kind": "Secret", "type": "Opaque", "data": {"a": "Yg=="}}));
+        assert!(errors(&s, validate_secret).is_empty());
+        s["type"] = json!("kubernetes.io/tls");
+        assert_eq!(errors(&s, validate_secret), ["data[tls.crt]", "data[tls.key]"]);
+        let c = json!({"kind": "ConfigMap", "data": {"a b": "x", "big": "x".repeat(MAX_DATA)}});
+        assert_eq!(errors(&c, validate_config_map), ["data[a b]", ""]);
+    }
+
+    #[test]
+    fn namespaces() {
+        let mut n = json!({"metadata": {"name": "x"}});
+        default_namespace(&mut n);
+        create_namespace(&mut n);
+        assert_eq!(n, json!({"metadata": {"name": "x", "labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {"finalizers": ["kubernetes"]}}));
+    }
+
+    #[test]
+    fn definitions() {
+        let mut c = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "things", "kind": "Thing"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+        default_crd(&mut c);
+        assert_eq!(c["spec"]["names"]["listKind"], "ThingList");
+        assert!(errors(&c, validate_crd).is_empty());
+        c["metadata"]["name"] = json!("x");
+        c["spec"]["versions"][0]["storage"] = json!(false);
+        assert_eq!(errors(&c, validate_crd), ["metadata.name", "spec.versions"]);
+    }
+}
