@@ -30,7 +30,8 @@ pub fn apply(
     let mut entries = decode_entries(object::managed_fields(base)).unwrap_or_default();
     if live.is_some() && entries.is_empty() && object::managed_fields(base).is_empty() {
         // Written before anyone was tracked: that ownership gets a name.
-        let mut before = Entry { manager: "before-first-apply".into(), ..new_entry(manager, Operation::Update) };
+        let mut before =
+            Entry { manager: "before-first-apply".into(), ..new_entry(manager, Operation::Update) };
         before.subresource = String::new();
         let mut all = Changes::default();
         super::walk::added(schema, base, &mut all);

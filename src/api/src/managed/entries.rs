@@ -166,7 +166,8 @@ fn cap(entries: &mut Vec<Entry>) {
     let updates = entries.iter().filter(|e| e.operation == Operation::Update).count();
     let mut excess = updates.saturating_sub(MAX_UPDATE_ENTRIES);
     while excess > 0 {
-        let mut old = entries.iter().enumerate().filter(|(_, e)| e.operation == Operation::Update).map(|(i, _)| i);
+        let mut old =
+            entries.iter().enumerate().filter(|(_, e)| e.operation == Operation::Update).map(|(i, _)| i);
         let (Some(a), Some(b)) = (old.next(), old.next()) else { return };
         let Some(j) = (b..entries.len()).find(|j| {
             entries[*j].operation == Operation::Update

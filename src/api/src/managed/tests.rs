@@ -38,7 +38,10 @@ fn create_and_update_record_changes() {
     track_update(&s, None, &mut a, &manager("one", "t1"));
     assert_eq!(
         owners(&a),
-        [("one".to_string(), json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}, "f:metadata": {"f:labels": {".": {}, "f:l": {}}}}))]
+        [(
+            "one".to_string(),
+            json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}, "f:metadata": {"f:labels": {".": {}, "f:l": {}}}})
+        )]
     );
     let mut b = a.clone();
     b["data"] = json!({"x": "9", "z": "3"});
@@ -107,8 +110,16 @@ fn conflicts_name_the_owner() {
 fn lists_by_key_and_atomic() {
     let s = schema("Pod");
     let pod = |c: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": c}});
-    let live = apply(&s, None, &pod(json!([{"name": "a", "image": "1", "args": ["x"]}])), &manager("m", "t1"), false).unwrap();
-    let live = apply(&s, Some(&live), &pod(json!([{"name": "b", "image": "2"}])), &manager("n", "t2"), false).unwrap();
+    let live = apply(
+        &s,
+        None,
+        &pod(json!([{"name": "a", "image": "1", "args": ["x"]}])),
+        &manager("m", "t1"),
+        false,
+    )
+    .unwrap();
+    let live = apply(&s, Some(&live), &pod(json!([{"name": "b", "image": "2"}])), &manager("n", "t2"), false)
+        .unwrap();
     assert_eq!(
         live["spec"]["containers"],
         json!([{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}])
@@ -117,7 +128,8 @@ fn lists_by_key_and_atomic() {
         owners(&live)[0].1,
         json!({"f:spec": {"f:containers": {"k:{\"name\":\"a\"}": {".": {}, "f:args": {}, "f:image": {}, "f:name": {}}}}})
     );
-    let live = apply(&s, Some(&live), &pod(json!([{"name": "a", "image": "1"}])), &manager("m", "t3"), false).unwrap();
+    let live = apply(&s, Some(&live), &pod(json!([{"name": "a", "image": "1"}])), &manager("m", "t3"), false)
+        .unwrap();
     assert_eq!(live["spec"]["containers"][0], json!({"name": "a", "image": "1"}));
     let live = apply(&s, Some(&live), &pod(json!([])), &manager("m", "t4"), false).unwrap();
     assert_eq!(live["spec"]["containers"], json!([{"name": "b", "image": "2"}]));

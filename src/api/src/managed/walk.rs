@@ -8,13 +8,30 @@ use crate::schema::{Cursor, ListType, SchemaRef, Shape};
 
 /// Metadata that nobody owns (managedfields' stripmeta).
 const UNOWNED_META: [&str; 10] = [
-    "name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields",
-    "resourceVersion", "deletionTimestamp",
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "clusterName",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+    "deletionTimestamp",
 ];
 
 /// Structs that Go always writes: a create never owns the field itself.
-const ALWAYS_PRESENT: [&str; 9] =
-    ["metadata", "spec", "status", "template", "strategy", "updateStrategy", "jobTemplate", "containers", "selector"];
+const ALWAYS_PRESENT: [&str; 9] = [
+    "metadata",
+    "spec",
+    "status",
+    "template",
+    "strategy",
+    "updateStrategy",
+    "jobTemplate",
+    "containers",
+    "selector",
+];
 
 type At<'a> = Option<Cursor<'a>>;
 
@@ -164,9 +181,11 @@ pub(super) fn added(schema: &SchemaRef, v: &Value, changes: &mut Changes) {
 pub fn compare(schema: &SchemaRef, old: &Value, new: &Value, changes: &mut Changes) {
     let mut d = Diff { added: vec![], modified: vec![], removed: vec![], path: vec![] };
     d.walk(Some(schema.cursor()), old, new);
-    for (list, set) in
-        [(d.added, &mut changes.added), (d.modified, &mut changes.modified), (d.removed, &mut changes.removed)]
-    {
+    for (list, set) in [
+        (d.added, &mut changes.added),
+        (d.modified, &mut changes.modified),
+        (d.removed, &mut changes.removed),
+    ] {
         for (path, below) in list {
             let mut at = &mut *set;
             for e in &path {

@@ -36,7 +36,11 @@ pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
                 format!("operation {index} at {}: {}", e.path, e.kind)
             };
             // A patch that does not fit the object is unprocessable, as upstream answers.
-            Err(Status::plain(422, "Invalid", format!("the server rejected our request due to an error in our request: {what}")))
+            Err(Status::plain(
+                422,
+                "Invalid",
+                format!("the server rejected our request due to an error in our request: {what}"),
+            ))
         }
     }
 }
@@ -78,7 +82,10 @@ mod tests {
     #[test]
     fn json_patches() {
         let v = json!({"a": 1, "l": [1, 2]});
-        let ok = json_patch(&v, br#"[{"op":"replace","path":"/a","value":2},{"op":"add","path":"/l/-","value":3}]"#);
+        let ok = json_patch(
+            &v,
+            br#"[{"op":"replace","path":"/a","value":2},{"op":"add","path":"/l/-","value":3}]"#,
+        );
         assert_eq!(ok.unwrap(), json!({"a": 2, "l": [1, 2, 3]}));
         assert_eq!(json_patch(&v, br#"[{"op":"test","path":"/a","value":2}]"#).unwrap_err().code, 422);
         assert_eq!(json_patch(&v, br#"[{"op":"remove","path":"/nope"}]"#).unwrap_err().code, 422);

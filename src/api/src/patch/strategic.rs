@@ -44,7 +44,9 @@ fn merge_map(
         Some(Some("replace")) => return plain(patch),
         Some(Some("delete")) => return Ok(Map::new()),
         Some(Some("merge")) | None => {}
-        other => return Err(bad(format!("invalid value for $patch: {}", other.flatten().unwrap_or("no string")))),
+        other => {
+            return Err(bad(format!("invalid value for $patch: {}", other.flatten().unwrap_or("no string"))));
+        }
     }
     if let Some(keep) = patch.get(RETAIN) {
         let Value::Array(keys) = keep else { return Err(bad("$retainKeys must be a list".to_string())) };
@@ -156,8 +158,8 @@ fn merge_list(
 ) -> Result<Vec<Value>, Status> {
     let item = at.and_then(|a| a.item());
     let key = field.and_then(|f| f.merge_key.as_deref());
-    let of_objects =
-        item.map_or_else(|| key.is_some(), |i| matches!(i.node.shape, Shape::Object | Shape::Map | Shape::Any));
+    let of_objects = item
+        .map_or_else(|| key.is_some(), |i| matches!(i.node.shape, Shape::Object | Shape::Map | Shape::Any));
     let Some(key) = key.filter(|_| of_objects) else {
         // A set of scalars: what is new is appended.
         let mut out = original;
@@ -176,7 +178,9 @@ fn merge_list(
     }
     let mut out = original;
     for p in patch {
-        let Value::Object(change) = p else { return Err(bad(format!("a list merged by {key} has an item that is no object"))) };
+        let Value::Object(change) = p else {
+            return Err(bad(format!("a list merged by {key} has an item that is no object")));
+        };
         let Some(id) = change.get(key) else {
             return Err(bad(format!("map: {p} does not contain declared merge key: {key}")));
         };
@@ -250,25 +254,24 @@ mod tests {
 
     #[test]
     fn lists_merge_by_key() {
-        let current = pod(json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}]));
+        let current =
+            pod(json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}]));
         let cases = [
             (
                 pod(json!([{"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}]}])),
-                pod(json!([{"name": "a", "image": "2", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
-                    {"name": "b"}])),
+                pod(
+                    json!([{"name": "a", "image": "2", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
+                    {"name": "b"}]),
+                ),
             ),
-            (
-                pod(json!([{"name": "a", "$patch": "delete"}])),
-                pod(json!([{"name": "b"}])),
-            ),
+            (pod(json!([{"name": "a", "$patch": "delete"}])), pod(json!([{"name": "b"}]))),
             (
                 pod(json!([{"name": "c"}])),
-                pod(json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}, {"name": "c"}])),
+                pod(
+                    json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}, {"name": "c"}]),
+                ),
             ),
-            (
-                pod(json!([{"name": "c"}, {"$patch": "replace"}])),
-                pod(json!([{"name": "c"}])),
-            ),
+            (pod(json!([{"name": "c"}, {"$patch": "replace"}])), pod(json!([{"name": "c"}]))),
             (
                 json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}],
                     "containers": [{"name": "a", "env": null}]}}),

@@ -18,7 +18,9 @@ fn data_keys(obj: &Value, fields: [&str; 2], errors: &mut Vec<FieldError>) -> us
     for f in fields {
         for (k, v) in obj.get(f).and_then(Value::as_object).into_iter().flatten() {
             let at = key(f, k);
-            errors.extend(names::config_key(k).into_iter().map(|m| FieldError::invalid(at.as_str(), k.as_str(), m)));
+            errors.extend(
+                names::config_key(k).into_iter().map(|m| FieldError::invalid(at.as_str(), k.as_str(), m)),
+            );
             let len = v.as_str().map_or(0, str::len);
             // `data` of a Secret and `binaryData` count decoded.
             let encoded = f == "binaryData" || object::kind(obj) == "Secret";
@@ -32,7 +34,11 @@ pub(super) fn validate_config_map(obj: &Value, errors: &mut Vec<FieldError>) {
     let total = data_keys(obj, ["data", "binaryData"], errors);
     for k in obj.get("data").and_then(Value::as_object).into_iter().flatten().map(|(k, _)| k) {
         if obj["binaryData"].get(k).is_some() {
-            errors.push(FieldError::invalid(key("data", k), k.as_str(), format!("duplicate of key present in binaryData: {k:?}")));
+            errors.push(FieldError::invalid(
+                key("data", k),
+                k.as_str(),
+                format!("duplicate of key present in binaryData: {k:?}"),
+            ));
         }
     }
     if total > MAX_DATA {
@@ -79,7 +85,10 @@ pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
         "kubernetes.io/tls" => &["tls.crt", "tls.key"],
         "kubernetes.io/service-account-token" => {
             if object::annotation(obj, "kubernetes.io/service-account.name").unwrap_or_default().is_empty() {
-                errors.push(FieldError::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
+                errors.push(FieldError::required(
+                    "metadata.annotations[kubernetes.io/service-account.name]",
+                    "",
+                ));
             }
             &[]
         }
@@ -146,7 +155,9 @@ pub(super) fn create_node(obj: &mut Value) {
     let Some(s) = spec(obj) else { return };
     match (s.get("podCIDR").cloned(), s.get("podCIDRs").cloned()) {
         (Some(one), None) => drop(s.insert("podCIDRs".into(), Value::Array(vec![one]))),
-        (None, Some(Value::Array(many))) if !many.is_empty() => drop(s.insert("podCIDR".into(), many[0].clone())),
+        (None, Some(Value::Array(many))) if !many.is_empty() => {
+            drop(s.insert("podCIDR".into(), many[0].clone()))
+        }
         _ => {}
     }
 }
@@ -156,8 +167,12 @@ pub(super) fn validate_node(obj: &Value, errors: &mut Vec<FieldError>) {
     for (i, t) in list(&obj["spec"], "taints").iter().enumerate() {
         let at = format!("spec.taints[{i}]");
         let (k, v) = (text(t, "key"), text(t, "value"));
-        errors.extend(names::qualified_name(k).into_iter().map(|m| FieldError::invalid(format!("{at}.key"), k, m)));
-        errors.extend(names::label_value(v).into_iter().map(|m| FieldError::invalid(format!("{at}.value"), v, m)));
+        errors.extend(
+            names::qualified_name(k).into_iter().map(|m| FieldError::invalid(format!("{at}.key"), k, m)),
+        );
+        errors.extend(
+            names::label_value(v).into_iter().map(|m| FieldError::invalid(format!("{at}.value"), v, m)),
+        );
         one_of(t, "effect", &at, &["NoExecute", "NoSchedule", "PreferNoSchedule"], errors);
         if !seen.insert((k, text(t, "effect"))) {
             errors.push(FieldError::duplicate(at, t.clone()));
@@ -169,7 +184,10 @@ pub(super) fn update_node(new: &Value, old: &Value, errors: &mut Vec<FieldError>
     for f in ["podCIDR", "providerID"] {
         let before = text(&old["spec"], f);
         if !before.is_empty() && text(&new["spec"], f) != before {
-            errors.push(FieldError::forbidden(format!("spec.{f}"), "node updates may not change it except from \"\" to valid"));
+            errors.push(FieldError::forbidden(
+                format!("spec.{f}"),
+                "node updates may not change it except from \"\" to valid",
+            ));
         }
     }
 }
@@ -194,7 +212,11 @@ pub(super) fn default_limit_range(obj: &mut Value) {
 pub(super) fn validate_pdb(obj: &Value, errors: &mut Vec<FieldError>) {
     let s = &obj["spec"];
     if s.get("minAvailable").is_some() && s.get("maxUnavailable").is_some() {
-        errors.push(FieldError::invalid("spec", s.clone(), "minAvailable and maxUnavailable cannot be both set"));
+        errors.push(FieldError::invalid(
+            "spec",
+            s.clone(),
+            "minAvailable and maxUnavailable cannot be both set",
+        ));
     }
     non_negative(obj, "/spec/minAvailable", errors);
     non_negative(obj, "/spec/maxUnavailable", errors);
@@ -237,7 +259,11 @@ pub(super) fn validate_hpa(obj: &Value, errors: &mut Vec<FieldError>) {
     if max < 1 {
         errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
     } else if max < min {
-        errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`"));
+        errors.push(FieldError::invalid(
+            "spec.maxReplicas",
+            max,
+            "must be greater than or equal to `minReplicas`",
+        ));
     }
 }
 
@@ -276,7 +302,9 @@ fn webhooks(obj: &mut Value, mutating: bool) {
         for r in each(w, "rules") {
             put_str(r, "scope", "*");
         }
-        if let Some(s) = w.get_mut("clientConfig").and_then(|c| c.get_mut("service")).and_then(Value::as_object_mut) {
+        if let Some(s) =
+            w.get_mut("clientConfig").and_then(|c| c.get_mut("service")).and_then(Value::as_object_mut)
+        {
             put(s, "port", 443);
         }
     }
@@ -337,21 +365,31 @@ pub(super) fn validate_crd(obj: &Value, errors: &mut Vec<FieldError>) {
     let (group, plural) = (text(s, "group"), text(&s["names"], "plural"));
     let want = format!("{plural}.{group}");
     if object::name(obj) != want {
-        errors.push(FieldError::invalid("metadata.name", object::name(obj), "must be spec.names.plural+\".\"+spec.group"));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            object::name(obj),
+            "must be spec.names.plural+\".\"+spec.group",
+        ));
     }
     if group.split('.').count() < 2 {
         errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
     }
     one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
     one_of(&s["conversion"], "strategy", "spec.conversion", &["None", "Webhook"], errors);
-    errors.extend(names::dns1035_label(plural).into_iter().map(|m| FieldError::invalid("spec.names.plural", plural, m)));
+    errors.extend(
+        names::dns1035_label(plural).into_iter().map(|m| FieldError::invalid("spec.names.plural", plural, m)),
+    );
     let versions = list(s, "versions");
     let mut seen = std::collections::HashSet::new();
     let mut stored = 0;
     for (i, v) in versions.iter().enumerate() {
         let at = format!("spec.versions[{i}]");
         let name = text(v, "name");
-        errors.extend(names::dns1035_label(name).into_iter().map(|m| FieldError::invalid(format!("{at}.name"), name, m)));
+        errors.extend(
+            names::dns1035_label(name)
+                .into_iter()
+                .map(|m| FieldError::invalid(format!("{at}.name"), name, m)),
+        );
         if !seen.insert(name) {
             errors.push(FieldError::invalid(format!("{at}.name"), name, "must be unique"));
         }
@@ -360,7 +398,11 @@ pub(super) fn validate_crd(obj: &Value, errors: &mut Vec<FieldError>) {
         if schema.is_null() {
             errors.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
         } else if let Err(e) = crate::schema::SchemaRef::from_openapi(schema) {
-            errors.push(FieldError::invalid(format!("{at}.schema.openAPIV3Schema"), Value::Null, e.to_string()));
+            errors.push(FieldError::invalid(
+                format!("{at}.schema.openAPIV3Schema"),
+                Value::Null,
+                e.to_string(),
+            ));
         } else if text(schema, "type") != "object" {
             errors.push(FieldError::invalid(
                 format!("{at}.schema.openAPIV3Schema.type"),
@@ -395,17 +437,29 @@ pub(super) fn validate_csr(obj: &Value, errors: &mut Vec<FieldError>) {
     let s = &obj["spec"];
     let pem = STANDARD.decode(text(s, "request")).unwrap_or_default();
     if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
-        errors.push(FieldError::invalid("spec.request", text(s, "request"), "PEM block type must be CERTIFICATE REQUEST"));
+        errors.push(FieldError::invalid(
+            "spec.request",
+            text(s, "request"),
+            "PEM block type must be CERTIFICATE REQUEST",
+        ));
     }
     if list(s, "usages").is_empty() {
         errors.push(FieldError::required("spec.usages", "usages must be provided"));
     }
     let signer = text(s, "signerName");
     if !signer.contains('/') && s.get("signerName").is_some() {
-        errors.push(FieldError::invalid("spec.signerName", signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'"));
+        errors.push(FieldError::invalid(
+            "spec.signerName",
+            signer,
+            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ));
     }
     if let Some(n) = s.get("expirationSeconds").and_then(Value::as_i64).filter(|n| *n < 600) {
-        errors.push(FieldError::invalid("spec.expirationSeconds", n, "may not specify a duration less than 600 seconds (10 minutes)"));
+        errors.push(FieldError::invalid(
+            "spec.expirationSeconds",
+            n,
+            "may not specify a duration less than 600 seconds (10 minutes)",
+        ));
     }
 }
 
@@ -440,7 +494,10 @@ mod tests {
         let mut n = json!({"metadata": {"name": "x"}});
         default_namespace(&mut n);
         create_namespace(&mut n);
-        assert_eq!(n, json!({"metadata": {"name": "x", "labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {"finalizers": ["kubernetes"]}}));
+        assert_eq!(
+            n,
+            json!({"metadata": {"name": "x", "labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {"finalizers": ["kubernetes"]}})
+        );
     }
 
     #[test]

@@ -73,7 +73,9 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             validate: workloads::validate_daemon_set,
             validate_update: workloads::update_selector,
             status: || {
-                Some(json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0}))
+                Some(
+                    json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0}),
+                )
             },
             ..base
         },
@@ -153,7 +155,9 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         ("policy", "PodDisruptionBudget") => Rules {
             validate: config::validate_pdb,
             status: || {
-                Some(json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}))
+                Some(
+                    json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}),
+                )
             },
             ..base
         },
@@ -180,7 +184,11 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             default: config::default_crd,
             validate: config::validate_crd,
             validate_update: config::update_crd,
-            status: || Some(json!({"conditions": null, "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": null})),
+            status: || {
+                Some(
+                    json!({"conditions": null, "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": null}),
+                )
+            },
             ..base
         },
         ("certificates.k8s.io", "CertificateSigningRequest") => Rules {

@@ -307,12 +307,18 @@ mod tests {
         s["spec"]["replicas"] = json!(7);
         s["status"] = json!({"replicas": 3});
         r.strategy.prepare_subresource("status", &mut s, &n);
-        assert_eq!((&s["spec"]["replicas"], &s["status"]["replicas"], object::generation(&s)), (&json!(3), &json!(3), 2));
+        assert_eq!(
+            (&s["spec"]["replicas"], &s["status"]["replicas"], object::generation(&s)),
+            (&json!(3), &json!(3), 2)
+        );
         let mut bad = n.clone();
         bad["spec"]["selector"]["matchLabels"] = json!({"a": "c"});
         bad["spec"]["template"]["metadata"]["labels"] = json!({"a": "c"});
         let e = r.strategy.validate_update(&bad, &n);
-        assert_eq!(e[0].to_string(), r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#);
+        assert_eq!(
+            e[0].to_string(),
+            r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#
+        );
     }
 
     #[test]

@@ -61,21 +61,35 @@ pub(super) fn validate_service(obj: &Value, errors: &mut Vec<FieldError>) {
         if name.is_empty() && ports.len() > 1 {
             errors.push(FieldError::required(join(&at, "name"), ""));
         } else if !name.is_empty() {
-            errors.extend(names::dns1123_label(name).into_iter().map(|m| FieldError::invalid(join(&at, "name"), name, m)));
+            errors.extend(
+                names::dns1123_label(name)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(join(&at, "name"), name, m)),
+            );
             if !by_name.insert(name) {
                 errors.push(FieldError::duplicate(join(&at, "name"), name));
             }
         }
         let number = p.get("port").and_then(Value::as_i64).unwrap_or(0);
-        errors.extend(names::port_number(number).into_iter().map(|m| FieldError::invalid(join(&at, "port"), number, m)));
+        errors.extend(
+            names::port_number(number).into_iter().map(|m| FieldError::invalid(join(&at, "port"), number, m)),
+        );
         one_of(p, "protocol", &at, &["SCTP", "TCP", "UDP"], errors);
         match &p["targetPort"] {
             Value::Number(n) => {
                 let n = n.as_i64().unwrap_or(0);
-                errors.extend(names::port_number(n).into_iter().map(|m| FieldError::invalid(join(&at, "targetPort"), n, m)));
+                errors.extend(
+                    names::port_number(n)
+                        .into_iter()
+                        .map(|m| FieldError::invalid(join(&at, "targetPort"), n, m)),
+                );
             }
             Value::String(t) => {
-                errors.extend(names::port_name(t).into_iter().map(|m| FieldError::invalid(join(&at, "targetPort"), t.as_str(), m)));
+                errors.extend(
+                    names::port_name(t)
+                        .into_iter()
+                        .map(|m| FieldError::invalid(join(&at, "targetPort"), t.as_str(), m)),
+                );
             }
             _ => {}
         }
@@ -83,7 +97,10 @@ pub(super) fn validate_service(obj: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::duplicate(at.as_str(), p.clone()));
         }
         if p.get("nodePort").and_then(Value::as_i64).is_some_and(|n| n != 0) && kind == "ClusterIP" {
-            errors.push(FieldError::forbidden(join(&at, "nodePort"), "may not be used when `type` is 'ClusterIP'"));
+            errors.push(FieldError::forbidden(
+                join(&at, "nodePort"),
+                "may not be used when `type` is 'ClusterIP'",
+            ));
         }
     }
     super::meta::labels(&s["selector"], "spec.selector", errors);
@@ -92,7 +109,11 @@ pub(super) fn validate_service(obj: &Value, errors: &mut Vec<FieldError>) {
         if name.is_empty() {
             errors.push(FieldError::required("spec.externalName", ""));
         } else {
-            errors.extend(names::dns1123_subdomain(name).into_iter().map(|m| FieldError::invalid("spec.externalName", name, m)));
+            errors.extend(
+                names::dns1123_subdomain(name)
+                    .into_iter()
+                    .map(|m| FieldError::invalid("spec.externalName", name, m)),
+            );
         }
         if !matches!(text(s, "clusterIP"), "" | "None") {
             errors.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
@@ -136,7 +157,10 @@ pub(super) fn validate_endpoint_slice(obj: &Value, errors: &mut Vec<FieldError>)
     for (i, e) in endpoints.iter().enumerate() {
         let addresses = list(e, "addresses");
         if addresses.is_empty() {
-            errors.push(FieldError::required(format!("endpoints[{i}].addresses"), "must contain at least 1 address"));
+            errors.push(FieldError::required(
+                format!("endpoints[{i}].addresses"),
+                "must contain at least 1 address",
+            ));
         }
         for (j, a) in addresses.iter().enumerate() {
             let a = a.as_str().unwrap_or_default();
@@ -171,13 +195,21 @@ pub(super) fn validate_ingress(obj: &Value, errors: &mut Vec<FieldError>) {
     let s = &obj["spec"];
     let rules = list(s, "rules");
     if rules.is_empty() && !s.get("defaultBackend").is_some_and(Value::is_object) {
-        errors.push(FieldError::invalid("spec", Value::Array(rules.to_vec()), "either `defaultBackend` or `rules` must be specified"));
+        errors.push(FieldError::invalid(
+            "spec",
+            Value::Array(rules.to_vec()),
+            "either `defaultBackend` or `rules` must be specified",
+        ));
     }
     for (i, r) in rules.iter().enumerate() {
         let host = text(r, "host");
         let plain = host.strip_prefix("*.").unwrap_or(host);
         if !host.is_empty() {
-            errors.extend(names::dns1123_subdomain(plain).into_iter().map(|m| FieldError::invalid(format!("spec.rules[{i}].host"), host, m)));
+            errors.extend(
+                names::dns1123_subdomain(plain)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(format!("spec.rules[{i}].host"), host, m)),
+            );
         }
         for (j, p) in list(&r["http"], "paths").iter().enumerate() {
             let at = format!("spec.rules[{i}].http.paths[{j}]");

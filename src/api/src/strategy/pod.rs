@@ -203,10 +203,8 @@ fn default_volume(v: &mut Map<String, Value>) {
         put_str(s, "fsType", "xfs");
     });
     source("ephemeral", &|s| {
-        if let Some(spec) = s
-            .get_mut("volumeClaimTemplate")
-            .and_then(|t| t.get_mut("spec"))
-            .and_then(Value::as_object_mut)
+        if let Some(spec) =
+            s.get_mut("volumeClaimTemplate").and_then(|t| t.get_mut("spec")).and_then(Value::as_object_mut)
         {
             put_str(spec, "volumeMode", "Filesystem");
         }
@@ -295,7 +293,13 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
     }
     let negative = o.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|s| s < 0);
     let gates = list(o, "schedulingGates");
-    for field in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds", "ephemeralContainers"] {
+    for field in [
+        "activeDeadlineSeconds",
+        "tolerations",
+        "schedulingGates",
+        "terminationGracePeriodSeconds",
+        "ephemeralContainers",
+    ] {
         if field == "terminationGracePeriodSeconds"
             && !(negative && n.get(field).and_then(Value::as_i64) == Some(1))
         {
@@ -303,7 +307,10 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
         }
         // Gates may be removed, never added; a gated pod may also narrow its node selection.
         if field == "schedulingGates" && list(n, field).iter().any(|g| !gates.contains(g)) {
-            errors.push(FieldError::forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate"));
+            errors.push(FieldError::forbidden(
+                "spec.schedulingGates",
+                "only deletion is allowed, but found new scheduling gate",
+            ));
         }
         take_over(&mut allowed, o, field);
     }

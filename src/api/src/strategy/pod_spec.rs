@@ -79,7 +79,11 @@ fn validate_volumes(spec: &Value, path: &str, errors: &mut Vec<FieldError>) -> H
                 errors.push(FieldError::required(join(&at, "name"), ""));
             }
         } else {
-            errors.extend(names::dns1123_label(name).into_iter().map(|m| FieldError::invalid(join(&at, "name"), name, m)));
+            errors.extend(
+                names::dns1123_label(name)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(join(&at, "name"), name, m)),
+            );
             if !names_seen.insert(name.to_string()) {
                 errors.push(FieldError::duplicate(join(&at, "name"), name));
             }
@@ -99,7 +103,9 @@ fn validate_volumes(spec: &Value, path: &str, errors: &mut Vec<FieldError>) -> H
 fn validate_container(c: &Value, at: &str, volumes: &HashSet<String>, errors: &mut Vec<FieldError>) {
     let name = text(c, "name");
     if !name.is_empty() {
-        errors.extend(names::dns1123_label(name).into_iter().map(|m| FieldError::invalid(join(at, "name"), name, m)));
+        errors.extend(
+            names::dns1123_label(name).into_iter().map(|m| FieldError::invalid(join(at, "name"), name, m)),
+        );
     } else if c.get("name").is_some() {
         errors.push(FieldError::required(join(at, "name"), ""));
     }
@@ -107,7 +113,11 @@ fn validate_container(c: &Value, at: &str, volumes: &HashSet<String>, errors: &m
     if image.is_empty() {
         errors.push(FieldError::required(join(at, "image"), ""));
     } else if image.trim() != image {
-        errors.push(FieldError::invalid(join(at, "image"), image, "must not have leading or trailing whitespace"));
+        errors.push(FieldError::invalid(
+            join(at, "image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     one_of(c, "imagePullPolicy", at, &["Always", "IfNotPresent", "Never"], errors);
     one_of(c, "terminationMessagePolicy", at, &["FallbackToLogsOnError", "File"], errors);
@@ -116,7 +126,9 @@ fn validate_container(c: &Value, at: &str, volumes: &HashSet<String>, errors: &m
         let at = index(&join(at, "ports"), i);
         let pname = text(p, "name");
         if !pname.is_empty() {
-            errors.extend(names::port_name(pname).into_iter().map(|m| FieldError::invalid(join(&at, "name"), pname, m)));
+            errors.extend(
+                names::port_name(pname).into_iter().map(|m| FieldError::invalid(join(&at, "name"), pname, m)),
+            );
             if !port_names.insert(pname) {
                 errors.push(FieldError::duplicate(join(&at, "name"), pname));
             }
@@ -136,16 +148,28 @@ fn validate_container(c: &Value, at: &str, volumes: &HashSet<String>, errors: &m
         if e.get("name").is_some() && ename.is_empty() {
             errors.push(FieldError::required(join(&at, "name"), ""));
         } else if !ename.is_empty() {
-            errors.extend(names::env_var_name(ename).into_iter().map(|m| FieldError::invalid(join(&at, "name"), ename, m)));
+            errors.extend(
+                names::env_var_name(ename)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(join(&at, "name"), ename, m)),
+            );
         }
         if let Some(from) = e.get("valueFrom").and_then(Value::as_object) {
             let vf = join(&at, "valueFrom");
             if from.is_empty() {
                 errors.push(FieldError::invalid(vf.as_str(), "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"));
             } else if !text(e, "value").is_empty() {
-                errors.push(FieldError::invalid(vf.as_str(), "", "may not be specified when `value` is not empty"));
+                errors.push(FieldError::invalid(
+                    vf.as_str(),
+                    "",
+                    "may not be specified when `value` is not empty",
+                ));
             } else if from.len() > 1 {
-                errors.push(FieldError::invalid(vf.as_str(), "", "may not have more than one field specified at a time"));
+                errors.push(FieldError::invalid(
+                    vf.as_str(),
+                    "",
+                    "may not have more than one field specified at a time",
+                ));
             }
         }
     }
@@ -178,7 +202,12 @@ fn validate_container(c: &Value, at: &str, volumes: &HashSet<String>, errors: &m
     for hook in ["postStart", "preStop"] {
         let h = object::get(c, &format!("/lifecycle/{hook}"));
         if !h.is_null() {
-            validate_handler(h, &format!("{at}.lifecycle.{hook}"), &["exec", "httpGet", "sleep", "tcpSocket"], errors);
+            validate_handler(
+                h,
+                &format!("{at}.lifecycle.{hook}"),
+                &["exec", "httpGet", "sleep", "tcpSocket"],
+                errors,
+            );
         }
     }
 }
@@ -202,7 +231,11 @@ pub(super) fn validate_resources(r: &Value, path: &str, errors: &mut Vec<FieldEr
     for field in ["limits", "requests"] {
         for (name, v) in r.get(field).and_then(Value::as_object).into_iter().flatten() {
             let at = crate::field::key(&join(path, field), name);
-            errors.extend(names::qualified_name(name).into_iter().map(|m| FieldError::invalid(at.as_str(), name.as_str(), m)));
+            errors.extend(
+                names::qualified_name(name)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(at.as_str(), name.as_str(), m)),
+            );
             if let Some(q) = quantity(v).filter(|q| q.sign() < 0) {
                 errors.push(FieldError::invalid(at.as_str(), q.to_string(), NON_NEGATIVE));
             }
@@ -210,17 +243,28 @@ pub(super) fn validate_resources(r: &Value, path: &str, errors: &mut Vec<FieldEr
                 || name.starts_with("hugepages-")
                 || name.contains('/');
             if !standard {
-                errors.push(FieldError::invalid(at.as_str(), name.as_str(), "must be a standard resource for containers"));
+                errors.push(FieldError::invalid(
+                    at.as_str(),
+                    name.as_str(),
+                    "must be a standard resource for containers",
+                ));
             }
         }
     }
     for (name, v) in r.get("requests").and_then(Value::as_object).into_iter().flatten() {
         let at = join(path, "requests");
-        let (Some(request), limit) = (quantity(v), object::get(r, "/limits").get(name).and_then(quantity)) else { continue };
+        let (Some(request), limit) = (quantity(v), object::get(r, "/limits").get(name).and_then(quantity))
+        else {
+            continue;
+        };
         let extended = name.contains('/') && !name.starts_with("kubernetes.io/");
         match limit {
             Some(l) if (extended || name.starts_with("hugepages-")) && request != l => {
-                errors.push(FieldError::invalid(at, request.to_string(), format!("must be equal to {name} limit of {l}")));
+                errors.push(FieldError::invalid(
+                    at,
+                    request.to_string(),
+                    format!("must be equal to {name} limit of {l}"),
+                ));
             }
             Some(l) if request > l => errors.push(FieldError::invalid(
                 at,
@@ -238,7 +282,9 @@ pub(super) fn validate_resources(r: &Value, path: &str, errors: &mut Vec<FieldEr
 
 fn validate_probe(p: &Value, at: &str, kind: &str, errors: &mut Vec<FieldError>) {
     validate_handler(p, at, &["exec", "grpc", "httpGet", "tcpSocket"], errors);
-    for f in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for f in
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+    {
         if let Some(n) = p.get(f).and_then(Value::as_i64).filter(|n| *n < 0) {
             errors.push(FieldError::invalid(join(at, f), n, NON_NEGATIVE));
         }
@@ -266,7 +312,11 @@ fn validate_handler(h: &Value, at: &str, kinds: &[&str], errors: &mut Vec<FieldE
         match object::get(h, &format!("/{kind}/port")) {
             Value::Number(n) => port(n.as_i64().unwrap_or(0), &format!("{at}.{kind}.port"), errors),
             Value::String(s) => {
-                errors.extend(names::port_name(s).into_iter().map(|m| FieldError::invalid(format!("{at}.{kind}.port"), s.as_str(), m)));
+                errors.extend(
+                    names::port_name(s)
+                        .into_iter()
+                        .map(|m| FieldError::invalid(format!("{at}.{kind}.port"), s.as_str(), m)),
+                );
             }
             _ => {}
         }
@@ -280,22 +330,40 @@ fn validate_tolerations(spec: &Value, path: &str, errors: &mut Vec<FieldError>) 
         let at = index(&join(path, "tolerations"), i);
         let (key, op, value) = (text(t, "key"), text(t, "operator"), text(t, "value"));
         if !key.is_empty() {
-            errors.extend(names::qualified_name(key).into_iter().map(|m| FieldError::invalid(join(&at, "key"), key, m)));
+            errors.extend(
+                names::qualified_name(key).into_iter().map(|m| FieldError::invalid(join(&at, "key"), key, m)),
+            );
         } else if op != "Exists" {
-            errors.push(FieldError::invalid(join(&at, "operator"), op, "operator must be Exists when `key` is empty, which means \"match all values and all keys\""));
+            errors.push(FieldError::invalid(
+                join(&at, "operator"),
+                op,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            ));
         }
         match op {
             "" | "Equal" => {
-                errors.extend(names::label_value(value).into_iter().map(|m| FieldError::invalid(join(&at, "operator"), value, m)));
+                errors.extend(
+                    names::label_value(value)
+                        .into_iter()
+                        .map(|m| FieldError::invalid(join(&at, "operator"), value, m)),
+                );
             }
             "Exists" if !value.is_empty() => {
-                errors.push(FieldError::invalid(join(&at, "operator"), value, "value must be empty when `operator` is 'Exists'"));
+                errors.push(FieldError::invalid(
+                    join(&at, "operator"),
+                    value,
+                    "value must be empty when `operator` is 'Exists'",
+                ));
             }
             "Exists" => {}
             _ => one_of(t, "operator", &at, &["Equal", "Exists"], errors),
         }
         if t.get("tolerationSeconds").is_some() && text(t, "effect") != "NoExecute" {
-            errors.push(FieldError::invalid(join(&at, "effect"), text(t, "effect"), "effect must be 'NoExecute' when `tolerationSeconds` is set"));
+            errors.push(FieldError::invalid(
+                join(&at, "effect"),
+                text(t, "effect"),
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            ));
         }
         if !text(t, "effect").is_empty() {
             one_of(t, "effect", &at, &["NoExecute", "NoSchedule", "PreferNoSchedule"], errors);

@@ -24,7 +24,10 @@ pub(super) fn validate_role(obj: &Value, errors: &mut Vec<FieldError>) {
                     "namespaced rules cannot apply to non-resource URLs",
                 ));
             }
-            if !list(r, "apiGroups").is_empty() || !list(r, "resources").is_empty() || !list(r, "resourceNames").is_empty() {
+            if !list(r, "apiGroups").is_empty()
+                || !list(r, "resources").is_empty()
+                || !list(r, "resourceNames").is_empty()
+            {
                 errors.push(FieldError::invalid(
                     join(&at, "nonResourceURLs"),
                     r["nonResourceURLs"].clone(),
@@ -34,10 +37,16 @@ pub(super) fn validate_role(obj: &Value, errors: &mut Vec<FieldError>) {
             continue;
         }
         if list(r, "apiGroups").is_empty() {
-            errors.push(FieldError::required(join(&at, "apiGroups"), "resource rules must supply at least one api group"));
+            errors.push(FieldError::required(
+                join(&at, "apiGroups"),
+                "resource rules must supply at least one api group",
+            ));
         }
         if list(r, "resources").is_empty() {
-            errors.push(FieldError::required(join(&at, "resources"), "resource rules must supply at least one resource"));
+            errors.push(FieldError::required(
+                join(&at, "resources"),
+                "resource rules must supply at least one resource",
+            ));
         }
     }
 }
@@ -60,7 +69,8 @@ pub(super) fn validate_binding(obj: &Value, errors: &mut Vec<FieldError>) {
     let role = &obj["roleRef"];
     if role.is_object() {
         one_of(role, "apiGroup", "roleRef", &[GROUP], errors);
-        let kinds: &[&str] = if object::kind(obj) == "RoleBinding" { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+        let kinds: &[&str] =
+            if object::kind(obj) == "RoleBinding" { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
         one_of(role, "kind", "roleRef", kinds, errors);
         if role.get("name").is_some() && text(role, "name").is_empty() {
             errors.push(FieldError::required("roleRef.name", ""));
@@ -113,7 +123,10 @@ mod tests {
     #[test]
     fn rules() {
         let mut e = Vec::new();
-        validate_role(&json!({"kind": "Role", "rules": [{"apiGroups": [""], "resources": ["pods"]}]}), &mut e);
+        validate_role(
+            &json!({"kind": "Role", "rules": [{"apiGroups": [""], "resources": ["pods"]}]}),
+            &mut e,
+        );
         assert_eq!(e[0].to_string(), "rules[0].verbs: Required value: verbs must contain at least one value");
     }
 }

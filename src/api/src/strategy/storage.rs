@@ -66,11 +66,16 @@ pub(super) fn validate_pv(obj: &Value, errors: &mut Vec<FieldError>) {
     match Quantity::from_value(capacity) {
         None => errors.push(FieldError::required("spec.capacity", "")),
         Some(q) if q.sign() <= 0 => {
-            errors.push(FieldError::invalid("spec.capacity[storage]", q.to_string(), "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                "spec.capacity[storage]",
+                q.to_string(),
+                "must be greater than zero",
+            ));
         }
         Some(_) => {}
     }
-    let sources = s.as_object().into_iter().flat_map(|m| m.keys()).filter(|k| !NO_SOURCE.contains(&k.as_str()));
+    let sources =
+        s.as_object().into_iter().flat_map(|m| m.keys()).filter(|k| !NO_SOURCE.contains(&k.as_str()));
     match sources.count() {
         0 => errors.push(FieldError::required("spec", "must specify a volume type")),
         1 => {}

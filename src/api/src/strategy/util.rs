@@ -33,7 +33,10 @@ pub(super) fn put_str(m: &mut Map<String, Value>, key: &str, value: &str) {
 }
 
 /// The objects of a list.
-pub(super) fn each<'a>(m: &'a mut Map<String, Value>, key: &str) -> impl Iterator<Item = &'a mut Map<String, Value>> {
+pub(super) fn each<'a>(
+    m: &'a mut Map<String, Value>,
+    key: &str,
+) -> impl Iterator<Item = &'a mut Map<String, Value>> {
     m.get_mut(key)
         .and_then(Value::as_array_mut)
         .map(|a| a.as_mut_slice())

@@ -138,7 +138,8 @@ pub(super) fn create_job(obj: &mut Value) {
         labels.insert(key.into(), uid.as_str().into());
     }
     let selector = object::object_entry(s, "selector");
-    object::object_entry(selector, "matchLabels").insert("batch.kubernetes.io/controller-uid".into(), uid.into());
+    object::object_entry(selector, "matchLabels")
+        .insert("batch.kubernetes.io/controller-uid".into(), uid.into());
 }
 
 pub(super) fn default_cron_job(obj: &mut Value) {
@@ -171,7 +172,8 @@ fn selector_matches(obj: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid(
             "spec.selector",
             selector.clone(),
-            "empty selector is invalid for deployment".replace("deployment", &object::kind(obj).to_lowercase()),
+            "empty selector is invalid for deployment"
+                .replace("deployment", &object::kind(obj).to_lowercase()),
         ));
         return;
     }
@@ -193,7 +195,11 @@ fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mut Vec<Field
 fn validate_template(obj: &Value, path: &str, restart: &[&str], errors: &mut Vec<FieldError>) {
     let t = object::get(obj, &format!("/{}", path.replace('.', "/")));
     super::meta::labels(object::get(t, "/metadata/labels"), &format!("{path}.metadata.labels"), errors);
-    super::meta::annotations(object::get(t, "/metadata/annotations"), &format!("{path}.metadata.annotations"), errors);
+    super::meta::annotations(
+        object::get(t, "/metadata/annotations"),
+        &format!("{path}.metadata.annotations"),
+        errors,
+    );
     pod_spec::validate(&t["spec"], &format!("{path}.spec"), errors);
     one_of(&t["spec"], "restartPolicy", &format!("{path}.spec"), restart, errors);
     if object::get(t, "/spec/activeDeadlineSeconds").is_i64() && restart == ["Always"] {
@@ -245,7 +251,8 @@ pub(super) fn validate_deployment(obj: &Value, errors: &mut Vec<FieldError>) {
         ));
     }
     if rolling.is_object() {
-        let unavailable = int_or_percent(&rolling["maxUnavailable"], "spec.strategy.rollingUpdate.maxUnavailable", errors);
+        let unavailable =
+            int_or_percent(&rolling["maxUnavailable"], "spec.strategy.rollingUpdate.maxUnavailable", errors);
         let surge = int_or_percent(&rolling["maxSurge"], "spec.strategy.rollingUpdate.maxSurge", errors);
         if unavailable == Some(0) && surge == Some(0) {
             errors.push(FieldError::invalid(
@@ -258,7 +265,11 @@ pub(super) fn validate_deployment(obj: &Value, errors: &mut Vec<FieldError>) {
     let deadline = object::get(obj, "/spec/progressDeadlineSeconds").as_i64();
     let ready = object::get(obj, "/spec/minReadySeconds").as_i64().unwrap_or(0);
     if let Some(d) = deadline.filter(|d| *d <= ready) {
-        errors.push(FieldError::invalid("spec.progressDeadlineSeconds", d, "must be greater than minReadySeconds"));
+        errors.push(FieldError::invalid(
+            "spec.progressDeadlineSeconds",
+            d,
+            "must be greater than minReadySeconds",
+        ));
     }
 }
 
@@ -296,7 +307,8 @@ pub(super) fn validate_daemon_set(obj: &Value, errors: &mut Vec<FieldError>) {
     let u = object::get(obj, "/spec/updateStrategy");
     one_of(u, "type", "spec.updateStrategy", &["OnDelete", "RollingUpdate"], errors);
     let r = &u["rollingUpdate"];
-    let unavailable = int_or_percent(&r["maxUnavailable"], "spec.updateStrategy.rollingUpdate.maxUnavailable", errors);
+    let unavailable =
+        int_or_percent(&r["maxUnavailable"], "spec.updateStrategy.rollingUpdate.maxUnavailable", errors);
     let surge = int_or_percent(&r["maxSurge"], "spec.updateStrategy.rollingUpdate.maxSurge", errors);
     match (unavailable, surge) {
         (Some(0), Some(0)) => errors.push(FieldError::required(
@@ -332,7 +344,13 @@ pub(super) fn validate_stateful_set(obj: &Value, errors: &mut Vec<FieldError>) {
     }
     validate_template(&with_claims, "spec.template", &["Always"], errors);
     one_of(&obj["spec"], "podManagementPolicy", "spec", &["OrderedReady", "Parallel"], errors);
-    one_of(object::get(obj, "/spec/updateStrategy"), "type", "spec.updateStrategy", &["OnDelete", "RollingUpdate"], errors);
+    one_of(
+        object::get(obj, "/spec/updateStrategy"),
+        "type",
+        "spec.updateStrategy",
+        &["OnDelete", "RollingUpdate"],
+        errors,
+    );
     non_negative(obj, "/spec/updateStrategy/rollingUpdate/partition", errors);
 }
 
@@ -404,7 +422,10 @@ pub(super) fn validate_job(obj: &Value, errors: &mut Vec<FieldError>) {
     } else {
         errors.push(FieldError::required("spec.selector", ""));
     }
-    if let Some(m) = names::dns1123_label(object::name(obj)).first().filter(|_| text(&obj["spec"], "completionMode") == "Indexed") {
+    if let Some(m) = names::dns1123_label(object::name(obj))
+        .first()
+        .filter(|_| text(&obj["spec"], "completionMode") == "Indexed")
+    {
         errors.push(FieldError::invalid("metadata.name", object::name(obj), m.as_str()));
     }
 }
@@ -414,11 +435,19 @@ pub(super) fn update_job(new: &Value, old: &Value, errors: &mut Vec<FieldError>)
     if !indexed {
         immutable(new, old, "/spec/completions", errors);
     }
-    for f in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+    for f in [
+        "selector",
+        "completionMode",
+        "podFailurePolicy",
+        "backoffLimitPerIndex",
+        "managedBy",
+        "successPolicy",
+    ] {
         immutable(new, old, &format!("/spec/{f}"), errors);
     }
     // A suspended job that never started may still be rescheduled elsewhere.
-    let suspended = object::get(old, "/spec/suspend").as_bool() == Some(true) && object::get(old, "/status/startTime").is_null();
+    let suspended = object::get(old, "/spec/suspend").as_bool() == Some(true)
+        && object::get(old, "/status/startTime").is_null();
     if !suspended {
         immutable(new, old, "/spec/template", errors);
     }
@@ -437,9 +466,17 @@ pub(super) fn validate_cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
     }
     if let Some(zone) = s.get("timeZone").and_then(Value::as_str) {
         if zone.is_empty() {
-            errors.push(FieldError::invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string"));
+            errors.push(FieldError::invalid(
+                "spec.timeZone",
+                zone,
+                "timeZone must be nil or non-empty string",
+            ));
         } else if zone.eq_ignore_ascii_case("local") {
-            errors.push(FieldError::invalid("spec.timeZone", zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones"));
+            errors.push(FieldError::invalid(
+                "spec.timeZone",
+                zone,
+                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+            ));
         } else if jiff::tz::TimeZone::get(zone).is_err() {
             errors.push(FieldError::invalid("spec.timeZone", zone, format!("unknown time zone {zone}")));
         }
@@ -449,7 +486,11 @@ pub(super) fn validate_cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
         non_negative(obj, &format!("/spec/{f}"), errors);
     }
     if object::name(obj).len() > 52 {
-        errors.push(FieldError::invalid("metadata.name", object::name(obj), "must be no more than 52 characters"));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            object::name(obj),
+            "must be no more than 52 characters",
+        ));
     }
 }
 
@@ -459,16 +500,23 @@ fn check_schedule(s: &str) -> Result<(), String> {
         return Err("cannot use TZ or CRON_TZ in schedule, use timeZone field instead".to_string());
     }
     if let Some(word) = s.strip_prefix('@') {
-        let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word);
-        return if known || word.starts_with("every ") { Ok(()) } else { Err(format!("unrecognized descriptor: {s}")) };
+        let known =
+            ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word);
+        return if known || word.starts_with("every ") {
+            Ok(())
+        } else {
+            Err(format!("unrecognized descriptor: {s}"))
+        };
     }
     let fields: Vec<&str> = s.split_whitespace().collect();
     if fields.len() != 5 {
         return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
     }
-    const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    const MONTHS: &[&str] =
+        &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-    let ranges: [(u32, u32, &[&str]); 5] = [(0, 59, &[]), (0, 23, &[]), (1, 31, &[]), (1, 12, MONTHS), (0, 6, DAYS)];
+    let ranges: [(u32, u32, &[&str]); 5] =
+        [(0, 59, &[]), (0, 23, &[]), (1, 31, &[]), (1, 12, MONTHS), (0, 6, DAYS)];
     for (field, (low, high, words)) in fields.iter().zip(ranges) {
         for part in field.split(',') {
             let (range, step) = part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
@@ -519,7 +567,10 @@ mod tests {
         let mut d = deployment();
         default_deployment(&mut d);
         assert_eq!(d["spec"]["replicas"], 1);
-        assert_eq!(d["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+        assert_eq!(
+            d["spec"]["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
         assert_eq!(d["spec"]["template"]["spec"]["dnsPolicy"], "ClusterFirst");
         assert_eq!(errors(&d, validate_deployment), Vec::<String>::new());
         d["spec"]["template"]["metadata"]["labels"] = json!({"a": "x"});
@@ -549,7 +600,16 @@ mod tests {
         for good in ["* * * * *", "*/5 0 1-3,7 jan mon-fri", "@hourly", "@every 1h", "0 0 ? * *"] {
             assert_eq!(check_schedule(good), Ok(()), "{good}");
         }
-        for bad in ["", "* * * *", "60 * * * *", "* * * * 8", "*/0 * * * *", "@never", "TZ=UTC * * * * *", "5-1 * * * *"] {
+        for bad in [
+            "",
+            "* * * *",
+            "60 * * * *",
+            "* * * * 8",
+            "*/0 * * * *",
+            "@never",
+            "TZ=UTC * * * * *",
+            "5-1 * * * *",
+        ] {
             assert!(check_schedule(bad).is_err(), "{bad}");
         }
     }
