@@ -93,14 +93,18 @@ impl Objects {
         let Some(mut receiver) = receiver else {
             return self.fetch(source).await;
         };
-        let known = tokio::time::timeout(FIRST_ANSWER, receiver.wait_for(Option::is_some)).await;
-        match known {
-            Ok(Ok(known)) => Ok(known.clone().flatten()),
-            Ok(Err(_)) => self.fetch(source).await,
-            Err(_) => Err(Error::other(format!(
+        // The guard of the channel may not live across an await: it is not `Send`.
+        let answer = match tokio::time::timeout(FIRST_ANSWER, receiver.wait_for(Option::is_some)).await {
+            Ok(Ok(known)) => return Ok(known.clone().flatten()),
+            Ok(Err(_)) => None,
+            Err(_) => Some(Error::other(format!(
                 "failed to sync {} cache: timed out waiting for the condition",
                 if source.secret { "secret" } else { "configmap" }
             ))),
+        };
+        match answer {
+            Some(error) => Err(error),
+            None => self.fetch(source).await,
         }
     }
 
