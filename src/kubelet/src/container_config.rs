@@ -185,7 +185,8 @@ fn security_context(making: &Making<'_>) -> cri::LinuxContainerSecurityContext {
 
 fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<Vec<cri::Mount>, Error> {
     let mut mounts = Vec::new();
-    for mount in making.container.volume_mounts.iter().flatten() {
+    let sub_paths = making.core.config.pod_dir(&pod::uid(making.pod)).join("volume-subpaths");
+    for (index, mount) in making.container.volume_mounts.iter().flatten().enumerate() {
         let volume = making.volumes.get(&mount.name).ok_or_else(|| {
             Error::config(format!(
                 "cannot find volume {:?} to mount into container {:?}",
@@ -201,7 +202,8 @@ fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<
         let host_path = if sub_path.is_empty() {
             volume.clone()
         } else {
-            volumes::sub_path(volume, &sub_path).map_err(|error| {
+            let at = sub_paths.join(&mount.name).join(&making.container.name).join(index.to_string());
+            volumes::sub_path(volume, &sub_path, &at).map_err(|error| {
                 Error::config(format!("failed to prepare subPath for volumeMount {:?}: {}", mount.name, error.text()))
             })?
         };

@@ -17,6 +17,7 @@ use crate::objects::Objects;
 use crate::probe::Probes;
 use crate::runtime::{Health, Runtime};
 use crate::status_manager::Statuses;
+use crate::volumes::Tokens;
 use crate::worker::Workers;
 use crate::{Config, node, resources};
 
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) probes: Probes,
     pub(crate) cgroups: Cgroups,
     pub(crate) workers: Workers,
+    pub(crate) tokens: Tokens,
     pub(crate) machine: node::Machine,
     /// Whether the runtime and its network are ready; `None` before the first look.
     pub(crate) health: watch::Sender<Option<Health>>,
