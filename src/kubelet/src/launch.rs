@@ -54,6 +54,8 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
         memory.admitted = true;
     }
     core.objects.register(&uid, objects::sources(target));
+    // Before the first status: what was ready stays so when this process has just started.
+    core.probes.track(core, target, &real);
     let mut next = Next::default();
     if let Some(verdict) = deadline(core, target, &mut next) {
         core.normal(target, None, "DeadlineExceeded", verdict.message.clone());
@@ -251,7 +253,8 @@ async fn start(
             memory.waiting.insert(name.to_owned(), (reason.to_owned(), message));
             // The start of a pull's back-off shows at once as such, when somebody looks again.
             let retry = core.images.retry_at(target, &container).filter(|at| *at > Instant::now());
-            next.at(retry.unwrap_or(Instant::now() + Duration::from_secs(10)));
+            let soon = Instant::now() + Duration::from_secs(2);
+            next.at(if reason == "ErrImagePull" { soon } else { retry.unwrap_or(soon + Duration::from_secs(8)) });
         }
         Err(error) => return Err(error),
     }
