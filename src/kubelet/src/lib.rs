@@ -1,1 +1,47 @@
-//! Placeholder.
+//! The node agent: runs the pods that are bound to one node, on containerd, through CRI v1.
+//!
+//! It follows upstream's kubelet (`pkg/kubelet`) in everything an API client can see: statuses,
+//! conditions, events and their wording. It works against any conformant API server and reaches it
+//! only through [`kedge_client`]. Only this crate names containerd.
+//!
+//! One task a pod ([`worker`]) does everything for that pod in order; changes of the object, events
+//! of the runtime, probe results and timers wake it up. What runs is always read from the runtime,
+//! never remembered, so a new process adopts the containers of the one before it.
+
+mod actions;
+mod admission;
+mod cgroup;
+mod config;
+pub mod containerd;
+mod container_config;
+mod core;
+mod dns;
+mod env;
+mod error;
+mod fields;
+mod gc;
+mod hosts;
+mod images;
+mod kubelet;
+mod launch;
+mod lifecycle;
+mod logs;
+mod node;
+mod objects;
+mod pod;
+mod probe;
+mod resources;
+mod runtime;
+mod runtime_events;
+mod sandbox_config;
+mod server;
+mod status;
+mod status_manager;
+mod terminate;
+mod volumes;
+mod worker;
+
+pub use config::{Config, ServerTls};
+pub use error::Error;
+pub use images::import;
+pub use kubelet::{Kubelet, Summary, start};

@@ -1,0 +1,75 @@
+//! What the kubelet must be told at start. Every folder, port and name is here, so that several
+//! nodes can live on one machine.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Taint;
+
+/// TLS of the kubelet's server.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// The server's certificate and key; a client verifier for the cluster's CA that also admits
+    /// clients without a certificate (they are then asked for a bearer token).
+    pub config: Arc<rustls::ServerConfig>,
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerTls")
+    }
+}
+
+/// The kubelet's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The Node object's name.
+    pub node_name: String,
+    /// Extra labels of the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// The address that the node announces.
+    pub node_ip: IpAddr,
+    /// containerd's gRPC socket.
+    pub containerd_socket: PathBuf,
+    /// State of the pods: `pods/UID/volumes`, `pods/UID/containers`, ... e.g. `/var/lib/kedge/kubelet`.
+    pub root_dir: PathBuf,
+    /// Logs of the containers, `/var/log/pods`.
+    pub log_dir: PathBuf,
+    /// Addresses of the cluster's DNS service.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain, `cluster.local`.
+    pub cluster_domain: String,
+    /// Where the kubelet's API listens, port 10250 by default.
+    pub server_address: SocketAddr,
+    /// TLS of that API.
+    pub tls: ServerTls,
+    /// The most pods the node takes, 110 by default.
+    pub max_pods: u32,
+    /// The image of the sandbox container; it is never collected.
+    pub pause_image: String,
+    /// The parent of all pods' cgroups, `kubepods`.
+    pub cgroup_root: String,
+    /// Adds the control-plane role to the node's labels.
+    pub control_plane: bool,
+    /// Taints that the node has when it is registered first.
+    pub register_taints: Vec<Taint>,
+    /// The host's resolver configuration, `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+}
+
+impl Config {
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+
+    pub(crate) fn pods_dir(&self) -> PathBuf {
+        self.root_dir.join("pods")
+    }
+
+    /// The pod's log folder, `NAMESPACE_NAME_UID` (upstream `BuildPodLogsDirectory`).
+    pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.log_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}

@@ -1,0 +1,218 @@
+//! Images: pulled as the policy says, with back-off, credentials and upstream's events
+//! (`pkg/kubelet/images/image_manager.go`); and read from archives.
+
+mod archive;
+mod credentials;
+mod reference;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{Container, ContainerImage, Pod};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::core::Core;
+use crate::runtime::Runtime;
+use crate::{Error, pod};
+
+pub use archive::import;
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(10);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+/// A node's status names at most so many images.
+const REPORTED: usize = 50;
+
+#[derive(Clone)]
+struct Failure {
+    delay: Duration,
+    until: Instant,
+    error: String,
+}
+
+/// Pulls in progress and back-offs. Clones share.
+#[derive(Clone)]
+pub(crate) struct Images {
+    runtime: Runtime,
+    failures: Arc<Mutex<HashMap<String, Failure>>>,
+    /// One pull of an image at a time; the others find it present.
+    pulls: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// An image that is on this machine now.
+#[derive(Clone, Debug)]
+pub(crate) struct Present {
+    /// What containers are created from.
+    pub(crate) id: String,
+    pub(crate) uid: Option<i64>,
+    pub(crate) username: String,
+}
+
+impl Images {
+    pub(crate) fn new(runtime: Runtime) -> Self {
+        Self { runtime, failures: Arc::default(), pulls: Arc::default() }
+    }
+
+    pub(crate) async fn find(&self, image: &str) -> Result<Option<Present>, Error> {
+        let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let asked = cri::ImageStatusRequest { image: Some(spec), verbose: false };
+        let found = self.runtime.images().image_status(asked).await?.into_inner().image;
+        Ok(found.filter(|image| !image.id.is_empty()).map(|image| Present {
+            id: image.id,
+            uid: image.uid.map(|uid| uid.value),
+            username: image.username,
+        }))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<cri::Image>, Error> {
+        Ok(self.runtime.images().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner().images)
+    }
+
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
+        let spec = cri::ImageSpec { image: id.to_owned(), ..Default::default() };
+        self.runtime.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+        Ok(())
+    }
+
+    /// When the image of the container may be tried again.
+    pub(crate) fn retry_at(&self, target: &Pod, container: &Container) -> Option<Instant> {
+        let key = backoff_key(target, container.image.as_deref().unwrap_or_default());
+        self.failures.lock().get(&key).map(|failure| failure.until)
+    }
+
+    pub(crate) fn forget_pod(&self, uid: &str) {
+        self.failures.lock().retain(|key, _| !key.starts_with(uid));
+    }
+
+    /// The container's image, pulled when its policy says so. Errors carry the waiting reason.
+    pub(crate) async fn ensure(
+        &self,
+        core: &Core,
+        target: &Pod,
+        container: &Container,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<Present, Error> {
+        let written = container.image.clone().unwrap_or_default();
+        let name = Some(container.name.as_str());
+        let Some(image) = reference::with_default_tag(&written) else {
+            let message = format!(
+                "Failed to apply default image tag {written:?}: couldn't parse image name {written:?}: invalid reference format"
+            );
+            core.warning(target, name, "InspectFailed", message.clone());
+            return Err(Error::Container { reason: "InvalidImageName", message });
+        };
+        let present = match self.find(&image).await {
+            Ok(present) => present,
+            Err(error) => {
+                let message = format!("Failed to inspect image {written:?}: {}", error.text());
+                core.warning(target, name, "InspectFailed", message.clone());
+                return Err(Error::Container { reason: "ImageInspectError", message });
+            }
+        };
+        match (container.image_pull_policy.as_deref().unwrap_or(reference::default_policy(&image)), present) {
+            ("Never" | "IfNotPresent", Some(present)) => {
+                core.normal(target, name, "Pulled", format!(
+                    "Container image {written:?} already present on machine and can be accessed by the pod"
+                ));
+                return Ok(present);
+            }
+            ("Never", None) => {
+                let message = format!("Container image {written:?} is not present with pull policy of Never");
+                core.warning(target, name, "ErrImageNeverPull", message.clone());
+                return Err(Error::Container { reason: "ErrImageNeverPull", message });
+            }
+            _ => {}
+        }
+        let key = backoff_key(target, &written);
+        let failure = self.failures.lock().get(&key).cloned();
+        if let Some(failure) = failure.filter(|failure| failure.until > Instant::now()) {
+            let message = format!("Back-off pulling image {written:?}");
+            core.normal(target, name, "BackOff", message.clone());
+            return Err(Error::Container {
+                reason: "ImagePullBackOff",
+                message: format!("{message}: ErrImagePull: {}", failure.error),
+            });
+        }
+        match self.pull(core, target, container, &image, &written, sandbox).await {
+            Ok(present) => {
+                self.failures.lock().remove(&key);
+                Ok(present)
+            }
+            Err(error) => {
+                let text = error.text();
+                core.warning(target, name, "Failed", format!("Failed to pull image {written:?}: {text}"));
+                let mut failures = self.failures.lock();
+                let delay = failures.get(&key).map_or(FIRST_BACKOFF, |last| (last.delay * 2).min(LONGEST_BACKOFF));
+                failures.insert(key, Failure { delay, until: Instant::now() + delay, error: text.clone() });
+                Err(Error::Container { reason: "ErrImagePull", message: text })
+            }
+        }
+    }
+
+    async fn pull(
+        &self,
+        core: &Core,
+        target: &Pod,
+        container: &Container,
+        image: &str,
+        written: &str,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<Present, Error> {
+        let name = Some(container.name.as_str());
+        let asked = Instant::now();
+        core.normal(target, name, "Pulling", format!("Pulling image {written:?}"));
+        let gate = self.pulls.lock().entry(image.to_owned()).or_default().clone();
+        let guard = gate.lock().await;
+        let begun = Instant::now();
+        let mut logins = credentials::of_pod(core, target, image).await;
+        // Without credentials last: a public image needs none.
+        logins.push(None);
+        let mut result = Err(Error::other("no attempt was made"));
+        for auth in logins {
+            let request = cri::PullImageRequest {
+                image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
+                auth,
+                sandbox_config: Some(sandbox.clone()),
+            };
+            result = self.runtime.images().pull_image(request).await.map(|_| ()).map_err(Error::from);
+            if result.is_ok() {
+                break;
+            }
+        }
+        drop(guard);
+        self.pulls.lock().retain(|_, gate| Arc::strong_count(gate) > 1);
+        result?;
+        let found = self.find(image).await?;
+        let present = found.ok_or_else(|| Error::other(format!("image {written:?} is missing after its pull")))?;
+        let size = self.list().await.ok().and_then(|all| all.into_iter().find(|i| i.id == present.id)).map_or(0, |i| i.size);
+        core.normal(target, name, "Pulled", format!(
+            "Successfully pulled image {written:?} in {} ({} including waiting). Image size: {size} bytes.",
+            seconds(begun.elapsed()),
+            seconds(asked.elapsed()),
+        ));
+        Ok(present)
+    }
+
+    /// The biggest images, as the Node's status lists them.
+    pub(crate) async fn report(&self) -> Result<Vec<ContainerImage>, Error> {
+        let mut images = self.list().await?;
+        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        let report = images.into_iter().take(REPORTED).map(|image| {
+            let mut names = image.repo_digests;
+            names.extend(image.repo_tags);
+            names.truncate(5);
+            ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
+        });
+        Ok(report.collect())
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    if duration.as_secs() == 0 { format!("{}ms", duration.as_millis()) } else { format!("{:.3}s", duration.as_secs_f64()) }
+}
+
+fn backoff_key(target: &Pod, image: &str) -> String {
+    format!("{}_{image}", pod::uid(target))
+}

@@ -1,0 +1,300 @@
+//! The Node object: registered at start, its status kept true, its Lease renewed
+//! (upstream `kubelet_node_status.go` and `nodestatus/setters.go`).
+
+mod machine;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::core::Shared;
+use crate::runtime::Health;
+use crate::{Config, Error, pod};
+
+pub(crate) use machine::Machine;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_SECONDS: i32 = 40;
+const RENEW: Duration = Duration::from_secs(10);
+const REPORT: Duration = Duration::from_secs(300);
+/// Under this share of free disk the node is under pressure (upstream's hard eviction threshold).
+const DISK_FREE: f64 = 0.10;
+const MEMORY_FREE: i64 = 100 << 20;
+
+/// Labels that the kubelet sets itself.
+fn own_labels(config: &Config) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", machine::architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", machine::architecture()),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    if config.control_plane {
+        labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
+    }
+    labels
+}
+
+/// Creates the Node object, or brings the labels of the one that exists up to date.
+pub(crate) async fn register(core: &Shared) -> Result<(), Error> {
+    let api = kube::Api::<Node>::all(core.client.clone());
+    let labels = own_labels(&core.config);
+    let status = status(core, &NodeStatus::default()).await;
+    if let Some(existing) = api.get_opt(&core.config.node_name).await? {
+        let have = existing.metadata.labels.unwrap_or_default();
+        if labels.iter().any(|(key, value)| have.get(key) != Some(value)) {
+            let patch = json!({ "metadata": { "labels": labels } });
+            api.patch(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        }
+        return Ok(());
+    }
+    let mut node = Node::default();
+    node.metadata.name = Some(core.config.node_name.clone());
+    node.metadata.labels = Some(labels);
+    node.metadata.annotations =
+        Some(BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into())]));
+    let taints = core.config.register_taints.clone();
+    node.spec = Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() });
+    node.status = Some(status);
+    match api.create(&PostParams::default(), &node).await {
+        Ok(_) => {
+            tracing::info!(node = core.config.node_name, "node registered");
+            Ok(())
+        }
+        Err(error) if kedge_client::is_already_exists(&error) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The status that the node has now; times of unchanged conditions stay.
+async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
+    let health = core.runtime.health().await.unwrap_or_else(|error| Health {
+        runtime: Some(error.text()),
+        network: None,
+    });
+    core.health.send_if_modified(|known| {
+        let changed = known.as_ref() != Some(&health);
+        *known = Some(health.clone());
+        changed
+    });
+    let (capacity, allocatable) = core.machine.resources(&core.config);
+    let to_map = |list: Vec<(String, String)>| list.into_iter().map(|(name, text)| (name, Quantity(text))).collect();
+    NodeStatus {
+        capacity: Some(to_map(capacity)),
+        allocatable: Some(to_map(allocatable)),
+        addresses: Some(vec![
+            NodeAddress { type_: "InternalIP".into(), address: core.config.node_ip.to_string() },
+            NodeAddress { type_: "Hostname".into(), address: core.config.node_name.clone() },
+        ]),
+        conditions: Some(conditions(core, &health, old)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(core.config.server_address.port()) }),
+        }),
+        node_info: Some(info(core).await),
+        images: core.images.report().await.ok(),
+        ..NodeStatus::default()
+    }
+}
+
+async fn info(core: &Shared) -> NodeSystemInfo {
+    let version = core.runtime.cri().version(k8s_cri::v1::VersionRequest { version: "v1".into() }).await;
+    let runtime = version
+        .map(|answer| {
+            let answer = answer.into_inner();
+            format!("{}://{}", answer.runtime_name, answer.runtime_version.trim_start_matches('v'))
+        })
+        .unwrap_or("containerd://Unknown".to_owned());
+    NodeSystemInfo {
+        architecture: machine::architecture().into(),
+        boot_id: core.machine.boot_id.clone(),
+        container_runtime_version: runtime,
+        kernel_version: core.machine.kernel.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: kedge_base::git_version(),
+        machine_id: core.machine.machine_id.clone(),
+        operating_system: "linux".into(),
+        os_image: core.machine.os_image.clone(),
+        swap: None,
+        system_uuid: core.machine.system_uuid.clone(),
+    }
+}
+
+fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondition> {
+    let now = pod::now();
+    let memory = machine::memory_available().is_some_and(|free| free < MEMORY_FREE);
+    let disk = machine::disk_free_share(&core.config.root_dir).is_some_and(|share| share < DISK_FREE);
+    let pids = machine::pids_exhausted();
+    let mut problems: Vec<String> = Vec::new();
+    if let Some(problem) = &health.runtime {
+        problems.push(format!("container runtime is down: {problem}"));
+    }
+    if let Some(problem) = &health.network {
+        problems.push(format!("container runtime network not ready: {problem}"));
+    }
+    let ready = if problems.is_empty() {
+        ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned())
+    } else {
+        let text = if problems.len() == 1 { problems[0].clone() } else { format!("[{}]", problems.join(", ")) };
+        ("Ready", false, "KubeletNotReady", text)
+    };
+    let pressure = |kind, bad: bool, reasons: [&'static str; 2], texts: [&str; 2]| {
+        (kind, bad, reasons[usize::from(!bad)], texts[usize::from(!bad)].to_owned())
+    };
+    [
+        pressure(
+            "MemoryPressure",
+            memory,
+            ["KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"],
+            ["kubelet has insufficient memory available", "kubelet has sufficient memory available"],
+        ),
+        pressure(
+            "DiskPressure",
+            disk,
+            ["KubeletHasDiskPressure", "KubeletHasNoDiskPressure"],
+            ["kubelet has disk pressure", "kubelet has no disk pressure"],
+        ),
+        pressure(
+            "PIDPressure",
+            pids,
+            ["KubeletHasInsufficientPID", "KubeletHasSufficientPID"],
+            ["kubelet has insufficient PID available", "kubelet has sufficient PID available"],
+        ),
+        ready,
+    ]
+    .into_iter()
+    .map(|(kind, value, reason, message)| {
+        let status = if value { "True" } else { "False" };
+        let before = old.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or(Some(now.clone())),
+        }
+    })
+    .collect()
+}
+
+/// Whether only heartbeat times differ.
+fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let strip = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status.conditions.get_or_insert_default().retain(|c| c.type_ != "NetworkUnavailable");
+        (status.capacity, status.allocatable, status.conditions, status.addresses, status.node_info, status.images)
+    };
+    strip(old) == strip(new)
+}
+
+/// Looks every ten seconds, and as soon as somebody asks; writes on a change and every five minutes.
+pub(crate) async fn report(core: Shared) {
+    let api = kube::Api::<Node>::all(core.client.clone());
+    let mut written = tokio::time::Instant::now() - REPORT;
+    let mut was_ready = None;
+    loop {
+        let node = core.node.get("", &core.config.node_name);
+        if let Some(node) = &node {
+            let old = node.status.clone().unwrap_or_default();
+            let new = status(&core, &old).await;
+            let ready = new.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            core.summary.send_if_modified(|summary| std::mem::replace(&mut summary.ready, ready) != ready);
+            if !is_same(&old, &new) || written.elapsed() >= REPORT {
+                let patch = json!({ "status": new });
+                match api.patch_status(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                    Ok(_) => written = tokio::time::Instant::now(),
+                    Err(error) => tracing::warn!(%error, "node status not written, trying again"),
+                }
+            }
+            if was_ready != Some(ready) {
+                was_ready = Some(ready);
+                let reason = if ready { "NodeReady" } else { "NodeNotReady" };
+                let mut regarding = kedge_client::reference(&**node);
+                regarding.uid = Some(core.config.node_name.clone());
+                let text = format!("Node {} status is now: {reason}", core.config.node_name);
+                core.recorder.event(regarding, kedge_client::EventType::Normal, reason, text);
+                // Pods that waited for the network.
+                core.workers.wake_all();
+            }
+        } else if core.node.has_synced()
+            && let Err(error) = register(&core).await
+        {
+            tracing::warn!(error = %error.text(), "node not registered again, trying again");
+        }
+        // A node that is not ready yet is looked at more often: start-up is a matter of milliseconds.
+        let pause = if was_ready == Some(true) { RENEW } else { Duration::from_millis(200) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Renews the node's Lease.
+pub(crate) async fn heartbeat(core: Shared) {
+    let api = kube::Api::<Lease>::namespaced(core.client.clone(), LEASE_NAMESPACE);
+    let name = core.config.node_name.clone();
+    let mut known: Option<Lease> = None;
+    loop {
+        let result = renew(&core, &api, &name, known.take()).await;
+        let pause = match result {
+            Ok(lease) => {
+                known = Some(lease);
+                RENEW
+            }
+            Err(error) => {
+                tracing::debug!(error = %error.text(), "lease not renewed, trying again");
+                Duration::from_secs(1)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn renew(core: &Shared, api: &kube::Api<Lease>, name: &str, known: Option<Lease>) -> Result<Lease, Error> {
+    let now = Some(MicroTime(Timestamp::now()));
+    let existing = match known {
+        Some(lease) => Some(lease),
+        None => api.get_opt(name).await?,
+    };
+    let owner = core.node.get("", name).map(|node| OwnerReference {
+        api_version: "v1".into(),
+        kind: "Node".into(),
+        name: name.to_owned(),
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        ..OwnerReference::default()
+    });
+    let Some(mut lease) = existing else {
+        let mut lease = Lease::default();
+        lease.metadata.name = Some(name.to_owned());
+        lease.metadata.owner_references = owner.map(|owner| vec![owner]);
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: now,
+            ..LeaseSpec::default()
+        });
+        return Ok(api.create(&PostParams::default(), &lease).await?);
+    };
+    if lease.metadata.owner_references.is_none() {
+        lease.metadata.owner_references = owner.map(|owner| vec![owner]);
+    }
+    let spec = lease.spec.get_or_insert_default();
+    spec.holder_identity = Some(name.to_owned());
+    spec.lease_duration_seconds = Some(LEASE_SECONDS);
+    spec.renew_time = now;
+    Ok(api.replace(name, &PostParams::default(), &lease).await?)
+}

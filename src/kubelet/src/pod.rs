@@ -1,0 +1,213 @@
+//! Small questions about a Pod object that many modules ask.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+/// The default of `terminationGracePeriodSeconds`.
+const DEFAULT_GRACE: i64 = 30;
+
+pub(crate) fn uid(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+pub(crate) fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+pub(crate) fn namespace(pod: &Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+/// The pod's spec; an API server never stores a pod without one.
+pub(crate) fn spec(pod: &Pod) -> PodSpec {
+    pod.spec.clone().unwrap_or_default()
+}
+
+pub(crate) fn status(pod: &Pod) -> PodStatus {
+    pod.status.clone().unwrap_or_default()
+}
+
+pub(crate) fn init_containers(pod: &Pod) -> &[Container] {
+    pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default()
+}
+
+pub(crate) fn containers(pod: &Pod) -> &[Container] {
+    pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default()
+}
+
+/// Ephemeral containers in the shape of ordinary ones.
+pub(crate) fn ephemeral_containers(pod: &Pod) -> Vec<Container> {
+    let list = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+    list.iter().map(from_ephemeral).collect()
+}
+
+/// The container whose namespaces an ephemeral container joins.
+pub(crate) fn target_of(pod: &Pod, name: &str) -> Option<String> {
+    let list = pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
+    let container = list.iter().find(|container| container.name == name)?;
+    container.target_container_name.clone().filter(|target| !target.is_empty())
+}
+
+fn from_ephemeral(from: &EphemeralContainer) -> Container {
+    Container {
+        args: from.args.clone(),
+        command: from.command.clone(),
+        env: from.env.clone(),
+        env_from: from.env_from.clone(),
+        image: from.image.clone(),
+        image_pull_policy: from.image_pull_policy.clone(),
+        name: from.name.clone(),
+        resources: from.resources.clone(),
+        security_context: from.security_context.clone(),
+        stdin: from.stdin,
+        stdin_once: from.stdin_once,
+        termination_message_path: from.termination_message_path.clone(),
+        termination_message_policy: from.termination_message_policy.clone(),
+        tty: from.tty,
+        volume_mounts: from.volume_mounts.clone(),
+        working_dir: from.working_dir.clone(),
+        ..Container::default()
+    }
+}
+
+/// All kinds of containers by name.
+pub(crate) fn find_container(pod: &Pod, name: &str) -> Option<Container> {
+    init_containers(pod)
+        .iter()
+        .chain(containers(pod))
+        .find(|container| container.name == name)
+        .cloned()
+        .or_else(|| ephemeral_containers(pod).into_iter().find(|container| container.name == name))
+}
+
+/// An init container that keeps running beside the others (KEP-753).
+pub(crate) fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+pub(crate) fn has_sidecars(pod: &Pod) -> bool {
+    init_containers(pod).iter().any(is_sidecar)
+}
+
+pub(crate) fn host_network(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+}
+
+/// The pod's restart policy, `Always` when unset.
+pub(crate) fn restart_policy(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always")
+}
+
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("")
+}
+
+pub(crate) fn is_terminal_phase(phase: &str) -> bool {
+    matches!(phase, "Failed" | "Succeeded")
+}
+
+pub(crate) fn is_being_deleted(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// How long the containers get to end: what the deletion says, else what the spec says.
+pub(crate) fn grace_period(pod: &Pod) -> i64 {
+    let grace = if is_being_deleted(pod) { pod.metadata.deletion_grace_period_seconds } else { None };
+    grace
+        .or_else(|| pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds))
+        .unwrap_or(DEFAULT_GRACE)
+        .max(0)
+}
+
+/// A named or numbered port of a container.
+pub(crate) fn resolve_port(port: &IntOrString, container: &Container) -> Option<u16> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => match text.parse::<i32>() {
+            Ok(number) => number,
+            Err(_) => {
+                let ports = container.ports.as_deref().unwrap_or_default();
+                ports.iter().find(|p| p.name.as_deref() == Some(text.as_str()))?.container_port
+            }
+        },
+    };
+    u16::try_from(number).ok().filter(|number| *number > 0)
+}
+
+/// The time, in whole seconds as the API has it.
+pub(crate) fn now() -> Time {
+    let now = Timestamp::now();
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+/// A time of the runtime (nanoseconds since 1970); zero and below are "never".
+pub(crate) fn time_from_nanos(nanos: i64) -> Option<Time> {
+    (nanos > 0).then(|| Timestamp::from_second(nanos / 1_000_000_000).ok().map(Time)).flatten()
+}
+
+/// Seconds that have passed since `time`; negative when it lies ahead.
+pub(crate) fn seconds_since(time: &Time) -> i64 {
+    Timestamp::now().as_second() - time.0.as_second()
+}
+
+/// FNV-1a with 32 bits, as upstream's hashes are.
+pub(crate) fn fnv32a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// What makes a running container outdated: its name and image (upstream `HashContainer`).
+pub(crate) fn container_hash(container: &Container) -> String {
+    let picked = serde_json::json!({ "name": container.name, "image": container.image });
+    format!("{:x}", fnv32a(picked.to_string().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_period_prefers_the_deletion() {
+        let mut pod = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
+        assert_eq!(grace_period(&pod), 30);
+        if let Some(spec) = &mut pod.spec {
+            spec.termination_grace_period_seconds = Some(5);
+        }
+        pod.metadata.deletion_grace_period_seconds = Some(1);
+        assert_eq!(grace_period(&pod), 5, "not deleted yet");
+        pod.metadata.deletion_timestamp = Some(now());
+        assert_eq!(grace_period(&pod), 1);
+    }
+
+    #[test]
+    fn ports_by_name_and_number() {
+        let container = Container {
+            ports: Some(vec![k8s_openapi::api::core::v1::ContainerPort {
+                name: Some("http".into()),
+                container_port: 8080,
+                ..Default::default()
+            }]),
+            ..Container::default()
+        };
+        for (port, expected) in [
+            (IntOrString::Int(80), Some(80)),
+            (IntOrString::String("http".into()), Some(8080)),
+            (IntOrString::String("81".into()), Some(81)),
+            (IntOrString::String("admin".into()), None),
+            (IntOrString::Int(0), None),
+        ] {
+            assert_eq!(resolve_port(&port, &container), expected, "{port:?}");
+        }
+    }
+
+    #[test]
+    fn hash_changes_with_the_image_only() {
+        let mut container = Container { name: "a".into(), image: Some("x:1".into()), ..Container::default() };
+        let before = container_hash(&container);
+        container.tty = Some(true);
+        assert_eq!(container_hash(&container), before);
+        container.image = Some("x:2".into());
+        assert_ne!(container_hash(&container), before);
+    }
+}

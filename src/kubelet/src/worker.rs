@@ -1,0 +1,249 @@
+//! One task a pod. It sleeps until something concerns its pod, then makes reality match the object.
+//!
+//! The states follow upstream's `pod_workers.go`: syncing, terminating (containers are stopped),
+//! terminated (volumes and cgroups are cleaned up), finished.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kedge_base::Chain;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::core::Shared;
+use crate::{launch, pod, terminate};
+
+/// A pod is looked at again after an error.
+const AFTER_ERROR: Duration = Duration::from_secs(10);
+/// Errors of the network or the runtime pass sooner.
+const AFTER_TRANSIENT: Duration = Duration::from_secs(1);
+
+/// Why the pod must end although the API does not say so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) reason: String,
+    pub(crate) message: String,
+}
+
+/// What the outside says to a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub(crate) pod: Arc<Pod>,
+    /// The API no longer has the pod: everything of it goes, at once.
+    pub(crate) gone: bool,
+}
+
+/// What a worker keeps between two rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// The pod passed admission on this node.
+    pub(crate) admitted: bool,
+    /// Restart back-off of each container: failures and when the next start may be.
+    pub(crate) restarts: HashMap<String, Restart>,
+    /// Waiting reasons of containers that could not be started.
+    pub(crate) waiting: HashMap<String, (String, String)>,
+    /// The last error about the sandbox or volumes, to report it once.
+    pub(crate) failed: Option<Verdict>,
+    /// Volumes are set up once a process; changes are applied afterwards.
+    pub(crate) volumes_ready: bool,
+    /// Service account tokens are renewed then.
+    pub(crate) refresh_at: Option<Instant>,
+}
+
+/// Restart back-off of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct Restart {
+    pub(crate) delay: Duration,
+    /// The death that the delay counts from; a newer one doubles it.
+    pub(crate) finished_at: i64,
+    pub(crate) until: Instant,
+}
+
+/// All workers. Clones share.
+#[derive(Clone, Default)]
+pub(crate) struct Workers(Arc<Mutex<HashMap<String, Handle>>>);
+
+#[derive(Clone)]
+struct Handle {
+    orders: watch::Sender<Order>,
+    wake: Arc<Notify>,
+}
+
+impl Workers {
+    /// Something concerns the pod: its worker looks again.
+    pub(crate) fn wake(&self, uid: &str) {
+        if let Some(handle) = self.0.lock().get(uid) {
+            handle.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        for handle in self.0.lock().values() {
+            handle.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn contains(&self, uid: &str) -> bool {
+        self.0.lock().contains_key(uid)
+    }
+
+    /// The pod as its worker has it; also when the API has deleted it already.
+    pub(crate) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.0.lock().get(uid).map(|handle| handle.orders.borrow().pod.clone())
+    }
+
+    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
+        self.0.lock().values().map(|handle| handle.orders.borrow().pod.clone()).collect()
+    }
+
+    /// Tell the pod's worker of a new version, starting the worker when there is none.
+    pub(crate) fn order(&self, core: &Shared, order: Order) {
+        let uid = pod::uid(&order.pod);
+        let mut workers = self.0.lock();
+        if let Some(handle) = workers.get(&uid) {
+            handle.orders.send_replace(order);
+            handle.wake.notify_one();
+            return;
+        }
+        if order.gone {
+            return;
+        }
+        let handle = Handle { orders: watch::Sender::new(order.clone()), wake: Arc::default() };
+        workers.insert(uid.clone(), handle.clone());
+        drop(workers);
+        let (core, all) = (core.clone(), self.clone());
+        let name = format!("pod {}/{}", pod::namespace(&order.pod), pod::name(&order.pod));
+        let tasks = core.tasks.clone();
+        tasks.spawn_until_stopped(&name, async move {
+            run(&core, &uid, &handle).await;
+            all.0.lock().remove(&uid);
+            // The object may have been created again, or changed, while the worker ended.
+            let again = core.pods.list().into_iter().find(|pod| pod::uid(pod) == uid);
+            if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod))) {
+                if !pod::is_being_deleted(&again) {
+                    all.order(&core, Order { pod: again, gone: false });
+                }
+            }
+        });
+    }
+}
+
+async fn run(core: &Shared, uid: &str, handle: &Handle) {
+    let mut memory = Memory::default();
+    let mut orders = handle.orders.subscribe();
+    loop {
+        let order = orders.borrow_and_update().clone();
+        let verdict = if must_end(&order) {
+            None
+        } else {
+            // A long round (an image pull) is cut short when the pod must end.
+            let round = launch::sync(core, &order.pod, &mut memory);
+            let outcome = tokio::select! {
+                outcome = round => Some(outcome),
+                () = ends(&handle.orders) => None,
+            };
+            match outcome {
+                None => continue,
+                Some(Ok(launch::Outcome::Again(at))) => {
+                    wait(handle, at).await;
+                    continue;
+                }
+                Some(Ok(launch::Outcome::End(verdict))) => verdict,
+                Some(Err(error)) => {
+                    let text = Chain(&error).to_string();
+                    tracing::debug!(pod = %pod::name(&order.pod), error = %text, "pod not synced, trying again");
+                    let delay = if text.contains("network") { AFTER_TRANSIENT } else { AFTER_ERROR };
+                    wait(handle, Some(Instant::now() + delay)).await;
+                    continue;
+                }
+            }
+        };
+        finish(core, uid, handle, &mut memory, verdict).await;
+        return;
+    }
+}
+
+/// The pod's containers must be stopped.
+fn must_end(order: &Order) -> bool {
+    order.gone || pod::is_being_deleted(&order.pod) || pod::is_terminal_phase(pod::phase(&order.pod))
+}
+
+async fn ends(orders: &watch::Sender<Order>) {
+    let mut orders = orders.subscribe();
+    if orders.wait_for(must_end).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn wait(handle: &Handle, at: Option<Instant>) {
+    match at {
+        Some(at) => {
+            let _ = tokio::time::timeout_at(at, handle.wake.notified()).await;
+        }
+        None => handle.wake.notified().await,
+    }
+}
+
+/// Stop the containers, clean up, and when the API has marked the pod as deleted, delete it there.
+async fn finish(core: &Shared, uid: &str, handle: &Handle, memory: &mut Memory, verdict: Option<Verdict>) {
+    core.probes.remove_pod(uid);
+    stop_all(core, handle, memory, verdict.as_ref()).await;
+    loop {
+        let order = handle.orders.borrow().clone();
+        match terminate::clean_up(core, &order.pod, order.gone).await {
+            Ok(()) => break,
+            Err(error) => {
+                tracing::warn!(pod = %pod::name(&order.pod), error = %Chain(&error), "pod not cleaned up, trying again");
+                wait(handle, Some(Instant::now() + AFTER_TRANSIENT)).await;
+            }
+        }
+    }
+    // A pod that ended by itself stays in the API, with its logs, until somebody deletes it.
+    let mut orders = handle.orders.subscribe();
+    let last = orders.wait_for(|order| order.gone || pod::is_being_deleted(&order.pod)).await;
+    let Some(order) = last.ok().map(|order| order.clone()) else { return };
+    if !order.gone {
+        core.statuses.finish(&order.pod);
+    }
+    terminate::remove_containers(core, &order.pod).await;
+    core.objects.unregister(uid);
+    let _ = orders.wait_for(|order| order.gone).await;
+    core.statuses.forget(uid);
+}
+
+/// Stops the containers with the grace period that the API asks for; a shorter one that comes
+/// later is obeyed at once.
+async fn stop_all(core: &Shared, handle: &Handle, memory: &mut Memory, verdict: Option<&Verdict>) {
+    let mut orders = handle.orders.subscribe();
+    loop {
+        let order = orders.borrow_and_update().clone();
+        let grace = effective_grace(&order);
+        let stop = terminate::stop_pod(core, &order.pod, grace, memory, verdict);
+        let ended = tokio::select! {
+            ended = stop => Some(ended),
+            () = shorter(&handle.orders, grace) => None,
+        };
+        match ended {
+            Some(Ok(())) => return,
+            Some(Err(error)) => {
+                tracing::warn!(pod = %pod::name(&order.pod), error = %Chain(&error), "containers not stopped, trying again");
+                wait(handle, Some(Instant::now() + AFTER_TRANSIENT)).await;
+            }
+            None => {}
+        }
+    }
+}
+
+fn effective_grace(order: &Order) -> i64 {
+    if order.gone { pod::grace_period(&order.pod).min(1) } else { pod::grace_period(&order.pod) }
+}
+
+async fn shorter(orders: &watch::Sender<Order>, grace: i64) {
+    let mut orders = orders.subscribe();
+    if orders.wait_for(|order| effective_grace(order) < grace).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
