@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
+use kedge_api::table::partial_object_metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -30,13 +31,13 @@ pub(crate) fn present(context: &Context, code: StatusCode, bytes: &Bytes) -> Res
     match context.accepted.form {
         Form::Object => Ok(respond::object(code, converted(&context.resource, bytes)?, context.accepted)),
         Form::Metadata => {
-            let object = metadata_only(&parse(bytes)?);
+            let object = partial_object_metadata(&parse(bytes)?);
             Ok(respond::object(code, object.to_string().into(), context.accepted))
         }
         Form::Table => {
             let object = parse(&converted(&context.resource, bytes)?)?;
             let version = object.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
-            let table = table(context, std::iter::once(Ok(object)), &json!({ "resourceVersion": version }))?;
+            let table = table(context, std::iter::once(Ok(object)), json!({ "resourceVersion": version }))?;
             Ok(respond::object(code, table.to_string().into(), context.accepted))
         }
     }
@@ -52,10 +53,6 @@ pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Sta
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Status> {
     serde_json::from_slice(bytes).map_err(|error| Status::internal(format!("stored object is not JSON: {error}")))
-}
-
-pub(crate) fn metadata_only(object: &Value) -> Value {
-    json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] })
 }
 
 /// Where a chunked list goes on.
@@ -208,14 +205,14 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
         }
         Form::Metadata => {
             let items: Result<Vec<Value>, Status> =
-                page.objects.iter().map(|stored| Ok(metadata_only(&parse(&stored.bytes)?))).collect();
+                page.objects.iter().map(|stored| Ok(partial_object_metadata(&parse(&stored.bytes)?))).collect();
             json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items? })
                 .to_string()
                 .into()
         }
         Form::Table => {
             let objects = page.objects.iter().map(|stored| parse(&converted(resource, &stored.bytes)?));
-            table(context, objects, &metadata)?.to_string().into()
+            table(context, objects, metadata)?.to_string().into()
         }
     };
     Ok(respond::object(StatusCode::OK, bytes, context.accepted))
@@ -225,30 +222,14 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
 pub(crate) fn table(
     context: &Context,
     objects: impl Iterator<Item = Result<Value, Status>>,
-    metadata: &Value,
+    metadata: Value,
 ) -> Result<Value, Status> {
-    let resource = &context.resource;
-    let now = jiff::Timestamp::now();
-    let mut rows = Vec::new();
-    for object in objects {
-        let object = object?;
-        let cells = kedge_api::table::row(resource, &object, now);
-        rows.push(json!({ "cells": cells, "object": row_object(context, object)? }));
-    }
-    Ok(json!({
-        "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": metadata,
-        "columnDefinitions": kedge_api::table::columns(resource),
-        "rows": rows,
-    }))
-}
-
-fn row_object(context: &Context, object: Value) -> Result<Value, Status> {
-    match context.query.get("includeObject") {
-        None | Some("Metadata") => Ok(metadata_only(&object)),
-        Some("Object") => Ok(object),
-        Some("None") => Ok(Value::Null),
-        Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
-    }
+    let include: fn(&Value) -> Value = match context.query.get("includeObject") {
+        None | Some("Metadata") => partial_object_metadata,
+        Some("Object") => Value::clone,
+        Some("None") => |_| Value::Null,
+        Some(other) => return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+    };
+    let objects = objects.collect::<Result<Vec<Value>, Status>>()?;
+    Ok(kedge_api::table::table(&context.resource, objects.iter(), metadata, jiff::Timestamp::now(), include))
 }

@@ -7,10 +7,11 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use kedge_api::status::Status;
+use kedge_api::table::partial_object_metadata;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::read::{check_version, converted, metadata_only, parse, table, too_large_version};
+use super::read::{check_version, converted, parse, table, too_large_version};
 use super::{Context, select::Selection};
 use crate::cache::{Bucket, Event, EventKind, Stored, TooOld, frame};
 use crate::respond::Form;
@@ -235,10 +236,10 @@ impl Watcher {
         let object = parse(&converted(&context.resource, &stored.bytes)?)?;
         Ok(match context.accepted.form {
             Form::Object => object,
-            Form::Metadata => metadata_only(&object),
+            Form::Metadata => partial_object_metadata(&object),
             Form::Table => {
                 let metadata = json!({ "resourceVersion": stored.modified.to_string() });
-                let mut table = table(&context, std::iter::once(Ok(object)), &metadata)?;
+                let mut table = table(&context, std::iter::once(Ok(object)), metadata)?;
                 // Only the first table of a watch names its columns.
                 if !std::mem::take(&mut self.first_table) {
                     table["columnDefinitions"] = Value::Null;
