@@ -33,6 +33,11 @@ pub(crate) async fn remove_orphans(core: &Shared) {
                     continue;
                 }
                 let _ = core.runtime.remove_sandbox(&sandbox.id).await;
+                // Other nodes of this machine may keep their logs in the same folder: only what was
+                // ours is removed.
+                let label = |key: &str| sandbox.labels.get(key).cloned().unwrap_or_default();
+                let dir = core.config.pod_log_dir(&label(keys::POD_NAMESPACE), &label(keys::POD_NAME), uid);
+                let _ = std::fs::remove_dir_all(dir);
             }
         }
         Err(error) => tracing::warn!(error = %error.text(), "orphaned pods not looked for"),
@@ -46,14 +51,6 @@ pub(crate) async fn remove_orphans(core: &Shared) {
         }
     }
     core.cgroups.remove_orphans(&is_known);
-    for entry in std::fs::read_dir(&core.config.log_dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some((_, uid)) = name.rsplit_once('_')
-            && !is_known(uid)
-        {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
 }
 
 /// The regular work.

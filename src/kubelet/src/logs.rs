@@ -1,0 +1,282 @@
+//! Container logs in CRI's format: `TIME STREAM TAGS TEXT`, a line each
+//! (upstream `pkg/kubelet/kuberuntime/logs`).
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use crate::Error;
+
+/// What of a log is wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) follow: bool,
+    /// The last lines only.
+    pub(crate) tail: Option<usize>,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) timestamps: bool,
+    pub(crate) limit_bytes: Option<u64>,
+    /// `stdout` or `stderr` only.
+    pub(crate) stream: Option<String>,
+}
+
+/// One line as the runtime writes it.
+struct Line<'a> {
+    time: &'a str,
+    stream: &'a str,
+    partial: bool,
+    text: &'a [u8],
+}
+
+fn parse(line: &[u8]) -> Option<Line<'_>> {
+    let mut parts = line.splitn(4, |byte| *byte == b' ');
+    let time = std::str::from_utf8(parts.next()?).ok()?;
+    let stream = std::str::from_utf8(parts.next()?).ok()?;
+    let tags = parts.next()?;
+    let text = parts.next().unwrap_or_default();
+    let partial = tags.split(|byte| *byte == b':').next() == Some(b"P");
+    Some(Line { time, stream, partial, text })
+}
+
+/// The line as a client gets it; `None` when it is not wanted.
+fn render(line: &[u8], wanted: &Wanted) -> Option<Vec<u8>> {
+    let parsed = parse(line.strip_suffix(b"\n").unwrap_or(line))?;
+    if wanted.stream.as_deref().is_some_and(|stream| stream != parsed.stream) {
+        return None;
+    }
+    if let Some(since) = wanted.since
+        && parsed.time.parse::<Timestamp>().is_ok_and(|time| time < since)
+    {
+        return None;
+    }
+    let mut result = Vec::with_capacity(parsed.text.len() + 40);
+    if wanted.timestamps {
+        result.extend_from_slice(parsed.time.as_bytes());
+        result.push(b' ');
+    }
+    result.extend_from_slice(parsed.text);
+    if !parsed.partial {
+        result.push(b'\n');
+    }
+    Some(result)
+}
+
+/// The end of a log as text, for a termination message.
+pub(crate) fn last_lines(log: &Path, lines: usize, limit: usize) -> String {
+    let Ok(mut file) = File::open(log) else { return String::new() };
+    let start = start_of_tail(&mut file, lines).unwrap_or(0);
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(start)).is_err() || file.read_to_end(&mut bytes).is_err() {
+        return String::new();
+    }
+    let wanted = Wanted::default();
+    let mut text: Vec<u8> = bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| render(line, &wanted)).flatten().collect();
+    if text.len() > limit {
+        text.drain(..text.len() - limit);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Where the last `lines` lines begin, found from the end in blocks.
+fn start_of_tail(file: &mut File, lines: usize) -> std::io::Result<u64> {
+    let mut at = file.seek(SeekFrom::End(0))?;
+    if lines == 0 {
+        return Ok(at);
+    }
+    let mut found = 0;
+    let mut block = vec![0; 64 * 1024];
+    let end = at;
+    while at > 0 {
+        let size = at.min(block.len() as u64);
+        at -= size;
+        file.seek(SeekFrom::Start(at))?;
+        let part = &mut block[..usize::try_from(size).unwrap_or(0)];
+        file.read_exact(part)?;
+        for (index, byte) in part.iter().enumerate().rev() {
+            let position = at + index as u64;
+            if *byte == b'\n' && position + 1 != end {
+                found += 1;
+                if found == lines {
+                    return Ok(position + 1);
+                }
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// Rotated parts first, so that a request sees the whole log.
+fn parts_of(log: &Path) -> VecDeque<PathBuf> {
+    let name = log.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut parts: Vec<PathBuf> = log
+        .parent()
+        .and_then(|dir| std::fs::read_dir(dir).ok())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}."))))
+        .collect();
+    parts.sort();
+    parts.push(log.to_path_buf());
+    parts.into()
+}
+
+/// Sends the log into `sender`; with `follow` until `alive` says that the container has ended and
+/// everything was sent, or until the receiver is gone.
+pub(crate) async fn stream<A, F>(log: PathBuf, wanted: Wanted, sender: mpsc::Sender<Bytes>, alive: A) -> Result<(), Error>
+where
+    A: Fn() -> F + Send,
+    F: Future<Output = bool> + Send,
+{
+    let failed = |error| Error::io("read the container's log", error);
+    let mut left = wanted.limit_bytes.unwrap_or(u64::MAX);
+    let mut parts = if wanted.tail.is_some() { VecDeque::from([log.clone()]) } else { parts_of(&log) };
+    while parts.len() > 1 {
+        let Some(part) = parts.pop_front() else { break };
+        let mut reader = BufReader::new(File::open(part).map_err(failed)?);
+        if !send(&mut reader, &mut Vec::new(), &wanted, &sender, &mut left).await.map_err(failed)? {
+            return Ok(());
+        }
+    }
+    let mut file = File::open(&log).map_err(failed)?;
+    let start = match wanted.tail {
+        Some(lines) => start_of_tail(&mut file, lines).map_err(failed)?,
+        None => 0,
+    };
+    file.seek(SeekFrom::Start(start)).map_err(failed)?;
+    let mut reader = BufReader::new(file);
+    // The runtime may be in the middle of a line.
+    let mut unfinished = Vec::new();
+    let watch = if wanted.follow { Some(watch(&log)?) } else { None };
+    loop {
+        if !send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)? {
+            return Ok(());
+        }
+        let Some(watch) = &watch else { return Ok(()) };
+        let goes_on = alive().await;
+        if !goes_on {
+            send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)?;
+            return Ok(());
+        }
+        tokio::select! {
+            ready = watch.readable() => {
+                let mut guard = ready.map_err(failed)?;
+                let events = watch.get_ref().0.read_events();
+                guard.clear_ready();
+                let replaced = events.is_ok_and(|events| events.iter().any(|event| {
+                    event.mask.intersects(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+                        && event.name.as_deref() == log.file_name()
+                }));
+                if replaced {
+                    // Rotated: what is left of the old file first.
+                    send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)?;
+                    reader = BufReader::new(File::open(&log).map_err(failed)?);
+                    unfinished.clear();
+                }
+            }
+            () = sender.closed() => return Ok(()),
+            // A container that says nothing may still end; its end writes nothing into the log.
+            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+struct Watch(Inotify);
+
+impl std::os::fd::AsRawFd for Watch {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
+    }
+}
+
+/// Watches the log's folder: the file is replaced when it is rotated.
+fn watch(log: &Path) -> Result<AsyncFd<Watch>, Error> {
+    let failed = |error: std::io::Error| Error::io("watch the container's log", error);
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|e| failed(e.into()))?;
+    let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+    inotify.add_watch(log.parent().unwrap_or(Path::new("/")), flags).map_err(|e| failed(e.into()))?;
+    AsyncFd::new(Watch(inotify)).map_err(failed)
+}
+
+/// Sends what can be read now. `false`: nobody listens any more, or the limit is reached.
+async fn send(
+    reader: &mut BufReader<File>,
+    unfinished: &mut Vec<u8>,
+    wanted: &Wanted,
+    sender: &mpsc::Sender<Bytes>,
+    left: &mut u64,
+) -> std::io::Result<bool> {
+    loop {
+        let mut batch = Vec::new();
+        let mut ended = false;
+        while batch.len() < 32 * 1024 {
+            if reader.read_until(b'\n', unfinished)? == 0 || !unfinished.ends_with(b"\n") {
+                ended = true;
+                break;
+            }
+            if let Some(line) = render(unfinished, wanted) {
+                batch.extend_from_slice(&line);
+            }
+            unfinished.clear();
+        }
+        let size = batch.len() as u64;
+        if size > *left {
+            batch.truncate(usize::try_from(*left).unwrap_or(0));
+        }
+        *left = left.saturating_sub(size);
+        if !batch.is_empty() && sender.send(Bytes::from(batch)).await.is_err() {
+            return Ok(false);
+        }
+        if *left == 0 {
+            return Ok(false);
+        }
+        if ended {
+            return Ok(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stderr F two\n\
+                       2026-01-01T00:00:03Z stdout P thr\n2026-01-01T00:00:03Z stdout F ee\n";
+
+    async fn read(wanted: Wanted) -> String {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = dir.path().join("0.log");
+        std::fs::write(&log, LOG).expect("written");
+        let (sender, mut receiver) = mpsc::channel(16);
+        stream(log, wanted, sender, || std::future::ready(false)).await.expect("read");
+        let mut text = Vec::new();
+        while let Some(bytes) = receiver.recv().await {
+            text.extend_from_slice(&bytes);
+        }
+        String::from_utf8(text).expect("text")
+    }
+
+    #[tokio::test]
+    async fn options() {
+        let since = "2026-01-01T00:00:03Z".parse().ok();
+        for (wanted, expected) in [
+            (Wanted::default(), "one\ntwo\nthree\n"),
+            (Wanted { tail: Some(3), ..Wanted::default() }, "two\nthree\n"),
+            (Wanted { tail: Some(0), ..Wanted::default() }, ""),
+            (Wanted { since, ..Wanted::default() }, "three\n"),
+            (Wanted { limit_bytes: Some(5), ..Wanted::default() }, "one\nt"),
+            (Wanted { stream: Some("stderr".into()), timestamps: true, ..Wanted::default() }, "2026-01-01T00:00:02Z two\n"),
+            (Wanted { follow: true, ..Wanted::default() }, "one\ntwo\nthree\n"),
+        ] {
+            assert_eq!(read(wanted.clone()).await, expected, "{wanted:?}");
+        }
+    }
+}
