@@ -215,6 +215,15 @@ impl Config {
         self.run_dir.join("containerd/containerd.sock")
     }
 
+    /// Where the bridge plugin finds its configuration, and where host-local keeps the pods' addresses.
+    pub(crate) fn cni_config_dir(&self) -> PathBuf {
+        self.data_dir.join("cni/net.d")
+    }
+
+    pub(crate) fn cni_address_dir(&self) -> PathBuf {
+        self.data_dir.join("cni/networks")
+    }
+
     /// The log of a node that runs without a service manager.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.log_dir.join(format!("{}.log", self.service_name()))

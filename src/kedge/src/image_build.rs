@@ -41,7 +41,7 @@ pub(crate) fn names() -> Vec<String> {
 /// # Errors
 /// When the binary cannot be read, `work_dir` cannot be written or containerd refuses the archive.
 pub(crate) async fn ensure(socket: &Path, work_dir: &Path) -> anyhow::Result<Vec<String>> {
-    let present = kedge_kubelet::images::list(socket).await.context("list images")?;
+    let present = kedge_kubelet::list_images(socket).await.context("list images")?;
     if names().iter().all(|name| present.contains(name)) {
         return Ok(Vec::new());
     }
@@ -56,7 +56,7 @@ pub(crate) async fn ensure(socket: &Path, work_dir: &Path) -> anyhow::Result<Vec
     .context("make images")?;
     made.with_context(|| format!("make images in {}", work_dir.display()))?;
     let imported =
-        kedge_kubelet::images::import_archive(socket, &archive).await.context("import Kedge's images");
+        kedge_kubelet::import_images(socket, &archive).await.context("import Kedge's images");
     let _ = fs::remove_file(&archive);
     imported
 }

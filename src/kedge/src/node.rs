@@ -4,6 +4,7 @@
 //! server of the same process; on a worker it would lead over HTTPS.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,6 +13,7 @@ use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
 use kedge_kubelet::containerd;
+use k8s_openapi::api::core::v1::Node;
 
 use crate::config::Config;
 use crate::image_build;
@@ -28,7 +30,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     let board = Board::serve(&config, &tasks)?;
     let node_ip = match config.node_ip {
         Some(address) => address,
-        None => kedge_network::default_address().await.context("find this node's address")?,
+        None => kedge_network::default_address().context("find this node's address")?,
     };
     board.set_addresses(&[node_ip]);
 
@@ -36,17 +38,10 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     write_kubeconfig(&config, &pki, node_ip)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
-    let runtime = containerd::Settings {
-        binary: config.containerd.clone(),
-        data_dir: config.data_dir.join("containerd"),
-        run_dir: config.run_dir.join("containerd"),
-        log_file: config.log_dir.join("containerd.log"),
-        cni_config_dir: config.data_dir.join("cni/net.d"),
-        cni_bin_dirs: config.cni_bin_dirs(),
-        pause_image: image_build::pause_image(),
-    };
     let runtime_tasks = tasks.child("runtime");
-    let containerd = containerd::start(runtime, &runtime_tasks);
+    let (settings, supervisor) = (containerd_settings(&config)?, runtime_tasks.clone());
+    let containerd =
+        runtime_tasks.spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
     let server_tasks = tasks.child("server");
     let server = ApiServer::start(
@@ -63,12 +58,8 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     let component_tasks = tasks.child("components");
     let informers = Informers::new(client_of("kedge"), &component_tasks);
     kedge_controllers::start(
-        kedge_controllers::Config {
-            cluster_ca_pem: pki.ca_pem().to_owned(),
-            pod_cidr: config.pod_cidr,
-            node_cidr_mask: 24,
-        },
-        client_of("system:kube-controller-manager"),
+        kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr)),
+        &client_of("system:kube-controller-manager"),
         &informers,
         &component_tasks,
     )
@@ -78,7 +69,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
         .context("start the scheduler")?;
     board.ready("scheduler");
 
-    containerd.await.context("start containerd")?;
+    containerd.await.context("start containerd")?.context("start containerd")?;
     board.ready("containerd");
     let socket = config.containerd_socket();
     image_build::ensure(&socket, &config.data_dir.join("images")).await.context("import Kedge's images")?;
@@ -148,6 +139,27 @@ fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<
     })
 }
 
+fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> {
+    let usual = ["/usr/bin/containerd", "/usr/local/bin/containerd", "/bin/containerd"];
+    let binary = config
+        .containerd
+        .clone()
+        .or_else(|| usual.iter().map(PathBuf::from).find(|path| path.is_file()))
+        .context("containerd is missing; install the package containerd")?;
+    let plugins = config.cni_bin_dirs();
+    let cni_bin_dir = plugins.iter().find(|dir| dir.join("bridge").is_file()).or(plugins.first());
+    Ok(containerd::Settings {
+        binary,
+        root: config.data_dir.join("containerd"),
+        state: config.run_dir.join("containerd"),
+        cni_bin_dir: cni_bin_dir.cloned().unwrap_or_default(),
+        cni_conf_dir: config.cni_config_dir(),
+        registry_dir: config.data_dir.join("registries"),
+        pause_image: image_build::pause_image(),
+        stream_address: IpAddr::from([127, 0, 0, 1]),
+    })
+}
+
 /// A client that calls the API server of this process: no socket, no TLS.
 fn kube_client(server: &ApiServer, component: &str) -> kube::Client {
     kube::Client::new(server.local(User::component(component)), "default")
@@ -162,22 +174,20 @@ async fn network(
     for warning in kedge_network::prepare_host().context("prepare the host's network")? {
         tracing::warn!(%warning, "host network");
     }
-    let proxy = kedge_network::ProxyConfig {
-        node_name: config.node_name.clone(),
-        node_ips: vec![node_ip],
-        pod_cidr: config.pod_cidr,
-        service_cidr: config.service_cidr,
-        table_name: config.table_name.clone(),
-    };
+    let mut proxy =
+        kedge_network::ProxyConfig::new(config.node_name.clone(), vec![node_ip], config.pod_cidr, config.service_cidr);
+    proxy.table_name.clone_from(&config.table_name);
     let proxy = kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")?;
     // The control plane gives every node its part of the pods' range; pods wait for it.
-    let cni = kedge_network::CniConfig {
-        dir: config.data_dir.join("cni/net.d"),
-        bridge: config.bridge_name.clone(),
-        host_local_dir: config.data_dir.join("cni/networks"),
-        node_name: config.node_name.clone(),
-    };
-    kedge_network::follow_pod_cidr(cni, informers, tasks);
+    let node = informers.informer_with_fields::<Node>(&format!("metadata.name={}", config.node_name));
+    let (dir, bridge, addresses) = (config.cni_config_dir(), config.bridge_name.clone(), config.cni_address_dir());
+    node.on_change(move |change| {
+        let range = change.new.as_ref().and_then(|node| node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok());
+        let Some(range) = range else { return };
+        if let Err(error) = kedge_network::write_cni_config(&dir, &bridge, range, None, &addresses) {
+            tracing::error!(error = %kedge_base::Chain(&error), "the pod network's configuration was not written");
+        }
+    });
     Ok(proxy)
 }
 
@@ -192,7 +202,7 @@ fn kubelet_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
         cluster_dns: vec![config.cluster_dns],
         cluster_domain: config.cluster_domain.clone(),
         server_address: SocketAddr::new(config.bind_address, config.kubelet_port),
-        tls: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))?,
+        tls: kedge_kubelet::ServerTls { config: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))? },
         max_pods: 110,
         pause_image: image_build::pause_image(),
         cgroup_root: "kubepods".to_owned(),

@@ -18,7 +18,7 @@ use crate::core::Core;
 use crate::runtime::Runtime;
 use crate::{Error, pod};
 
-pub use archive::import;
+pub use archive::{import, list};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(300);

@@ -43,5 +43,5 @@ mod worker;
 
 pub use config::{Config, ServerTls};
 pub use error::Error;
-pub use images::import;
+pub use images::{import as import_images, list as list_images};
 pub use kubelet::{Kubelet, Summary, start};

@@ -21,14 +21,14 @@ pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, F
     }
     match command {
         ImagesCommand::List => {
-            let mut names = block_on(kedge_kubelet::images::list(&socket))?.context("list images")?;
+            let mut names = block_on(kedge_kubelet::list_images(&socket))?.context("list images")?;
             names.sort();
             names.iter().for_each(|name| output::say(name));
         }
         ImagesCommand::Import { files } => {
             for file in &files {
                 let step = output::Step::begin(&format!("importing {}", file.display()));
-                let imported = block_on(kedge_kubelet::images::import_archive(&socket, file))?
+                let imported = block_on(kedge_kubelet::import_images(&socket, file))?
                     .with_context(|| format!("import {}", file.display()));
                 match imported {
                     Ok(names) => step.done(

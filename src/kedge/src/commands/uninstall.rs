@@ -45,11 +45,10 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
     note(release_namespaces(&namespaces));
     note(unmount(config));
     step.update("removing the pod network");
-    match block_on(kedge_network::cleanup(&config.table_name, &config.bridge_name)) {
-        Ok(result) => note(result.context("remove the pod network")),
-        Err(Failure::Failed(error)) => note(Err(error)),
-        Err(Failure::Usage(message)) => note(Err(anyhow::anyhow!(message))),
-    }
+    note(
+        kedge_network::cleanup(&config.table_name, &config.bridge_name, &config.cni_address_dir())
+            .context("remove the pod network"),
+    );
     step.update("removing files");
     remove_cgroups(&pods);
     remove_pod_logs(config, &pods);

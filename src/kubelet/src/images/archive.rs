@@ -61,6 +61,20 @@ struct Plan {
     images: BTreeMap<String, (String, String, u64)>,
 }
 
+/// The names of all images that CRI could run.
+///
+/// # Errors
+/// When containerd does not answer.
+pub async fn list(containerd_socket: &Path) -> Result<Vec<String>, Error> {
+    let mut images = ImagesClient::new(Runtime::new(containerd_socket)?.channel());
+    let mut request = tonic::Request::new(api::ListImagesRequest { filters: Vec::new() });
+    request.metadata_mut().insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
+    let answer = images.list(request).await?.into_inner();
+    let mut names: Vec<String> = answer.images.into_iter().map(|image| image.name).collect();
+    names.sort();
+    Ok(names)
+}
+
 /// Imports the images of an uncompressed archive and returns their names.
 ///
 /// # Errors

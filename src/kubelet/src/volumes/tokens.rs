@@ -83,7 +83,7 @@ async fn request(client: &kube::Client, target: &Pod, key: &Key) -> Result<Token
     let spec = pod::spec(target);
     let account = spec.service_account_name.filter(|name| !name.is_empty()).unwrap_or("default".to_owned());
     let asked = TokenRequest {
-        spec: TokenRequestSpec {
+        spec: Some(TokenRequestSpec {
             audiences: Some(if key.audience.is_empty() { Vec::new() } else { vec![key.audience.clone()] }),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".into()),
@@ -92,7 +92,7 @@ async fn request(client: &kube::Client, target: &Pod, key: &Key) -> Result<Token
                 uid: Some(key.uid.clone()),
             }),
             expiration_seconds: Some(key.seconds),
-        },
+        }),
         ..TokenRequest::default()
     };
     let api = kube::Api::<ServiceAccount>::namespaced(client.clone(), pod::namespace(target));
