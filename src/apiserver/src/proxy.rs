@@ -247,7 +247,7 @@ where
         // The request's answer tells of a failure.
         let _ = connection.with_upgrades().await;
     });
-    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = request.uri().query().map(|query| format!("?{}", kubelet_query(context, query))).unwrap_or_default();
     let path: PathAndQuery = format!("{}{query}", to.path).parse().map_err(|error| failed(&error))?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
@@ -284,6 +284,25 @@ where
     *answer.status_mut() = parts.status;
     *answer.headers_mut() = passed_on(&parts.headers, false);
     Ok(answer)
+}
+
+/// Kubelets call the streams of exec and attach by other names than the API does
+/// (`pkg/registry/core/pod/strategy.go`, `streamParams`).
+fn kubelet_query(context: &Context, query: &str) -> String {
+    if !matches!(context.info.subresource.as_str(), "exec" | "attach") {
+        return query.to_owned();
+    }
+    let renamed = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = match name {
+            "stdin" => "input",
+            "stdout" => "output",
+            "stderr" => "error",
+            other => other,
+        };
+        format!("{name}={value}")
+    };
+    query.split('&').map(renamed).collect::<Vec<_>>().join("&")
 }
 
 fn is_node_proxy(context: &Context) -> bool {

@@ -177,7 +177,9 @@ impl Process {
         let target = rustix::process::Pid::from_raw(pid).ok_or_else(|| Error::other("not a process id"))?;
         let fd = rustix::process::pidfd_open(target, rustix::process::PidfdFlags::NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
-        Ok(Self::Adopted(AsyncFd::new(fd).map_err(failed)?))
+        #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned")]
+        let fd = AsyncFd::new(fd).map_err(failed)?;
+        Ok(Self::Adopted(fd))
     }
 
     async fn ended(&mut self) {

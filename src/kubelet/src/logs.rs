@@ -203,7 +203,9 @@ fn watch(log: &Path) -> Result<AsyncFd<Watch>, Error> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|e| failed(e.into()))?;
     let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(log.parent().unwrap_or(Path::new("/")), flags).map_err(|e| failed(e.into()))?;
-    AsyncFd::new(Watch(inotify)).map_err(failed)
+    #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned")]
+    let watch = AsyncFd::new(Watch(inotify));
+    watch.map_err(failed)
 }
 
 /// Sends what can be read now. `false`: nobody listens any more, or the limit is reached.
