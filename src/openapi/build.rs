@@ -14,12 +14,15 @@ fn roots(generator: &mut schemars::SchemaGenerator) {
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1::MutatingAdmissionPolicyBinding>();
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration>();
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy>();
-    generator.subschema_for::<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding>();
+    generator
+        .subschema_for::<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding>();
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration>();
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1alpha1::MutatingAdmissionPolicy>();
-    generator.subschema_for::<k8s_openapi::api::admissionregistration::v1alpha1::MutatingAdmissionPolicyBinding>();
+    generator
+        .subschema_for::<k8s_openapi::api::admissionregistration::v1alpha1::MutatingAdmissionPolicyBinding>();
     generator.subschema_for::<k8s_openapi::api::admissionregistration::v1beta1::MutatingAdmissionPolicy>();
-    generator.subschema_for::<k8s_openapi::api::admissionregistration::v1beta1::MutatingAdmissionPolicyBinding>();
+    generator
+        .subschema_for::<k8s_openapi::api::admissionregistration::v1beta1::MutatingAdmissionPolicyBinding>();
     generator.subschema_for::<k8s_openapi::api::apiserverinternal::v1alpha1::StorageVersion>();
     generator.subschema_for::<k8s_openapi::api::apps::v1::ControllerRevision>();
     generator.subschema_for::<k8s_openapi::api::apps::v1::DaemonSet>();
@@ -133,7 +136,8 @@ fn main() {
     }
     assert!(types.len() > 500, "k8s-openapi gave {} types only", types.len());
     let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
-    let file = std::fs::File::create(Path::new(&out).join("descriptions.json.gz")).expect("create the packed file");
+    let file =
+        std::fs::File::create(Path::new(&out).join("descriptions.json.gz")).expect("create the packed file");
     let mut gzip = GzEncoder::new(file, Compression::best());
     gzip.write_all(Value::Object(types).to_string().as_bytes()).expect("write the packed file");
     gzip.finish().expect("finish the packed file");

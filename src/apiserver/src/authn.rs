@@ -124,7 +124,9 @@ pub(crate) fn token_user(
         let object: serde_json::Value = serde_json::from_slice(&stored.bytes).ok()?;
         object.pointer("/metadata/uid").and_then(|uid| uid.as_str()).map(str::to_owned)
     };
-    if uid_of("serviceaccounts", &bound.serviceaccount.name).as_deref() != Some(bound.serviceaccount.uid.as_str()) {
+    if uid_of("serviceaccounts", &bound.serviceaccount.name).as_deref()
+        != Some(bound.serviceaccount.uid.as_str())
+    {
         return Err("service account is gone or was replaced");
     }
     let mut extra = BTreeMap::new();
@@ -166,8 +168,12 @@ pub(crate) struct Impersonation {
 /// Reads the `Impersonate-*` headers (apiserver `filters/impersonation.go`).
 pub(crate) fn impersonation(headers: &HeaderMap) -> Result<Option<Impersonation>, Status> {
     let get = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .map(str::to_owned)
+        .collect();
     let extras: Vec<(String, String)> = headers
         .iter()
         .filter_map(|(name, value)| {

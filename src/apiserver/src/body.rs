@@ -20,11 +20,13 @@ pub(crate) async fn collect(body: Body) -> Result<Bytes, Status> {
     }
 }
 
-/// The body as JSON text: YAML is turned into JSON, other formats are refused.
+/// The body as JSON text: YAML and protobuf are turned into JSON, other formats are refused.
 pub(crate) fn json_text(content_type: &str, body: &Bytes) -> Result<Bytes, Status> {
     match content_type {
         "application/json" | "" => Ok(body.clone()),
-        "application/yaml" | "application/apply-patch+yaml" => Ok(value(content_type, body)?.to_string().into()),
+        "application/yaml" | "application/apply-patch+yaml" | "application/vnd.kubernetes.protobuf" => {
+            Ok(value(content_type, body)?.to_string().into())
+        }
         other => Err(unsupported(other)),
     }
 }
@@ -33,18 +35,28 @@ pub(crate) fn json_text(content_type: &str, body: &Bytes) -> Result<Bytes, Statu
 pub(crate) fn value(content_type: &str, body: &[u8]) -> Result<Value, Status> {
     match content_type {
         "application/yaml" | "application/apply-patch+yaml" => {
-            let text = std::str::from_utf8(body).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
-            serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
+            let text = std::str::from_utf8(body)
+                .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+            serde_saphyr::from_str(text)
+                .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
         }
-        "application/json" | "" | "application/merge-patch+json" | "application/strategic-merge-patch+json"
-        | "application/apply-patch+json" => {
-            serde_json::from_slice(body).map_err(|error| Status::bad_request(format!("error decoding JSON: {error}")))
-        }
+        "application/json"
+        | ""
+        | "application/merge-patch+json"
+        | "application/strategic-merge-patch+json"
+        | "application/apply-patch+json" => serde_json::from_slice(body)
+            .map_err(|error| Status::bad_request(format!("error decoding JSON: {error}"))),
+        other if kedge_api::protobuf::is_protobuf(other) => kedge_api::protobuf::decode(body)
+            .map_err(|error| Status::bad_request(format!("error decoding protobuf: {error}"))),
         other => Err(unsupported(other)),
     }
 }
 
 pub(crate) fn unsupported(content_type: &str) -> Status {
     tracing::debug!(content_type, "body in an unknown format");
-    Status::unsupported_media_type(&["application/json", "application/yaml"])
+    Status::unsupported_media_type(&[
+        "application/json",
+        "application/yaml",
+        "application/vnd.kubernetes.protobuf",
+    ])
 }

@@ -183,7 +183,10 @@ impl Bucket {
         let start = state.history.partition_point(|event| event.revision <= revision);
         // All events of one transaction share a revision and must not be torn apart by the limit.
         let mut end = (start + limit).min(state.history.len());
-        while end > start && end < state.history.len() && state.history[end].revision == state.history[end - 1].revision {
+        while end > start
+            && end < state.history.len()
+            && state.history[end].revision == state.history[end - 1].revision
+        {
             end += 1;
         }
         Ok(state.history.range(start..end).cloned().collect())
@@ -232,12 +235,20 @@ impl Bucket {
             None => {
                 let Some(previous) = state.objects.remove(key) else { return };
                 let object = Arc::new(previous.at_revision(revision));
-                Event { kind: EventKind::Deleted, revision, object, previous: Some(previous), frame: OnceLock::new() }
+                Event {
+                    kind: EventKind::Deleted,
+                    revision,
+                    object,
+                    previous: Some(previous),
+                    frame: OnceLock::new(),
+                }
             }
         };
         state.history_bytes += event.object.bytes.len();
         state.history.push_back(Arc::new(event));
-        while state.history.len() > HISTORY_EVENTS || (state.history_bytes > HISTORY_BYTES && state.history.len() > 1) {
+        while state.history.len() > HISTORY_EVENTS
+            || (state.history_bytes > HISTORY_BYTES && state.history.len() > 1)
+        {
             let Some(oldest) = state.history.pop_front() else { break };
             state.history_bytes -= oldest.object.bytes.len();
             state.floor = oldest.revision;
@@ -257,12 +268,7 @@ pub(crate) struct Cache {
 impl Cache {
     /// `paths` says for each resource (storage key) which fields a field selector may name.
     pub(crate) fn new(paths: HashMap<Box<str>, Paths>) -> Self {
-        Self {
-            buckets: RwLock::default(),
-            paths,
-            revision: AtomicU64::new(0),
-            floor: AtomicU64::new(0),
-        }
+        Self { buckets: RwLock::default(), paths, revision: AtomicU64::new(0), floor: AtomicU64::new(0) }
     }
 
     /// The revision up to which every bucket is complete.
@@ -326,7 +332,12 @@ mod tests {
     use super::*;
 
     fn entry(text: &str, splice: Option<u32>, revision: u64) -> Entry {
-        Entry { bytes: Bytes::copy_from_slice(text.as_bytes()), splice, created: revision, modified: revision }
+        Entry {
+            bytes: Bytes::copy_from_slice(text.as_bytes()),
+            splice,
+            created: revision,
+            modified: revision,
+        }
     }
 
     fn put(cache: &Cache, key: &str, revision: u64) {
@@ -345,7 +356,10 @@ mod tests {
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].kind, EventKind::Deleted);
         let text = String::from_utf8(events[0].frame().to_vec()).expect("UTF-8");
-        assert_eq!(text, "{\"type\":\"DELETED\",\"object\":{\"metadata\":{\"name\":\"a\",\"resourceVersion\":\"12\"}}}\n");
+        assert_eq!(
+            text,
+            "{\"type\":\"DELETED\",\"object\":{\"metadata\":{\"name\":\"a\",\"resourceVersion\":\"12\"}}}\n"
+        );
         assert_eq!(cache.bucket("pods").len(), 0);
     }
 
@@ -357,7 +371,10 @@ mod tests {
         }
         let bucket = cache.bucket("pods");
         assert_eq!(bucket.events_after(3, 1).expect_err("cut off"), TooOld { requested: 3, oldest: 10 });
-        assert_eq!(bucket.events_after(10, 2).expect("held").iter().map(|e| e.revision).collect::<Vec<_>>(), [11, 12]);
+        assert_eq!(
+            bucket.events_after(10, 2).expect("held").iter().map(|e| e.revision).collect::<Vec<_>>(),
+            [11, 12]
+        );
     }
 
     #[test]

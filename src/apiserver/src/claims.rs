@@ -49,7 +49,11 @@ impl Claims {
     pub(crate) fn conflict(&self, key: &str, resource: &Resource, name: &str) -> Status {
         let (kind, value) = key.rsplit_once('/').unwrap_or(("", key));
         let error = if kind.starts_with(PORTS) {
-            FieldError::invalid("spec.ports[0].nodePort", json!(value.parse::<u16>().unwrap_or(0)), "provided port is already allocated")
+            FieldError::invalid(
+                "spec.ports[0].nodePort",
+                json!(value.parse::<u16>().unwrap_or(0)),
+                "provided port is already allocated",
+            )
         } else {
             taken_address(value)
         };
@@ -70,7 +74,12 @@ fn is_service(resource: &Resource) -> bool {
 }
 
 /// Fill in what a Service leaves to the server, and say what that claims.
-pub(crate) fn prepare(state: &State, resource: &Resource, service: &mut Value, old: Option<&Value>) -> Result<Claims, Status> {
+pub(crate) fn prepare(
+    state: &State,
+    resource: &Resource,
+    service: &mut Value,
+    old: Option<&Value>,
+) -> Result<Claims, Status> {
     if !is_service(resource) {
         return Ok(Claims::default());
     }
@@ -148,7 +157,8 @@ fn carry_over(service: &mut Value, old: &Value) {
             if port_number(&port["nodePort"]).is_some() {
                 continue;
             }
-            let same = before.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+            let same =
+                before.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
             if let Some(number) = same.and_then(|old| port_number(&old["nodePort"])) {
                 port["nodePort"] = json!(number);
             }
@@ -164,7 +174,13 @@ fn needs_node_ports(service: &Value) -> bool {
     }
 }
 
-fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claims, errors: &mut Vec<FieldError>) {
+fn addresses(
+    state: &State,
+    service: &mut Value,
+    old: &Value,
+    claims: &mut Claims,
+    errors: &mut Vec<FieldError>,
+) {
     let before = own_addresses(old);
     if service["spec"]["type"] == "ExternalName" {
         if let Some(spec) = service["spec"].as_object_mut() {
@@ -199,7 +215,11 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
         match range.free(taken) {
             Some(address) => address,
             None => {
-                errors.push(FieldError::invalid("spec.clusterIPs", Value::Null, "failed to allocate a serviceIP: range is full"));
+                errors.push(FieldError::invalid(
+                    "spec.clusterIPs",
+                    Value::Null,
+                    "failed to allocate a serviceIP: range is full",
+                ));
                 return;
             }
         }
@@ -251,7 +271,13 @@ fn addresses(state: &State, service: &mut Value, old: &Value, claims: &mut Claim
     claims.taken.push((address_key(address), encode::encode(&record)));
 }
 
-fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Claims, errors: &mut Vec<FieldError>) {
+fn node_ports(
+    state: &State,
+    service: &mut Value,
+    old: &Value,
+    claims: &mut Claims,
+    errors: &mut Vec<FieldError>,
+) {
     let before = own_ports(old);
     let (low, high) = state.config.node_ports;
     let bucket = state.cache.bucket(PORTS);
@@ -267,7 +293,9 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
                 Some(number) if number < low || number > high => errors.push(FieldError::invalid(
                     format!("spec.ports[{index}].nodePort"),
                     json!(number),
-                    format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
+                    format!(
+                        "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                    ),
                 )),
                 Some(number) if taken(number) => errors.push(FieldError::invalid(
                     format!("spec.ports[{index}].nodePort"),
@@ -277,8 +305,10 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
                 Some(number) => claims.fixed.push(port_key(number)),
                 None => {
                     // The same port by TCP and by UDP shares one node port.
-                    let shared = chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);
-                    let free = shared.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
+                    let shared =
+                        chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);
+                    let free =
+                        shared.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
                     match free {
                         Some(number) => {
                             chosen.push((port["port"].clone(), number));
@@ -296,10 +326,13 @@ fn node_ports(state: &State, service: &mut Value, old: &Value, claims: &mut Clai
             filled.push(port);
         }
         service["spec"]["ports"] = json!(filled);
-        let wants_health = service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
+        let wants_health =
+            service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
         if wants_health && port_number(&service["spec"]["healthCheckNodePort"]).is_none() {
             let kept = port_number(&old["spec"]["healthCheckNodePort"]);
-            if let Some(number) = kept.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port))) {
+            if let Some(number) =
+                kept.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)))
+            {
                 service["spec"]["healthCheckNodePort"] = json!(number);
             }
         }
@@ -351,7 +384,9 @@ impl Range {
 
     fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.first.is_ipv4()
-            && to_number(address).checked_sub(to_number(self.first)).is_some_and(|offset| offset > 0 && offset < u128::from(self.size))
+            && to_number(address)
+                .checked_sub(to_number(self.first))
+                .is_some_and(|offset| offset > 0 && offset < u128::from(self.size))
     }
 
     fn free(&self, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {

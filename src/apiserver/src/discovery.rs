@@ -51,7 +51,10 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split(',').any(|media| {
         let has = |text: &str| media.split(';').any(|part| part.trim() == text);
-        has("application/json") && has("g=apidiscovery.k8s.io") && has("v=v2") && has("as=APIGroupDiscoveryList")
+        has("application/json")
+            && has("g=apidiscovery.k8s.io")
+            && has("v=v2")
+            && has("as=APIGroupDiscoveryList")
     })
 }
 
@@ -65,7 +68,8 @@ fn groups(registry: &Registry) -> Vec<(String, Vec<String>)> {
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
-    let version = |version: &String| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
+    let version =
+        |version: &String| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
     json!({
         "name": name,
         "versions": versions.iter().map(version).collect::<Vec<_>>(),
@@ -73,8 +77,15 @@ fn group(name: &str, versions: &[String]) -> Value {
     })
 }
 
-fn of<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = std::sync::Arc<Resource>> + 'a {
-    registry.iter().filter(move |resource| &*resource.group == group && &*resource.version == version).cloned()
+fn of<'a>(
+    registry: &'a Registry,
+    group: &'a str,
+    version: &'a str,
+) -> impl Iterator<Item = std::sync::Arc<Resource>> + 'a {
+    registry
+        .iter()
+        .filter(move |resource| &*resource.group == group && &*resource.version == version)
+        .cloned()
 }
 
 fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
@@ -114,7 +125,9 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     }
     list.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Some(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }))
+    Some(
+        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }),
+    )
 }
 
 fn aggregated(headers: &HeaderMap, registry: &Registry, core: bool) -> Response<Body> {
@@ -125,7 +138,8 @@ fn aggregated(headers: &HeaderMap, registry: &Registry, core: bool) -> Response<
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
-                    let mut resources: Vec<Value> = of(registry, name, version).map(|resource| entry(&resource)).collect();
+                    let mut resources: Vec<Value> =
+                        of(registry, name, version).map(|resource| entry(&resource)).collect();
                     resources.sort_by(|a, b| a["resource"].as_str().cmp(&b["resource"].as_str()));
                     json!({ "version": version, "resources": resources, "freshness": "Current" })
                 })
@@ -140,7 +154,8 @@ fn aggregated(headers: &HeaderMap, registry: &Registry, core: bool) -> Response<
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     let tag: String = digest.as_ref().iter().take(16).map(|byte| format!("{byte:02X}")).collect();
     let tag = format!("\"{tag}\"");
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) == Some(tag.as_str());
+    let known =
+        headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) == Some(tag.as_str());
     let mut response = if known {
         respond::text(StatusCode::NOT_MODIFIED, "")
     } else {
@@ -155,7 +170,8 @@ fn aggregated(headers: &HeaderMap, registry: &Registry, core: bool) -> Response<
 }
 
 fn entry(resource: &Resource) -> Value {
-    let kind = |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
+    let kind =
+        |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
     let subresources: Vec<Value> = resource
         .subresources
         .iter()

@@ -15,7 +15,9 @@ pub(crate) fn encode(object: &Value) -> kedge_store::Value {
                 separate(&mut out, index);
                 name(&mut out, key);
                 match value {
-                    Value::Object(metadata) if key == "metadata" => splice = Some(write_metadata(&mut out, metadata)),
+                    Value::Object(metadata) if key == "metadata" => {
+                        splice = Some(write_metadata(&mut out, metadata))
+                    }
                     _ => write(&mut out, value),
                 }
             }

@@ -39,10 +39,11 @@ impl Paths {
         for (name, path) in fields {
             let mut node = &mut paths.root;
             for part in path.split('/').skip(1) {
-                let index = node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
-                    node.children.push((part.into(), Node::default()));
-                    node.children.len() - 1
-                });
+                let index =
+                    node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
+                        node.children.push((part.into(), Node::default()));
+                        node.children.len() - 1
+                    });
                 node = &mut node.children[index].1;
             }
             node.leaf = Some(paths.names.len());
@@ -61,7 +62,8 @@ impl Paths {
         let mut labels = Vec::new();
         let mut fields = vec![Box::<str>::default(); self.names.len()];
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let walk = Walk { node: Some(&self.root), place: Place::Root, labels: &mut labels, fields: &mut fields };
+        let walk =
+            Walk { node: Some(&self.root), place: Place::Root, labels: &mut labels, fields: &mut fields };
         if let Err(error) = walk.deserialize(&mut deserializer) {
             tracing::debug!(%error, "stored object is not JSON");
         }
@@ -114,7 +116,10 @@ impl<'de> Visitor<'de> for Walk<'_> {
                 self.labels.push((key.into(), value.into()));
                 continue;
             }
-            let node = self.node.and_then(|node| node.children.iter().find(|(name, _)| **name == *key)).map(|(_, n)| n);
+            let node = self
+                .node
+                .and_then(|node| node.children.iter().find(|(name, _)| **name == *key))
+                .map(|(_, n)| n);
             let place = match (self.place, &*key) {
                 (Place::Root, "metadata") => Place::Metadata,
                 (Place::Metadata, "labels") => Place::Labels,
@@ -191,7 +196,14 @@ mod tests {
 
     #[test]
     fn hostile_bytes_give_nothing() {
-        for bytes in [&b""[..], b"{", b"[1,2]", b"\"x\"", b"{\"metadata\":{\"labels\":{\"a\":1}}}", b"{\"metadata\":null}"] {
+        for bytes in [
+            &b""[..],
+            b"{",
+            b"[1,2]",
+            b"\"x\"",
+            b"{\"metadata\":{\"labels\":{\"a\":1}}}",
+            b"{\"metadata\":null}",
+        ] {
             assert!(Paths::new([("a.b", "/a/b")]).extract(bytes).labels.is_empty());
         }
     }

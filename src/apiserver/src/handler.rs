@@ -26,12 +26,18 @@ pub(crate) async fn handle(state: Arc<State>, request: Request<Body>, peer: Opti
         Ok(Err(status)) => respond::status(&status),
         Err(_) => {
             tracing::error!(request = what, "a request's handler panicked");
-            respond::status(&Status::internal("this request caused the API server to panic; its log has more"))
+            respond::status(&Status::internal(
+                "this request caused the API server to panic; its log has more",
+            ))
         }
     }
 }
 
-async fn answer(state: &Arc<State>, request: Request<Body>, peer: Option<User>) -> Result<Response<Body>, Status> {
+async fn answer(
+    state: &Arc<State>,
+    request: Request<Body>,
+    peer: Option<User>,
+) -> Result<Response<Body>, Status> {
     let query = Query::parse(request.uri());
     let info = RequestInfo::parse(request.method(), request.uri(), &query);
     let user = authn::authenticate(state, request.headers(), peer.as_ref())?;
@@ -53,10 +59,20 @@ async fn answer(state: &Arc<State>, request: Request<Body>, peer: Option<User>) 
     } else {
         respond::negotiate(request.headers())?
     };
-    let mut context =
-        Context { state: state.clone(), user, info, query, headers: request.headers().clone(), resource, accepted };
+    let mut context = Context {
+        state: state.clone(),
+        user,
+        info,
+        query,
+        headers: request.headers().clone(),
+        resource,
+        accepted,
+    };
     // A scope that the path does not have.
-    if !context.resource.namespaced && !context.info.namespace.is_empty() && context.resource.plural != "namespaces" {
+    if !context.resource.namespaced
+        && !context.info.namespace.is_empty()
+        && context.resource.plural != "namespaces"
+    {
         return Ok(no_such_path());
     }
     if context.resource.plural == "namespaces" && context.resource.group.is_empty() {
@@ -118,32 +134,44 @@ fn plain(
         return Ok(crate::openapi::answer(state, headers, path)?.unwrap_or_else(no_such_path));
     }
     Ok(match path {
-        "" => respond::json(StatusCode::OK, &json!({ "paths": [
-            "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics",
-            "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
-        ]})),
+        "" => respond::json(
+            StatusCode::OK,
+            &json!({ "paths": [
+                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics",
+                "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+            ]}),
+        ),
         "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => respond::text(StatusCode::OK, "ok"),
         "/readyz" | "/readyz/ping" => ready(state, query),
         "/version" => respond::json(StatusCode::OK, &version()),
         "/metrics" => metrics(state),
         "/openid/v1/jwks" => respond::json(StatusCode::OK, &state.tokens.jwks()),
-        "/.well-known/openid-configuration" => respond::json(StatusCode::OK, &json!({
-            "issuer": state.tokens.issuer(),
-            "jwks_uri": format!("https://{}:{}/openid/v1/jwks", state.config.advertise_address, state.config.listen.port()),
-            "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
-        })),
+        "/.well-known/openid-configuration" => respond::json(
+            StatusCode::OK,
+            &json!({
+                "issuer": state.tokens.issuer(),
+                "jwks_uri": format!("https://{}:{}/openid/v1/jwks", state.config.advertise_address, state.config.listen.port()),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            }),
+        ),
         _ => no_such_path(),
     })
 }
 
 fn ready(state: &State, query: &Query) -> Response<Body> {
     if !state.bootstrapped.load(Ordering::Acquire) {
-        return respond::text(StatusCode::INTERNAL_SERVER_ERROR, "[+]ping ok\n[-]poststarthook/bootstrap failed: not finished\nreadyz check failed\n");
+        return respond::text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "[+]ping ok\n[-]poststarthook/bootstrap failed: not finished\nreadyz check failed\n",
+        );
     }
     if query.flag("verbose") {
-        return respond::text(StatusCode::OK, "[+]ping ok\n[+]poststarthook/bootstrap ok\nreadyz check passed\n");
+        return respond::text(
+            StatusCode::OK,
+            "[+]ping ok\n[+]poststarthook/bootstrap ok\nreadyz check passed\n",
+        );
     }
     respond::text(StatusCode::OK, "ok")
 }
@@ -173,6 +201,10 @@ fn metrics(state: &State) -> Response<Body> {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}");
     }
-    let _ = writeln!(text, "# TYPE kedge_store_revision counter\nkedge_store_revision {}", state.store.revision());
+    let _ = writeln!(
+        text,
+        "# TYPE kedge_store_revision counter\nkedge_store_revision {}",
+        state.store.revision()
+    );
     respond::text(StatusCode::OK, text)
 }

@@ -85,7 +85,8 @@ impl ApiServer {
             paths.insert(resource.storage_key.as_ref().into(), verbs::select::paths(resource));
         }
         let cache = Arc::new(cache::Cache::new(paths));
-        let tokens = token::Tokens::new(config.issuer.clone(), &config.service_account_key).map_err(Error::Key)?;
+        let tokens =
+            token::Tokens::new(config.issuer.clone(), &config.service_account_key).map_err(Error::Key)?;
         let address = config.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;

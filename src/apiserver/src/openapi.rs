@@ -17,7 +17,11 @@ use crate::state::State;
 pub(crate) struct Documents(Mutex<HashMap<String, Bytes>>);
 
 /// The answer when the path is one of OpenAPI's.
-pub(crate) fn answer(state: &State, headers: &HeaderMap, path: &str) -> Result<Option<Response<Body>>, Status> {
+pub(crate) fn answer(
+    state: &State,
+    headers: &HeaderMap,
+    path: &str,
+) -> Result<Option<Response<Body>>, Status> {
     let version = kedge_base::git_version();
     if path == "/openapi/v3" {
         let mut paths = Map::new();
@@ -53,7 +57,8 @@ pub(crate) fn answer(state: &State, headers: &HeaderMap, path: &str) -> Result<O
         kedge_openapi::v3(resources.iter().map(|resource| &**resource), &version)
     };
     drop(registry);
-    let document: Bytes = document.map_err(|error| Status::internal(&kedge_base::Chain(&error).to_string()))?.into();
+    let document: Bytes =
+        document.map_err(|error| Status::internal(&kedge_base::Chain(&error).to_string()))?.into();
     state.openapi.0.lock().insert(name, document.clone());
     compressed(headers, document).map(Some)
 }

@@ -60,7 +60,8 @@ fn destination(context: &Context) -> Result<Destination, Status> {
             let (name, port) = split_port(&info.name);
             let pod = object(context, "pods", &format!("{}/{name}", info.namespace), &name)?;
             let address = pod["status"]["podIP"].as_str().filter(|address| !address.is_empty());
-            let address = address.ok_or_else(|| Status::bad_request(format!("address not allowed: pod {name} has no IP")))?;
+            let address = address
+                .ok_or_else(|| Status::bad_request(format!("address not allowed: pod {name} has no IP")))?;
             let port = match port {
                 Some(port) => port,
                 None => pod["spec"]["containers"]
@@ -72,7 +73,12 @@ fn destination(context: &Context) -> Result<Destination, Status> {
                     .and_then(|port| u16::try_from(port).ok())
                     .unwrap_or(80),
             };
-            Ok(Destination { address: address.to_owned(), port, tls: Tls::None, path: format!("/{}", info.rest) })
+            Ok(Destination {
+                address: address.to_owned(),
+                port,
+                tls: Tls::None,
+                path: format!("/{}", info.rest),
+            })
         }
         ("pods", stream) => {
             let pod = object(context, "pods", &context.key(), &info.name)?;
@@ -120,7 +126,8 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
         let list = pod["spec"][kind].as_array().map(Vec::as_slice).unwrap_or_default();
         list.iter().filter_map(|container| container["name"].as_str()).map(str::to_owned).collect()
     };
-    let (containers, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (containers, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     let pod_name = &context.info.name;
     match context.query.get("container") {
         Some(name) => {
@@ -131,13 +138,18 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
         }
         None => match containers.as_slice() {
             [one] => Ok(one.clone()),
-            _ if pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].is_string() => Ok(pod
-                ["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned()),
+            _ if pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].is_string() => {
+                Ok(pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned())
+            }
             _ => {
-                let init = if init.is_empty() { String::new() } else { format!(" or one of the init containers: [{}]", init.join(" ")) };
+                let init = if init.is_empty() {
+                    String::new()
+                } else {
+                    format!(" or one of the init containers: [{}]", init.join(" "))
+                };
                 Err(Status::bad_request(format!(
                     "a container name must be specified for pod {pod_name}, choose one of: [{}]{init}",
                     containers.join(" ")
@@ -179,8 +191,12 @@ fn service(context: &Context) -> Result<Destination, Status> {
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let port = ports
         .iter()
-        .find(|port| port_name.is_empty() || port["name"] == port_name || port["port"].to_string() == port_name)
-        .ok_or_else(|| Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}")))?;
+        .find(|port| {
+            port_name.is_empty() || port["name"] == port_name || port["port"].to_string() == port_name
+        })
+        .ok_or_else(|| {
+            Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))
+        })?;
     let wanted = port["name"].as_str().unwrap_or_default();
     let slices = context.state.cache.bucket("endpointslices.discovery.k8s.io").objects();
     for stored in slices.values().filter(|stored| stored.namespace() == info.namespace) {
@@ -213,9 +229,16 @@ fn service(context: &Context) -> Result<Destination, Status> {
 }
 
 /// One connection for one request: streams live long, and the others are rare.
-async fn forward(context: &Arc<Context>, request: Request<Body>, to: Destination) -> Result<Response<Body>, Status> {
+async fn forward(
+    context: &Arc<Context>,
+    request: Request<Body>,
+    to: Destination,
+) -> Result<Response<Body>, Status> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Status::service_unavailable(format!("error trying to reach service: {what} {}:{}: {error}", to.address, to.port))
+        Status::service_unavailable(format!(
+            "error trying to reach service: {what} {}:{}: {error}",
+            to.address, to.port
+        ))
     };
     let ip: IpAddr = to.address.parse().map_err(|error| failed("address", &error))?;
     let stream = TcpStream::connect((ip, to.port)).await.map_err(|error| failed("dial tcp", &error))?;
@@ -233,12 +256,20 @@ async fn forward(context: &Arc<Context>, request: Request<Body>, to: Destination
     }
 }
 
-async fn send<S>(context: &Arc<Context>, mut request: Request<Body>, to: &Destination, stream: S) -> Result<Response<Body>, Status>
+async fn send<S>(
+    context: &Arc<Context>,
+    mut request: Request<Body>,
+    to: &Destination,
+    stream: S,
+) -> Result<Response<Body>, Status>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let failed = |error: &dyn std::fmt::Display| {
-        Status::service_unavailable(format!("error trying to reach service: {}:{}: {error}", to.address, to.port))
+        Status::service_unavailable(format!(
+            "error trying to reach service: {}:{}: {error}",
+            to.address, to.port
+        ))
     };
     let tasks = &context.state.tasks;
     let (mut sender, connection) =
@@ -247,7 +278,8 @@ where
         // The request's answer tells of a failure.
         let _ = connection.with_upgrades().await;
     });
-    let query = request.uri().query().map(|query| format!("?{}", kubelet_query(context, query))).unwrap_or_default();
+    let query =
+        request.uri().query().map(|query| format!("?{}", kubelet_query(context, query))).unwrap_or_default();
     let path: PathAndQuery = format!("{}{query}", to.path).parse().map_err(|error| failed(&error))?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
@@ -255,7 +287,8 @@ where
     let mut outgoing = Request::builder().method(parts.method).uri(path);
     if let Some(headers) = outgoing.headers_mut() {
         *headers = passed_on(&parts.headers, is_upgrade);
-        let host = HeaderValue::from_str(&format!("{}:{}", to.address, to.port)).map_err(|error| failed(&error))?;
+        let host =
+            HeaderValue::from_str(&format!("{}:{}", to.address, to.port)).map_err(|error| failed(&error))?;
         headers.insert(HOST, host);
     }
     let outgoing = outgoing.body(body).map_err(|error| failed(&error))?;
@@ -328,7 +361,8 @@ async fn as_status(response: Response<hyper::body::Incoming>) -> Response<Body> 
 
 /// The headers without those that concern one connection or authenticate the client to us.
 fn passed_on(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
-    let dropped = ["keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "authorization", "cookie"];
+    let dropped =
+        ["keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "authorization", "cookie"];
     let keep = |name: &HeaderName| {
         let connection = *name == CONNECTION || *name == UPGRADE;
         (!connection || is_upgrade)

@@ -25,7 +25,8 @@ impl RequestInfo {
     pub(crate) fn parse(method: &Method, uri: &Uri, query: &Query) -> Self {
         let path = uri.path();
         let mut info = Self { path: path.to_owned(), verb: plain_verb(method), ..Self::default() };
-        let decoded: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(percent_decode).collect();
+        let decoded: Vec<String> =
+            path.split('/').filter(|part| !part.is_empty()).map(percent_decode).collect();
         let mut parts = decoded.iter().map(String::as_str);
         match parts.next() {
             Some("api") => {
@@ -71,7 +72,8 @@ impl RequestInfo {
             ("DELETE", true) => "deletecollection",
             _ => info.verb,
         };
-        if (info.verb == "list" && query.flag("watch")) || (old_watch && matches!(info.verb, "list" | "get")) {
+        if (info.verb == "list" && query.flag("watch")) || (old_watch && matches!(info.verb, "list" | "get"))
+        {
             info.verb = "watch";
         }
         // A list or watch of one name is authorised as that name.
@@ -128,7 +130,11 @@ impl Query {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
     }
 
     pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
@@ -180,14 +186,34 @@ mod tests {
         for (method, uri, expected) in [
             ("GET", "/api/v1/namespaces", ("list", "", "v1", "", "namespaces", "", "")),
             ("GET", "/api/v1/namespaces/x", ("get", "", "v1", "x", "namespaces", "", "x")),
-            ("PUT", "/api/v1/namespaces/x/finalize", ("update", "", "v1", "x", "namespaces", "finalize", "x")),
+            (
+                "PUT",
+                "/api/v1/namespaces/x/finalize",
+                ("update", "", "v1", "x", "namespaces", "finalize", "x"),
+            ),
             ("GET", "/api/v1/namespaces/x/pods", ("list", "", "v1", "x", "pods", "", "")),
             ("GET", "/api/v1/namespaces/x/pods?watch=true", ("watch", "", "v1", "x", "pods", "", "")),
             ("GET", "/api/v1/watch/namespaces/x/pods", ("watch", "", "v1", "x", "pods", "", "")),
-            ("POST", "/api/v1/namespaces/x/pods/y/exec?command=ls", ("create", "", "v1", "x", "pods", "exec", "y")),
-            ("DELETE", "/apis/apps/v1/namespaces/x/deployments", ("deletecollection", "apps", "v1", "x", "deployments", "", "")),
-            ("PATCH", "/apis/apps/v1/namespaces/x/deployments/y/scale", ("patch", "apps", "v1", "x", "deployments", "scale", "y")),
-            ("GET", "/apis/apps/v1/deployments?fieldSelector=metadata.name%3Dy", ("list", "apps", "v1", "", "deployments", "", "y")),
+            (
+                "POST",
+                "/api/v1/namespaces/x/pods/y/exec?command=ls",
+                ("create", "", "v1", "x", "pods", "exec", "y"),
+            ),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/x/deployments",
+                ("deletecollection", "apps", "v1", "x", "deployments", "", ""),
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/x/deployments/y/scale",
+                ("patch", "apps", "v1", "x", "deployments", "scale", "y"),
+            ),
+            (
+                "GET",
+                "/apis/apps/v1/deployments?fieldSelector=metadata.name%3Dy",
+                ("list", "apps", "v1", "", "deployments", "", "y"),
+            ),
         ] {
             let info = parse(method, uri);
             assert!(info.is_resource, "{uri}");
@@ -209,7 +235,10 @@ mod tests {
     #[test]
     fn a_proxy_gets_the_rest_of_the_path_as_written() {
         let info = parse("GET", "/api/v1/namespaces/x/services/web:80/proxy/a%2Fb/c/");
-        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("web:80", "proxy", "a%2Fb/c/"));
+        assert_eq!(
+            (info.name.as_str(), info.subresource.as_str(), info.rest.as_str()),
+            ("web:80", "proxy", "a%2Fb/c/")
+        );
         assert_eq!(parse("GET", "/api/v1/nodes/n/proxy/healthz").rest, "healthz");
     }
 }

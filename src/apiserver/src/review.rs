@@ -20,7 +20,8 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     }
     let text = crate::body::json_text(context.content_type(), body)?;
     let options = crate::verbs::options::WriteOptions::of(context)?;
-    let (mut review, _) = kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
+    let (mut review, _) =
+        kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
     let status = match &*context.resource.plural {
         "tokenreviews" => token_review(context, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&context.user) }),
@@ -38,7 +39,11 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
                     "authorization.k8s.io",
                     &context.resource.kind,
                     "",
-                    vec![kedge_api::field::FieldError::invalid("spec.user", json!(""), "at least one of user or group must be specified")],
+                    vec![kedge_api::field::FieldError::invalid(
+                        "spec.user",
+                        json!(""),
+                        "at least one of user or group must be specified",
+                    )],
                 ));
             }
             access(context, &user, spec)
@@ -57,7 +62,10 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
 }
 
 fn strings(value: &Value) -> Vec<String> {
-    value.as_array().map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
+    value
+        .as_array()
+        .map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        .unwrap_or_default()
 }
 
 fn user_info(user: &User) -> Value {
@@ -75,8 +83,12 @@ fn token_review(context: &Context, review: &Value) -> Value {
     let audiences = strings(&review["spec"]["audiences"]);
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     match authn::token_user(&context.state, token, &audiences) {
-        Ok((user, audiences)) => json!({ "authenticated": true, "user": user_info(&user), "audiences": audiences }),
-        Err(reason) => json!({ "authenticated": false, "user": {}, "error": format!("[invalid bearer token, {reason}]") }),
+        Ok((user, audiences)) => {
+            json!({ "authenticated": true, "user": user_info(&user), "audiences": audiences })
+        }
+        Err(reason) => {
+            json!({ "authenticated": false, "user": {}, "error": format!("[invalid bearer token, {reason}]") })
+        }
     }
 }
 
@@ -84,8 +96,10 @@ fn access(context: &Context, user: &User, spec: &Value) -> Value {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
-    let fields: Vec<String> =
-        ["verb", "namespace", "group", "resource", "subresource", "name"].iter().map(|key| text(&resource[*key])).collect();
+    let fields: Vec<String> = ["verb", "namespace", "group", "resource", "subresource", "name"]
+        .iter()
+        .map(|key| text(&resource[*key]))
+        .collect();
     let (path_verb, path) = (text(&path["verb"]), text(&path["path"]));
     let is_resource = resource.is_object();
     let attributes = Attributes {

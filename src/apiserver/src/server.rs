@@ -71,7 +71,8 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
         .max_concurrent_streams(1000)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(60));
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+    let served =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

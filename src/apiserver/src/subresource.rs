@@ -29,7 +29,9 @@ pub(crate) async fn run(context: &Arc<Context>, body: Bytes) -> Result<Response<
         (_, _, "scale") => scale(context, &body).await,
         ("", "pods", "binding") => bind(context, &body).await,
         ("", "pods", "eviction") => evict(context, &body).await,
-        ("", "pods", "ephemeralcontainers") => run_part(context, body, Target::Part("ephemeralcontainers")).await,
+        ("", "pods", "ephemeralcontainers") => {
+            run_part(context, body, Target::Part("ephemeralcontainers")).await
+        }
         ("", "pods", "resize") => run_part(context, body, Target::Part("resize")).await,
         ("", "serviceaccounts", "token") => token(context, &body).await,
         ("", "namespaces", "finalize") => finalize(context, &body).await,
@@ -73,7 +75,9 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let mut edit = |old: &Value| {
         let wanted = match (&value, kind.as_str()) {
             (Some(scale), _) => scale.clone(),
-            (None, "application/json-patch+json") => kedge_api::patch::json_patch(&scale_of(context, old), body)?,
+            (None, "application/json-patch+json") => {
+                kedge_api::patch::json_patch(&scale_of(context, old), body)?
+            }
             (None, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
                 kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)?
             }
@@ -87,7 +91,11 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             })?,
         };
         if replicas < 0 {
-            return Err(invalid(FieldError::invalid("spec.replicas", json!(replicas), "must be greater than or equal to 0")));
+            return Err(invalid(FieldError::invalid(
+                "spec.replicas",
+                json!(replicas),
+                "must be greater than or equal to 0",
+            )));
         }
         let mut new = old.clone();
         new["spec"]["replicas"] = json!(replicas);
@@ -114,10 +122,16 @@ fn scale_of(context: &Context, object: &Value) -> Value {
     }
     let selector = if &*context.resource.plural == "replicationcontrollers" {
         object["spec"]["selector"].as_object().map(|labels| {
-            labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+            labels
+                .iter()
+                .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(",")
         })
     } else {
-        kedge_api::selector::LabelSelector::from_object(&object["spec"]["selector"]).ok().map(|selector| selector.to_string())
+        kedge_api::selector::LabelSelector::from_object(&object["spec"]["selector"])
+            .ok()
+            .map(|selector| selector.to_string())
     };
     json!({
         "kind": "Scale",
@@ -144,7 +158,9 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
     }
     match binding["target"]["kind"].as_str() {
         None | Some("" | "Node") => {}
-        Some(kind) => return Err(invalid(FieldError::not_supported("target.kind", json!(kind), &["Node", "<empty>"]))),
+        Some(kind) => {
+            return Err(invalid(FieldError::not_supported("target.kind", json!(kind), &["Node", "<empty>"])));
+        }
     }
     let options = WriteOptions::of(context)?;
     let name = context.info.name.clone();
@@ -249,12 +265,19 @@ async fn spend_budget(context: &Arc<Context>, pod: &crate::extract::Extracted) -
         }
     };
     let Some(resource) = context.state.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    let change = Change { state: &context.state, user: &context.user, resource: &resource, target: Target::STATUS };
+    let change =
+        Change { state: &context.state, user: &context.user, resource: &resource, target: Target::STATUS };
     let mut edit = |budget: &Value| {
         let status = &budget["status"];
         let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if status["observedGeneration"].as_i64().unwrap_or(0) < budget["metadata"]["generation"].as_i64().unwrap_or(0) || allowed <= 0 {
-            return Err(Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0));
+        if status["observedGeneration"].as_i64().unwrap_or(0)
+            < budget["metadata"]["generation"].as_i64().unwrap_or(0)
+            || allowed <= 0
+        {
+            return Err(Status::too_many_requests(
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+                0,
+            ));
         }
         let mut new = budget.clone();
         new["status"]["disruptionsAllowed"] = json!(allowed - 1);
@@ -280,7 +303,8 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         read::parse(&stored.ok_or_else(missing)?.bytes)
     };
     let account = find("serviceaccounts", "", &context.info.name)?;
-    let invalid = |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
+    let invalid =
+        |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
     let seconds = request["spec"]["expirationSeconds"].as_u64().unwrap_or(3600);
     if seconds < SHORTEST {
         return Err(invalid(FieldError::invalid(
@@ -307,7 +331,10 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let reference = &request["spec"]["boundObjectRef"];
     if !reference.is_null() {
         let name = reference["name"].as_str().unwrap_or_default();
-        let bound = |object: &Value| Bound { name: object::name(object).to_owned(), uid: object::uid(object).to_owned() };
+        let bound = |object: &Value| Bound {
+            name: object::name(object).to_owned(),
+            uid: object::uid(object).to_owned(),
+        };
         let object = match reference["kind"].as_str() {
             Some("Pod") => {
                 let object = find("pods", "", name)?;
@@ -341,7 +368,9 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             return Err(Status::conflict(
                 &context.group_resource(),
                 name,
-                &format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"),
+                &format!(
+                    "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+                ),
             ));
         }
     }
@@ -359,7 +388,10 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         jti: Some(uuid::Uuid::new_v4().to_string()),
         kubernetes: Kubernetes {
             namespace: context.info.namespace.clone(),
-            serviceaccount: Bound { name: object::name(&account).to_owned(), uid: object::uid(&account).to_owned() },
+            serviceaccount: Bound {
+                name: object::name(&account).to_owned(),
+                uid: object::uid(&account).to_owned(),
+            },
             pod,
             node,
             secret,

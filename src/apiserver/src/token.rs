@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -64,7 +66,8 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// `key_pem` is a PKCS#8 P-256 private key.
     pub(crate) fn new(issuer: String, key_pem: &str) -> Result<Self, String> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| error.to_string())?;
+        let der =
+            PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| error.to_string())?;
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &random)
             .map_err(|error| error.to_string())?;
@@ -79,8 +82,10 @@ impl Tokens {
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, String> {
         let header = json!({ "alg": "ES256", "kid": self.key_id });
         let payload = serde_json::to_vec(claims).map_err(|error| error.to_string())?;
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(payload));
-        let signature = self.key.sign(&self.random, signed.as_bytes()).map_err(|_| "no randomness".to_owned())?;
+        let signed =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(payload));
+        let signature =
+            self.key.sign(&self.random, signed.as_bytes()).map_err(|_| "no randomness".to_owned())?;
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
@@ -99,7 +104,8 @@ impl Tokens {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
             .verify(signed.as_bytes(), &decode(signature)?)
             .map_err(|_| "token signature is wrong")?;
-        let claims: Claims = serde_json::from_slice(&decode(payload)?).map_err(|_| "token claims are not understood")?;
+        let claims: Claims =
+            serde_json::from_slice(&decode(payload)?).map_err(|_| "token claims are not understood")?;
         if claims.iss != self.issuer {
             return Err("token issuer is unknown");
         }
@@ -174,7 +180,11 @@ pub(crate) mod tests {
         let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#);
         let (_, payload) = signed.split_once('.').expect("dots");
         assert!(tokens.verify(&format!("{none}.{payload}.")).is_err(), "no signature");
-        for (exp, nbf, iss) in [(now() - 1, now(), "https://issuer"), (now() + 9, now() + 900, "https://issuer"), (now() + 9, now(), "x")] {
+        for (exp, nbf, iss) in [
+            (now() - 1, now(), "https://issuer"),
+            (now() + 9, now() + 900, "https://issuer"),
+            (now() + 9, now(), "x"),
+        ] {
             let token = tokens.sign(&Claims { exp, nbf, iss: iss.into(), ..claims() }).expect("signed");
             assert!(tokens.verify(&token).is_err());
         }

@@ -130,7 +130,8 @@ impl Tasks {
                 return waiting;
             }
             tracing::info!(group = %self.name, waiting = waiting.join(", "), "shutdown waits");
-            notice = deadline.saturating_duration_since(tokio::time::Instant::now()).min(Duration::from_secs(2));
+            notice =
+                deadline.saturating_duration_since(tokio::time::Instant::now()).min(Duration::from_secs(2));
         }
     }
 

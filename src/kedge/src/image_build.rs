@@ -55,8 +55,7 @@ pub(crate) async fn ensure(socket: &Path, work_dir: &Path) -> anyhow::Result<Vec
     .await
     .context("make images")?;
     made.with_context(|| format!("make images in {}", work_dir.display()))?;
-    let imported =
-        kedge_kubelet::import_images(socket, &archive).await.context("import Kedge's images");
+    let imported = kedge_kubelet::import_images(socket, &archive).await.context("import Kedge's images");
     let _ = fs::remove_file(&archive);
     imported
 }

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Node;
 use kedge_apiserver::{ApiServer, User};
 use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
 use kedge_kubelet::containerd;
-use k8s_openapi::api::core::v1::Node;
 
 use crate::config::Config;
 use crate::image_build;
@@ -40,8 +40,8 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
     let runtime_tasks = tasks.child("runtime");
     let (settings, supervisor) = (containerd_settings(&config)?, runtime_tasks.clone());
-    let containerd =
-        runtime_tasks.spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
+    let containerd = runtime_tasks
+        .spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
     let server_tasks = tasks.child("server");
     let server = ApiServer::start(
@@ -89,9 +89,12 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
 
     tasks.token().cancelled().await;
     // In the reverse order of start; containers and containerd go on running.
-    for (name, group) in
-        [("node", &node_tasks), ("components", &component_tasks), ("server", &server_tasks), ("runtime", &runtime_tasks)]
-    {
+    for (name, group) in [
+        ("node", &node_tasks),
+        ("components", &component_tasks),
+        ("server", &server_tasks),
+        ("runtime", &runtime_tasks),
+    ] {
         let late = group.shutdown(STOP_LIMIT).await;
         if !late.is_empty() {
             tracing::warn!(part = name, tasks = late.join(", "), "did not stop in time");
@@ -121,7 +124,8 @@ fn write_kubeconfig(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Resu
     let (certificate, key) = pki.pem(Leaf::Admin);
     let text = kedge_cluster::kubeconfig(&[server], pki.ca_pem(), &certificate, &key);
     let path = config.kubeconfig();
-    kedge_base::write_atomic(&path, text.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))
+    kedge_base::write_atomic(&path, text.as_bytes(), 0o600)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
@@ -174,13 +178,19 @@ async fn network(
     for warning in kedge_network::prepare_host().context("prepare the host's network")? {
         tracing::warn!(%warning, "host network");
     }
-    let mut proxy =
-        kedge_network::ProxyConfig::new(config.node_name.clone(), vec![node_ip], config.pod_cidr, config.service_cidr);
+    let mut proxy = kedge_network::ProxyConfig::new(
+        config.node_name.clone(),
+        vec![node_ip],
+        config.pod_cidr,
+        config.service_cidr,
+    );
     proxy.table_name.clone_from(&config.table_name);
-    let proxy = kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")?;
+    let proxy =
+        kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")?;
     // The control plane gives every node its part of the pods' range; pods wait for it.
     let node = informers.informer_with_fields::<Node>(&format!("metadata.name={}", config.node_name));
-    let (dir, bridge, addresses) = (config.cni_config_dir(), config.bridge_name.clone(), config.cni_address_dir());
+    let (dir, bridge, addresses) =
+        (config.cni_config_dir(), config.bridge_name.clone(), config.cni_address_dir());
     node.on_change(move |change| {
         let range = change.new.as_ref().and_then(|node| node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok());
         let Some(range) = range else { return };
@@ -221,7 +231,9 @@ async fn renew(pki: Pki) {
         match pki.renew() {
             Ok(renewed) if renewed.is_empty() => {}
             Ok(renewed) => tracing::info!(?renewed, "certificates renewed"),
-            Err(error) => tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again"),
+            Err(error) => {
+                tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again")
+            }
         }
     }
 }

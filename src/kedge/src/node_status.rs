@@ -40,18 +40,26 @@ impl Board {
     /// # Errors
     /// When the socket cannot be made.
     pub(crate) fn serve(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
-        let part = |name: &&str| Component { name: (*name).to_owned(), ready: false, last_error: None, remedy: None };
+        let part = |name: &&str| Component {
+            name: (*name).to_owned(),
+            ready: false,
+            last_error: None,
+            remedy: None,
+        };
         let status = Status {
             state: State::Starting,
             components: PARTS.iter().map(part).collect(),
             ..Status::stopped(&config.node_name)
         };
-        let board = Self(Arc::new(Inner { status: watch::Sender::new(status), store: std::sync::OnceLock::new() }));
+        let board =
+            Self(Arc::new(Inner { status: watch::Sender::new(status), store: std::sync::OnceLock::new() }));
         let socket = config.status_socket();
         // A socket that an earlier process left behind; the pid file says that it is gone.
         let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).context("restrict the status socket")?;
+        let listener =
+            UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+            .context("restrict the status socket")?;
         let (answers, connections) = (board.clone(), tasks.child("status"));
         tasks.spawn_until_stopped("status socket", async move {
             loop {
@@ -90,7 +98,10 @@ impl Board {
             ("404 Not Found", b"not found\n".to_vec())
         };
         let mut stream = reader.into_inner().into_inner();
-        let head = format!("HTTP/1.0 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "HTTP/1.0 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(&body).await?;
         stream.shutdown().await
@@ -110,7 +121,9 @@ impl Board {
 
     /// The addresses that the node announces.
     pub(crate) fn set_addresses(&self, addresses: &[IpAddr]) {
-        self.0.status.send_modify(|status| status.addresses = addresses.iter().map(ToString::to_string).collect());
+        self.0
+            .status
+            .send_modify(|status| status.addresses = addresses.iter().map(ToString::to_string).collect());
     }
 
     /// The store tells its figures when somebody asks.
@@ -147,7 +160,8 @@ impl Board {
         let informer = informers.informer_with_fields::<Node>(&format!("metadata.name={name}"));
         informer.on_change(move |change| {
             let conditions = change.new.as_ref().and_then(|node| node.status.as_ref()?.conditions.as_ref());
-            let condition = conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
+            let condition =
+                conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
             match condition {
                 Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
                 Some(condition) => board.set("kubelet", false, condition.message.clone(), None),
@@ -160,6 +174,7 @@ impl Board {
     pub(crate) async fn all_ready(&self, tasks: &Tasks) {
         let mut status = self.0.status.subscribe();
         // The sender lives in `self`, so the channel cannot close.
-        let _ = tasks.token().run_until_cancelled(status.wait_for(|status| status.state == State::Ready)).await;
+        let _ =
+            tasks.token().run_until_cancelled(status.wait_for(|status| status.state == State::Ready)).await;
     }
 }

@@ -53,7 +53,8 @@ pub(crate) fn plan(target: &Pod, real: &RuntimePod, verdicts: &dyn Verdicts) -> 
         }
     }
     let work_left = pod::containers(target).iter().any(|container| {
-        real.latest(&container.name).is_none_or(|c| c.is_running() || should_restart(target, container, Some(c)))
+        real.latest(&container.name)
+            .is_none_or(|c| c.is_running() || should_restart(target, container, Some(c)))
     });
     if !init_containers(target, real, &sandbox.id, verdicts, work_left, &mut plan) {
         return plan;
@@ -162,7 +163,8 @@ fn init_containers(
                 plan.kill.push(Kill {
                     id: current.id.clone(),
                     name: container.name.clone(),
-                    message: "Init container is in \"Unknown\" state, try killing it before restart".to_owned(),
+                    message: "Init container is in \"Unknown\" state, try killing it before restart"
+                        .to_owned(),
                 });
                 plan.start.push(container.name.clone());
                 return false;
@@ -172,7 +174,13 @@ fn init_containers(
     true
 }
 
-fn check_running(target: &Pod, container: &Container, current: &Running, verdicts: &dyn Verdicts, plan: &mut Plan) {
+fn check_running(
+    target: &Pod,
+    container: &Container,
+    current: &Running,
+    verdicts: &dyn Verdicts,
+    plan: &mut Plan,
+) {
     let message = if current.hash != pod::container_hash(container) {
         // A changed definition restarts the container whatever its policy says.
         Some((format!("Container {} definition changed", container.name), true))
@@ -300,8 +308,7 @@ mod tests {
     #[test]
     fn plans() {
         // (policy, init containers, what runs; expected: starts, kills, kill pod, new sandbox)
-        type Case<'a> =
-            (&'a str, &'a [&'a str], RuntimePod, (&'a [&'a str], &'a [&'a str], bool, bool));
+        type Case<'a> = (&'a str, &'a [&'a str], RuntimePod, (&'a [&'a str], &'a [&'a str], bool, bool));
         let cases: Vec<Case<'_>> = vec![
             ("Always", &[], RuntimePod::default(), (&["web"], &[], false, true)),
             ("Always", &["init"], RuntimePod::default(), (&["init"], &[], false, true)),

@@ -8,7 +8,8 @@ use crate::{pod, resources};
 
 /// `Err` is why the pod is refused; its phase becomes Failed.
 pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
-    let verdict = |reason: String, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
+    let verdict =
+        |reason: String, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
     let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let wanted = target.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
@@ -45,7 +46,9 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         if asked > 0 && used + asked > has {
             return Err(verdict(
                 format!("OutOf{name}"),
-                format!("Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {has}"),
+                format!(
+                    "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {has}"
+                ),
             ));
         }
     }

@@ -87,7 +87,10 @@ impl Cgroups {
                 write(&cpu_dir.join("cpu.cfs_period_us"), &resources::PERIOD.to_string())?;
                 write(&cpu_dir.join("cpu.cfs_quota_us"), &if quota > 0 { quota } else { -1 }.to_string())?;
             }
-            write(&memory_dir.join("memory.limit_in_bytes"), &if memory > 0 { memory } else { -1 }.to_string())
+            write(
+                &memory_dir.join("memory.limit_in_bytes"),
+                &if memory > 0 { memory } else { -1 }.to_string(),
+            )
         }
     }
 
@@ -134,7 +137,8 @@ impl Cgroups {
 
     fn make(&self, path: &str) -> Result<(), Error> {
         let make = |dir: &Path| {
-            std::fs::create_dir_all(dir).map_err(|error| Error::io(format!("make cgroup {}", dir.display()), error))
+            std::fs::create_dir_all(dir)
+                .map_err(|error| Error::io(format!("make cgroup {}", dir.display()), error))
         };
         if !self.unified {
             make(&self.dir("cpu", path))?;
@@ -164,7 +168,8 @@ impl Cgroups {
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Error> {
-    std::fs::write(file, text).map_err(|error| Error::io(format!("write {text} to {}", file.display()), error))
+    std::fs::write(file, text)
+        .map_err(|error| Error::io(format!("write {text} to {}", file.display()), error))
 }
 
 /// Only folders can be removed in a cgroup file system, the deepest first.

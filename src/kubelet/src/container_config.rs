@@ -80,7 +80,10 @@ pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Er
         annotations.insert(keys::PRE_STOP.to_owned(), serde_json::to_string(hook).unwrap_or_default());
     }
     Ok(cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: making.restart_count }),
+        metadata: Some(cri::ContainerMetadata {
+            name: container.name.clone(),
+            attempt: making.restart_count,
+        }),
         image: Some(cri::ImageSpec {
             image: making.image.clone(),
             user_specified_image: container.image.clone().unwrap_or_default(),
@@ -89,7 +92,10 @@ pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Er
         command: env::expand_all(container.command.as_ref(), &variables),
         args: env::expand_all(container.args.as_ref(), &variables),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: variables.iter().map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: variables
+            .iter()
+            .map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone() })
+            .collect(),
         mounts,
         labels,
         annotations,
@@ -106,7 +112,11 @@ pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Er
 }
 
 /// CPU shares and quota, memory limit and OOM score.
-pub(crate) fn linux_resources(core: &Core, target: &Pod, container: &Container) -> cri::LinuxContainerResources {
+pub(crate) fn linux_resources(
+    core: &Core,
+    target: &Pod,
+    container: &Container,
+) -> cri::LinuxContainerResources {
     let (requests, limits) = (resources::requests(container), resources::limits(container));
     let cpu_limit = limits.get("cpu").map_or(0, resources::milli);
     cri::LinuxContainerResources {
@@ -204,7 +214,11 @@ fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<
         } else {
             let at = sub_paths.join(&mount.name).join(&making.container.name).join(index.to_string());
             volumes::sub_path(volume, &sub_path, &at).map_err(|error| {
-                Error::config(format!("failed to prepare subPath for volumeMount {:?}: {}", mount.name, error.text()))
+                Error::config(format!(
+                    "failed to prepare subPath for volumeMount {:?}: {}",
+                    mount.name,
+                    error.text()
+                ))
             })?
         };
         let propagation = match mount.mount_propagation.as_deref() {
@@ -217,7 +231,8 @@ fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<
         } else {
             format!("/{}", mount.mount_path)
         };
-        let read_only = mount.read_only.unwrap_or(false) || volumes::always_read_only(making.pod, &mount.name);
+        let read_only =
+            mount.read_only.unwrap_or(false) || volumes::always_read_only(making.pod, &mount.name);
         mounts.push(cri::Mount {
             container_path,
             host_path: host_path.to_string_lossy().into_owned(),

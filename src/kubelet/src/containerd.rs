@@ -75,7 +75,8 @@ impl Settings {
 /// When it cannot be started or does not answer within a minute.
 pub async fn supervise(settings: Settings, tasks: &Tasks) -> Result<(), Error> {
     let make = |dir: &Path| {
-        std::fs::create_dir_all(dir).map_err(|error| Error::io(format!("make folder {}", dir.display()), error))
+        std::fs::create_dir_all(dir)
+            .map_err(|error| Error::io(format!("make folder {}", dir.display()), error))
     };
     make(&settings.root)?;
     make(&settings.state)?;
@@ -114,7 +115,9 @@ pub async fn supervise(settings: Settings, tasks: &Tasks) -> Result<(), Error> {
                         process = started;
                         break;
                     }
-                    Err(error) => tracing::error!(error = %error.text(), "containerd not started, trying again"),
+                    Err(error) => {
+                        tracing::error!(error = %error.text(), "containerd not started, trying again")
+                    }
                 }
             }
         }

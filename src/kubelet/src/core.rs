@@ -53,7 +53,14 @@ pub(crate) type Shared = Arc<Core>;
 
 impl Core {
     /// An event about the pod, or about one of its containers.
-    pub(crate) fn event(&self, pod: &Pod, container: Option<&str>, kind: EventType, reason: &str, message: impl Into<String>) {
+    pub(crate) fn event(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let mut regarding: ObjectReference = kedge_client::reference(pod);
         if let Some(name) = container {
             regarding.field_path = Some(field_path(pod, name));
@@ -61,18 +68,31 @@ impl Core {
         self.recorder.event(regarding, kind, reason, message);
     }
 
-    pub(crate) fn normal(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn normal(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.event(pod, container, EventType::Normal, reason, message);
     }
 
-    pub(crate) fn warning(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn warning(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.event(pod, container, EventType::Warning, reason, message);
     }
 
     /// What Downward API fields may show.
     pub(crate) fn facts(&self, pod_ips: Vec<String>) -> NodeFacts {
         let node = self.node.get("", &self.config.node_name);
-        let allocatable = node.and_then(|node| node.status.as_ref().and_then(|status| status.allocatable.clone()));
+        let allocatable =
+            node.and_then(|node| node.status.as_ref().and_then(|status| status.allocatable.clone()));
         let allocatable = allocatable.unwrap_or_default();
         let units = |name: &str| allocatable.get(name).map_or(0, resources::value);
         NodeFacts {
@@ -100,7 +120,8 @@ impl Core {
 }
 
 fn field_path(pod: &Pod, name: &str) -> String {
-    let has = |list: &[k8s_openapi::api::core::v1::Container]| list.iter().any(|container| container.name == name);
+    let has =
+        |list: &[k8s_openapi::api::core::v1::Container]| list.iter().any(|container| container.name == name);
     let list = if has(crate::pod::containers(pod)) {
         "containers"
     } else if has(crate::pod::init_containers(pod)) {

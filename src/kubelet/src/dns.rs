@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn host_file() {
-        let dns = parse("# comment\nnameserver 192.0.2.1\nsearch a.example b.example.\noptions ndots:2 edns0\n");
+        let dns =
+            parse("# comment\nnameserver 192.0.2.1\nsearch a.example b.example.\noptions ndots:2 edns0\n");
         assert_eq!(dns.servers, ["192.0.2.1"]);
         assert_eq!(dns.searches, ["a.example", "b.example"]);
         assert_eq!(dns.options, ["ndots:2", "edns0"]);

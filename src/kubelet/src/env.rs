@@ -10,7 +10,11 @@ use crate::objects::{Objects, Source};
 use crate::{Error, pod};
 
 /// The services whose addresses are put into the environment.
-pub(crate) fn of_services(services: &[std::sync::Arc<Service>], namespace: &str, links: bool) -> Vec<(String, String)> {
+pub(crate) fn of_services(
+    services: &[std::sync::Arc<Service>],
+    namespace: &str,
+    links: bool,
+) -> Vec<(String, String)> {
     let mut chosen: BTreeMap<String, std::sync::Arc<Service>> = BTreeMap::new();
     for service in services {
         let Some(name) = service.metadata.name.clone() else { continue };
@@ -23,7 +27,9 @@ pub(crate) fn of_services(services: &[std::sync::Arc<Service>], namespace: &str,
     let mut variables = Vec::new();
     for (name, service) in chosen {
         let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
+        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+            continue;
+        };
         let ports = spec.ports.as_deref().unwrap_or_default();
         let Some(first) = ports.first() else { continue };
         let prefix = variable_name(&name);
@@ -31,7 +37,10 @@ pub(crate) fn of_services(services: &[std::sync::Arc<Service>], namespace: &str,
         variables.push((format!("{prefix}_SERVICE_PORT"), first.port.to_string()));
         for port in ports {
             if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-                variables.push((format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)), port.port.to_string()));
+                variables.push((
+                    format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)),
+                    port.port.to_string(),
+                ));
             }
         }
         // The variables of Docker's old links.
@@ -139,7 +148,11 @@ pub(crate) async fn make(
 }
 
 fn missing(source: &Source) -> Error {
-    Error::config(format!("{} {:?} not found", if source.secret { "secret" } else { "configmap" }, source.name))
+    Error::config(format!(
+        "{} {:?} not found",
+        if source.secret { "secret" } else { "configmap" },
+        source.name
+    ))
 }
 
 fn text(bytes: &[u8], source: &Source) -> Result<String, Error> {
@@ -197,7 +210,8 @@ pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
 
 /// Command or arguments with the container's variables filled in.
 pub(crate) fn expand_all(words: Option<&Vec<String>>, variables: &[(String, String)]) -> Vec<String> {
-    let lookup = |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let lookup =
+        |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     words.into_iter().flatten().map(|word| expand(word, lookup)).collect()
 }
 
@@ -230,7 +244,11 @@ mod tests {
             service.metadata.name = Some(name.into());
             service.spec = Some(ServiceSpec {
                 cluster_ip: Some("10.96.0.1".into()),
-                ports: Some(vec![ServicePort { name: Some("https".into()), port: 443, ..Default::default() }]),
+                ports: Some(vec![ServicePort {
+                    name: Some("https".into()),
+                    port: 443,
+                    ..Default::default()
+                }]),
                 ..Default::default()
             });
             Arc::new(service)

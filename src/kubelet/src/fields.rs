@@ -38,7 +38,9 @@ pub(crate) fn field(pod: &Pod, path: &str, facts: &NodeFacts) -> Result<String, 
         "metadata.namespace" => text(meta.namespace.as_ref()),
         "metadata.uid" => text(meta.uid.as_ref()),
         "spec.nodeName" => text(pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref())),
-        "spec.serviceAccountName" => text(pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_ref())),
+        "spec.serviceAccountName" => {
+            text(pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_ref()))
+        }
         "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
         "status.hostIPs" => facts.host_ips.join(","),
         "status.podIP" => facts.pod_ips.first().cloned().unwrap_or_default(),
@@ -75,8 +77,8 @@ pub(crate) fn resource(
     facts: &NodeFacts,
 ) -> Result<String, Error> {
     let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(own_container);
-    let container = pod::find_container(pod, name)
-        .ok_or_else(|| Error::config(format!("container {name} not found")))?;
+    let container =
+        pod::find_container(pod, name).ok_or_else(|| Error::config(format!("container {name} not found")))?;
     let (kind, what) = selector.resource.split_once('.').unwrap_or(("", &selector.resource));
     let amounts = match kind {
         "limits" => resources::limits(&container),
@@ -144,12 +146,17 @@ mod tests {
             ..Default::default()
         };
         let pod = Pod {
-            spec: Some(k8s_openapi::api::core::v1::PodSpec { containers: vec![container], ..Default::default() }),
+            spec: Some(k8s_openapi::api::core::v1::PodSpec {
+                containers: vec![container],
+                ..Default::default()
+            }),
             ..Pod::default()
         };
         let get = |resource_name: &str| {
-            let selector =
-                ResourceFieldSelector { resource: resource_name.to_owned(), ..ResourceFieldSelector::default() };
+            let selector = ResourceFieldSelector {
+                resource: resource_name.to_owned(),
+                ..ResourceFieldSelector::default()
+            };
             resource(&pod, &selector, "c", &facts).unwrap_or_default()
         };
         assert_eq!(get("requests.cpu"), "2");

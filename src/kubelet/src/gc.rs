@@ -25,8 +25,14 @@ pub(crate) async fn remove_orphans(core: &Shared) {
     match core.runtime.list_sandboxes().await {
         Ok(sandboxes) => {
             for sandbox in sandboxes {
-                let Some(uid) = sandbox.labels.get(keys::POD_UID).filter(|uid| !is_known(uid)) else { continue };
-                tracing::info!(pod = sandbox.labels.get(keys::POD_NAME), uid, "removing what is left of a deleted pod");
+                let Some(uid) = sandbox.labels.get(keys::POD_UID).filter(|uid| !is_known(uid)) else {
+                    continue;
+                };
+                tracing::info!(
+                    pod = sandbox.labels.get(keys::POD_NAME),
+                    uid,
+                    "removing what is left of a deleted pod"
+                );
                 let stopped = core.runtime.stop_sandbox(&sandbox.id).await;
                 if let Err(error) = stopped {
                     tracing::warn!(sandbox = sandbox.id, error = %error.text(), "orphaned sandbox not stopped");
@@ -74,7 +80,10 @@ async fn rotate_logs(core: &Shared) {
         }
         let Ok(real) = core.runtime.pod(&uid).await else { continue };
         for log in big {
-            let running = real.containers.iter().find(|c| c.is_running() && log.ends_with(format!("{}/{}.log", c.name, c.restart_count)));
+            let running = real
+                .containers
+                .iter()
+                .find(|c| c.is_running() && log.ends_with(format!("{}/{}.log", c.name, c.restart_count)));
             let Some(container) = running else { continue };
             if let Err(error) = shift(&log) {
                 tracing::warn!(log = %log.display(), %error, "log not rotated");
@@ -107,7 +116,9 @@ fn shift(log: &Path) -> std::io::Result<()> {
     let mut old: Vec<PathBuf> = std::fs::read_dir(dir)?
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}."))))
+        .filter(|path| {
+            path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}.")))
+        })
         .collect();
     old.sort();
     while old.len() >= LOG_FILES {
@@ -119,7 +130,9 @@ fn shift(log: &Path) -> std::io::Result<()> {
 /// Removes unused images when the disk that holds them is nearly full.
 async fn collect_images(core: &Shared) -> Result<(), crate::Error> {
     let info = core.runtime.images().image_fs_info(k8s_cri::v1::ImageFsInfoRequest {}).await?.into_inner();
-    let Some(mountpoint) = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).map(|id| id.mountpoint) else {
+    let Some(mountpoint) =
+        info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).map(|id| id.mountpoint)
+    else {
         return Ok(());
     };
     let used = || {
@@ -143,7 +156,11 @@ async fn collect_images(core: &Shared) -> Result<(), crate::Error> {
         if kept || named {
             continue;
         }
-        tracing::info!(image = image.id, size = image.size, "removing an unused image, the disk is nearly full");
+        tracing::info!(
+            image = image.id,
+            size = image.size,
+            "removing an unused image, the disk is nearly full"
+        );
         core.images.remove(&image.id).await?;
         if used().is_none_or(|share| share < IMAGE_LOW) {
             break;

@@ -67,7 +67,13 @@ impl Images {
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<cri::Image>, Error> {
-        Ok(self.runtime.images().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner().images)
+        Ok(self
+            .runtime
+            .images()
+            .list_images(cri::ListImagesRequest { filter: None })
+            .await?
+            .into_inner()
+            .images)
     }
 
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
@@ -144,7 +150,8 @@ impl Images {
                 let text = error.text();
                 core.warning(target, name, "Failed", format!("Failed to pull image {written:?}: {text}"));
                 let mut failures = self.failures.lock();
-                let delay = failures.get(&key).map_or(FIRST_BACKOFF, |last| (last.delay * 2).min(LONGEST_BACKOFF));
+                let delay =
+                    failures.get(&key).map_or(FIRST_BACKOFF, |last| (last.delay * 2).min(LONGEST_BACKOFF));
                 failures.insert(key, Failure { delay, until: Instant::now() + delay, error: text.clone() });
                 Err(Error::Container { reason: "ErrImagePull", message: text })
             }
@@ -185,8 +192,14 @@ impl Images {
         self.pulls.lock().retain(|_, gate| Arc::strong_count(gate) > 1);
         result?;
         let found = self.find(image).await?;
-        let present = found.ok_or_else(|| Error::other(format!("image {written:?} is missing after its pull")))?;
-        let size = self.list().await.ok().and_then(|all| all.into_iter().find(|i| i.id == present.id)).map_or(0, |i| i.size);
+        let present =
+            found.ok_or_else(|| Error::other(format!("image {written:?} is missing after its pull")))?;
+        let size = self
+            .list()
+            .await
+            .ok()
+            .and_then(|all| all.into_iter().find(|i| i.id == present.id))
+            .map_or(0, |i| i.size);
         core.normal(target, name, "Pulled", format!(
             "Successfully pulled image {written:?} in {} ({} including waiting). Image size: {size} bytes.",
             seconds(begun.elapsed()),
@@ -210,7 +223,11 @@ impl Images {
 }
 
 fn seconds(duration: Duration) -> String {
-    if duration.as_secs() == 0 { format!("{}ms", duration.as_millis()) } else { format!("{:.3}s", duration.as_secs_f64()) }
+    if duration.as_secs() == 0 {
+        format!("{}ms", duration.as_millis())
+    } else {
+        format!("{:.3}s", duration.as_secs_f64())
+    }
 }
 
 fn backoff_key(target: &Pod, image: &str) -> String {

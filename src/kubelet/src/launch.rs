@@ -88,7 +88,12 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
     let plan = actions::plan(target, &real, &core.probes);
     if plan.kill_pod {
         if plan.sandbox_changed && plan.create_sandbox {
-            core.normal(target, None, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+            core.normal(
+                target,
+                None,
+                "SandboxChanged",
+                "Pod sandbox changed, it will be killed and re-created.",
+            );
         }
         terminate::stop_all(core, target, &real, pod::grace_period(target)).await?;
     }
@@ -125,7 +130,10 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
     // Init containers that ended while others were started leave no event behind.
     let again = actions::plan(target, &real, &core.probes);
     let waits = |name: &String| memory.restarts.contains_key(name) || memory.waiting.contains_key(name);
-    if !again.start.is_empty() && !again.start.iter().any(waits) && !plan.start.iter().any(|name| again.start.contains(name)) {
+    if !again.start.is_empty()
+        && !again.start.iter().any(waits)
+        && !plan.start.iter().any(|name| again.start.contains(name))
+    {
         next.at(Instant::now());
     }
     prune(core, &real).await;
@@ -144,7 +152,8 @@ fn own_all(core: &Shared, uid: &str, real: &RuntimePod) {
 /// Tells the status; `Some` when it says that the pod is over.
 fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &Memory) -> Option<Outcome> {
     let mut made = status::generate(core, target, real, memory, false, None);
-    let over = pod::is_terminal_phase(made.phase.as_deref().unwrap_or("")) || status::work_is_done(target, real);
+    let over =
+        pod::is_terminal_phase(made.phase.as_deref().unwrap_or("")) || status::work_is_done(target, real);
     if over && real.is_active() {
         // The end is told when nothing runs any more.
         made.phase = Some("Running".to_owned());
@@ -187,7 +196,12 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     })
     .await
     .inspect_err(|error| {
-        core.warning(target, None, "FailedCreatePodContainer", format!("unable to ensure pod container exists: {}", error.text()));
+        core.warning(
+            target,
+            None,
+            "FailedCreatePodContainer",
+            format!("unable to ensure pod container exists: {}", error.text()),
+        );
     })
 }
 
@@ -201,7 +215,12 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
             Ok(())
         }
         Err(error) => {
-            core.warning(target, None, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", error.text()));
+            core.warning(
+                target,
+                None,
+                "FailedCreatePodSandBox",
+                format!("Failed to create pod sandbox: {}", error.text()),
+            );
             Err(error)
         }
     }
@@ -231,7 +250,12 @@ async fn start(
             pod::namespace(target),
             pod::uid(target)
         );
-        let text = format!("Back-off restarting failed container {name} in pod {}_{}({})", pod::name(target), pod::namespace(target), pod::uid(target));
+        let text = format!(
+            "Back-off restarting failed container {name} in pod {}_{}({})",
+            pod::name(target),
+            pod::namespace(target),
+            pod::uid(target)
+        );
         if memory.waiting.get(name).is_none_or(|(reason, _)| reason != "CrashLoopBackOff") {
             core.warning(target, Some(name), "BackOff", text);
         }
@@ -244,8 +268,17 @@ async fn start(
             memory.waiting.remove(name);
         }
         Err(Error::Container { reason, message }) => {
-            tracing::debug!(pod = pod::name(target), container = name, reason, message, "container not started");
-            if matches!(reason, "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName") {
+            tracing::debug!(
+                pod = pod::name(target),
+                container = name,
+                reason,
+                message,
+                "container not started"
+            );
+            if matches!(
+                reason,
+                "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
+            ) {
                 core.warning(target, Some(name), "Failed", format!("Error: {reason}"));
             } else {
                 core.warning(target, Some(name), "Failed", format!("Error: {message}"));
@@ -254,7 +287,11 @@ async fn start(
             // The start of a pull's back-off shows at once as such, when somebody looks again.
             let retry = core.images.retry_at(target, &container).filter(|at| *at > Instant::now());
             let soon = Instant::now() + Duration::from_secs(2);
-            next.at(if reason == "ErrImagePull" { soon } else { retry.unwrap_or(soon + Duration::from_secs(8)) });
+            next.at(if reason == "ErrImagePull" {
+                soon
+            } else {
+                retry.unwrap_or(soon + Duration::from_secs(8))
+            });
         }
         Err(error) => return Err(error),
     }
@@ -273,7 +310,8 @@ fn back_off(target: &Pod, container: &Container, real: &RuntimePod, memory: &mut
     match memory.restarts.get_mut(&container.name) {
         Some(known) if known.finished_at == finished => {}
         Some(known) => {
-            known.delay = if ran > RESTART_RESET { FIRST_RESTART } else { (known.delay * 2).min(LONGEST_RESTART) };
+            known.delay =
+                if ran > RESTART_RESET { FIRST_RESTART } else { (known.delay * 2).min(LONGEST_RESTART) };
             known.finished_at = finished;
             known.until = now + known.delay.saturating_sub(ago);
         }
@@ -283,7 +321,11 @@ fn back_off(target: &Pod, container: &Container, real: &RuntimePod, memory: &mut
             let delay = if first { Duration::ZERO } else { FIRST_RESTART };
             memory.restarts.insert(
                 container.name.clone(),
-                Restart { delay: FIRST_RESTART / 2, finished_at: finished, until: now + delay.saturating_sub(ago) },
+                Restart {
+                    delay: FIRST_RESTART / 2,
+                    finished_at: finished,
+                    until: now + delay.saturating_sub(ago),
+                },
             );
             if !first && let Some(known) = memory.restarts.get_mut(&container.name) {
                 known.delay = FIRST_RESTART;
@@ -311,7 +353,9 @@ fn probe_grace(target: &Pod, name: &str, message: &str) -> i64 {
             None
         }
     });
-    probe.and_then(|probe| probe.termination_grace_period_seconds).unwrap_or_else(|| pod::grace_period(target))
+    probe
+        .and_then(|probe| probe.termination_grace_period_seconds)
+        .unwrap_or_else(|| pod::grace_period(target))
 }
 
 async fn create_and_start(
@@ -329,7 +373,9 @@ async fn create_and_start(
     let known = core.statuses.last(target);
     let statuses = known.container_statuses.iter().chain(&known.init_container_statuses).flatten();
     let told = statuses.into_iter().find(|s| s.name == container.name);
-    let lost = told.filter(|told| told.container_id.is_some()).map(|told| u32::try_from(told.restart_count).unwrap_or(0) + 1);
+    let lost = told
+        .filter(|told| told.container_id.is_some())
+        .map(|told| u32::try_from(told.restart_count).unwrap_or(0) + 1);
     let restart_count = real.latest(&container.name).map(|last| last.restart_count + 1).or(lost).unwrap_or(0);
     let target_id = pod::target_of(target, &container.name)
         .and_then(|wanted| real.latest(&wanted).filter(|c| c.is_running()).map(|c| c.id.clone()));
@@ -350,7 +396,8 @@ async fn create_and_start(
     let logs = PathBuf::from(&config.log_directory).join(&container.name);
     volumes::blocking(move || volumes::make_dir(&logs, 0o755)).await?;
     let created = core.runtime.create_container(sandbox, made, config.clone()).await;
-    let id = created.map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
+    let id = created
+        .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
     core.own(&id, &pod::uid(target));
     core.normal(target, name, "Created", "Container created");
     if let Err(error) = core.runtime.start_container(&id).await {

@@ -21,7 +21,10 @@ pub(crate) async fn run(
         let command = exec.command.clone().unwrap_or_default();
         let (code, output) = core.runtime.exec_sync(id, command.clone(), Duration::ZERO).await?;
         if code != 0 {
-            return Err(Error::other(format!("command '{}' exited with {code}: {output}", command.join(" "))));
+            return Err(Error::other(format!(
+                "command '{}' exited with {code}: {output}",
+                command.join(" ")
+            )));
         }
         return Ok(());
     }
@@ -31,7 +34,11 @@ pub(crate) async fn run(
         let request = http::Request::of(get, &container, &default_host, "kube-lifecycle")
             .ok_or_else(|| Error::other("the hook's port is not a port of the container"))?;
         let (code, _) = http::get(&request, Duration::from_secs(30)).await.map_err(Error::other)?;
-        return if code >= 400 { Err(Error::other(format!("HTTP hook answered with status {code}"))) } else { Ok(()) };
+        return if code >= 400 {
+            Err(Error::other(format!("HTTP hook answered with status {code}")))
+        } else {
+            Ok(())
+        };
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

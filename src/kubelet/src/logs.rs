@@ -77,7 +77,8 @@ pub(crate) fn last_lines(log: &Path, lines: usize, limit: usize) -> String {
         return String::new();
     }
     let wanted = Wanted::default();
-    let mut text: Vec<u8> = bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| render(line, &wanted)).flatten().collect();
+    let mut text: Vec<u8> =
+        bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| render(line, &wanted)).flatten().collect();
     if text.len() > limit {
         text.drain(..text.len() - limit);
     }
@@ -122,7 +123,9 @@ fn parts_of(log: &Path) -> VecDeque<PathBuf> {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}."))))
+        .filter(|path| {
+            path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}.")))
+        })
         .collect();
     parts.sort();
     parts.push(log.to_path_buf());
@@ -131,7 +134,12 @@ fn parts_of(log: &Path) -> VecDeque<PathBuf> {
 
 /// Sends the log into `sender`; with `follow` until `alive` says that the container has ended and
 /// everything was sent, or until the receiver is gone.
-pub(crate) async fn stream<A, F>(log: PathBuf, wanted: Wanted, sender: mpsc::Sender<Bytes>, alive: A) -> Result<(), Error>
+pub(crate) async fn stream<A, F>(
+    log: PathBuf,
+    wanted: Wanted,
+    sender: mpsc::Sender<Bytes>,
+    alive: A,
+) -> Result<(), Error>
 where
     A: Fn() -> F + Send,
     F: Future<Output = bool> + Send,
@@ -200,7 +208,8 @@ impl std::os::fd::AsRawFd for Watch {
 /// Watches the log's folder: the file is replaced when it is rotated.
 fn watch(log: &Path) -> Result<AsyncFd<Watch>, Error> {
     let failed = |error: std::io::Error| Error::io("watch the container's log", error);
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|e| failed(e.into()))?;
+    let inotify =
+        Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|e| failed(e.into()))?;
     let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(log.parent().unwrap_or(Path::new("/")), flags).map_err(|e| failed(e.into()))?;
     #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned")]
@@ -275,7 +284,10 @@ mod tests {
             (Wanted { tail: Some(0), ..Wanted::default() }, ""),
             (Wanted { since, ..Wanted::default() }, "three\n"),
             (Wanted { limit_bytes: Some(5), ..Wanted::default() }, "one\nt"),
-            (Wanted { stream: Some("stderr".into()), timestamps: true, ..Wanted::default() }, "2026-01-01T00:00:02Z two\n"),
+            (
+                Wanted { stream: Some("stderr".into()), timestamps: true, ..Wanted::default() },
+                "2026-01-01T00:00:02Z two\n",
+            ),
             (Wanted { follow: true, ..Wanted::default() }, "one\ntwo\nthree\n"),
         ] {
             assert_eq!(read(wanted.clone()).await, expected, "{wanted:?}");

@@ -9,7 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
@@ -64,8 +65,10 @@ pub(crate) async fn register(core: &Shared) -> Result<(), Error> {
     let mut node = Node::default();
     node.metadata.name = Some(core.config.node_name.clone());
     node.metadata.labels = Some(labels);
-    node.metadata.annotations =
-        Some(BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into())]));
+    node.metadata.annotations = Some(BTreeMap::from([(
+        "volumes.kubernetes.io/controller-managed-attach-detach".into(),
+        "true".into(),
+    )]));
     let taints = core.config.register_taints.clone();
     node.spec = Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() });
     node.status = Some(status);
@@ -81,17 +84,19 @@ pub(crate) async fn register(core: &Shared) -> Result<(), Error> {
 
 /// The status that the node has now; times of unchanged conditions stay.
 async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
-    let health = core.runtime.health().await.unwrap_or_else(|error| Health {
-        runtime: Some(error.text()),
-        network: None,
-    });
+    let health = core
+        .runtime
+        .health()
+        .await
+        .unwrap_or_else(|error| Health { runtime: Some(error.text()), network: None });
     core.health.send_if_modified(|known| {
         let changed = known.as_ref() != Some(&health);
         *known = Some(health.clone());
         changed
     });
     let (capacity, allocatable) = core.machine.resources(&core.config);
-    let to_map = |list: Vec<(String, String)>| list.into_iter().map(|(name, text)| (name, Quantity(text))).collect();
+    let to_map =
+        |list: Vec<(String, String)>| list.into_iter().map(|(name, text)| (name, Quantity(text))).collect();
     NodeStatus {
         capacity: Some(to_map(capacity)),
         allocatable: Some(to_map(allocatable)),
@@ -147,7 +152,8 @@ fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondi
     let ready = if problems.is_empty() {
         ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned())
     } else {
-        let text = if problems.len() == 1 { problems[0].clone() } else { format!("[{}]", problems.join(", ")) };
+        let text =
+            if problems.len() == 1 { problems[0].clone() } else { format!("[{}]", problems.join(", ")) };
         ("Ready", false, "KubeletNotReady", text)
     };
     let pressure = |kind, bad: bool, reasons: [&'static str; 2], texts: [&str; 2]| {
@@ -198,7 +204,14 @@ fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
             condition.last_heartbeat_time = None;
         }
         status.conditions.get_or_insert_default().retain(|c| c.type_ != "NetworkUnavailable");
-        (status.capacity, status.allocatable, status.conditions, status.addresses, status.node_info, status.images)
+        (
+            status.capacity,
+            status.allocatable,
+            status.conditions,
+            status.addresses,
+            status.node_info,
+            status.images,
+        )
     };
     strip(old) == strip(new)
 }
@@ -217,7 +230,10 @@ pub(crate) async fn report(core: Shared) {
             core.summary.send_if_modified(|summary| std::mem::replace(&mut summary.ready, ready) != ready);
             if !is_same(&old, &new) || written.elapsed() >= REPORT {
                 let patch = json!({ "status": new });
-                match api.patch_status(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                match api
+                    .patch_status(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch))
+                    .await
+                {
                     Ok(_) => written = tokio::time::Instant::now(),
                     Err(error) => tracing::warn!(%error, "node status not written, trying again"),
                 }
@@ -264,7 +280,12 @@ pub(crate) async fn heartbeat(core: Shared) {
     }
 }
 
-async fn renew(core: &Shared, api: &kube::Api<Lease>, name: &str, known: Option<Lease>) -> Result<Lease, Error> {
+async fn renew(
+    core: &Shared,
+    api: &kube::Api<Lease>,
+    name: &str,
+    known: Option<Lease>,
+) -> Result<Lease, Error> {
     let now = Some(MicroTime(Timestamp::now()));
     let existing = match known {
         Some(lease) => Some(lease),

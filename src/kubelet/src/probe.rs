@@ -75,7 +75,8 @@ impl Verdicts for Probes {
 
 impl Probes {
     pub(crate) fn is_started(&self, id: &str, container: &Container) -> bool {
-        container.startup_probe.is_none() || self.0.lock().get(id).is_some_and(|entry| *entry.started.borrow())
+        container.startup_probe.is_none()
+            || self.0.lock().get(id).is_some_and(|entry| *entry.started.borrow())
     }
 
     pub(crate) fn is_ready(&self, id: &str, container: &Container) -> bool {
@@ -110,7 +111,8 @@ impl Probes {
             let id = format!("containerd://{}", current.id);
             let before: Option<&ContainerStatus> =
                 told.into_iter().find(|told| told.container_id.as_deref() == Some(id.as_str()));
-            let started = container.startup_probe.is_none() || before.is_some_and(|told| told.started == Some(true));
+            let started =
+                container.startup_probe.is_none() || before.is_some_and(|told| told.started == Some(true));
             let entry = Entry {
                 uid: uid.clone(),
                 ready: before.is_some_and(|told| told.ready),
@@ -196,7 +198,10 @@ impl Task {
                 }
                 Answer::Error(text) => {
                     (good, bad) = (0, bad + 1);
-                    self.unhealthy(format!("{} probe errored and resulted in unknown state: {text}", self.kind.title()));
+                    self.unhealthy(format!(
+                        "{} probe errored and resulted in unknown state: {text}",
+                        self.kind.title()
+                    ));
                     self.failed(bad >= needed_bad);
                 }
             }
@@ -315,7 +320,11 @@ fn short(output: &str) -> String {
 }
 
 /// Connects by address only: names would need the host's resolver.
-pub(crate) async fn connect(host: &str, port: u16, timeout: Duration) -> Result<tokio::net::TcpStream, String> {
+pub(crate) async fn connect(
+    host: &str,
+    port: u16,
+    timeout: Duration,
+) -> Result<tokio::net::TcpStream, String> {
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let host = if host == "localhost" { "127.0.0.1" } else { host };
     let Ok(ip) = host.parse() else { return Err(format!("dial tcp: lookup {host}: no such host")) };

@@ -200,10 +200,7 @@ pub(crate) mod tests {
             }),
             ..Container::default()
         };
-        Pod {
-            spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }),
-            ..Pod::default()
-        }
+        Pod { spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }), ..Pod::default() }
     }
 
     #[test]
@@ -213,7 +210,11 @@ pub(crate) mod tests {
             (&[("cpu", "100m")][..], &[][..], Qos::Burstable),
             (&[][..], &[("cpu", "1"), ("memory", "1Gi")][..], Qos::Guaranteed),
             (&[("cpu", "1"), ("memory", "1Gi")][..], &[("cpu", "1"), ("memory", "1Gi")][..], Qos::Guaranteed),
-            (&[("cpu", "500m"), ("memory", "1Gi")][..], &[("cpu", "1"), ("memory", "1Gi")][..], Qos::Burstable),
+            (
+                &[("cpu", "500m"), ("memory", "1Gi")][..],
+                &[("cpu", "1"), ("memory", "1Gi")][..],
+                Qos::Burstable,
+            ),
         ] {
             assert_eq!(qos(&pod_with(requests, limits)), expected, "{requests:?} {limits:?}");
         }

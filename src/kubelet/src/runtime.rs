@@ -98,7 +98,10 @@ impl RuntimePod {
     /// Whether any process of the pod may still run.
     pub(crate) fn is_active(&self) -> bool {
         self.sandboxes.iter().any(|sandbox| sandbox.ready)
-            || self.containers.iter().any(|c| c.is_running() || c.state == cri::ContainerState::ContainerUnknown)
+            || self
+                .containers
+                .iter()
+                .any(|c| c.is_running() || c.state == cri::ContainerState::ContainerUnknown)
     }
 
     pub(crate) fn ips(&self) -> Vec<String> {
@@ -145,7 +148,8 @@ impl Runtime {
             .into_inner();
         let mut pod = RuntimePod::default();
         for item in listed.items {
-            let asked = request(cri::PodSandboxStatusRequest { pod_sandbox_id: item.id.clone(), verbose: false });
+            let asked =
+                request(cri::PodSandboxStatusRequest { pod_sandbox_id: item.id.clone(), verbose: false });
             let status = match self.cri().pod_sandbox_status(asked).await {
                 Ok(answer) => answer.into_inner().status,
                 Err(status) if status.code() == tonic::Code::NotFound => continue,
@@ -292,7 +296,10 @@ impl Runtime {
         let mut health = Health::default();
         for condition in answer.status.unwrap_or_default().conditions {
             let problem = (!condition.status).then(|| {
-                format!("{}={} reason:{} message:{}", condition.r#type, condition.status, condition.reason, condition.message)
+                format!(
+                    "{}={} reason:{} message:{}",
+                    condition.r#type, condition.status, condition.reason, condition.message
+                )
             });
             match condition.r#type.as_str() {
                 "RuntimeReady" => health.runtime = problem,

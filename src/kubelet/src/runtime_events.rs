@@ -37,7 +37,9 @@ pub(crate) async fn follow(core: Shared) {
                     }
                 }
             }
-            Err(status) => core.report(Some(format!("the container runtime does not answer: {}", status.message()))),
+            Err(status) => {
+                core.report(Some(format!("the container runtime does not answer: {}", status.message())))
+            }
         }
         core.workers.wake_all();
         tokio::time::sleep(RELIST.min(Duration::from_secs(1) + RELIST / 10)).await;
@@ -49,7 +51,9 @@ fn handle(core: &Shared, envelope: &Envelope) {
     let bytes = event.value.as_slice();
     let id = match envelope.topic.as_str() {
         // The end of an `exec` in a container is told too; its id differs from the container's.
-        "/tasks/exit" => TaskExit::decode(bytes).ok().filter(|e| e.id == e.container_id).map(|e| e.container_id),
+        "/tasks/exit" => {
+            TaskExit::decode(bytes).ok().filter(|e| e.id == e.container_id).map(|e| e.container_id)
+        }
         "/tasks/oom" => TaskOom::decode(bytes).ok().map(|e| e.container_id),
         "/tasks/start" => TaskStart::decode(bytes).ok().map(|e| e.container_id),
         _ => None,

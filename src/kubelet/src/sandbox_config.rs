@@ -13,12 +13,10 @@ use crate::{dns, hosts, pod};
 pub(crate) fn make(core: &Core, target: &Pod, attempt: u32) -> cri::PodSandboxConfig {
     let (name, namespace, uid) = (pod::name(target), pod::namespace(target), pod::uid(target));
     let host_network = pod::host_network(target);
-    let hostname = if host_network {
-        String::new()
-    } else {
-        hosts::names(target, &core.config.cluster_domain).0
-    };
-    let host_dns = std::fs::read_to_string(&core.config.resolv_conf).map(|text| dns::parse(&text)).unwrap_or_default();
+    let hostname =
+        if host_network { String::new() } else { hosts::names(target, &core.config.cluster_domain).0 };
+    let host_dns =
+        std::fs::read_to_string(&core.config.resolv_conf).map(|text| dns::parse(&text)).unwrap_or_default();
     let mut labels: HashMap<String, String> =
         target.metadata.labels.clone().unwrap_or_default().into_iter().collect();
     labels.insert(keys::POD_NAME.into(), name.into());
@@ -107,7 +105,10 @@ fn security_context(target: &Pod) -> cri::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(target)),
         run_as_user: own.run_as_user.map(|value| cri::Int64Value { value }),
         // CRI refuses a group without a user.
-        run_as_group: own.run_as_group.filter(|_| own.run_as_user.is_some()).map(|value| cri::Int64Value { value }),
+        run_as_group: own
+            .run_as_group
+            .filter(|_| own.run_as_user.is_some())
+            .map(|value| cri::Int64Value { value }),
         supplemental_groups: groups,
         privileged,
         seccomp: Some(seccomp(own.seccomp_profile.as_ref())),

@@ -69,7 +69,11 @@ pub(crate) fn generate(
     } else if ended && !real.is_active() && !pod::is_terminal_phase(&phase) {
         // Stopped before it could end by itself: upstream decides by the containers' exit codes.
         let codes = status.container_statuses.iter().flatten().map(|container| {
-            container.state.as_ref().and_then(|state| state.terminated.as_ref()).map_or(137, |end| end.exit_code)
+            container
+                .state
+                .as_ref()
+                .and_then(|state| state.terminated.as_ref())
+                .map_or(137, |end| end.exit_code)
         });
         let failed = codes.into_iter().any(|code| code != 0);
         if failed { "Failed" } else { "Succeeded" }.clone_into(&mut phase);
@@ -129,16 +133,20 @@ fn container_status(
                 status.image_id.clone_from(&old.image_id);
                 status.container_id.clone_from(&old.container_id);
                 if let Some(end) = old.state.as_ref().and_then(|state| state.terminated.clone()) {
-                    status.state = Some(ContainerState { terminated: Some(end), ..ContainerState::default() });
+                    status.state =
+                        Some(ContainerState { terminated: Some(end), ..ContainerState::default() });
                 } else if old.state.as_ref().is_some_and(|state| state.running.is_some()) {
                     let lost = ContainerStateTerminated {
                         reason: Some("ContainerStatusUnknown".into()),
-                        message: Some("The container could not be located when the pod was terminated".into()),
+                        message: Some(
+                            "The container could not be located when the pod was terminated".into(),
+                        ),
                         exit_code: 137,
                         ..ContainerStateTerminated::default()
                     };
                     if ended {
-                        status.state = Some(ContainerState { terminated: Some(lost), ..ContainerState::default() });
+                        status.state =
+                            Some(ContainerState { terminated: Some(lost), ..ContainerState::default() });
                     }
                 }
             }
@@ -168,9 +176,9 @@ fn container_status(
     let exited = all.first().is_none_or(|current| current.is_exited());
     let waits = memory.waiting.get(&container.name).filter(|_| exited && !ended);
     if let Some((reason, message)) = waits {
-        let goes_on = all.first().is_none_or(|current| {
-            actions::restarts_after(target, container, current.status.exit_code)
-        });
+        let goes_on = all
+            .first()
+            .is_none_or(|current| actions::restarts_after(target, container, current.status.exit_code));
         if goes_on {
             if let Some(end) = status.state.take().filter(|state| state.terminated.is_some()) {
                 status.last_state = Some(end);
@@ -233,7 +241,8 @@ fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running)
 fn message_of(core: &Core, target: &Pod, container: &Container, current: &Running) -> String {
     let status = &current.status;
     let at = status.annotations.get(keys::MESSAGE_PATH).cloned().unwrap_or_default();
-    let file = status.mounts.iter().find(|mount| mount.container_path == at).map(|mount| mount.host_path.clone());
+    let file =
+        status.mounts.iter().find(|mount| mount.container_path == at).map(|mount| mount.host_path.clone());
     let mut text = file.and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
     text.truncate(MESSAGE_LIMIT);
     let mut text = String::from_utf8_lossy(&text).into_owned();
@@ -285,12 +294,9 @@ fn phase(target: &Pod, status: &PodStatus, active: bool) -> String {
             } else {
                 failed += 1;
             }
-        } else if status
-            .container_statuses
-            .iter()
-            .flatten()
-            .any(|s| s.name == container.name && s.last_state.as_ref().is_some_and(|l| l.terminated.is_some()))
-        {
+        } else if status.container_statuses.iter().flatten().any(|s| {
+            s.name == container.name && s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+        }) {
             again += 1;
         } else {
             waiting += 1;
@@ -315,9 +321,9 @@ fn phase(target: &Pod, status: &PodStatus, active: bool) -> String {
 fn sidecar_runs(target: &Pod, status: &PodStatus) -> bool {
     let statuses = status.init_container_statuses.as_deref().unwrap_or_default();
     pod::init_containers(target).iter().filter(|container| pod::is_sidecar(container)).any(|container| {
-        statuses
-            .iter()
-            .any(|s| s.name == container.name && s.state.as_ref().is_some_and(|state| state.running.is_some()))
+        statuses.iter().any(|s| {
+            s.name == container.name && s.state.as_ref().is_some_and(|state| state.running.is_some())
+        })
     })
 }
 
@@ -351,7 +357,10 @@ fn conditions(target: &Pod, status: &mut PodStatus, old: &PodStatus, real: &Runt
     } else if incomplete.is_empty() || started {
         Check::good()
     } else {
-        Check::bad("ContainersNotInitialized", format!("containers with incomplete status: {}", name_list(&incomplete)))
+        Check::bad(
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: {}", name_list(&incomplete)),
+        )
     };
     let sidecar_statuses = pod::init_containers(target)
         .iter()
@@ -377,7 +386,10 @@ fn conditions(target: &Pod, status: &mut PodStatus, old: &PodStatus, real: &Runt
                 let found = target.status.iter().flat_map(|s| s.conditions.iter().flatten());
                 let condition = found.into_iter().find(|c| c.type_ == gate.condition_type);
                 match condition {
-                    None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+                    None => Some(format!(
+                        "corresponding condition of pod readiness gate {:?} does not exist.",
+                        gate.condition_type
+                    )),
                     Some(c) if c.status != "True" => Some(format!(
                         "the status of pod readiness gate {:?} is not \"True\", but {}",
                         gate.condition_type, c.status
@@ -434,7 +446,11 @@ impl Check {
     }
 
     fn bad(reason: &str, message: String) -> Self {
-        Self { good: false, reason: Some(reason.to_owned()), message: Some(message).filter(|text| !text.is_empty()) }
+        Self {
+            good: false,
+            reason: Some(reason.to_owned()),
+            message: Some(message).filter(|text| !text.is_empty()),
+        }
     }
 }
 
@@ -463,7 +479,8 @@ mod tests {
             ("Never", vec![ended(0), ended(0)], "Succeeded"),
         ] {
             let names: Vec<String> = (0..states.len()).map(|at| format!("c{at}")).collect();
-            let containers = names.iter().map(|name| Container { name: name.clone(), ..Container::default() });
+            let containers =
+                names.iter().map(|name| Container { name: name.clone(), ..Container::default() });
             let target = Pod {
                 spec: Some(PodSpec {
                     restart_policy: Some(policy.into()),

@@ -205,7 +205,10 @@ mod tests {
             phase: Some("Pending".into()),
             message: Some("waits".into()),
             qos_class: Some("BestEffort".into()),
-            conditions: Some(vec![condition("Ready", "False", Some("X")), condition("example.com/gate", "True", None)]),
+            conditions: Some(vec![
+                condition("Ready", "False", Some("X")),
+                condition("example.com/gate", "True", None),
+            ]),
             ..PodStatus::default()
         };
         let new = PodStatus {

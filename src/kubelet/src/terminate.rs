@@ -78,7 +78,11 @@ pub(crate) async fn stop_container(
     message: &str,
     grace: i64,
 ) -> Result<(), Error> {
-    let text = if message == "Stopping container" { format!("Stopping container {}", container.name) } else { message.to_owned() };
+    let text = if message == "Stopping container" {
+        format!("Stopping container {}", container.name)
+    } else {
+        message.to_owned()
+    };
     core.probes.remove_container(&container.id);
     core.normal(target, Some(&container.name), "Killing", text);
     let mut left = grace;
@@ -86,7 +90,11 @@ pub(crate) async fn stop_container(
         let spec = pod::find_container(target, &container.name);
         let hook: Option<LifecycleHandler> = match &spec {
             Some(spec) => spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone()),
-            None => container.status.annotations.get(keys::PRE_STOP).and_then(|text| serde_json::from_str(text).ok()),
+            None => container
+                .status
+                .annotations
+                .get(keys::PRE_STOP)
+                .and_then(|text| serde_json::from_str(text).ok()),
         };
         if let Some(hook) = hook {
             let begun = Instant::now();
@@ -99,7 +107,11 @@ pub(crate) async fn stop_container(
                     core.warning(target, Some(&container.name), "FailedPreStopHook", "PreStopHook failed");
                 }
                 Err(_) => {
-                    tracing::info!(pod = pod::name(target), container = container.name, "preStop hook did not end in the grace period");
+                    tracing::info!(
+                        pod = pod::name(target),
+                        container = container.name,
+                        "preStop hook did not end in the grace period"
+                    );
                 }
             }
             let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(grace);

@@ -14,7 +14,9 @@ use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
+};
 use tokio::time::Instant;
 
 use crate::core::Core;
@@ -132,7 +134,12 @@ fn memory_limit(target: &Pod) -> Option<i64> {
     resources::pod_limit(target, "memory").filter(|limit| *limit > 0)
 }
 
-fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, limit: Option<i64>, group: Option<i64>) -> Result<(), Error> {
+fn empty_dir(
+    dir: &Path,
+    source: &EmptyDirVolumeSource,
+    limit: Option<i64>,
+    group: Option<i64>,
+) -> Result<(), Error> {
     let existed = dir.exists();
     make_dir(dir, 0o777)?;
     if source.medium.as_deref() == Some("Memory") {
@@ -168,7 +175,9 @@ async fn claimed(core: &Core, target: &Pod, claim_name: &str) -> Result<PathBuf,
     let namespace = pod::namespace(target);
     let claims = kube::Api::<PersistentVolumeClaim>::namespaced(core.client.clone(), namespace);
     let claim = claims.get_opt(claim_name).await?.ok_or_else(|| {
-        Error::other(format!("error processing PVC {namespace}/{claim_name}: persistentvolumeclaim {claim_name:?} not found"))
+        Error::other(format!(
+            "error processing PVC {namespace}/{claim_name}: persistentvolumeclaim {claim_name:?} not found"
+        ))
     })?;
     let phase = claim.status.and_then(|status| status.phase).unwrap_or_default();
     let spec = claim.spec.unwrap_or_default();
@@ -177,7 +186,9 @@ async fn claimed(core: &Core, target: &Pod, claim_name: &str) -> Result<PathBuf,
         return Err(Error::other(format!("error processing PVC {namespace}/{claim_name}: PVC is not bound")));
     }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(Error::other(format!("PVC {namespace}/{claim_name}: raw block volumes are not supported on this node")));
+        return Err(Error::other(format!(
+            "PVC {namespace}/{claim_name}: raw block volumes are not supported on this node"
+        )));
     }
     let volumes = kube::Api::<PersistentVolume>::all(core.client.clone());
     let volume = volumes.get(&volume_name).await?;
@@ -193,7 +204,9 @@ async fn claimed(core: &Core, target: &Pod, claim_name: &str) -> Result<PathBuf,
             Err(Error::other(format!("path {:?} does not exist", local.path)))
         };
     }
-    Err(Error::other(format!("volume {volume_name}: only hostPath and local volumes are supported on this node")))
+    Err(Error::other(format!(
+        "volume {volume_name}: only hostPath and local volumes are supported on this node"
+    )))
 }
 
 /// The ConfigMap or Secret that a volume names, in the pod's namespace.

@@ -107,7 +107,8 @@ mod tests {
 
     fn document(group: &str) -> Value {
         let registry = Registry::builtin();
-        let resources: Vec<_> = registry.iter().filter(|r| &*r.group == group && &*r.version == "v1").cloned().collect();
+        let resources: Vec<_> =
+            registry.iter().filter(|r| &*r.group == group && &*r.version == "v1").cloned().collect();
         let packed = v3(resources.iter().map(|r| &**r), "v1.36.0").expect("document");
         serde_json::from_slice(&unpack(&packed).expect("gzip")).expect("JSON")
     }
@@ -120,7 +121,10 @@ mod tests {
         assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["kind"], "Deployment");
         let spec = &schemas["io.k8s.api.apps.v1.DeploymentSpec"];
         assert!(spec["properties"]["strategy"]["description"].as_str().is_some_and(|text| !text.is_empty()));
-        assert_eq!(spec["properties"]["strategy"]["allOf"][0]["$ref"], "#/components/schemas/io.k8s.api.apps.v1.DeploymentStrategy");
+        assert_eq!(
+            spec["properties"]["strategy"]["allOf"][0]["$ref"],
+            "#/components/schemas/io.k8s.api.apps.v1.DeploymentStrategy"
+        );
         assert_eq!(spec["properties"]["replicas"]["format"], "int32");
         let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");

@@ -12,8 +12,11 @@ pub(crate) fn add_paths(resource: &Resource, dialect: Dialect, paths: &mut Map<S
         format!("/apis/{}/{}", resource.group, resource.version)
     };
     let has = |verb: &str| resource.verbs.iter().any(|known| *known == verb);
-    let scoped =
-        if resource.namespaced { format!("{base}/namespaces/{{namespace}}/{}", resource.plural) } else { format!("{base}/{}", resource.plural) };
+    let scoped = if resource.namespaced {
+        format!("{base}/namespaces/{{namespace}}/{}", resource.plural)
+    } else {
+        format!("{base}/{}", resource.plural)
+    };
     let operations = |list: &[(&str, &str, &str)]| {
         let mut item = Map::new();
         for (verb, method, action) in list {
@@ -31,12 +34,21 @@ pub(crate) fn add_paths(resource: &Resource, dialect: Dialect, paths: &mut Map<S
             paths.insert(path, Value::Object(item));
         }
     };
-    let collection = [("list", "get", "list"), ("create", "post", "post"), ("deletecollection", "delete", "deletecollection")];
+    let collection = [
+        ("list", "get", "list"),
+        ("create", "post", "post"),
+        ("deletecollection", "delete", "deletecollection"),
+    ];
     add(scoped.clone(), operations(&collection));
     if resource.namespaced {
         add(format!("{base}/{}", resource.plural), operations(&[("list", "get", "list")]));
     }
-    let single = [("get", "get", "get"), ("update", "put", "put"), ("patch", "patch", "patch"), ("delete", "delete", "delete")];
+    let single = [
+        ("get", "get", "get"),
+        ("update", "put", "put"),
+        ("patch", "patch", "patch"),
+        ("delete", "delete", "delete"),
+    ];
     add(format!("{scoped}/{{name}}"), operations(&single));
     for sub in &resource.subresources {
         let mut item = Map::new();
@@ -59,8 +71,16 @@ fn operation(resource: &Resource, dialect: Dialect, verb: &str, action: &str) ->
     let writes = matches!(verb, "create" | "update" | "patch");
     let mut names: Vec<&str> = match verb {
         "list" | "deletecollection" => vec![
-            "allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion",
-            "resourceVersionMatch", "sendInitialEvents", "timeoutSeconds", "watch",
+            "allowWatchBookmarks",
+            "continue",
+            "fieldSelector",
+            "labelSelector",
+            "limit",
+            "resourceVersion",
+            "resourceVersionMatch",
+            "sendInitialEvents",
+            "timeoutSeconds",
+            "watch",
         ],
         "delete" => vec!["dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy"],
         _ if writes => vec!["dryRun", "fieldManager", "fieldValidation"],
@@ -74,9 +94,17 @@ fn operation(resource: &Resource, dialect: Dialect, verb: &str, action: &str) ->
     let parameters: Vec<Value> = names
         .iter()
         .map(|name| {
-            let kind = if boolean.contains(name) { "boolean" } else if integer.contains(name) { "integer" } else { "string" };
+            let kind = if boolean.contains(name) {
+                "boolean"
+            } else if integer.contains(name) {
+                "integer"
+            } else {
+                "string"
+            };
             match dialect {
-                Dialect::V3 => json!({ "name": name, "in": "query", "schema": { "type": kind, "uniqueItems": true } }),
+                Dialect::V3 => {
+                    json!({ "name": name, "in": "query", "schema": { "type": kind, "uniqueItems": true } })
+                }
                 Dialect::V2 => json!({ "name": name, "in": "query", "type": kind, "uniqueItems": true }),
             }
         })
@@ -88,7 +116,8 @@ fn operation(resource: &Resource, dialect: Dialect, verb: &str, action: &str) ->
         "application/strategic-merge-patch+json",
     ];
     let strategic = !resource.custom;
-    let patches: Vec<&str> = patches.into_iter().filter(|kind| strategic || !kind.contains("strategic")).collect();
+    let patches: Vec<&str> =
+        patches.into_iter().filter(|kind| strategic || !kind.contains("strategic")).collect();
     let mut operation = json!({
         "operationId": format!("{action}{}{}{}", resource.group, resource.version, resource.kind),
         "parameters": parameters,
@@ -98,14 +127,16 @@ fn operation(resource: &Resource, dialect: Dialect, verb: &str, action: &str) ->
     });
     match dialect {
         Dialect::V3 => {
-            operation["responses"] =
-                json!({ "200": { "description": "OK", "content": { "application/json": { "schema": reference } } } });
+            operation["responses"] = json!({ "200": { "description": "OK", "content": { "application/json": { "schema": reference } } } });
             if verb == "patch" {
-                let content: Map<String, Value> =
-                    patches.iter().map(|kind| ((*kind).to_owned(), json!({ "schema": { "type": "object" } }))).collect();
+                let content: Map<String, Value> = patches
+                    .iter()
+                    .map(|kind| ((*kind).to_owned(), json!({ "schema": { "type": "object" } })))
+                    .collect();
                 operation["requestBody"] = json!({ "content": content, "required": true });
             } else if writes {
-                operation["requestBody"] = json!({ "content": { "*/*": { "schema": reference } }, "required": true });
+                operation["requestBody"] =
+                    json!({ "content": { "*/*": { "schema": reference } }, "required": true });
             }
         }
         Dialect::V2 => {

@@ -67,19 +67,22 @@ impl<'a> Writer<'a> {
         if let Some(schema) = SchemaSet::builtin().by_name(metadata) {
             self.add(metadata, &schema);
         }
-        self.definitions.insert(format!("{name}List"), json!({
-            "description": format!("{} is a list of {} objects.", resource.list_kind, resource.kind),
-            "type": "object",
-            "required": ["items"],
-            "properties": {
-                "apiVersion": { "type": "string" },
-                "kind": { "type": "string" },
-                "metadata": { "$ref": self.dialect.reference(metadata) },
-                "items": { "type": "array", "items": { "$ref": self.dialect.reference(&name) } },
-            },
-            "x-kubernetes-group-version-kind":
-                [{ "group": resource.group, "version": resource.version, "kind": resource.list_kind }],
-        }));
+        self.definitions.insert(
+            format!("{name}List"),
+            json!({
+                "description": format!("{} is a list of {} objects.", resource.list_kind, resource.kind),
+                "type": "object",
+                "required": ["items"],
+                "properties": {
+                    "apiVersion": { "type": "string" },
+                    "kind": { "type": "string" },
+                    "metadata": { "$ref": self.dialect.reference(metadata) },
+                    "items": { "type": "array", "items": { "$ref": self.dialect.reference(&name) } },
+                },
+                "x-kubernetes-group-version-kind":
+                    [{ "group": resource.group, "version": resource.version, "kind": resource.list_kind }],
+            }),
+        );
     }
 
     fn add(&mut self, name: &str, root: &SchemaRef) {
@@ -116,7 +119,9 @@ impl<'a> Writer<'a> {
             Shape::String => json!({ "type": "string" }),
             Shape::Bytes => json!({ "type": "string", "format": "byte" }),
             Shape::Time | Shape::MicroTime => json!({ "type": "string", "format": "date-time" }),
-            Shape::Quantity if self.dialect == Dialect::V3 => json!({ "oneOf": [{ "type": "string" }, { "type": "number" }] }),
+            Shape::Quantity if self.dialect == Dialect::V3 => {
+                json!({ "oneOf": [{ "type": "string" }, { "type": "number" }] })
+            }
             Shape::IntOrString if self.dialect == Dialect::V3 => {
                 json!({ "oneOf": [{ "type": "integer" }, { "type": "string" }], "format": "int-or-string" })
             }

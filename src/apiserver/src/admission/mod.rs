@@ -9,8 +9,8 @@ mod storage;
 
 use std::sync::Arc;
 
-use kedge_api::status::GroupResource;
 use kedge_api::registry::Resource;
+use kedge_api::status::GroupResource;
 use kedge_api::status::Status;
 use serde_json::Value;
 
@@ -53,7 +53,11 @@ impl Request<'_> {
 }
 
 /// Plugins that change the object.
-pub(crate) async fn mutate(request: &Request<'_>, value: &mut Value, warnings: &mut Vec<String>) -> Result<(), Status> {
+pub(crate) async fn mutate(
+    request: &Request<'_>,
+    value: &mut Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
     namespace::exists(request).await?;
     let _ = warnings;
     if request.is("", "pods") && request.operation == Operation::Create {
@@ -68,7 +72,11 @@ pub(crate) async fn mutate(request: &Request<'_>, value: &mut Value, warnings: &
 }
 
 /// Plugins that only refuse.
-pub(crate) async fn validate(request: &Request<'_>, value: &Value, warnings: &mut Vec<String>) -> Result<(), Status> {
+pub(crate) async fn validate(
+    request: &Request<'_>,
+    value: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
     let _ = warnings;
     namespace::validate(request)?;
     node::restrict(request, value)?;

@@ -10,7 +10,8 @@ use super::{Operation, Request};
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 pub(super) async fn exists(request: &Request<'_>) -> Result<(), Status> {
-    if request.namespace.is_empty() || request.operation != Operation::Create || request.is("", "namespaces") {
+    if request.namespace.is_empty() || request.operation != Operation::Create || request.is("", "namespaces")
+    {
         return Ok(());
     }
     // Access reviews ask about namespaces that need not exist.
@@ -28,8 +29,10 @@ pub(super) async fn exists(request: &Request<'_>) -> Result<(), Status> {
     let Some(stored) = stored else {
         return Err(Status::not_found(&GroupResource::new("", "namespaces"), request.namespace));
     };
-    let terminating = serde_json::from_slice::<Value>(&stored.bytes)
-        .is_ok_and(|namespace| namespace["metadata"]["deletionTimestamp"].is_string() || namespace["status"]["phase"] == "Terminating");
+    let terminating = serde_json::from_slice::<Value>(&stored.bytes).is_ok_and(|namespace| {
+        namespace["metadata"]["deletionTimestamp"].is_string()
+            || namespace["status"]["phase"] == "Terminating"
+    });
     if !terminating {
         return Ok(());
     }

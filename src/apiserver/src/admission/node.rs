@@ -20,13 +20,16 @@ pub(super) fn taint_new(node: &mut Value) {
 pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Status> {
     let Some(node) = request.user.node() else { return Ok(()) };
     match (&*request.resource.group, &*request.resource.plural) {
-        ("", "nodes") if request.operation != Operation::Delete && request.name != node => Err(request.forbidden(
-            &format!("node {node:?} is not allowed to modify node {:?}", request.name),
-        )),
+        ("", "nodes") if request.operation != Operation::Delete && request.name != node => {
+            Err(request.forbidden(&format!("node {node:?} is not allowed to modify node {:?}", request.name)))
+        }
         ("", "nodes") => restrict_node(request, node, value),
         ("", "pods") => {
-            let subject = if request.operation == Operation::Create { value } else { request.old.unwrap_or(value) };
-            if request.operation == Operation::Create && !value["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string() {
+            let subject =
+                if request.operation == Operation::Create { value } else { request.old.unwrap_or(value) };
+            if request.operation == Operation::Create
+                && !value["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string()
+            {
                 return Err(request.forbidden(&format!(
                     "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
                 )));
@@ -43,7 +46,9 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
             }
             Ok(())
         }
-        ("coordination.k8s.io", "leases") if request.namespace != "kube-node-lease" || request.name != node => {
+        ("coordination.k8s.io", "leases")
+            if request.namespace != "kube-node-lease" || request.name != node =>
+        {
             Err(request.forbidden("can only access node lease with the same name as the requesting node"))
         }
         _ => Ok(()),
@@ -61,7 +66,9 @@ fn restrict_node(request: &Request<'_>, node: &str, value: &Value) -> Result<(),
         return Err(request.forbidden(&format!("node {node:?} is not allowed to modify taints")));
     }
     let empty = serde_json::Map::new();
-    let labels = |object: &'_ Value| object["metadata"]["labels"].as_object().cloned().unwrap_or_else(|| empty.clone());
+    let labels = |object: &'_ Value| {
+        object["metadata"]["labels"].as_object().cloned().unwrap_or_else(|| empty.clone())
+    };
     let (before, after) = (labels(old), labels(value));
     let changed: Vec<&str> = before
         .iter()

@@ -30,12 +30,18 @@ fn priority(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
     } else {
         let stored = classes.get(&format!("/{name}"));
         let class = stored.map(|stored| parse(&stored.bytes));
-        Some(class.ok_or_else(|| request.forbidden(&format!("no PriorityClass with name {name} was found")))?)
+        Some(
+            class
+                .ok_or_else(|| request.forbidden(&format!("no PriorityClass with name {name} was found")))?,
+        )
     };
     let (value, policy) = match &class {
         Some(class) => {
             pod["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
-            (class["value"].as_i64().unwrap_or(0), class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned())
+            (
+                class["value"].as_i64().unwrap_or(0),
+                class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned(),
+            )
         }
         None => (0, "PreemptLowerPriority".to_owned()),
     };

@@ -20,7 +20,9 @@ pub(super) fn mutate(request: &Request<'_>, value: &mut Value) -> Result<(), Sta
 /// The newest default class; of equally new ones the first by name.
 fn default_class(request: &Request<'_>, claim: &mut Value) {
     let annotation = "volume.beta.kubernetes.io/storage-class";
-    if claim["spec"]["storageClassName"].is_string() || claim["metadata"]["annotations"][annotation].is_string() {
+    if claim["spec"]["storageClassName"].is_string()
+        || claim["metadata"]["annotations"][annotation].is_string()
+    {
         return;
     }
     let classes = request.state.cache.bucket("storageclasses.storage.k8s.io").objects();
@@ -29,7 +31,9 @@ fn default_class(request: &Request<'_>, claim: &mut Value) {
         .filter_map(|stored| serde_json::from_slice::<Value>(&stored.bytes).ok())
         .filter(|class| class["metadata"]["annotations"][DEFAULT_CLASS] == "true")
         .max_by(|a, b| {
-            let created = |class: &Value| class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned();
+            let created = |class: &Value| {
+                class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned()
+            };
             let name = |class: &Value| class["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             created(a).cmp(&created(b)).then_with(|| name(b).cmp(&name(a)))
         });

@@ -13,7 +13,10 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// 403 when the write of a role or binding would give rights that the user does not have.
 pub(crate) fn check(request: &Request<'_>, value: &Value) -> Result<(), Status> {
-    if &*request.resource.group != GROUP || request.operation == Operation::Delete || request.user.is_in(MASTERS) {
+    if &*request.resource.group != GROUP
+        || request.operation == Operation::Delete
+        || request.user.is_in(MASTERS)
+    {
         return Ok(());
     }
     let old = request.old.unwrap_or(&Value::Null);
@@ -26,7 +29,9 @@ pub(crate) fn check(request: &Request<'_>, value: &Value) -> Result<(), Status> 
                 return Ok(());
             }
             if value["aggregationRule"].is_object() && value["aggregationRule"] != old["aggregationRule"] {
-                return Err(request.forbidden("must have cluster-admin privileges to use the aggregationRule"));
+                return Err(
+                    request.forbidden("must have cluster-admin privileges to use the aggregationRule")
+                );
             }
             within(request, &rules_of(value))
         }
@@ -36,7 +41,8 @@ pub(crate) fn check(request: &Request<'_>, value: &Value) -> Result<(), Status> 
             }
             let name = value["roleRef"]["name"].as_str().unwrap_or_default();
             let cluster = value["roleRef"]["kind"] == "ClusterRole";
-            let (resource, namespace) = if cluster { ("clusterroles", "") } else { ("roles", request.namespace) };
+            let (resource, namespace) =
+                if cluster { ("clusterroles", "") } else { ("roles", request.namespace) };
             if may(request, "bind", resource, request.namespace, name) {
                 return Ok(());
             }
@@ -44,7 +50,9 @@ pub(crate) fn check(request: &Request<'_>, value: &Value) -> Result<(), Status> 
             let role = bucket
                 .get(&format!("{namespace}/{name}"))
                 .and_then(|stored| serde_json::from_slice::<Value>(&stored.bytes).ok())
-                .ok_or_else(|| Status::not_found(&kedge_api::status::GroupResource::new(GROUP, resource), name))?;
+                .ok_or_else(|| {
+                    Status::not_found(&kedge_api::status::GroupResource::new(GROUP, resource), name)
+                })?;
             within(request, &rules_of(&role))
         }
         _ => Ok(()),

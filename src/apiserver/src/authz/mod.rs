@@ -77,10 +77,11 @@ pub(crate) fn attributes<'a>(user: &'a User, info: &'a RequestInfo) -> Attribute
 /// Upstream's 403 (apiserver `handlers/responsewriters/errors.go`).
 pub(crate) fn forbidden(user: &User, attributes: &Attributes<'_>) -> Status {
     if !attributes.is_resource {
-        return Status::plain(403, "Forbidden", format!(
-            "forbidden: User {:?} cannot {} path {:?}",
-            user.name, attributes.verb, attributes.path
-        ));
+        return Status::plain(
+            403,
+            "Forbidden",
+            format!("forbidden: User {:?} cannot {} path {:?}", user.name, attributes.verb, attributes.path),
+        );
     }
     let resource = if attributes.subresource.is_empty() {
         attributes.resource.to_owned()

@@ -15,7 +15,9 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
     let read = matches!(attributes.verb, "get" | "list" | "watch");
     match (attributes.api_group, attributes.resource, attributes.subresource) {
         ("", "secrets", "") => read && named(attributes) && refers(state, node, attributes, secret_names),
-        ("", "configmaps", "") => read && named(attributes) && refers(state, node, attributes, configmap_names),
+        ("", "configmaps", "") => {
+            read && named(attributes) && refers(state, node, attributes, configmap_names)
+        }
         ("", "persistentvolumeclaims", "") => {
             attributes.verb == "get" && named(attributes) && refers(state, node, attributes, claim_names)
         }
@@ -34,7 +36,9 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
         ("", "pods", "status") => matches!(attributes.verb, "get" | "update" | "patch"),
         ("", "pods", "eviction") => attributes.verb == "create",
         ("", "services", "") => read,
-        ("", "events", "") | ("events.k8s.io", "events", "") => matches!(attributes.verb, "create" | "update" | "patch"),
+        ("", "events", "") | ("events.k8s.io", "events", "") => {
+            matches!(attributes.verb, "create" | "update" | "patch")
+        }
         ("coordination.k8s.io", "leases", "") => {
             attributes.namespace == "kube-node-lease"
                 && (attributes.verb == "create" || attributes.name == node)
@@ -42,7 +46,8 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
         }
         ("storage.k8s.io", "csinodes", "") => {
             attributes.verb == "create"
-                || (attributes.name == node && matches!(attributes.verb, "get" | "update" | "patch" | "delete"))
+                || (attributes.name == node
+                    && matches!(attributes.verb, "get" | "update" | "patch" | "delete"))
         }
         ("storage.k8s.io", "csidrivers", "") | ("node.k8s.io", "runtimeclasses", "") => read,
         ("authentication.k8s.io", "tokenreviews", "")
@@ -52,7 +57,9 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
         ("certificates.k8s.io", "certificatesigningrequests", "") => {
             matches!(attributes.verb, "create" | "get" | "list" | "watch")
         }
-        ("certificates.k8s.io", "certificatesigningrequests", "selfnodeclient") => attributes.verb == "create",
+        ("certificates.k8s.io", "certificatesigningrequests", "selfnodeclient") => {
+            attributes.verb == "create"
+        }
         _ => false,
     }
 }
@@ -80,12 +87,15 @@ fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
 }
 
 fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    ["containers", "initContainers", "ephemeralContainers"].into_iter().flat_map(|key| list(&pod["spec"], key))
+    ["containers", "initContainers", "ephemeralContainers"]
+        .into_iter()
+        .flat_map(|key| list(&pod["spec"], key))
 }
 
 /// Volumes and the sources of projected volumes.
 fn sources(pod: &Value) -> impl Iterator<Item = &Value> {
-    list(&pod["spec"], "volumes").flat_map(|volume| std::iter::once(volume).chain(list(&volume["projected"], "sources")))
+    list(&pod["spec"], "volumes")
+        .flat_map(|volume| std::iter::once(volume).chain(list(&volume["projected"], "sources")))
 }
 
 fn secret_names(pod: &Value) -> Vec<&str> {
@@ -93,7 +103,8 @@ fn secret_names(pod: &Value) -> Vec<&str> {
         let from = list(container, "envFrom").map(|source| &source["secretRef"]["name"]);
         list(container, "env").map(|env| &env["valueFrom"]["secretKeyRef"]["name"]).chain(from)
     });
-    let volumes = sources(pod).flat_map(|source| [&source["secret"]["secretName"], &source["secret"]["name"]]);
+    let volumes =
+        sources(pod).flat_map(|source| [&source["secret"]["secretName"], &source["secret"]["name"]]);
     let pulls = list(&pod["spec"], "imagePullSecrets").map(|secret| &secret["name"]);
     env.chain(volumes).chain(pulls).filter_map(Value::as_str).collect()
 }

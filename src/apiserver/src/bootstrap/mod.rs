@@ -25,17 +25,23 @@ pub(crate) async fn run(state: &Arc<State>) -> Result<(), Status> {
     for wanted in roles::objects() {
         reconcile(state, wanted).await?;
     }
-    ensure(state, json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
-        "data": { "client-ca-file": state.config.cluster_ca },
-    }))
+    ensure(
+        state,
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
+            "data": { "client-ca-file": state.config.cluster_ca },
+        }),
+    )
     .await?;
     let (range, prefix) = state.config.service_range;
-    ensure(state, json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-        "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [format!("{range}/{prefix}")] },
-    }))
+    ensure(
+        state,
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [format!("{range}/{prefix}")] },
+        }),
+    )
     .await?;
     kubernetes_service(state).await
 }
@@ -45,15 +51,18 @@ pub(crate) async fn run(state: &Arc<State>) -> Result<(), Status> {
 async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
     let port = state.config.listen.port();
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
-    ensure(state, json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
-        "spec": {
-            "clusterIP": first_address(state.config.service_range.0).to_string(),
-            "type": "ClusterIP", "sessionAffinity": "None",
-            "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
-        },
-    }))
+    ensure(
+        state,
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
+            "spec": {
+                "clusterIP": first_address(state.config.service_range.0).to_string(),
+                "type": "ClusterIP", "sessionAffinity": "None",
+                "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
+            },
+        }),
+    )
     .await?;
     let address = state.config.advertise_address;
     write(state, json!({
@@ -66,17 +75,20 @@ async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
         "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
     }))
     .await?;
-    write(state, json!({
-        "apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
-        },
-        "subsets": [{
-            "addresses": [{ "ip": address.to_string() }],
-            "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
-        }],
-    }))
+    write(
+        state,
+        json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
+            },
+            "subsets": [{
+                "addresses": [{ "ip": address.to_string() }],
+                "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
+            }],
+        }),
+    )
     .await
 }
 
@@ -146,7 +158,9 @@ async fn reconcile(state: &Arc<State>, wanted: Value) -> Result<(), Status> {
         roles::Reconciled::Recreate(object) => {
             let (resource, user) = (resource_of(state, &object)?, User::component("system:apiserver"));
             let deletion = Deletion { state, user: &user, resource: &resource };
-            deletion.run(object::namespace(&object), object::name(&object), &DeleteOptions::default()).await?;
+            deletion
+                .run(object::namespace(&object), object::name(&object), &DeleteOptions::default())
+                .await?;
             ensure(state, object).await
         }
     }

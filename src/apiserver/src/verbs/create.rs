@@ -28,7 +28,8 @@ const CHOICES: usize = 16;
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
     let text = crate::body::json_text(context.content_type(), body)?;
-    let (value, warnings) = kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
+    let (value, warnings) =
+        kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
     let namespace = context.info.namespace.clone();
     let created = Creation { state: &context.state, user: &context.user, resource: &context.resource };
     let (bytes, more) = created.run(&namespace, value, &options).await?;
@@ -155,7 +156,10 @@ impl Creation<'_> {
 
 /// Heartbeats and events may wait for the next flush.
 pub(crate) fn is_lazy(resource: &Resource) -> bool {
-    matches!((&*resource.group, &*resource.plural), ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events"))
+    matches!(
+        (&*resource.group, &*resource.plural),
+        ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events")
+    )
 }
 
 pub(crate) fn commit_failed(error: &CommitError) -> Status {

@@ -49,7 +49,10 @@ pub(crate) async fn delete(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     }
 }
 
-pub(crate) async fn delete_collection(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+pub(crate) async fn delete_collection(
+    context: &Arc<Context>,
+    body: &Bytes,
+) -> Result<Response<Body>, Status> {
     let options = DeleteOptions::of(context, body)?;
     let page = read::page(context).await?;
     let deletion = Deletion { state: &context.state, user: &context.user, resource: &context.resource };
@@ -72,7 +75,15 @@ pub(crate) async fn delete_collection(context: &Arc<Context>, body: &Bytes) -> R
 /// Kinds whose deletion is answered with the object instead of a Status (`ReturnDeletedObject` of
 /// upstream's `registry/core/*/storage`).
 fn returns_object(resource: &Resource) -> bool {
-    let kinds = ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "resourcequotas", "serviceaccounts", "services"];
+    let kinds = [
+        "pods",
+        "podtemplates",
+        "persistentvolumes",
+        "persistentvolumeclaims",
+        "resourcequotas",
+        "serviceaccounts",
+        "services",
+    ];
     resource.group.is_empty() && kinds.contains(&&*resource.plural)
 }
 
@@ -92,12 +103,18 @@ pub(crate) struct Deletion<'a> {
 }
 
 impl Deletion<'_> {
-    pub(crate) async fn run(&self, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Outcome, Status> {
+    pub(crate) async fn run(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Outcome, Status> {
         let (state, resource) = (self.state, self.resource);
         let key = object_key(namespace, name);
         let bucket = state.cache.bucket(&resource.storage_key);
         loop {
-            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&resource.group_resource(), name))?;
+            let stored =
+                bucket.get(&key).ok_or_else(|| Status::not_found(&resource.group_resource(), name))?;
             let old = read::parse(&stored.bytes)?;
             self.check_preconditions(name, &old, options)?;
             let request = Request {
@@ -114,13 +131,18 @@ impl Deletion<'_> {
             let mut value = old.clone();
             let gone = mark(resource, &mut value, options)?;
             if options.is_dry_run() {
-                return Ok(if gone { Outcome::Gone(stored.bytes.clone()) } else { Outcome::Marked(value.to_string().into()) });
+                return Ok(if gone {
+                    Outcome::Gone(stored.bytes.clone())
+                } else {
+                    Outcome::Marked(value.to_string().into())
+                });
             }
             if value == old && !gone {
                 return Ok(Outcome::Marked(stored.bytes.clone()));
             }
             let store_key = store_key(resource, &key);
-            let mut conditions = vec![Condition { key: store_key.clone(), check: Check::At(stored.modified) }];
+            let mut conditions =
+                vec![Condition { key: store_key.clone(), check: Check::At(stored.modified) }];
             let fresh = encode::encode(&value);
             let mut ops = Vec::new();
             if gone {
@@ -145,7 +167,9 @@ impl Deletion<'_> {
             Some(wanted) if wanted != actual => Err(Status::conflict(
                 &self.resource.group_resource(),
                 name,
-                &format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"),
+                &format!(
+                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"
+                ),
             )),
             _ => Ok(()),
         };
@@ -160,7 +184,8 @@ fn mark(resource: &Resource, value: &mut Value, options: &DeleteOptions) -> Resu
     let grace = grace_period(resource, value, options);
     set_finalizers(value, options);
     let held = value["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
-        || (is_namespace(resource) && value["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
+        || (is_namespace(resource)
+            && value["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));
     if was_deleting {
         let before = value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         // A grace period can only be shortened.

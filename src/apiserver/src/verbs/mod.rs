@@ -14,8 +14,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use kedge_api::status::GroupResource;
 use kedge_api::registry::Resource;
+use kedge_api::status::GroupResource;
 use kedge_api::status::Status;
 
 use crate::authn::User;
@@ -68,15 +68,14 @@ pub(crate) fn store_key(resource: &Resource, key: &str) -> kedge_store::Key {
 pub(crate) async fn run(context: Context, body: Bytes) -> Result<Response<Body>, Status> {
     let context = Arc::new(context);
     let info = &context.info;
-    let allowed = if info.subresource.is_empty() {
-        context.resource.has_verb(info.verb)
-    } else {
-        true
-    };
+    let allowed = if info.subresource.is_empty() { context.resource.has_verb(info.verb) } else { true };
     if !allowed {
         return Err(Status::method_not_supported(&context.group_resource(), info.verb));
     }
-    if context.resource.namespaced && info.namespace.is_empty() && matches!(info.verb, "create" | "deletecollection") {
+    if context.resource.namespaced
+        && info.namespace.is_empty()
+        && matches!(info.verb, "create" | "deletecollection")
+    {
         return Err(Status::method_not_supported(&context.group_resource(), info.verb));
     }
     if !info.subresource.is_empty() {
@@ -96,7 +95,11 @@ pub(crate) async fn run(context: Context, body: Bytes) -> Result<Response<Body>,
 }
 
 /// A subresource that is stored inside its object: get, update and patch of one part.
-pub(crate) async fn run_part(context: &Arc<Context>, body: Bytes, target: update::Target) -> Result<Response<Body>, Status> {
+pub(crate) async fn run_part(
+    context: &Arc<Context>,
+    body: Bytes,
+    target: update::Target,
+) -> Result<Response<Body>, Status> {
     match context.info.verb {
         "get" => read::get(context).await,
         "update" => update::update(context, &body, target).await,

@@ -60,7 +60,8 @@ impl WriteOptions {
             }
             Some(manager) => manager.to_owned(),
             None => {
-                let agent = context.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+                let agent =
+                    context.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
                 default_manager(agent.unwrap_or_default())
             }
         };
@@ -109,7 +110,9 @@ impl DeleteOptions {
             && let Some(text) = query.get("gracePeriodSeconds")
         {
             let seconds = text.parse().map_err(|_| {
-                Status::bad_request(format!("gracePeriodSeconds: strconv.ParseInt: parsing {text:?}: invalid syntax"))
+                Status::bad_request(format!(
+                    "gracePeriodSeconds: strconv.ParseInt: parsing {text:?}: invalid syntax"
+                ))
             })?;
             options.grace_period_seconds = Some(seconds);
         }
@@ -132,9 +135,7 @@ impl DeleteOptions {
 
     fn validate(&self) -> Result<(), Status> {
         if self.orphan_dependents.is_some() && self.propagation_policy.is_some() {
-            return Err(Status::bad_request(
-                "orphanDependents and deletionPropagation cannot be both set",
-            ));
+            return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
         }
         match self.propagation_policy.as_deref() {
             None | Some("Foreground" | "Background" | "Orphan") => Ok(()),

@@ -24,7 +24,11 @@ enum Patch {
     Strategic(Value),
 }
 
-pub(crate) async fn patch(context: &Arc<Context>, body: &Bytes, target: Target) -> Result<Response<Body>, Status> {
+pub(crate) async fn patch(
+    context: &Arc<Context>,
+    body: &Bytes,
+    target: Target,
+) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
     let kind = context.content_type();
     let patch = match kind {
@@ -46,7 +50,10 @@ pub(crate) async fn patch(context: &Arc<Context>, body: &Bytes, target: Target) 
             "meta.k8s.io",
             "PatchOptions",
             "",
-            vec![kedge_api::field::FieldError::forbidden("force", "may not be specified for non-apply patch")],
+            vec![kedge_api::field::FieldError::forbidden(
+                "force",
+                "may not be specified for non-apply patch",
+            )],
         ));
     }
     let mut warnings = Vec::new();
@@ -84,7 +91,8 @@ async fn apply(
         ));
     }
     let text = crate::body::json_text("application/apply-patch+yaml", body)?;
-    let (mut applied, warnings) = kedge_api::decode::decode(&text, "application/json", resource, options.validation)?;
+    let (mut applied, warnings) =
+        kedge_api::decode::decode(&text, "application/json", resource, options.validation)?;
     let own = object::name(&applied).to_owned();
     if !own.is_empty() && own != info.name {
         return Err(Status::bad_request(format!(

@@ -52,7 +52,8 @@ pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Sta
 }
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| Status::internal(format!("stored object is not JSON: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Status::internal(format!("stored object is not JSON: {error}")))
 }
 
 /// Where a chunked list goes on.
@@ -89,7 +90,9 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let selection = Selection::of(context)?;
     let query = &context.query;
     let limit = match query.get("limit") {
-        Some(text) => text.parse::<i64>().map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
+        Some(text) => {
+            text.parse::<i64>().map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?
+        }
         None => 0,
     };
     let limit = usize::try_from(limit).unwrap_or(0);
@@ -126,7 +129,9 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let mut selected = Vec::new();
     let mut next = None;
     let mut remaining = 0;
-    for (key, stored) in objects.range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(Arc::<str>::from(start.as_str())..) {
+    for (key, stored) in
+        objects.range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(Arc::<str>::from(start.as_str())..)
+    {
         if !key.starts_with(&prefix) {
             break;
         }
@@ -155,7 +160,9 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
 /// apimachinery `ValidateListOptions`.
 pub(crate) fn check_version(version: &str, matching: &str) -> Result<(), Status> {
     if !version.is_empty() && version.parse::<u64>().is_err() {
-        return Err(Status::bad_request(format!("resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax")));
+        return Err(Status::bad_request(format!(
+            "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax"
+        )));
     }
     match matching {
         "" | "NotOlderThan" | "Exact" if matching.is_empty() || !version.is_empty() => Ok(()),
@@ -204,8 +211,11 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
             out.into()
         }
         Form::Metadata => {
-            let items: Result<Vec<Value>, Status> =
-                page.objects.iter().map(|stored| Ok(partial_object_metadata(&parse(&stored.bytes)?))).collect();
+            let items: Result<Vec<Value>, Status> = page
+                .objects
+                .iter()
+                .map(|stored| Ok(partial_object_metadata(&parse(&stored.bytes)?)))
+                .collect();
             json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items? })
                 .to_string()
                 .into()
@@ -228,7 +238,9 @@ pub(crate) fn table(
         None | Some("Metadata") => partial_object_metadata,
         Some("Object") => Value::clone,
         Some("None") => |_| Value::Null,
-        Some(other) => return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        Some(other) => {
+            return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}")));
+        }
     };
     let objects = objects.collect::<Result<Vec<Value>, Status>>()?;
     Ok(kedge_api::table::table(&context.resource, objects.iter(), metadata, jiff::Timestamp::now(), include))

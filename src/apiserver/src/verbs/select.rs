@@ -34,13 +34,14 @@ impl Selection {
         if let Some(text) = context.query.get("fieldSelector") {
             let bucket = context.state.cache.bucket(&context.resource.storage_key);
             for requirement in FieldSelector::parse(text).map_err(|error| invalid(&error))?.requirements {
-                let field = match requirement.path.as_str() {
-                    "metadata.name" => FieldRef::Name,
-                    "metadata.namespace" => FieldRef::Namespace,
-                    path => FieldRef::Extracted(bucket.field(path).ok_or_else(|| {
-                        Status::bad_request(format!("field label not supported: {path}"))
-                    })?),
-                };
+                let field =
+                    match requirement.path.as_str() {
+                        "metadata.name" => FieldRef::Name,
+                        "metadata.namespace" => FieldRef::Namespace,
+                        path => FieldRef::Extracted(bucket.field(path).ok_or_else(|| {
+                            Status::bad_request(format!("field label not supported: {path}"))
+                        })?),
+                    };
                 fields.push((field, requirement.op == FieldOperator::Equals, requirement.value.clone()));
             }
         }

@@ -52,10 +52,15 @@ impl Target {
     }
 }
 
-pub(crate) async fn update(context: &Arc<Context>, body: &Bytes, target: Target) -> Result<Response<Body>, Status> {
+pub(crate) async fn update(
+    context: &Arc<Context>,
+    body: &Bytes,
+    target: Target,
+) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
     let text = crate::body::json_text(context.content_type(), body)?;
-    let (mut value, mut warnings) = kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
+    let (mut value, mut warnings) =
+        kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
     set_namespace(&context.resource, &context.info.namespace, &mut value)?;
     if object::name(&value) != context.info.name {
         return Err(Status::bad_request(format!(
@@ -108,7 +113,8 @@ impl Change<'_> {
         let key = object_key(namespace, name);
         let bucket = self.state.cache.bucket(&self.resource.storage_key);
         for _ in 0..TRIES {
-            let stored = bucket.get(&key).ok_or_else(|| Status::not_found(&self.resource.group_resource(), name))?;
+            let stored =
+                bucket.get(&key).ok_or_else(|| Status::not_found(&self.resource.group_resource(), name))?;
             let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
             let edited = edit(&old)?;
             if let Some(done) = self.attempt(namespace, name, options, &stored, &old, edited).await? {
@@ -203,7 +209,9 @@ impl Change<'_> {
         claims.add_to(&mut conditions, &mut ops);
         match state.store.commit(Txn { conditions, ops, lazy: is_lazy(resource) && !gone }).await {
             Ok(revision) => Ok(Some((encode::spliced(&fresh, revision), warnings))),
-            Err(CommitError::Conflict { key: at, .. }) if at == key || claims.may_choose_again(&at) => Ok(None),
+            Err(CommitError::Conflict { key: at, .. }) if at == key || claims.may_choose_again(&at) => {
+                Ok(None)
+            }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),
             Err(error) => Err(commit_failed(&error)),
         }
@@ -226,7 +234,14 @@ impl Change<'_> {
             )));
         }
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "namespace"] {
+            for field in [
+                "uid",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "generation",
+                "namespace",
+            ] {
                 match &old["metadata"][field] {
                     Value::Null => metadata.remove(field),
                     kept => metadata.insert(field.to_owned(), kept.clone()),

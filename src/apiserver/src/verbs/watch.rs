@@ -128,7 +128,11 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
     });
     let mut response = Response::new(Body::from_stream(stream));
     *response.status_mut() = StatusCode::OK;
-    let kind = if context.accepted.form == Form::Object { "application/json" } else { "application/json;stream=watch" };
+    let kind = if context.accepted.form == Form::Object {
+        "application/json"
+    } else {
+        "application/json;stream=watch"
+    };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
@@ -202,7 +206,10 @@ impl Watcher {
 
     /// A change may mean that an object enters or leaves the selection.
     fn write_event(&mut self, out: &mut BytesMut, event: &Event) {
-        if !self.selection.is_selective() && self.context.accepted.form == Form::Object && !self.context.resource.converts() {
+        if !self.selection.is_selective()
+            && self.context.accepted.form == Form::Object
+            && !self.context.resource.converts()
+        {
             if self.selection.matches(&event.object) {
                 out.extend_from_slice(event.frame());
             }
@@ -256,7 +263,9 @@ impl Watcher {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
         let object = match self.context.accepted.form {
-            Form::Object => json!({ "kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata }),
+            Form::Object => {
+                json!({ "kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata })
+            }
             Form::Metadata => {
                 json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata })
             }

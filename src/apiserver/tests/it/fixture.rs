@@ -66,7 +66,13 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> http::Response<Body> {
+    pub(crate) async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> http::Response<Body> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -75,8 +81,15 @@ impl Client {
         self.server.local(self.user.clone()).oneshot(request).await.expect("infallible")
     }
 
-    async fn send(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> (StatusCode, Value) {
-        let response = self.raw(method, path, &[("content-type", content_type), ("user-agent", "test/1")], body).await;
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> (StatusCode, Value) {
+        let response =
+            self.raw(method, path, &[("content-type", content_type), ("user-agent", "test/1")], body).await;
         let status = response.status();
         let bytes = response.into_body().collect().await.expect("body").to_bytes();
         let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
@@ -101,8 +114,11 @@ impl Client {
 
     /// `kind` is `json`, `merge`, `strategic-merge` or `apply`.
     pub(crate) async fn patch(&self, path: &str, kind: &str, patch: &Value) -> (StatusCode, Value) {
-        let content_type =
-            if kind == "apply" { "application/apply-patch+yaml".to_owned() } else { format!("application/{kind}-patch+json") };
+        let content_type = if kind == "apply" {
+            "application/apply-patch+yaml".to_owned()
+        } else {
+            format!("application/{kind}-patch+json")
+        };
         self.send(Method::PATCH, path, &content_type, patch.to_string().into_bytes()).await
     }
 

@@ -53,7 +53,8 @@ async fn a_watch_tells_every_change_once_and_in_order() {
     assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     let version = bookmark["object"]["metadata"]["resourceVersion"].as_str().expect("version").to_owned();
 
-    let mut selective = client.watch(&format!("{MAPS}?watch=1&labelSelector=app%3Dweb&resourceVersion={version}")).await;
+    let mut selective =
+        client.watch(&format!("{MAPS}?watch=1&labelSelector=app%3Dweb&resourceVersion={version}")).await;
     client.make(MAPS, &config_map("a")).await;
     let set = |value: Value| serde_json::json!({ "metadata": { "labels": { "app": value } } });
     client.patch(&format!("{MAPS}/a"), "merge", &set("web".into())).await;
@@ -91,8 +92,17 @@ async fn kubectl_gets_tables_and_unknown_paths_are_404() {
     let client = fixture.admin();
     client.make(MAPS, &config_map("shown")).await;
     let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
-    let response = client.raw(Method::GET, &format!("{MAPS}?fieldSelector=metadata.name%3Dshown"), &[("accept", accept)], Vec::new()).await;
-    let table: Value = serde_json::from_slice(&response.into_body().collect().await.expect("body").to_bytes()).expect("JSON");
+    let response = client
+        .raw(
+            Method::GET,
+            &format!("{MAPS}?fieldSelector=metadata.name%3Dshown"),
+            &[("accept", accept)],
+            Vec::new(),
+        )
+        .await;
+    let table: Value =
+        serde_json::from_slice(&response.into_body().collect().await.expect("body").to_bytes())
+            .expect("JSON");
     assert_eq!(table["kind"], "Table");
     assert_eq!(table["columnDefinitions"][0]["name"], "Name");
     assert_eq!(table["rows"][0]["cells"][0], "shown");
@@ -100,6 +110,9 @@ async fn kubectl_gets_tables_and_unknown_paths_are_404() {
     assert_eq!(client.get("/apis/none/v1/things").await.0, StatusCode::NOT_FOUND);
     assert_eq!(client.get("/api/v1/nodes/none").await.1["message"], "nodes \"none\" not found");
     let (status, answer) = client.get("/api/v1/pods?fieldSelector=spec.nothing%3Dx").await;
-    assert_eq!((status, &answer["message"]), (StatusCode::BAD_REQUEST, &"field label not supported: spec.nothing".into()));
+    assert_eq!(
+        (status, &answer["message"]),
+        (StatusCode::BAD_REQUEST, &"field label not supported: spec.nothing".into())
+    );
     fixture.stop().await;
 }

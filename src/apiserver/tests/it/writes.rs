@@ -11,7 +11,9 @@ const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
 async fn account(client: &Client) {
     // The controllers would make it.
-    client.make("/api/v1/namespaces/default/serviceaccounts", &json!({ "metadata": { "name": "default" } })).await;
+    client
+        .make("/api/v1/namespaces/default/serviceaccounts", &json!({ "metadata": { "name": "default" } }))
+        .await;
 }
 
 fn pod(name: &str) -> Value {
@@ -51,7 +53,10 @@ async fn a_stale_update_is_refused_and_an_unversioned_one_is_not() {
     let (status, third) = client.put(&path, &config_map("a")).await;
     assert_eq!((status, &third["data"]["key"]), (StatusCode::OK, &"value".into()));
     let (_, same) = client.put(&path, &config_map("a")).await;
-    assert_eq!(same["metadata"]["resourceVersion"], third["metadata"]["resourceVersion"], "no change, no write");
+    assert_eq!(
+        same["metadata"]["resourceVersion"], third["metadata"]["resourceVersion"],
+        "no change, no write"
+    );
     let (status, answer) = client.post(MAPS, &config_map("a")).await;
     assert_eq!((status, &answer["reason"]), (StatusCode::CONFLICT, &"AlreadyExists".into()));
     fixture.stop().await;
@@ -90,7 +95,8 @@ async fn apply_finds_conflicts_and_force_takes_over() {
     assert_eq!(status, StatusCode::CONFLICT);
     assert_eq!(conflict["details"]["causes"][0]["reason"], "FieldManagerConflict");
     assert_eq!(conflict["details"]["causes"][0]["field"], ".spec.replicas");
-    let (status, forced) = client.patch(&format!("{path}?fieldManager=two&force=true"), "apply", &other).await;
+    let (status, forced) =
+        client.patch(&format!("{path}?fieldManager=two&force=true"), "apply", &other).await;
     assert_eq!((status, &forced["spec"]["replicas"]), (StatusCode::OK, &json!(5)));
     let (status, _) = client.patch(&path, "apply", &other).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "apply needs a field manager");
@@ -111,21 +117,40 @@ async fn bad_manifests_get_upstreams_words_and_change_nothing() {
     let strict = format!("{DEPLOYMENTS}?fieldValidation=Strict");
     for (object, code, text) in [
         (unknown, 400, "strict decoding error: unknown field \"spec.replicaz\""),
-        (with("/spec/replicas", json!("two")), 400, "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
+        (
+            with("/spec/replicas", json!("two")),
+            400,
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
         (with("/spec/selector", Value::Null), 422, "spec.selector: Required value"),
-        (with("/spec/template/metadata/labels", json!({ "app": "x" })), 422, "`selector` does not match template `labels`"),
-        (with("/spec/template/spec/containers", json!([])), 422, "spec.template.spec.containers: Required value"),
+        (
+            with("/spec/template/metadata/labels", json!({ "app": "x" })),
+            422,
+            "`selector` does not match template `labels`",
+        ),
+        (
+            with("/spec/template/spec/containers", json!([])),
+            422,
+            "spec.template.spec.containers: Required value",
+        ),
         (with("/metadata/name", json!("Web")), 422, "metadata.name: Invalid value: \"Web\""),
         (with("/apiVersion", json!("apps/v2")), 400, "does not match the expected API version"),
     ] {
         let (status, answer) = client.post(&strict, &object).await;
         assert_eq!(status.as_u16(), code, "{answer}");
-        assert!(answer["message"].as_str().expect("message").contains(text), "{} lacks {text}", answer["message"]);
+        assert!(
+            answer["message"].as_str().expect("message").contains(text),
+            "{} lacks {text}",
+            answer["message"]
+        );
     }
     let (_, list) = client.get(DEPLOYMENTS).await;
     assert_eq!(list["items"].as_array().map(Vec::len), Some(0));
     let (status, answer) = client.post("/api/v1/namespaces/none/configmaps", &config_map("a")).await;
-    assert_eq!((status, &answer["message"]), (StatusCode::NOT_FOUND, &"namespaces \"none\" not found".into()));
+    assert_eq!(
+        (status, &answer["message"]),
+        (StatusCode::NOT_FOUND, &"namespaces \"none\" not found".into())
+    );
     fixture.stop().await;
 }
 
@@ -136,7 +161,10 @@ async fn a_pod_on_a_node_ends_gracefully_and_one_without_at_once() {
     account(&client).await;
     let made = client.make(PODS, &pod("waiting")).await;
     assert_eq!(made["spec"]["serviceAccountName"], "default");
-    assert_eq!(made["spec"]["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(
+        made["spec"]["containers"][0]["volumeMounts"][0]["mountPath"],
+        "/var/run/secrets/kubernetes.io/serviceaccount"
+    );
     assert_eq!(made["status"]["phase"], "Pending");
     client.delete(&format!("{PODS}/waiting"), &Value::Null).await;
     assert_eq!(client.get(&format!("{PODS}/waiting")).await.0, StatusCode::NOT_FOUND);
@@ -193,8 +221,10 @@ async fn every_service_gets_an_address_of_its_own() {
         async move { client.post(SERVICES, &object).await.1 }
     }))
     .await;
-    let addresses: std::collections::BTreeSet<&str> = made.iter().filter_map(|s| s["spec"]["clusterIP"].as_str()).collect();
-    let ports: std::collections::BTreeSet<u64> = made.iter().filter_map(|s| s["spec"]["ports"][0]["nodePort"].as_u64()).collect();
+    let addresses: std::collections::BTreeSet<&str> =
+        made.iter().filter_map(|s| s["spec"]["clusterIP"].as_str()).collect();
+    let ports: std::collections::BTreeSet<u64> =
+        made.iter().filter_map(|s| s["spec"]["ports"][0]["nodePort"].as_u64()).collect();
     assert_eq!(addresses.len(), made.iter().filter(|s| s["kind"] == "Service").count());
     assert_eq!(ports.len(), addresses.len());
     assert!(addresses.len() >= 30, "a clash of two random choices is rare: {}", addresses.len());
@@ -202,8 +232,14 @@ async fn every_service_gets_an_address_of_its_own() {
     let taken = *addresses.first().expect("one");
     let (status, answer) = client.post(SERVICES, &service("clash", json!({ "clusterIP": taken }))).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert!(answer["message"].as_str().expect("text").contains("provided IP is already allocated"), "{answer}");
-    let owner = made.iter().find(|s| s["spec"]["clusterIP"] == taken).expect("owner")["metadata"]["name"].as_str().expect("name").to_owned();
+    assert!(
+        answer["message"].as_str().expect("text").contains("provided IP is already allocated"),
+        "{answer}"
+    );
+    let owner = made.iter().find(|s| s["spec"]["clusterIP"] == taken).expect("owner")["metadata"]["name"]
+        .as_str()
+        .expect("name")
+        .to_owned();
     client.delete(&format!("{SERVICES}/{owner}"), &Value::Null).await;
     client.make(SERVICES, &service("clash", json!({ "clusterIP": taken }))).await;
     let headless = client.make(SERVICES, &service("headless", json!({ "clusterIP": "None" }))).await;
@@ -218,7 +254,8 @@ async fn status_and_scale_change_their_part_only() {
     let made = client.make(DEPLOYMENTS, &deployment()).await;
     assert_eq!(made["metadata"]["generation"], 1);
     let path = format!("{DEPLOYMENTS}/web");
-    let (_, scaled) = client.patch(&format!("{path}/scale"), "merge", &json!({ "spec": { "replicas": 4 } })).await;
+    let (_, scaled) =
+        client.patch(&format!("{path}/scale"), "merge", &json!({ "spec": { "replicas": 4 } })).await;
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&"Scale".into(), &json!(4)));
     let (_, object) = client.get(&path).await;
     assert_eq!((&object["metadata"]["generation"], &object["spec"]["replicas"]), (&json!(2), &json!(4)));

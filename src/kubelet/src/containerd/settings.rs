@@ -42,7 +42,8 @@ fn overlayfs_works(root: &Path) -> bool {
     );
     let flags = nix::mount::MsFlags::empty();
     let works = made
-        && nix::mount::mount(Some("overlay"), &dirs[3], Some("overlay"), flags, Some(options.as_str())).is_ok();
+        && nix::mount::mount(Some("overlay"), &dirs[3], Some("overlay"), flags, Some(options.as_str()))
+            .is_ok();
     if works {
         let _ = nix::mount::umount2(&dirs[3], nix::mount::MntFlags::MNT_DETACH);
     }

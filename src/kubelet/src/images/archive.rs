@@ -68,7 +68,9 @@ struct Plan {
 pub async fn list(containerd_socket: &Path) -> Result<Vec<String>, Error> {
     let mut images = ImagesClient::new(Runtime::new(containerd_socket)?.channel());
     let mut request = tonic::Request::new(api::ListImagesRequest { filters: Vec::new() });
-    request.metadata_mut().insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
     let answer = images.list(request).await?.into_inner();
     let mut names: Vec<String> = answer.images.into_iter().map(|image| image.name).collect();
     names.sort();
@@ -159,7 +161,8 @@ async fn write_blob(channel: &Channel, archive: &Path, blob: &Blob) -> Result<()
     let info = in_namespace(api::InfoRequest { digest: blob.digest.clone() })?;
     if content.info(info).await.is_ok() {
         // There already, but perhaps without the labels.
-        let info = api::Info { digest: blob.digest.clone(), labels: blob.labels.clone(), ..Default::default() };
+        let info =
+            api::Info { digest: blob.digest.clone(), labels: blob.labels.clone(), ..Default::default() };
         let mask = prost_types::FieldMask { paths: vec!["labels".to_owned()] };
         let update = api::UpdateRequest { info: Some(info), update_mask: Some(mask) };
         if !blob.labels.is_empty() {
@@ -219,7 +222,8 @@ fn send_blob(
         data,
         labels: if last { blob.labels.clone() } else { HashMap::new() },
     };
-    let file = File::open(archive).map_err(|error| Error::io(format!("open {}", archive.display()), error))?;
+    let file =
+        File::open(archive).map_err(|error| Error::io(format!("open {}", archive.display()), error))?;
     let mut done = 0;
     loop {
         let wanted = usize::try_from(blob.size - done).unwrap_or(CHUNK).min(CHUNK);
@@ -267,7 +271,9 @@ fn read_plan(file: &File, entries: &HashMap<String, Span>) -> Result<Plan, Error
     let read_json = |name: &str| -> Result<Option<Value>, Error> {
         let Some(span) = entries.get(name) else { return Ok(None) };
         let bytes = read_at(file, *span)?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::other(format!("{name} in the archive: {error}")))
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Error::other(format!("{name} in the archive: {error}")))
     };
     let mut plan = Plan::default();
     if let Some(index) = read_json("index.json")? {
@@ -286,7 +292,9 @@ fn read_plan(file: &File, entries: &HashMap<String, Span>) -> Result<Plan, Error
         }
     }
     let Some(manifest) = read_json("manifest.json")? else {
-        return Err(Error::other("the archive is neither an OCI layout with named images nor from `docker save`"));
+        return Err(Error::other(
+            "the archive is neither an OCI layout with named images nor from `docker save`",
+        ));
     };
     for image in manifest.as_array().into_iter().flatten() {
         let target = add_docker(file, entries, image, &mut plan)?;
@@ -319,11 +327,12 @@ fn add_layout(
     let is_manifest = media_type == MANIFEST || media_type.ends_with("distribution.manifest.v2+json");
     if is_index || is_manifest {
         let bytes = read_at(file, span)?;
-        let value: Value =
-            serde_json::from_slice(&bytes).map_err(|error| Error::other(format!("{name} in the archive: {error}")))?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::other(format!("{name} in the archive: {error}")))?;
         if is_index {
             for (at, child) in value["manifests"].as_array().into_iter().flatten().enumerate() {
-                let child_name = format!("blobs/{}", child["digest"].as_str().unwrap_or_default().replace(':', "/"));
+                let child_name =
+                    format!("blobs/{}", child["digest"].as_str().unwrap_or_default().replace(':', "/"));
                 // An archive of one platform may name the others.
                 if entries.contains_key(&child_name) {
                     let (_, digest, _) = add_layout(file, entries, child, plan)?;
@@ -353,13 +362,19 @@ fn add_docker(
     let mut add = |name: &str| -> Result<(String, u64, bool), Error> {
         let span = *entries.get(name).ok_or_else(|| missing(name))?;
         let (digest, gzip) = digest_of(file, span)?;
-        plan.blobs.push(Blob { digest: digest.clone(), size: span.size, from: From::File(span), labels: HashMap::new() });
+        plan.blobs.push(Blob {
+            digest: digest.clone(),
+            size: span.size,
+            from: From::File(span),
+            labels: HashMap::new(),
+        });
         Ok((digest, span.size, gzip))
     };
     let (config, config_size, _) = add(image["Config"].as_str().unwrap_or_default())?;
     let mut labels = HashMap::from([("containerd.io/gc.ref.content.config".to_owned(), config.clone())]);
     let mut layers = Vec::new();
-    for (at, layer) in image["Layers"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+    for (at, layer) in image["Layers"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate()
+    {
         let (digest, size, gzip) = add(layer)?;
         labels.insert(format!("containerd.io/gc.ref.content.l.{at}"), digest.clone());
         let media_type = if gzip { LAYER_GZIP } else { LAYER };

@@ -58,12 +58,14 @@ fn matching(entries: &Value, image: &str) -> Vec<(usize, AuthConfig)> {
         }
         let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (mut username, mut password) = (text("username"), text("password"));
-        if let Some(decoded) = STANDARD.decode(text("auth")).ok().and_then(|bytes| String::from_utf8(bytes).ok())
+        if let Some(decoded) =
+            STANDARD.decode(text("auth")).ok().and_then(|bytes| String::from_utf8(bytes).ok())
             && let Some((user, secret)) = decoded.split_once(':')
         {
             (username, password) = (user.to_owned(), secret.to_owned());
         }
-        let auth = AuthConfig { username, password, identity_token: text("identitytoken"), ..Default::default() };
+        let auth =
+            AuthConfig { username, password, identity_token: text("identitytoken"), ..Default::default() };
         found.push((bare.len(), auth));
     }
     found
@@ -73,7 +75,8 @@ fn matching(entries: &Value, image: &str) -> Vec<(usize, AuthConfig)> {
 fn fits(server: &str, path: &str) -> bool {
     let (server_host, server_path) = server.split_once('/').unwrap_or((server, ""));
     let (host, rest) = path.split_once('/').unwrap_or((path, ""));
-    let (wanted, labels): (Vec<&str>, Vec<&str>) = (server_host.split('.').collect(), host.split('.').collect());
+    let (wanted, labels): (Vec<&str>, Vec<&str>) =
+        (server_host.split('.').collect(), host.split('.').collect());
     wanted.len() == labels.len()
         && wanted.iter().zip(&labels).all(|(wanted, label)| *wanted == "*" || wanted == label)
         && rest.starts_with(server_path)

@@ -29,7 +29,9 @@ pub(crate) fn architecture() -> &'static str {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(path).map(|text| text.trim().trim_end_matches('\0').to_owned()).unwrap_or_default()
+    std::fs::read_to_string(path)
+        .map(|text| text.trim().trim_end_matches('\0').to_owned())
+        .unwrap_or_default()
 }
 
 impl Machine {
@@ -119,13 +121,20 @@ fn huge_pages() -> Vec<(String, i64)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let size = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")?.parse::<i64>().ok());
+        let size =
+            name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")?.parse::<i64>().ok());
         let Some(kib) = size else { continue };
         let count: i64 = std::fs::read_to_string(entry.path().join("nr_hugepages"))
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0);
-        let unit = if kib % (1 << 20) == 0 { format!("{}Gi", kib >> 20) } else if kib % 1024 == 0 { format!("{}Mi", kib >> 10) } else { format!("{kib}Ki") };
+        let unit = if kib % (1 << 20) == 0 {
+            format!("{}Gi", kib >> 20)
+        } else if kib % 1024 == 0 {
+            format!("{}Mi", kib >> 10)
+        } else {
+            format!("{kib}Ki")
+        };
         found.push((unit, count * kib * 1024));
     }
     found.sort();

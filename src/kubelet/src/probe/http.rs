@@ -38,7 +38,9 @@ impl Request {
             .flatten()
             .map(|header| (header.name.clone(), header.value.clone()))
             .collect();
-        let has = |name: &str, headers: &[(String, String)]| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+        let has = |name: &str, headers: &[(String, String)]| {
+            headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
+        };
         if !has("user-agent", &headers) {
             let version: Vec<&str> = kedge_base::KUBERNETES_VERSION.split('.').take(2).collect();
             headers.push(("User-Agent".into(), format!("{agent}/{}", version.join("."))));
@@ -60,7 +62,11 @@ impl Request {
     }
 
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     fn url(&self) -> String {
@@ -92,9 +98,10 @@ async fn send<S>(request: &Request, stream: S) -> Result<(u16, Vec<u8>), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
     let mut builder = http::Request::builder().method("GET").uri(&request.path);
     let mut host = request.authority();
     for (name, value) in &request.headers {
@@ -132,10 +139,7 @@ fn config() -> Result<rustls::ClientConfig, String> {
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    Ok(builder
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth())
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))).with_no_client_auth())
 }
 
 /// Probes say whether a server answers, not who it is.

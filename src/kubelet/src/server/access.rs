@@ -26,7 +26,8 @@ pub(crate) fn subject(certificate: &CertificateDer<'_>) -> Option<Caller> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned).collect();
+    let groups =
+        subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned).collect();
     Some(Caller { name, groups })
 }
 
@@ -35,7 +36,11 @@ fn is_trusted(caller: &Caller) -> bool {
 }
 
 /// 401 or 403 unless the caller may do this.
-pub(crate) async fn check<B>(core: &Shared, request: &Request<B>, peer: Option<&Caller>) -> Result<(), Refusal> {
+pub(crate) async fn check<B>(
+    core: &Shared,
+    request: &Request<B>,
+    peer: Option<&Caller>,
+) -> Result<(), Refusal> {
     let caller = match peer {
         Some(peer) if is_trusted(peer) => return Ok(()),
         Some(peer) => peer.clone(),

@@ -64,7 +64,11 @@ pub(super) async fn resource(core: &Shared) -> Result<Answer, Refusal> {
         let [namespace, name, _, container] = names(&stats);
         let labels = format!("{{container=\"{container}\",namespace=\"{namespace}\",pod=\"{name}\"}}");
         // Writing to a String cannot fail.
-        let _ = writeln!(cpu, "container_cpu_usage_seconds_total{labels} {:.6}", cpu_nanoseconds(&stats) as f64 / 1e9);
+        let _ = writeln!(
+            cpu,
+            "container_cpu_usage_seconds_total{labels} {:.6}",
+            cpu_nanoseconds(&stats) as f64 / 1e9
+        );
         let _ = writeln!(memory, "container_memory_working_set_bytes{labels} {}", memory_bytes(&stats));
     }
     Ok(text(StatusCode::OK, cpu + &memory))

@@ -90,12 +90,15 @@ async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor) {
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
     let certificates = stream.get_ref().1.peer_certificates();
-    let peer = Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));
+    let peer =
+        Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));
     let service = service_fn(move |request: Request<Incoming>| {
         let (core, peer) = (core.clone(), peer.clone());
         async move { Ok::<_, Infallible>(handle(core, request, peer).await) }
     });
-    let served = Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let served = Builder::new(TokioExecutor::new())
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }
@@ -144,13 +147,17 @@ fn text(code: StatusCode, words: impl Into<String>) -> Answer {
     let body = Full::new(Bytes::from(words.into())).map_err(|never| match never {}).boxed();
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
 fn json(value: &serde_json::Value) -> Answer {
     let mut response = text(StatusCode::OK, value.to_string());
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }
 
@@ -167,7 +174,10 @@ struct Target {
 }
 
 async fn find_pod(core: &Shared, namespace: &str, name: &str) -> Result<(Arc<Pod>, RuntimePod), Refusal> {
-    let pod = core.pods.get(namespace, name).ok_or_else(|| Refusal::not_found(format!("pod \"{name}\" not found")))?;
+    let pod = core
+        .pods
+        .get(namespace, name)
+        .ok_or_else(|| Refusal::not_found(format!("pod \"{name}\" not found")))?;
     let runtime = core.runtime.pod(&pod::uid(&pod)).await.map_err(|error| Refusal::internal(&error))?;
     Ok((pod, runtime))
 }
@@ -175,7 +185,8 @@ async fn find_pod(core: &Shared, namespace: &str, name: &str) -> Result<(Arc<Pod
 async fn find(core: &Shared, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
     let (pod, runtime) = find_pod(core, namespace, name).await?;
     let running = runtime.latest(container).filter(|running| running.is_running());
-    let running = running.ok_or_else(|| Refusal::not_found(format!("container not found (\"{container}\")")))?;
+    let running =
+        running.ok_or_else(|| Refusal::not_found(format!("container not found (\"{container}\")")))?;
     let spec = pod::find_container(&pod, container);
     Ok(Target {
         id: running.id.clone(),
@@ -199,13 +210,19 @@ async fn container_log(
     let mut of_name = runtime.containers.iter().filter(|running| running.name == container);
     let found = if query.flag("previous") {
         let ended = of_name.clone().find(|running| running.is_exited() && !is_latest(&runtime, running));
-        ended.or_else(|| of_name.next().filter(|running| running.is_exited() && running.restart_count > 0)).ok_or_else(|| {
-            Refusal::bad_request(format!("previous terminated container \"{container}\" in pod \"{name}\" not found"))
-        })?
+        ended
+            .or_else(|| of_name.next().filter(|running| running.is_exited() && running.restart_count > 0))
+            .ok_or_else(|| {
+                Refusal::bad_request(format!(
+                    "previous terminated container \"{container}\" in pod \"{name}\" not found"
+                ))
+            })?
     } else {
         of_name.next().ok_or_else(|| {
             let reason = waiting_reason(&pod, container);
-            Refusal::bad_request(format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"))
+            Refusal::bad_request(format!(
+                "container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"
+            ))
         })?
     };
     let wanted = query.log_options()?;
@@ -220,7 +237,8 @@ async fn container_log(
             let (core, id) = (follower.clone(), id.clone());
             async move {
                 let status = core.runtime.container_status(&id).await;
-                status.is_ok_and(|status| status.state == k8s_cri::v1::ContainerState::ContainerRunning as i32)
+                status
+                    .is_ok_and(|status| status.state == k8s_cri::v1::ContainerState::ContainerRunning as i32)
             }
         };
         if let Err(error) = logs::stream(log, wanted, sender, alive).await {
@@ -231,7 +249,8 @@ async fn container_log(
         receiver.recv().await.map(|chunk| (chunk, receiver))
     });
     let mut answer = text(StatusCode::OK, "");
-    *answer.body_mut() = http_body_util::BodyExt::boxed(StreamBody::new(stream.map(|chunk| Ok(Frame::data(chunk)))));
+    *answer.body_mut() =
+        http_body_util::BodyExt::boxed(StreamBody::new(stream.map(|chunk| Ok(Frame::data(chunk)))));
     Ok(answer)
 }
 
@@ -257,7 +276,12 @@ impl Query {
     fn of<B>(request: &Request<B>) -> Self {
         let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let decode = |text: &str| percent_decode(&text.replace('+', " "));
-        Self(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        Self(
+            pairs
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(k, v)| (decode(k), decode(v)))
+                .collect(),
+        )
     }
 
     fn get(&self, key: &str) -> Option<&str> {
@@ -275,7 +299,10 @@ impl Query {
     fn log_options(&self) -> Result<Wanted, Refusal> {
         let number = |key: &str| match self.get(key).filter(|text| !text.is_empty()) {
             Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
-                Refusal(StatusCode::UNPROCESSABLE_ENTITY, format!("{key}: Invalid value: \"{text}\": must be a number of at least 0"))
+                Refusal(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    format!("{key}: Invalid value: \"{text}\": must be a number of at least 0"),
+                )
             }),
             None => Ok(None),
         };
@@ -332,12 +359,18 @@ mod tests {
         let wanted = query("follow=true&tailLines=5&timestamps=1&limitBytes=7&stream=Stderr").log_options();
         let wanted = wanted.unwrap_or_else(|Refusal(_, words)| panic!("{words}"));
         assert!(wanted.follow && wanted.timestamps);
-        assert_eq!((wanted.tail, wanted.limit_bytes, wanted.stream.as_deref()), (Some(5), Some(7), Some("stderr")));
+        assert_eq!(
+            (wanted.tail, wanted.limit_bytes, wanted.stream.as_deref()),
+            (Some(5), Some(7), Some("stderr"))
+        );
         assert!(query("tailLines=-1").log_options().is_err());
     }
 
     #[test]
     fn commands_keep_their_order_and_spaces() {
-        assert_eq!(query("command=sh&command=-c&command=echo%20a+b%26c").all("command"), ["sh", "-c", "echo a b&c"]);
+        assert_eq!(
+            query("command=sh&command=-c&command=echo%20a+b%26c").all("command"),
+            ["sh", "-c", "echo a b&c"]
+        );
     }
 }

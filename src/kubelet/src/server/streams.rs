@@ -16,10 +16,20 @@ use crate::Error;
 use crate::core::Shared;
 
 /// WebSocket subprotocols that the streaming server of containerd 1.6 speaks.
-const KNOWN: [&str; 5] =
-    ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io", "portforward.k8s.io"];
+const KNOWN: [&str; 5] = [
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "portforward.k8s.io",
+];
 
-pub(super) async fn exec(core: &Shared, request: Request<Incoming>, target: &Target, query: &Query) -> Result<Answer, Refusal> {
+pub(super) async fn exec(
+    core: &Shared,
+    request: Request<Incoming>,
+    target: &Target,
+    query: &Query,
+) -> Result<Answer, Refusal> {
     let tty = query.flag("tty");
     let wanted = cri::ExecRequest {
         container_id: target.id.clone(),
@@ -37,7 +47,12 @@ pub(super) async fn exec(core: &Shared, request: Request<Incoming>, target: &Tar
     pass_on(core, request, &url).await
 }
 
-pub(super) async fn attach(core: &Shared, request: Request<Incoming>, target: &Target, query: &Query) -> Result<Answer, Refusal> {
+pub(super) async fn attach(
+    core: &Shared,
+    request: Request<Incoming>,
+    target: &Target,
+    query: &Query,
+) -> Result<Answer, Refusal> {
     let wanted = cri::AttachRequest {
         container_id: target.id.clone(),
         stdin: query.flag("input") && target.has_stdin,
@@ -49,7 +64,11 @@ pub(super) async fn attach(core: &Shared, request: Request<Incoming>, target: &T
     pass_on(core, request, &url).await
 }
 
-pub(super) async fn port_forward(core: &Shared, request: Request<Incoming>, sandbox: &str) -> Result<Answer, Refusal> {
+pub(super) async fn port_forward(
+    core: &Shared,
+    request: Request<Incoming>,
+    sandbox: &str,
+) -> Result<Answer, Refusal> {
     let wanted = cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: Vec::new() };
     let url = core.runtime.cri().port_forward(wanted).await.map_err(runtime)?.into_inner().url;
     pass_on(core, request, &url).await
@@ -84,7 +103,9 @@ async fn pass_on(core: &Shared, mut request: Request<Incoming>, url: &str) -> Re
         // The answer tells of a failure.
         let _ = connection.with_upgrades().await;
     });
-    let mut outgoing = Request::builder().method(request.method()).uri(uri.path_and_query().map_or("/", |path| path.as_str()));
+    let mut outgoing = Request::builder()
+        .method(request.method())
+        .uri(uri.path_and_query().map_or("/", |path| path.as_str()));
     if let Some(headers) = outgoing.headers_mut() {
         *headers = passed_on(request.headers());
         headers.insert(HOST, HeaderValue::from_str(&address).map_err(|error| failed(&error))?);
@@ -94,7 +115,8 @@ async fn pass_on(core: &Shared, mut request: Request<Incoming>, url: &str) -> Re
     let mut response = sender.send_request(outgoing).await.map_err(|error| failed(&error))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let code = response.status();
-        let words = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let words =
+            response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         return Ok(text(code, String::from_utf8_lossy(&words).into_owned()));
     }
     let server = hyper::upgrade::on(&mut response);

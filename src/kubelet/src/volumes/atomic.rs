@@ -146,7 +146,11 @@ mod tests {
         assert_eq!((read("a").as_deref(), read("d/b").as_deref()), (Some("1"), Some("2")));
         let before = std::fs::read_link(dir.path().join("..data")).expect("a link");
         write(dir.path(), &content(&[("a", "1"), ("d/b", "2")]), None).expect("written");
-        assert_eq!(std::fs::read_link(dir.path().join("..data")).ok(), Some(before.clone()), "nothing changed");
+        assert_eq!(
+            std::fs::read_link(dir.path().join("..data")).ok(),
+            Some(before.clone()),
+            "nothing changed"
+        );
         write(dir.path(), &content(&[("a", "3"), ("c", "4")]), None).expect("written");
         assert_eq!((read("a").as_deref(), read("c").as_deref()), (Some("3"), Some("4")));
         assert!(read("d/b").is_none() && !dir.path().join(before).exists());

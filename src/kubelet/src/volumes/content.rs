@@ -45,12 +45,20 @@ pub(crate) async fn of(
     for part in projected.sources.iter().flatten() {
         if let Some(map) = &part.config_map {
             let optional = map.optional.unwrap_or(false);
-            object(core, target, false, &map.name, map.items.as_deref(), mode, optional, &mut content).await?;
+            object(core, target, false, &map.name, map.items.as_deref(), mode, optional, &mut content)
+                .await?;
         } else if let Some(secret) = &part.secret {
             let optional = secret.optional.unwrap_or(false);
-            object(core, target, true, &secret.name, secret.items.as_deref(), mode, optional, &mut content).await?;
+            object(core, target, true, &secret.name, secret.items.as_deref(), mode, optional, &mut content)
+                .await?;
         } else if let Some(downward) = &part.downward_api {
-            self::downward(target, downward.items.as_deref().unwrap_or_default(), mode, &facts, &mut content)?;
+            self::downward(
+                target,
+                downward.items.as_deref().unwrap_or_default(),
+                mode,
+                &facts,
+                &mut content,
+            )?;
         } else if let Some(projection) = &part.service_account_token {
             let (token, again) = core.tokens.get(&core.client, target, projection).await?;
             *refresh_at = Some(refresh_at.map_or(again, |known| known.min(again)));

@@ -45,7 +45,11 @@ pub(crate) fn check(source: &HostPathVolumeSource) -> Result<PathBuf, Error> {
         "BlockDevice" => (found.is_ok_and(|kind| kind.is_block_device()), "block device"),
         other => return Err(Error::other(format!("{other} is an invalid volume type"))),
     };
-    if fits { Ok(path) } else { Err(Error::other(format!("hostPath type check failed: {} is not a {name}", source.path))) }
+    if fits {
+        Ok(path)
+    } else {
+        Err(Error::other(format!("hostPath type check failed: {} is not a {name}", source.path)))
+    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,14 @@ pub(crate) fn tmpfs(dir: &Path, size: Option<i64>, mode: u32) -> Result<(), Erro
     if let Some(size) = size {
         options.push_str(&format!(",size={size}"));
     }
-    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(|errno| Error::io(format!("mount tmpfs on {}", dir.display()), errno.into()))
+    nix::mount::mount(
+        Some("tmpfs"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| Error::io(format!("mount tmpfs on {}", dir.display()), errno.into()))
 }
 
 /// All mount points of this mount namespace.
@@ -114,13 +120,20 @@ pub(crate) fn sub_path(volume: &Path, sub: &str, mount_at: &Path) -> Result<Path
         File::create(mount_at).map_err(|error| Error::io(format!("make {}", mount_at.display()), error))?;
     }
     let from = format!("/proc/self/fd/{}", opened.as_raw_fd());
-    nix::mount::mount(Some(from.as_str()), mount_at, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .map_err(|errno| Error::io(format!("bind mount on {}", mount_at.display()), errno.into()))?;
+    nix::mount::mount(
+        Some(from.as_str()),
+        mount_at,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .map_err(|errno| Error::io(format!("bind mount on {}", mount_at.display()), errno.into()))?;
     Ok(mount_at.to_path_buf())
 }
 
 fn inside(root: &Path, path: &Path) -> Result<PathBuf, Error> {
-    let real = path.canonicalize().map_err(|error| Error::io(format!("resolve {}", path.display()), error))?;
+    let real =
+        path.canonicalize().map_err(|error| Error::io(format!("resolve {}", path.display()), error))?;
     if real.starts_with(root) {
         Ok(real)
     } else {

@@ -40,7 +40,10 @@ impl Watcher {
         let socket = Socket::open(Protocol::Netfilter, GROUP_NFTABLES)?;
         // Without the privilege the default size has to do.
         let _ = socket.reserve_receive(RECEIVE_BUFFER);
-        #[expect(deprecated, reason = "its successor is unsafe; this socket owns its descriptor for as long as it lives")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; this socket owns its descriptor for as long as it lives"
+        )]
         let socket = AsyncFd::new(socket)?;
         Ok(Self { socket, table: table.to_owned(), own_port })
     }
