@@ -184,7 +184,7 @@ fn refused_with_the_right_words() {
     );
     cluster.kubectl(&["create", "service", "clusterip", "s", "--tcp=80"]).ok();
     let old = cluster.get(&["service", "s"]);
-    let mut stale = old.clone();
+    let mut stale = old;
     stale["metadata"]["resourceVersion"] = "1".into();
     let out = cluster.kubectl_with(&["replace", "-f", "-"], &stale.to_string());
     assert_has(

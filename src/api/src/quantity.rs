@@ -164,17 +164,23 @@ impl Quantity {
     pub fn is_integer(&self) -> bool {
         self.nanos % NANO == 0
     }
+}
 
-    /// The sum; keeps the format of `self` unless `self` is zero.
-    #[must_use]
-    pub fn add(self, other: Quantity) -> Quantity {
+/// The sum has the format of the first summand that is not zero; it saturates.
+impl std::ops::Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
         let format = if self.is_zero() { other.format } else { self.format };
-        Quantity { nanos: (self.nanos + other.nanos).clamp(-MAX, MAX), format }
+        Self { nanos: (self.nanos + other.nanos).clamp(-MAX, MAX), format }
     }
+}
 
-    #[must_use]
-    pub fn sub(self, other: Quantity) -> Quantity {
-        self.add(Quantity { nanos: -other.nanos, format: other.format })
+impl std::ops::Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self + Self { nanos: -other.nanos, format: other.format }
     }
 }
 
@@ -273,8 +279,8 @@ mod tests {
         assert_eq!(q("100m").milli_value(), 100);
         assert_eq!(q("100m").value(), 1);
         assert_eq!(q("1Gi").value(), 1 << 30);
-        assert_eq!(q("1").add(q("500m")).to_string(), "1500m");
-        assert_eq!(q("1Gi").sub(q("512Mi")).to_string(), "512Mi");
+        assert_eq!((q("1") + q("500m")).to_string(), "1500m");
+        assert_eq!((q("1Gi") - q("512Mi")).to_string(), "512Mi");
         assert!(q("1Gi") > q("1G"));
         assert_eq!(q("1000m"), q("1"));
     }

@@ -16,7 +16,7 @@ pub(crate) fn encode(object: &Value) -> kedge_store::Value {
                 name(&mut out, key);
                 match value {
                     Value::Object(metadata) if key == "metadata" => {
-                        splice = Some(write_metadata(&mut out, metadata))
+                        splice = Some(write_metadata(&mut out, metadata));
                     }
                     _ => write(&mut out, value),
                 }

@@ -37,13 +37,12 @@ async fn expire(state: &Arc<State>, events: &Arc<Resource>) {
     let user = User::component("system:apiserver");
     let deletion = Deletion { state, user: &user, resource: events };
     for stored in state.cache.bucket(&events.storage_key).objects().values() {
-        if last_seen(&stored.bytes).is_none_or(|seen| seen < oldest) {
-            if let Err(status) =
+        if last_seen(&stored.bytes).is_none_or(|seen| seen < oldest)
+            && let Err(status) =
                 deletion.run(stored.namespace(), stored.name(), &DeleteOptions::default()).await
             {
                 tracing::debug!(event = %stored.key, %status, "old event not deleted");
             }
-        }
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn answer(
     };
     drop(registry);
     let document: Bytes =
-        document.map_err(|error| Status::internal(&kedge_base::Chain(&error).to_string()))?.into();
+        document.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?.into();
     state.openapi.0.lock().insert(name, document.clone());
     compressed(headers, document).map(Some)
 }

@@ -192,7 +192,7 @@ fn service(context: &Context) -> Result<Destination, Status> {
     let port = ports
         .iter()
         .find(|port| {
-            port_name.is_empty() || port["name"] == port_name || port["port"].to_string() == port_name
+            port_name.is_empty() || port["name"] == port_name || port["port"] == port_name
         })
         .ok_or_else(|| {
             Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))

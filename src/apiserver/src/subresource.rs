@@ -368,7 +368,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             return Err(Status::conflict(
                 &context.group_resource(),
                 name,
-                &format!(
+                format!(
                     "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
                 ),
             ));
@@ -398,7 +398,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             warnafter: extended.then_some(issued + seconds),
         },
     };
-    let token = state.tokens.sign(&claims).map_err(|error| Status::internal(error))?;
+    let token = state.tokens.sign(&claims).map_err(Status::internal)?;
     let expires = i64::try_from(issued + seconds).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
     request["kind"] = json!("TokenRequest");
     request["apiVersion"] = json!("authentication.k8s.io/v1");

@@ -232,7 +232,7 @@ async fn renew(pki: Pki) {
             Ok(renewed) if renewed.is_empty() => {}
             Ok(renewed) => tracing::info!(?renewed, "certificates renewed"),
             Err(error) => {
-                tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again")
+                tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again");
             }
         }
     }

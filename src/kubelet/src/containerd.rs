@@ -116,7 +116,7 @@ pub async fn supervise(settings: Settings, tasks: &Tasks) -> Result<(), Error> {
                         break;
                     }
                     Err(error) => {
-                        tracing::error!(error = %error.text(), "containerd not started, trying again")
+                        tracing::error!(error = %error.text(), "containerd not started, trying again");
                     }
                 }
             }

@@ -283,7 +283,7 @@ impl Runtime {
             asked.set_timeout(limit + Duration::from_secs(5));
         }
         let answer = self.cri().exec_sync(asked).await?.into_inner();
-        let mut output = answer.stdout.to_vec();
+        let mut output = answer.stdout.clone();
         output.extend_from_slice(&answer.stderr);
         Ok((answer.exit_code, String::from_utf8_lossy(&output).into_owned()))
     }

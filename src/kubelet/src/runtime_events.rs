@@ -38,7 +38,7 @@ pub(crate) async fn follow(core: Shared) {
                 }
             }
             Err(status) => {
-                core.report(Some(format!("the container runtime does not answer: {}", status.message())))
+                core.report(Some(format!("the container runtime does not answer: {}", status.message())));
             }
         }
         core.workers.wake_all();

@@ -95,7 +95,7 @@ pub(crate) fn namespaces(target: &Pod) -> cri::NamespaceOption {
 
 fn security_context(target: &Pod) -> cri::LinuxSandboxSecurityContext {
     let spec = pod::spec(target);
-    let own = spec.security_context.clone().unwrap_or_default();
+    let own = spec.security_context.unwrap_or_default();
     let privileged = pod::containers(target).iter().chain(pod::init_containers(target)).any(|container| {
         container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false)
     });

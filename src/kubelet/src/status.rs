@@ -475,7 +475,7 @@ mod tests {
             ("OnFailure", vec![ended(0)], "Succeeded"),
             ("OnFailure", vec![ended(1)], "Running"),
             ("Never", vec![ended(1), ended(0)], "Failed"),
-            ("Never", vec![ended(1), running.clone()], "Running"),
+            ("Never", vec![ended(1), running], "Running"),
             ("Never", vec![ended(0), ended(0)], "Succeeded"),
         ] {
             let names: Vec<String> = (0..states.len()).map(|at| format!("c{at}")).collect();

@@ -122,11 +122,10 @@ impl Workers {
             all.0.lock().remove(&uid);
             // The object may have been created again, or changed, while the worker ended.
             let again = core.pods.list().into_iter().find(|pod| pod::uid(pod) == uid);
-            if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod))) {
-                if !pod::is_being_deleted(&again) {
+            if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod)))
+                && !pod::is_being_deleted(&again) {
                     all.order(&core, Order { pod: again, gone: false });
                 }
-            }
         });
     }
 }

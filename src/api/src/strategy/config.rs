@@ -156,7 +156,7 @@ pub(super) fn create_node(obj: &mut Value) {
     match (s.get("podCIDR").cloned(), s.get("podCIDRs").cloned()) {
         (Some(one), None) => drop(s.insert("podCIDRs".into(), Value::Array(vec![one]))),
         (None, Some(Value::Array(many))) if !many.is_empty() => {
-            drop(s.insert("podCIDR".into(), many[0].clone()))
+            drop(s.insert("podCIDR".into(), many[0].clone()));
         }
         _ => {}
     }

@@ -167,7 +167,7 @@ impl Deletion<'_> {
             Some(wanted) if wanted != actual => Err(Status::conflict(
                 &self.resource.group_resource(),
                 name,
-                &format!(
+                format!(
                     "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"
                 ),
             )),

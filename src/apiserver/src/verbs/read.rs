@@ -176,7 +176,7 @@ pub(crate) fn check_version(version: &str, matching: &str) -> Result<(), Status>
 }
 
 pub(crate) fn too_large_version(asked: u64, current: u64) -> Status {
-    Status::timeout(&format!("Too large resource version: {asked}, current: {current}"), 1)
+    Status::timeout(format!("Too large resource version: {asked}, current: {current}"), 1)
 }
 
 pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Status> {

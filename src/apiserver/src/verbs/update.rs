@@ -224,7 +224,7 @@ impl Change<'_> {
             return Err(Status::conflict(
                 &self.resource.group_resource(),
                 name,
-                &format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"),
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"),
             ));
         }
         if object::name(value) != name {

@@ -65,7 +65,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
     let changed = bucket.subscribe();
     let asked: u64 = version
         .parse()
-        .or_else(|_| if version.is_empty() { Ok(0) } else { Err(()) })
+        .or(if version.is_empty() { Ok(0) } else { Err(()) })
         .map_err(|()| Status::bad_request(format!("resourceVersion: Invalid value: {version:?}")))?;
     let (cursor, initial) = if streaming || asked == 0 {
         // Initial state first, then changes. "0" takes any state, "" the newest.

@@ -40,7 +40,7 @@ pub(super) fn start(ctx: &Context) {
             }
         }
     });
-    let (s, a) = (secrets.clone(), accounts.clone());
+    let (s, a) = (secrets.clone(), accounts);
     let synced = async move {
         s.synced().await;
         a.synced().await;

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::{block_on, require_root};
+use super::require_root;
 use crate::cli::{Failure, UninstallArgs};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::output::{self, Step};

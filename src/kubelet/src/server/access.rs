@@ -98,7 +98,6 @@ async fn by_token<B>(core: &Shared, request: &Request<B>) -> Result<Caller, Refu
     Ok(Caller { name: user.username.unwrap_or_default(), groups: user.groups.unwrap_or_default() })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn unreachable_server(error: kube::Error) -> Refusal {
     tracing::warn!(%error, "access to the kubelet could not be reviewed");
     Refusal(StatusCode::INTERNAL_SERVER_ERROR, "access could not be reviewed".to_owned())

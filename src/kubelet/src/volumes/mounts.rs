@@ -137,7 +137,7 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, Error> {
     if real.starts_with(root) {
         Ok(real)
     } else {
-        Err(Error::other(format!("subpath {:?} not within volume path {:?}", real, root)))
+        Err(Error::other(format!("subpath {real:?} not within volume path {root:?}")))
     }
 }
 

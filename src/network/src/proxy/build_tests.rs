@@ -209,7 +209,7 @@ fn what_is_not_proxied() {
         (
             "headless",
             service(|spec| {
-                (spec.cluster_ip, spec.cluster_ips) = (Some("None".into()), Some(vec!["None".into()]))
+                (spec.cluster_ip, spec.cluster_ips) = (Some("None".into()), Some(vec!["None".into()]));
             }),
         ),
         ("external name", service(|spec| spec.type_ = Some("ExternalName".into()))),
