@@ -40,9 +40,9 @@ async fn expire(state: &Arc<State>, events: &Arc<Resource>) {
         if last_seen(&stored.bytes).is_none_or(|seen| seen < oldest)
             && let Err(status) =
                 deletion.run(stored.namespace(), stored.name(), &DeleteOptions::default()).await
-            {
-                tracing::debug!(event = %stored.key, %status, "old event not deleted");
-            }
+        {
+            tracing::debug!(event = %stored.key, %status, "old event not deleted");
+        }
     }
 }
 

@@ -191,9 +191,7 @@ fn service(context: &Context) -> Result<Destination, Status> {
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let port = ports
         .iter()
-        .find(|port| {
-            port_name.is_empty() || port["name"] == port_name || port["port"] == port_name
-        })
+        .find(|port| port_name.is_empty() || port["name"] == port_name || port["port"] == port_name)
         .ok_or_else(|| {
             Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))
         })?;

@@ -35,7 +35,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     board.set_addresses(&[node_ip]);
 
     let pki = Pki::open(&config.pki_dir(), &identity(&config, node_ip)).context("open the cluster's keys")?;
-    write_kubeconfig(&config, &pki, node_ip)?;
+    crate::commands::config::write(&config)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
     let runtime_tasks = tasks.child("runtime");
@@ -115,17 +115,6 @@ fn identity(config: &Config, node_ip: IpAddr) -> NodeIdentity {
         service_addresses: config.service_cidr.hosts().next().into_iter().collect(),
         cluster_domain: config.cluster_domain.clone(),
     }
-}
-
-/// The administrator's kubeconfig on this node.
-fn write_kubeconfig(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<()> {
-    let host = if config.bind_address.is_unspecified() { node_ip } else { config.bind_address };
-    let server = format!("https://{}", SocketAddr::new(host, config.port));
-    let (certificate, key) = pki.pem(Leaf::Admin);
-    let text = kedge_cluster::kubeconfig(&[server], pki.ca_pem(), &certificate, &key);
-    let path = config.kubeconfig();
-    kedge_base::write_atomic(&path, text.as_bytes(), 0o600)
-        .with_context(|| format!("write {}", path.display()))
 }
 
 fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {

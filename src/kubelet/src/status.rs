@@ -117,13 +117,9 @@ fn container_status(
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..ContainerState::default()
     };
-    let default_reason = if !init && !pod::init_containers(target).is_empty() && !initialized(target, real) {
-        "PodInitializing"
-    } else if init && !pod::init_containers(target).is_empty() && real.containers.is_empty() {
-        "PodInitializing"
-    } else {
-        "ContainerCreating"
-    };
+    let waits = if init { real.containers.is_empty() } else { !initialized(target, real) };
+    let has_init = !pod::init_containers(target).is_empty();
+    let default_reason = if has_init && waits { "PodInitializing" } else { "ContainerCreating" };
     match all.first() {
         None => {
             if let Some(old) = old {

@@ -45,12 +45,6 @@ pub(crate) struct Memory {
     pub(crate) restarts: HashMap<String, Restart>,
     /// Waiting reasons of containers that could not be started.
     pub(crate) waiting: HashMap<String, (String, String)>,
-    /// The last error about the sandbox or volumes, to report it once.
-    pub(crate) failed: Option<Verdict>,
-    /// Volumes are set up once a process; changes are applied afterwards.
-    pub(crate) volumes_ready: bool,
-    /// Service account tokens are renewed then.
-    pub(crate) refresh_at: Option<Instant>,
 }
 
 /// Restart back-off of one container.
@@ -90,11 +84,6 @@ impl Workers {
         self.0.lock().contains_key(uid)
     }
 
-    /// The pod as its worker has it; also when the API has deleted it already.
-    pub(crate) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
-        self.0.lock().get(uid).map(|handle| handle.orders.borrow().pod.clone())
-    }
-
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         self.0.lock().values().map(|handle| handle.orders.borrow().pod.clone()).collect()
     }
@@ -123,9 +112,10 @@ impl Workers {
             // The object may have been created again, or changed, while the worker ended.
             let again = core.pods.list().into_iter().find(|pod| pod::uid(pod) == uid);
             if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod)))
-                && !pod::is_being_deleted(&again) {
-                    all.order(&core, Order { pod: again, gone: false });
-                }
+                && !pod::is_being_deleted(&again)
+            {
+                all.order(&core, Order { pod: again, gone: false });
+            }
         });
     }
 }

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::cache::Cache;
-use crate::framework::{Cluster, Framework, Lookup};
+use crate::framework::{Cluster, Lookup};
 use crate::pod::{Interner, PodInfo};
 use crate::selector::Selector;
 
@@ -215,7 +215,6 @@ impl Lookup for Fixed {
 pub(crate) struct World {
     pub cache: Cache,
     pub lookup: Fixed,
-    pub framework: Framework,
 }
 
 impl World {

@@ -23,15 +23,13 @@ pub(crate) fn check(source: &HostPathVolumeSource) -> Result<PathBuf, Error> {
             }
             return Ok(path);
         }
-        "DirectoryOrCreate"
-            if !path.exists() => {
-                make_dir(&path, 0o755)?;
-            }
-        "FileOrCreate"
-            if !path.exists() => {
-                std::fs::File::create(&path)
-                    .map_err(|error| Error::io(format!("make file {}", path.display()), error))?;
-            }
+        "DirectoryOrCreate" if !path.exists() => {
+            make_dir(&path, 0o755)?;
+        }
+        "FileOrCreate" if !path.exists() => {
+            std::fs::File::create(&path)
+                .map_err(|error| Error::io(format!("make file {}", path.display()), error))?;
+        }
         _ => {}
     }
     let found = std::fs::metadata(&path).map(|meta| meta.file_type());
