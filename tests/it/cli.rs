@@ -12,6 +12,8 @@ fn exit_codes_help_and_messages() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let (data, run_dir, logs, config) = (path("data"), path("run"), path("log"), path("config.yaml"));
+    // A file that is named must exist.
+    std::fs::write(&config, "").expect("write the configuration file");
     let own = ["--data-dir", &data, "--run-dir", &run_dir, "--log-dir", &logs, "--config", &config];
 
     step("help names every command");
@@ -96,7 +98,8 @@ fn exit_codes_help_and_messages() {
             "nothing was changed",
         ],
     );
-    assert!(!dir.path().join("data").exists() && !dir.path().join("config.yaml").exists());
+    assert!(!dir.path().join("data").exists());
+    assert_eq!(std::fs::read(dir.path().join("config.yaml")).expect("the file is there"), b"", "nothing was changed");
 
     step("a program that is missing: the package is named");
     let mut arguments = vec!["install", "--check", "--containerd", "/nonexistent/containerd"];

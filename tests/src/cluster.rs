@@ -84,6 +84,8 @@ impl Cluster {
             ("--bridge-name", bridge.clone()),
         ];
         let flags = settings.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        // A file that is named must exist.
+        std::fs::write(path("config.yaml"), "").expect("write the configuration file");
         let cluster =
             Self { binary: kedge_binary(), flags, child: None, node, port: ports[0], bridge, table, dir };
         cluster.note_record();

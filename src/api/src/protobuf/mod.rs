@@ -258,7 +258,7 @@ mod tests {
     fn inline_messages_and_special_types_follow_gos_json() {
         // Volume { name: "v", volumeSource: { configMap: { localObjectReference: { name: "m" } } } }
         let source = field(19, &field(1, &field(1, b"m")));
-        let mut source_19 = source.clone();
+        let mut source_19 = source;
         // Field 19 takes two bytes of tag.
         source_19.splice(0..1, [0x9a, 0x01]);
         let volume = [field(1, b"v"), field(2, &source_19)].concat();

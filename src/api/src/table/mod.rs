@@ -173,7 +173,7 @@ mod tests {
                 json!("<none>")
             ]
         );
-        let mut w = p.clone();
+        let mut w = p;
         w["status"]["containerStatuses"][0] =
             json!({"ready": false, "restartCount": 0, "state": {"waiting": {"reason": "CrashLoopBackOff"}}});
         assert_eq!(cells(&pods, &w, now)[2], "CrashLoopBackOff");
