@@ -40,7 +40,7 @@ fn tokens_roles_and_strangers() {
 
     step("strangers");
     let stranger = with_token(None, &["get", "pods"]);
-    assert_has(&stranger.failed(1), &["Unauthorized"]);
+    assert_has(&stranger.failed(1), &["You must be logged in to the server"]);
     let raw = |path: &str| with_http_code(&cluster, &ca, path);
     assert_eq!(raw("/livez"), "200", "health needs no identity");
     assert_eq!(raw("/version"), "200");

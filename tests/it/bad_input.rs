@@ -205,16 +205,21 @@ fn an_image_that_does_not_exist() {
     step("ErrImagePull, then ImagePullBackOff");
     assert_has(&cluster.event("Pod/lost", "Pulling"), &[&format!("Pulling image \"{image}\"")]);
     cluster.wait("pod/lost", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ImagePullBackOff");
-    let events = cluster.get(&["events", "--field-selector=involvedObject.name=lost"]);
-    let messages: Vec<&str> =
-        events["items"].as_array().unwrap().iter().filter_map(|event| event["message"].as_str()).collect();
     for part in [
         &format!("Failed to pull image \"{image}\": "),
         "Error: ErrImagePull",
         &format!("Back-off pulling image \"{image}\""),
         "Error: ImagePullBackOff",
     ] {
-        assert!(messages.iter().any(|message| message.contains(part)), "{part:?} is not in {messages:#?}");
+        // Events come a moment after what they tell of.
+        kedge_tests::eventually(&format!("an event that says {part:?}"), || {
+            let events = cluster.get(&["events", "--field-selector=involvedObject.name=lost"]);
+            let events = events["items"].as_array()?;
+            events
+                .iter()
+                .find(|event| event["message"].as_str().is_some_and(|text| text.contains(part)))
+                .map(drop)
+        });
     }
     assert_has(&cluster.kubectl(&["get", "pod", "lost"]).ok(), &["0/1", "Pull"]);
 

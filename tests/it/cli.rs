@@ -98,8 +98,7 @@ fn exit_codes_help_and_messages() {
             "nothing was changed",
         ],
     );
-    assert!(!dir.path().join("data").exists());
-    assert_eq!(std::fs::read(dir.path().join("config.yaml")).expect("the file is there"), b"", "nothing was changed");
+    assert!(!dir.path().join("data").exists() && !dir.path().join("config.yaml").exists());
 
     step("a program that is missing: the package is named");
     let mut arguments = vec!["install", "--check", "--containerd", "/nonexistent/containerd"];

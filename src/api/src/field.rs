@@ -49,8 +49,7 @@ impl FieldError {
         value: impl Into<Value>,
         supported: &[S],
     ) -> Self {
-        let mut names: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
-        names.sort();
+        let names: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
         let detail =
             if names.is_empty() { String::new() } else { format!("supported values: {}", names.join(", ")) };
         Self::new(FieldErrorKind::NotSupported, path, value.into(), detail)

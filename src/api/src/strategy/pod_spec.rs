@@ -428,7 +428,7 @@ mod tests {
             ),
             (
                 json!({"restartPolicy": "x", "containers": [{"name": "a", "image": "i"}]}),
-                r#"spec.restartPolicy: Unsupported value: "x": supported values: "Always", "Never", "OnFailure""#,
+                r#"spec.restartPolicy: Unsupported value: "x": supported values: "Always", "OnFailure", "Never""#,
             ),
             (
                 json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kedge_api::field::FieldError;
 use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use kedge_api::table::partial_object_metadata;
@@ -166,13 +167,20 @@ pub(crate) fn check_version(version: &str, matching: &str) -> Result<(), Status>
     }
     match matching {
         "" | "NotOlderThan" | "Exact" if matching.is_empty() || !version.is_empty() => Ok(()),
-        "NotOlderThan" | "Exact" => Err(Status::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-        )),
-        other => Err(Status::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
-        ))),
+        "NotOlderThan" | "Exact" => {
+            Err(invalid_match("resourceVersionMatch is forbidden unless resourceVersion is provided"))
+        }
+        other => {
+            let error = FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan"]);
+            Err(Status::invalid("meta.k8s.io", "ListOptions", "", vec![error]))
+        }
     }
+}
+
+/// 422 about `resourceVersionMatch`.
+pub(crate) fn invalid_match(detail: &str) -> Status {
+    let error = FieldError::forbidden("resourceVersionMatch", detail);
+    Status::invalid("meta.k8s.io", "ListOptions", "", vec![error])
 }
 
 pub(crate) fn too_large_version(asked: u64, current: u64) -> Status {

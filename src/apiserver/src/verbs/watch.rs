@@ -11,7 +11,7 @@ use kedge_api::table::partial_object_metadata;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::read::{check_version, converted, parse, table, too_large_version};
+use super::read::{check_version, converted, invalid_match, parse, table, too_large_version};
 use super::{Context, select::Selection};
 use crate::cache::{Bucket, Event, EventKind, Stored, TooOld, frame};
 use crate::respond::Form;
@@ -48,14 +48,12 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
     let bookmarks = query.flag("allowWatchBookmarks");
     let streaming = query.get("sendInitialEvents").is_some() && query.flag("sendInitialEvents");
     if query.get("sendInitialEvents").is_some() && matching != "NotOlderThan" {
-        return Err(Status::bad_request(
-            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ));
+        return Err(invalid_match("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
     }
     if query.get("sendInitialEvents").is_none() {
         if !matching.is_empty() {
-            return Err(Status::bad_request(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            return Err(invalid_match(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
             ));
         }
         check_version(version, "")?;
