@@ -176,6 +176,7 @@ fn merge_list(
         let rest = patch.iter().filter(|p| p.get(PATCH).is_none());
         return rest.map(clean).collect();
     }
+    let before: Vec<Value> = original.iter().filter_map(|o| o.get(key).cloned()).collect();
     let mut out = original;
     for p in patch {
         let Value::Object(change) = p else {
@@ -200,8 +201,35 @@ fn merge_list(
             (Some(other), _) => return Err(bad(format!("unrecognized type: {other}"))),
         }
     }
-    reorder(&mut out, order, Some(key));
+    match order {
+        Some(_) => reorder(&mut out, order, Some(key)),
+        None => out = patch_order(out, patch, &before, key),
+    }
     Ok(out)
+}
+
+/// Without an order of its own, the patch's items keep the patch's order and come before what only the
+/// server has, unless the server had both the other way round (upstream's `normalizeElementOrder`).
+fn patch_order(list: Vec<Value>, patch: &[Value], before: &[Value], key: &str) -> Vec<Value> {
+    let named: Vec<&Value> = patch.iter().filter_map(|p| p.get(key)).collect();
+    let rank = |v: &Value| v.get(key).and_then(|id| named.iter().position(|n| *n == id));
+    let place = |v: &Value| v.get(key).and_then(|id| before.iter().position(|b| b == id));
+    let (mut ours, theirs): (Vec<Value>, Vec<Value>) = list.into_iter().partition(|v| rank(v).is_some());
+    ours.sort_by_key(|v| rank(v));
+    let mut out = Vec::with_capacity(ours.len() + theirs.len());
+    let (mut ours, mut theirs) = (ours.into_iter().peekable(), theirs.into_iter().peekable());
+    loop {
+        let server_first = match (theirs.peek(), ours.peek()) {
+            (Some(server), Some(patched)) => {
+                matches!((place(server), place(patched)), (Some(s), Some(p)) if s < p)
+            }
+            (server, _) => server.is_some(),
+        };
+        match if server_first { theirs.next() } else { ours.next() } {
+            Some(item) => out.push(item),
+            None => return out,
+        }
+    }
 }
 
 fn directive(v: &Value) -> Option<&str> {
