@@ -155,7 +155,7 @@ mod tests {
             ),
             (
                 FieldError::not_supported("t", "x", &["b", "a"]),
-                r#"t: Unsupported value: "x": supported values: "a", "b""#,
+                r#"t: Unsupported value: "x": supported values: "b", "a""#,
             ),
             (FieldError::duplicate("a[1].name", "x"), r#"a[1].name: Duplicate value: "x""#),
             (FieldError::forbidden("spec", "no"), "spec: Forbidden: no"),

@@ -288,7 +288,7 @@ mod tests {
             (
                 pod(json!([{"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}]}])),
                 pod(
-                    json!([{"name": "a", "image": "2", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
+                    json!([{"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}]},
                     {"name": "b"}]),
                 ),
             ),
@@ -296,7 +296,7 @@ mod tests {
             (
                 pod(json!([{"name": "c"}])),
                 pod(
-                    json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}, {"name": "c"}]),
+                    json!([{"name": "c"}, {"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}]),
                 ),
             ),
             (pod(json!([{"name": "c"}, {"$patch": "replace"}])), pod(json!([{"name": "c"}]))),
