@@ -70,7 +70,7 @@ fn tokens_roles_and_strangers() {
         (with_token(Some(token), &["get", "pods"]).code == 0).then_some(())
     });
     assert_ne!(with_token(Some(token), &["get", "pods", "-n", "kube-system"]).code, 0);
-    assert_ne!(with_token(Some(token), &["delete", "pods", "--all"]).code, 0);
+    assert_ne!(with_token(Some(token), &["delete", "pod", "any"]).code, 0);
     assert_ne!(with_token(Some(token), &["get", "secrets"]).code, 0);
 
     step("a token ends with its account and with one changed letter");

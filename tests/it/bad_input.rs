@@ -95,11 +95,6 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
         &["quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"],
     ),
     (
-        "a kind that does not exist",
-        "{apiVersion: apps/v1, kind: Deploymint, metadata: {name: bad}}",
-        &["no matches for kind \"Deploymint\" in version \"apps/v1\"", "ensure CRDs are installed first"],
-    ),
-    (
         "a namespace that does not exist",
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: bad, namespace: nowhere}}",
         &["Error from server (NotFound)", "namespaces \"nowhere\" not found"],
