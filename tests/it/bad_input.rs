@@ -3,7 +3,7 @@
 use kedge_tests::{Cluster, assert_has, step};
 
 /// Manifest, and parts of the message that kubectl shows.
-const REFUSED: [(&str, &str, &[&str]); 17] = [
+const REFUSED: [(&str, &str, &[&str]); 16] = [
     (
         "an unknown field",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {replica: 1, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
