@@ -34,14 +34,13 @@ impl Selection {
         if let Some(text) = context.query.get("fieldSelector") {
             let bucket = context.state.cache.bucket(&context.resource.storage_key);
             for requirement in FieldSelector::parse(text).map_err(|error| invalid(&error))?.requirements {
-                let field =
-                    match requirement.path.as_str() {
-                        "metadata.name" => FieldRef::Name,
-                        "metadata.namespace" => FieldRef::Namespace,
-                        path => FieldRef::Extracted(bucket.field(path).ok_or_else(|| {
-                            Status::bad_request(format!("field label not supported: {path}"))
-                        })?),
-                    };
+                let field = match requirement.path.as_str() {
+                    "metadata.name" => FieldRef::Name,
+                    "metadata.namespace" => FieldRef::Namespace,
+                    path => {
+                        FieldRef::Extracted(bucket.field(path).ok_or_else(|| unknown_field(context, path))?)
+                    }
+                };
                 fields.push((field, requirement.op == FieldOperator::Equals, requirement.value.clone()));
             }
         }
@@ -71,6 +70,16 @@ impl Selection {
     pub(crate) fn prefix(&self) -> String {
         if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
     }
+}
+
+/// Kinds with selectable fields of their own and those without have different words upstream.
+fn unknown_field(context: &Context, path: &str) -> Status {
+    if context.resource.selectable.is_empty() {
+        return Status::bad_request(format!(
+            "{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        ));
+    }
+    Status::bad_request(format!("field label not supported: {path}"))
 }
 
 fn invalid(error: &SelectorError) -> Status {
