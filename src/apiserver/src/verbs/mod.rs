@@ -78,6 +78,9 @@ pub(crate) async fn run(context: Context, body: Bytes) -> Result<Response<Body>,
     {
         return Err(Status::method_not_supported(&context.group_resource(), info.verb));
     }
+    if info.name.is_empty() && matches!(info.verb, "update" | "patch") {
+        return Err(Status::method_not_supported(&context.group_resource(), info.verb));
+    }
     if !info.subresource.is_empty() {
         return crate::subresource::run(&context, body).await;
     }
