@@ -165,8 +165,8 @@ fn restarts_and_ends() {
     }
     cluster.apply(&pod(
         "onfailure-second",
-        "if [ -e /work/seen ]; then exit 0; fi; touch /work/seen; exit 1",
-        "    volumeMounts: [{name: work, mountPath: /work}]",
+        "if [ -e /scratch/seen ]; then exit 0; fi; touch /scratch/seen; exit 1",
+        "    volumeMounts: [{name: work, mountPath: /scratch}]",
         "  restartPolicy: OnFailure\n  volumes: [{name: work, emptyDir: {}}]",
     ));
     cluster.wait("pod/onfailure-second", "jsonpath={.status.phase}=Succeeded");

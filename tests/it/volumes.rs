@@ -56,12 +56,12 @@ spec:
   initContainers:
   - name: first
     image: {BUSYBOX}
-    command: [sh, -c, "echo one > /work/order"]
-    volumeMounts: [{{name: work, mountPath: /work}}]
+    command: [sh, -c, "echo one > /scratch/order"]
+    volumeMounts: [{{name: work, mountPath: /scratch}}]
   - name: second
     image: {BUSYBOX}
-    command: [sh, -c, "echo two >> /work/order"]
-    volumeMounts: [{{name: work, mountPath: /work}}]
+    command: [sh, -c, "echo two >> /scratch/order"]
+    volumeMounts: [{{name: work, mountPath: /scratch}}]
   containers:
   - name: c
     image: {BUSYBOX}
@@ -87,7 +87,7 @@ spec:
     - {{name: MY_CPU, valueFrom: {{resourceFieldRef: {{resource: limits.cpu, divisor: 1m}}}}}}
     - {{name: MY_MEMORY, valueFrom: {{resourceFieldRef: {{resource: limits.memory}}}}}}
     volumeMounts:
-    - {{name: work, mountPath: /work}}
+    - {{name: work, mountPath: /scratch}}
     - {{name: memory, mountPath: /memory}}
     - {{name: config, mountPath: /config}}
     - {{name: config, mountPath: /one.txt, subPath: file.txt}}
@@ -115,7 +115,7 @@ spec:
     cluster.wait("pod/all", "condition=Ready");
 
     step("init containers ran in order");
-    assert_eq!(cluster.exec("all", "cat /work/order"), "one\ntwo\n");
+    assert_eq!(cluster.exec("all", "cat /scratch/order"), "one\ntwo\n");
     assert_eq!(
         cluster.field("pod/all", ".status.initContainerStatuses[*].state.terminated.reason"),
         "Completed Completed"
