@@ -110,18 +110,19 @@ fn shims(cluster: &Cluster) -> Vec<i32> {
     pids
 }
 
-/// The host's id of the first process of the pod `box`: its cgroup names the container.
+/// The host's id of the process that the container of the pod `box` began with: its cgroup names the
+/// container, and in its own namespace it is number 1 (ids wrap around, so the lowest may be a child).
 fn container_process(cluster: &Cluster) -> i32 {
     let id = cluster.field("pod/box", ".status.containerStatuses[0].containerID");
     let id = id.rsplit('/').next().unwrap().to_owned();
-    let mut found: Vec<i32> = std::fs::read_dir("/proc")
+    std::fs::read_dir("/proc")
         .unwrap()
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&id))
+        .find(|pid| {
+            let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read("cgroup").contains(&id)
+                && read("status").lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
         })
-        .collect();
-    found.sort_unstable();
-    *found.first().expect("the container has a process")
+        .expect("the container has a first process")
 }
