@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod hello;
 mod image_build;
+mod memory;
 mod node;
 mod node_status;
 mod output;

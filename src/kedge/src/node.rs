@@ -85,6 +85,7 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     board.all_ready(&tasks).await;
     if !tasks.token().is_cancelled() {
         ready();
+        tasks.spawn_until_stopped("memory of the start", crate::memory::trim_after_start());
     }
 
     tasks.token().cancelled().await;
