@@ -120,7 +120,8 @@ fn container_process(cluster: &Cluster) -> i32 {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .find(|pid| {
-            let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             read("cgroup").contains(&id)
                 && read("status").lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
         })

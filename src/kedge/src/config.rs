@@ -229,10 +229,15 @@ impl Config {
         self.log_dir.join(format!("{}.log", self.service_name()))
     }
 
-    /// May this node write and remove its configuration file? Not when it is another node of the machine
-    /// that merely reads the default file.
+    /// May this node write its configuration file? Not when it is another node of the machine that merely
+    /// reads the default file.
     pub(crate) fn owns_file(&self) -> bool {
         self.file != Path::new(DEFAULT_FILE) || self.service_name() == "kedge"
+    }
+
+    /// Did [`persist`] make this node's configuration file? Then `uninstall` takes it away.
+    pub(crate) fn made_file(&self) -> bool {
+        self.owns_file() && std::fs::read_to_string(&self.file).is_ok_and(|text| text.starts_with(HEADING))
     }
 
     /// The systemd unit's name without `.service`: `kedge`, or `kedge-X` for a node in another data
@@ -283,12 +288,14 @@ pub(crate) fn persist(path: &Path, given: &Settings) -> std::io::Result<()> {
     kedge_base::write_atomic(path, new.as_bytes(), 0o644)
 }
 
+/// The first line of a file that [`persist`] made.
+const HEADING: &str =
+    "# Settings of this Kedge node; every key is a flag of the same name (kedge run --help).\n";
+
 fn merged(old: &str, given: &Settings) -> String {
     let mut text = String::new();
     if old.is_empty() {
-        text.push_str(
-            "# Settings of this Kedge node; every key is a flag of the same name (kedge run --help).\n",
-        );
+        text.push_str(HEADING);
     }
     for line in old.lines() {
         let key = line.split(':').next().unwrap_or_default();

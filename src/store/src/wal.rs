@@ -248,6 +248,7 @@ impl Wal {
             file.write_all_at(&[0; FRAME_HEADER][..left], scan.end).map_err(Error::io("write", &path))?;
             file.sync_data().map_err(Error::io("sync", &path))?;
         }
+        forget_cached(&file, 0, size);
         let recovered = Recovered {
             hard_state: scan.hard_state.clone(),
             entries: scan.entries,
@@ -348,6 +349,9 @@ impl Wal {
             return Err(error);
         }
         self.counters.synced(started.elapsed());
+        if until > self.zeroed_to.max(end + FRAME_HEADER as u64) {
+            forget_cached(&self.file, self.position, until);
+        }
         self.counters.bytes_written.fetch_add(self.buffer.len() as u64, Relaxed);
         self.counters.wal_bytes.fetch_add(frame, Relaxed);
         if self.buffer.capacity() > KEEP_BUFFER {
@@ -422,6 +426,15 @@ fn create(dir: &Path, header: &Header, size: u64, counters: &Counters) -> Result
         used: SEGMENT_HEADER as u64,
     };
     Ok((segment, recycled))
+}
+
+/// Drops clean pages of the file from the page cache. What was read or zeroed in one piece lies there in
+/// large folios, and the kernel would count (and some file systems write) a whole one for each small
+/// append; pages that appends bring in anew are small. Only advice: an error changes nothing.
+fn forget_cached(file: &File, from: u64, to: u64) {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let (Ok(from), Ok(length)) = (i64::try_from(from), i64::try_from(to - from)) else { return };
+    let _ = posix_fadvise(file, from, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 /// Reserve blocks; where the file system cannot do that, write zeros.

@@ -261,7 +261,7 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
     let mut paths = vec![config.run_dir.clone(), config.log_file()];
     if !keep_data {
         paths.push(config.data_dir.clone());
-        if config.owns_file() {
+        if config.made_file() {
             paths.push(config.file.clone());
         }
         if config.file == Path::new(DEFAULT_FILE) {
@@ -269,8 +269,10 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
             paths.extend(config.file.parent().map(Path::to_path_buf));
         }
     }
-    if !other_nodes(config) {
-        paths.push(PathBuf::from(service::BINARY));
+    // The installed binary goes when it is the one that runs here and nobody else uses it.
+    let installed = Path::new(service::BINARY);
+    if std::env::current_exe().is_ok_and(|own| own == installed) && !other_nodes(config) {
+        paths.push(installed.to_path_buf());
     }
     paths
 }
@@ -346,7 +348,7 @@ fn left_over(config: &Config, keep_data: bool) -> Vec<String> {
     let unit = service::unit_file(config);
     let mut paths = vec![config.run_dir.clone(), config.log_file(), unit];
     if !keep_data {
-        if config.owns_file() {
+        if config.made_file() {
             paths.push(config.file.clone());
         }
         let emptied = fs::read_dir(&config.data_dir).is_ok_and(|mut entries| entries.next().is_none());

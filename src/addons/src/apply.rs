@@ -1,0 +1,82 @@
+//! Objects of any kind: applied, deleted, found by what the API server says it serves.
+
+use std::collections::BTreeMap;
+
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::discovery::{Scope, pinned_kind};
+
+use crate::error::Error;
+use crate::inventory::{MANAGER, ObjectRef};
+
+/// Asks the API server once for each kind.
+pub(crate) struct Objects<'a> {
+    client: &'a kube::Client,
+    kinds: BTreeMap<(String, String), (ApiResource, Scope)>,
+}
+
+impl<'a> Objects<'a> {
+    pub(crate) fn new(client: &'a kube::Client) -> Self {
+        Self { client, kinds: BTreeMap::new() }
+    }
+
+    /// The objects' interface; `None`: the kind is not served.
+    pub(crate) async fn api(&mut self, object: &ObjectRef) -> Result<Option<Api<DynamicObject>>, Error> {
+        let key = (object.api_version.clone(), object.kind.clone());
+        if !self.kinds.contains_key(&key) {
+            let (group, version) = match object.api_version.split_once('/') {
+                Some((group, version)) => (group, version),
+                None => ("", object.api_version.as_str()),
+            };
+            let kind = GroupVersionKind::gvk(group, version, &object.kind);
+            match pinned_kind(self.client, &kind).await {
+                Ok((resource, capabilities)) => {
+                    self.kinds.insert(key.clone(), (resource, capabilities.scope));
+                }
+                Err(kube::Error::Discovery(_)) => return Ok(None),
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Some((resource, scope)) = self.kinds.get(&key) else { return Ok(None) };
+        Ok(Some(match scope {
+            Scope::Cluster => Api::all_with(self.client.clone(), resource),
+            Scope::Namespaced => {
+                let namespace = object.namespace.as_deref().unwrap_or("default");
+                Api::namespaced_with(self.client.clone(), namespace, resource)
+            }
+        }))
+    }
+
+    /// Server-side apply; what others wrote into our fields is taken over.
+    pub(crate) async fn apply(&mut self, object: &DynamicObject) -> Result<(), Error> {
+        let named = ObjectRef::of(object);
+        let Some(api) = self.api(&named).await? else {
+            return Err(Error::UnknownKind {
+                object: named.to_string(),
+                kind: named.kind,
+                api_version: named.api_version,
+            });
+        };
+        let params = PatchParams::apply(MANAGER).force();
+        match api.patch(&named.name, &params, &Patch::Apply(object)).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::Refused { object: named.to_string(), source: Box::new(source) }),
+        }
+    }
+
+    /// Deletes it with all that depends on it; what is gone already, or whose kind is, is no error.
+    /// True: it was there.
+    pub(crate) async fn delete(&mut self, object: &ObjectRef) -> Result<bool, Error> {
+        let Some(api) = self.api(object).await? else { return Ok(false) };
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Foreground),
+            ..DeleteParams::default()
+        };
+        match api.delete(&object.name, &params).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(source) => Err(Error::Refused { object: object.to_string(), source: Box::new(source) }),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `addon.yaml`: what an addon is and which arguments it takes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// An addon as its folder describes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Addon {
+    /// The name that `kedge enable` takes: a DNS label.
+    pub name: String,
+    /// The addon's own version.
+    pub version: String,
+    /// One line.
+    pub description: String,
+    /// What may be written behind the name: `name:key=value;key=value`, or one value for the first.
+    #[serde(default)]
+    pub arguments: Vec<Argument>,
+    /// OCI architecture names; empty: all.
+    #[serde(default)]
+    pub architectures: Vec<String>,
+    /// Addons that must be enabled before.
+    #[serde(default)]
+    pub requires: Vec<String>,
+    /// A remark that is shown when the addon was enabled.
+    #[serde(default)]
+    pub notes: String,
+    /// File names and contents, in the order of their names; not part of `addon.yaml`.
+    #[serde(skip)]
+    pub manifests: Vec<(String, String)>,
+}
+
+/// One argument of an addon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argument {
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    #[serde(rename = "type", default)]
+    pub kind: ArgumentType,
+    /// Used when the argument is not given.
+    #[serde(default)]
+    pub default: serde_json::Value,
+    /// The only values allowed, when there are any.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// What an argument's text must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArgumentType {
+    #[default]
+    String,
+    /// A whole number, not negative.
+    Int,
+    Bool,
+    Ip,
+    /// Comma-separated texts.
+    List,
+}
+
+impl Addon {
+    /// Parses `addon.yaml`; `place` names it in errors.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(place: &str, text: &str, manifests: Vec<(String, String)>) -> Result<Self, Error> {
+        let invalid = |what: String| Error::Definition { place: place.to_owned(), what };
+        let mut addon: Self = serde_saphyr::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let label = |name: &str| {
+            !name.is_empty()
+                && name.len() <= 50
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if !label(&addon.name) {
+            return Err(invalid(format!("{:?} is not a name of small letters, digits and -", addon.name)));
+        }
+        for argument in &addon.arguments {
+            let default = argument.default_text();
+            argument.check(&default).map_err(|what| invalid(format!("default: {what}")))?;
+        }
+        addon.manifests = manifests;
+        Ok(addon)
+    }
+
+    /// Every argument's value as text: the given one or the default.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name or a value of the wrong type.
+    pub fn values(&self, given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+        let refuse = |what: String| Error::Argument { addon: self.name.clone(), what };
+        if let Some(unknown) = given.keys().find(|key| self.arguments.iter().all(|a| a.name != **key)) {
+            let known: Vec<&str> = self.arguments.iter().map(|argument| argument.name.as_str()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(refuse(format!("unknown argument {unknown:?}; it takes: {known}")));
+        }
+        self.arguments
+            .iter()
+            .map(|argument| {
+                let value = given.get(&argument.name).cloned().unwrap_or_else(|| argument.default_text());
+                argument.check(&value).map_err(refuse)?;
+                Ok((argument.name.clone(), value))
+            })
+            .collect()
+    }
+
+    /// What stands behind the colon: `key=value;key=value`, or one bare value for the first argument
+    /// (`dns:1.1.1.1,8.8.8.8`), as MicroK8s takes it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the addon takes none, or one is written twice.
+    pub fn split_arguments(&self, text: &str) -> Result<BTreeMap<String, String>, Error> {
+        let refuse = |what: &str| Error::Argument { addon: self.name.clone(), what: what.to_owned() };
+        let mut given = BTreeMap::new();
+        if text.is_empty() {
+            return Ok(given);
+        }
+        let known = |key: &str| self.arguments.iter().any(|argument| argument.name == key);
+        let bare =
+            !text.split_once('=').is_some_and(|(key, _)| known(key) || !text.contains([',', ':', '/']));
+        if bare {
+            let first = self.arguments.first().ok_or_else(|| refuse("it takes no arguments"))?;
+            given.insert(first.name.clone(), text.to_owned());
+            return Ok(given);
+        }
+        for part in text.split(';').filter(|part| !part.is_empty()) {
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| refuse(&format!("{part:?} is not key=value")))?;
+            if given.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(refuse(&format!("{key} is given twice")));
+            }
+        }
+        Ok(given)
+    }
+}
+
+impl Argument {
+    fn default_text(&self) -> String {
+        match &self.default {
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Array(items) => {
+                let texts: Vec<&str> = items.iter().filter_map(serde_json::Value::as_str).collect();
+                texts.join(",")
+            }
+            other => other.to_string(),
+        }
+    }
+
+    fn check(&self, text: &str) -> Result<(), String> {
+        let name = &self.name;
+        let wrong = |what: &str| Err(format!("{name}: {text:?} is not {what}"));
+        match self.kind {
+            ArgumentType::Int if text.parse::<u32>().is_err() => return wrong("a whole number"),
+            ArgumentType::Bool if !matches!(text, "true" | "false") => return wrong("true or false"),
+            ArgumentType::Ip if !text.is_empty() && text.parse::<IpAddr>().is_err() => {
+                return wrong("an IP address");
+            }
+            _ => {}
+        }
+        // The value ends up inside YAML: what could break out of a quoted text is refused.
+        if text.chars().any(|c| c.is_control() || matches!(c, '"' | '\\' | '\'')) {
+            return wrong("free of quotes and control characters");
+        }
+        if !self.values.is_empty() && !self.values.iter().any(|value| value == text) {
+            return wrong(&format!("one of {}", self.values.join(", ")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addon() -> Addon {
+        let text = r#"
+name: dns
+version: "1"
+description: d
+arguments:
+- name: upstream
+  type: list
+  default: []
+- name: replicas
+  type: int
+  default: 1
+- name: mode
+  values: [a, b]
+  default: a
+"#;
+        Addon::parse("test", text, Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn arguments_are_split() {
+        let addon = addon();
+        for (text, expected) in [
+            ("", vec![]),
+            ("1.1.1.1,8.8.8.8", vec![("upstream", "1.1.1.1,8.8.8.8")]),
+            ("replicas=2", vec![("replicas", "2")]),
+            ("replicas=2;upstream=1.1.1.1:53", vec![("replicas", "2"), ("upstream", "1.1.1.1:53")]),
+            ("replcas=2", vec![("replcas", "2")]),
+        ] {
+            let expected: BTreeMap<String, String> =
+                expected.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+            assert_eq!(addon.split_arguments(text).unwrap(), expected, "{text}");
+        }
+        assert!(addon.split_arguments("replicas=2;replicas=3").is_err());
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let addon = addon();
+        let values = |key: &str, value: &str| addon.values(&[(key.to_owned(), value.to_owned())].into());
+        assert_eq!(values("replicas", "3").unwrap()["replicas"], "3");
+        assert_eq!(values("replicas", "3").unwrap()["mode"], "a");
+        for (key, value, words) in [
+            ("replicas", "three", "replicas: \"three\" is not a whole number"),
+            ("replcas", "3", "unknown argument \"replcas\"; it takes: upstream, replicas, mode"),
+            ("mode", "c", "is not one of a, b"),
+            ("upstream", "\"\nkind: Evil", "free of quotes"),
+        ] {
+            let error = values(key, value).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

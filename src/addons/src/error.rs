@@ -1,0 +1,49 @@
+//! What can go wrong, in words that say what to do.
+
+use std::path::PathBuf;
+
+/// Errors of this crate. Unless it says otherwise, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no addon {name:?}{hint}; kedge addons list shows them")]
+    Unknown { name: String, hint: String },
+    #[error("the addon {0} is not enabled")]
+    NotEnabled(String),
+    #[error("addon {addon}: {what}")]
+    Argument { addon: String, what: String },
+    #[error("the addon {addon} is not made for {arch}; it runs on {offered}")]
+    Architecture { addon: String, arch: String, offered: String },
+    #[error("the addon {addon} needs {requirement}; run: kedge enable {requirement}")]
+    Requires { addon: String, requirement: String },
+    #[error("the addon {addon} is needed by {users}; disable that first")]
+    InUse { addon: String, users: String },
+    #[error("{place} is not a valid addon: {what}")]
+    Definition { place: String, what: String },
+    #[error("read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the API server refused {object}")]
+    Refused {
+        object: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("the API server knows no kind {kind} of {api_version}, which {object} is")]
+    UnknownKind { object: String, kind: String, api_version: String },
+    #[error("the API server does not answer")]
+    Api(#[source] Box<kube::Error>),
+    /// Everything was applied and stays: the addon may still become healthy.
+    #[error("the addon {addon} was applied but is not healthy after {seconds} s: {reason}")]
+    Unhealthy { addon: String, seconds: u64, reason: String },
+    #[error("the inventory of addon {addon} cannot be read: {what}; enable the addon again")]
+    Inventory { addon: String, what: String },
+}
+
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(Box::new(error))
+    }
+}

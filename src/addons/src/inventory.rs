@@ -1,0 +1,122 @@
+//! What an enabled addon has made, kept in a ConfigMap `kedge-addon-NAME` in `kube-system`.
+//!
+//! It is written before anything is applied (with what was there before added), so that nothing is
+//! forgotten when the work is cut off in between, and again with exactly what is left afterwards.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+pub(crate) const MANAGER: &str = "kedge-addons";
+const NAMESPACE: &str = "kube-system";
+const LABEL: &str = "kedge.dev/addon";
+
+/// Names one object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectRef {
+    pub api_version: String,
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+impl ObjectRef {
+    pub(crate) fn of(object: &DynamicObject) -> Self {
+        let types = object.types.clone().unwrap_or_default();
+        Self {
+            api_version: types.api_version,
+            kind: types.kind,
+            namespace: object.metadata.namespace.clone(),
+            name: object.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// An enabled addon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inventory {
+    #[serde(skip)]
+    pub addon: String,
+    pub version: String,
+    /// The arguments it was enabled with; defaults are not kept, so that a new version may change them.
+    #[serde(default)]
+    pub arguments: BTreeMap<String, String>,
+    /// In the order in which they were applied.
+    pub objects: Vec<ObjectRef>,
+}
+
+fn api(client: &kube::Client) -> Api<ConfigMap> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+fn object_name(addon: &str) -> String {
+    format!("kedge-addon-{addon}")
+}
+
+impl Inventory {
+    pub(crate) async fn load(client: &kube::Client, addon: &str) -> Result<Option<Self>, Error> {
+        match api(client).get_opt(&object_name(addon)).await? {
+            Some(map) => Self::decode(addon, &map).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) async fn all(client: &kube::Client) -> Result<Vec<Self>, Error> {
+        let maps = api(client).list(&ListParams::default().labels(LABEL)).await?;
+        maps.items
+            .iter()
+            .filter_map(|map| Some((map.metadata.labels.as_ref()?.get(LABEL)?, map)))
+            .map(|(addon, map)| Self::decode(addon, map))
+            .collect()
+    }
+
+    fn decode(addon: &str, map: &ConfigMap) -> Result<Self, Error> {
+        let text = map.data.as_ref().and_then(|data| data.get("inventory")).map_or("", String::as_str);
+        let mut inventory: Self = serde_json::from_str(text)
+            .map_err(|error| Error::Inventory { addon: addon.to_owned(), what: error.to_string() })?;
+        addon.clone_into(&mut inventory.addon);
+        Ok(inventory)
+    }
+
+    pub(crate) async fn save(&self, client: &kube::Client) -> Result<(), Error> {
+        let text = serde_json::to_string(self)
+            .map_err(|error| Error::Inventory { addon: self.addon.clone(), what: error.to_string() })?;
+        let name = object_name(&self.addon);
+        let map = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(NAMESPACE.to_owned()),
+                labels: Some([(LABEL.to_owned(), self.addon.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some([("inventory".to_owned(), text)].into()),
+            ..ConfigMap::default()
+        };
+        api(client).patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&map)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn delete(client: &kube::Client, addon: &str) -> Result<(), Error> {
+        match api(client).delete(&object_name(addon), &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

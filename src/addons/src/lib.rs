@@ -1,0 +1,21 @@
+//! Addons: folders with an `addon.yaml` and manifests, embedded in the binary or loaded from a folder.
+//!
+//! Enabling is one server-side apply under the field manager `kedge-addons`, with an inventory object
+//! that lists what was made: disabling removes exactly that, and a newer version of an addon removes
+//! what it no longer has. The crate talks to an API server through a `kube::Client` and touches nothing
+//! else.
+
+mod apply;
+mod catalog;
+mod definition;
+mod error;
+mod health;
+mod inventory;
+mod manager;
+mod render;
+
+pub use catalog::Catalog;
+pub use definition::{Addon, Argument, ArgumentType};
+pub use error::Error;
+pub use inventory::{Inventory, ObjectRef};
+pub use manager::{Cluster, Listed, Manager, State};

@@ -1,0 +1,248 @@
+//! Enable, disable, list: the verbs of the command line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::apply::Objects;
+use crate::catalog::Catalog;
+use crate::definition::Addon;
+use crate::error::Error;
+use crate::inventory::{Inventory, ObjectRef};
+use crate::{health, render};
+
+/// What manifests may know of the cluster.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// The image that holds Kedge's own binary: `${image}`.
+    pub image: String,
+    /// `${cluster-dns}`
+    pub cluster_dns: String,
+    /// `${cluster-domain}`
+    pub cluster_domain: String,
+    /// `${pod-cidr}`
+    pub pod_cidr: String,
+    /// Kedge's data folder on every node: `${data-dir}`
+    pub data_dir: String,
+}
+
+impl Cluster {
+    pub(crate) fn values(&self) -> BTreeMap<String, String> {
+        [
+            ("image", &self.image),
+            ("cluster-dns", &self.cluster_dns),
+            ("cluster-domain", &self.cluster_domain),
+            ("pod-cidr", &self.pod_cidr),
+            ("data-dir", &self.data_dir),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect()
+    }
+}
+
+/// How an addon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Disabled,
+    /// Enabled and healthy.
+    Enabled,
+    /// Enabled, and something stops it.
+    Unhealthy,
+}
+
+/// A line of the list.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Listed {
+    pub name: String,
+    /// Of the enabled one, or of the catalogue's.
+    pub version: String,
+    pub description: String,
+    pub state: State,
+    /// Why it is unhealthy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+}
+
+/// Works on the addons of one cluster.
+pub struct Manager {
+    client: kube::Client,
+    catalog: Catalog,
+    cluster: Cluster,
+}
+
+impl Manager {
+    pub fn new(client: kube::Client, catalog: Catalog, cluster: Cluster) -> Self {
+        Self { client, catalog, cluster }
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Applies an addon, removes what an earlier version of it had more, and waits until it is healthy.
+    /// Doing it twice is the same as doing it once.
+    ///
+    /// # Errors
+    /// Before anything is applied: unknown addon, wrong argument, unmet requirement. Afterwards: what the
+    /// API server refused, or [`Error::Unhealthy`].
+    pub async fn enable(
+        &self,
+        name: &str,
+        given: &BTreeMap<String, String>,
+        limit: Duration,
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<(), Error> {
+        let addon = self.catalog.get(name)?;
+        let arguments = addon.values(given)?;
+        check_architecture(addon)?;
+        let values = render::with_cluster(&arguments, &self.cluster.values());
+        let objects = render::objects(addon, &values)?;
+        for requirement in &addon.requires {
+            if Inventory::load(&self.client, requirement).await?.is_none() {
+                return Err(Error::Requires { addon: name.to_owned(), requirement: requirement.clone() });
+            }
+        }
+        let before = Inventory::load(&self.client, name).await?;
+        let made: Vec<ObjectRef> = objects.iter().map(ObjectRef::of).collect();
+        let inventory = Inventory {
+            addon: name.to_owned(),
+            version: addon.version.clone(),
+            arguments: given.clone(),
+            objects: made.clone(),
+        };
+        let kept: BTreeSet<&ObjectRef> = made.iter().collect();
+        let gone: Vec<ObjectRef> = before
+            .into_iter()
+            .flat_map(|before| before.objects)
+            .filter(|object| !kept.contains(object))
+            .collect();
+        let mut widest = inventory.clone();
+        widest.objects.extend(gone.iter().cloned());
+        widest.save(&self.client).await?;
+
+        let mut api = Objects::new(&self.client);
+        for object in &objects {
+            progress(&format!("applying {}", ObjectRef::of(object)));
+            api.apply(object).await?;
+        }
+        for object in gone.iter().rev() {
+            progress(&format!("removing {object}"));
+            api.delete(object).await?;
+        }
+        if !gone.is_empty() {
+            inventory.save(&self.client).await?;
+        }
+        health::wait(&self.client, name, &made, limit, progress).await
+    }
+
+    /// Removes what enabling made, in the reverse order, and forgets the addon.
+    ///
+    /// # Errors
+    /// When it is not enabled, others need it, or the API server refuses.
+    pub async fn disable(&self, name: &str, progress: &mut (dyn FnMut(&str) + Send)) -> Result<(), Error> {
+        let Some(inventory) = Inventory::load(&self.client, name).await? else {
+            self.catalog.get(name)?;
+            return Err(Error::NotEnabled(name.to_owned()));
+        };
+        let enabled = Inventory::all(&self.client).await?;
+        let users: Vec<&str> = enabled
+            .iter()
+            .filter(|other| {
+                self.catalog
+                    .get(&other.addon)
+                    .is_ok_and(|addon| addon.requires.iter().any(|required| required == name))
+            })
+            .map(|other| other.addon.as_str())
+            .collect();
+        if !users.is_empty() {
+            return Err(Error::InUse { addon: name.to_owned(), users: users.join(", ") });
+        }
+        let mut api = Objects::new(&self.client);
+        for object in inventory.objects.iter().rev() {
+            progress(&format!("removing {object}"));
+            api.delete(object).await?;
+        }
+        Inventory::delete(&self.client, name).await
+    }
+
+    /// Every addon of the catalogue, and those that are enabled but no longer in it.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
+        let mut enabled: BTreeMap<String, Inventory> = Inventory::all(&self.client)
+            .await?
+            .into_iter()
+            .map(|inventory| (inventory.addon.clone(), inventory))
+            .collect();
+        let mut list = Vec::new();
+        for addon in self.catalog.iter() {
+            let inventory = enabled.remove(&addon.name);
+            list.push(
+                self.listed(addon.name.clone(), addon.version.clone(), &addon.description, inventory).await?,
+            );
+        }
+        for (name, inventory) in enabled {
+            let version = inventory.version.clone();
+            list.push(self.listed(name, version, "(not in this version of Kedge)", Some(inventory)).await?);
+        }
+        Ok(list)
+    }
+
+    async fn listed(
+        &self,
+        name: String,
+        version: String,
+        description: &str,
+        inventory: Option<Inventory>,
+    ) -> Result<Listed, Error> {
+        let mut listed = Listed {
+            name,
+            version,
+            description: description.to_owned(),
+            state: State::Disabled,
+            reasons: Vec::new(),
+        };
+        if let Some(inventory) = inventory {
+            listed.version = inventory.version;
+            listed.reasons = health::reasons(&self.client, &inventory.objects).await?;
+            listed.state = if listed.reasons.is_empty() { State::Enabled } else { State::Unhealthy };
+        }
+        Ok(listed)
+    }
+
+    /// Applies enabled addons again whose version in the catalogue differs: what a new binary does first.
+    /// Returns what was upgraded, and what could not be with the reason.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn upgrade(&self, limit: Duration) -> Result<Vec<(String, Result<(), Error>)>, Error> {
+        let mut done = Vec::new();
+        for inventory in Inventory::all(&self.client).await? {
+            let newer =
+                self.catalog.get(&inventory.addon).is_ok_and(|addon| addon.version != inventory.version);
+            if newer {
+                let result = self.enable(&inventory.addon, &inventory.arguments, limit, &mut |_| {}).await;
+                done.push((inventory.addon, result));
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn check_architecture(addon: &Addon) -> Result<(), Error> {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    if addon.architectures.is_empty() || addon.architectures.iter().any(|offered| offered == arch) {
+        return Ok(());
+    }
+    Err(Error::Architecture {
+        addon: addon.name.clone(),
+        arch: arch.to_owned(),
+        offered: addon.architectures.join(", "),
+    })
+}
