@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::http::Proxy;
 use crate::image;
 use crate::leftovers;
+use crate::network::{Network, command_in};
 use crate::run::{Out, kedge_binary, kubectl_program, run};
 
 /// What the installed binary's path is; `uninstall` of a test's node must leave it alone.
@@ -23,6 +24,10 @@ pub struct Cluster {
     binary: PathBuf,
     flags: Vec<String>,
     child: Option<Child>,
+    /// The network namespace that it runs in, when it is not this process's own.
+    namespace: Option<String>,
+    /// What kubectl connects to.
+    server: String,
     /// The Node object's name.
     pub node: String,
     /// The API's port.
@@ -50,6 +55,52 @@ impl Cluster {
     /// When this is not root or no ports are free.
     #[must_use]
     pub fn prepare() -> Self {
+        let pid = std::process::id();
+        let ports = free_ports();
+        // Networks that no other node of the machine has by default, and other ones for each process.
+        let network = pid % 16;
+        let name = format!("kedge-test-{pid}");
+        let settings = vec![
+            ("--port", ports[0].to_string()),
+            ("--cluster-port", ports[1].to_string()),
+            ("--kubelet-port", ports[2].to_string()),
+            ("--pod-cidr", format!("10.{}.0.0/16", 200 + network)),
+            ("--service-cidr", format!("10.{}.0.0/16", 220 + network)),
+            ("--cluster-dns", format!("10.{}.0.10", 220 + network)),
+            ("--table-name", name.clone()),
+            ("--bridge-name", format!("kt{pid}")),
+        ];
+        Self::made(name.clone(), None, "127.0.0.1".to_owned(), ports[0], &name, &format!("kt{pid}"), settings)
+    }
+
+    /// A host of `network` (from 1), with the ports and networks that users have.
+    ///
+    /// # Panics
+    /// When this is not root.
+    #[must_use]
+    pub fn prepare_on(network: &Network, host: usize) -> Self {
+        let name = format!("kedge-test-{}-{host}", std::process::id());
+        let settings = vec![("--node-ip", network.address(host))];
+        Self::made(
+            name,
+            Some(network.namespace(host)),
+            network.address(host),
+            6443,
+            "kedge",
+            "kedge0",
+            settings,
+        )
+    }
+
+    fn made(
+        node: String,
+        namespace: Option<String>,
+        address: String,
+        port: u16,
+        table: &str,
+        bridge: &str,
+        mut settings: Vec<(&str, String)>,
+    ) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "root is needed: these tests start containers");
         let base =
             std::env::var_os("KEDGE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
@@ -61,33 +112,28 @@ impl Cluster {
         for folder in ["data", "run", "log"] {
             fs::create_dir(dir.join(folder)).expect("make the node's folders");
         }
-        let pid = std::process::id();
-        let ports = free_ports();
-        // Networks that no other node of the machine has by default, and other ones for each process.
-        let network = pid % 16;
-        let (node, bridge, table) =
-            (format!("kedge-test-{pid}"), format!("kt{pid}"), format!("kedge-test-{pid}"));
         let path = |name: &str| dir.join(name).display().to_string();
-        let settings = [
-            ("--data-dir", path("data")),
-            ("--run-dir", path("run")),
-            ("--log-dir", path("log")),
-            ("--config", path("config.yaml")),
-            ("--node-name", node.clone()),
-            ("--port", ports[0].to_string()),
-            ("--cluster-port", ports[1].to_string()),
-            ("--kubelet-port", ports[2].to_string()),
-            ("--pod-cidr", format!("10.{}.0.0/16", 200 + network)),
-            ("--service-cidr", format!("10.{}.0.0/16", 220 + network)),
-            ("--cluster-dns", format!("10.{}.0.10", 220 + network)),
-            ("--table-name", table.clone()),
-            ("--bridge-name", bridge.clone()),
-        ];
+        for (flag, name) in
+            [("--data-dir", "data"), ("--run-dir", "run"), ("--log-dir", "log"), ("--config", "config.yaml")]
+        {
+            settings.push((flag, path(name)));
+        }
+        settings.push(("--node-name", node.clone()));
         let flags = settings.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
         // A file that is named must exist.
         std::fs::write(path("config.yaml"), "").expect("write the configuration file");
-        let cluster =
-            Self { binary: kedge_binary(), flags, child: None, node, port: ports[0], bridge, table, dir };
+        let cluster = Self {
+            binary: kedge_binary(),
+            flags,
+            child: None,
+            namespace,
+            server: format!("https://{address}:{port}"),
+            node,
+            port,
+            bridge: bridge.to_owned(),
+            table: table.to_owned(),
+            dir,
+        };
         cluster.note_record();
         cluster
     }
@@ -116,7 +162,7 @@ impl Cluster {
             .open(self.log_file())
             .expect("open the node's log");
         let errors = log.try_clone().expect("open the node's log twice");
-        let child = Command::new(&self.binary)
+        let child = command_in(self.namespace.as_deref(), &self.binary)
             .arg("run")
             .args(&self.flags)
             .stdin(Stdio::null())
@@ -144,8 +190,7 @@ impl Cluster {
             (status.code == 0).then_some(status)
         });
         assert_eq!(status.json()["state"], "ready");
-        let server = format!("https://127.0.0.1:{}", self.port);
-        let kubeconfig = self.kedge(&["config", "--server", &server]).ok();
+        let kubeconfig = self.kedge(&["config", "--server", &self.server]).ok();
         fs::write(self.kubeconfig(), kubeconfig).expect("write the kubeconfig");
     }
 
@@ -198,7 +243,7 @@ impl Cluster {
     #[track_caller]
     #[must_use]
     pub fn kedge(&self, arguments: &[&str]) -> Out {
-        run(Command::new(&self.binary).args(arguments).args(&self.flags), b"")
+        run(command_in(self.namespace.as_deref(), &self.binary).args(arguments).args(&self.flags), b"")
     }
 
     /// Runs kubectl.
@@ -379,7 +424,7 @@ impl Cluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let left = leftovers::find(&self.dir, &self.bridge, &self.table);
+        let left = leftovers::find(&self.dir, self.namespace.as_deref(), &self.bridge, &self.table);
         let binary_lost = kept.put_back();
         assert!(out.code == 0, "{out}");
         assert!(left.is_empty(), "uninstall left:\n{}", left.join("\n"));
@@ -434,7 +479,7 @@ impl Drop for Cluster {
         // A second panic would end the process before it has cleaned up: only try.
         self.report();
         let kept = Kept::take();
-        let _ = Command::new(&self.binary)
+        let _ = command_in(self.namespace.as_deref(), &self.binary)
             .arg("uninstall")
             .args(&self.flags)
             .stdin(Stdio::null())
@@ -444,7 +489,7 @@ impl Drop for Cluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        leftovers::force(&self.dir, &self.bridge, &self.table);
+        leftovers::force(&self.dir, self.namespace.as_deref(), &self.bridge, &self.table);
         kept.put_back();
         self.forget_record();
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::network::command_in;
 use crate::run::run;
 
 /// A process whose arguments name a folder.
@@ -51,16 +51,16 @@ pub(crate) fn mounts_below(folder: &Path) -> Vec<String> {
 }
 
 /// Everything of a node that is still there, in words.
-pub(crate) fn find(folder: &Path, bridge: &str, table: &str) -> Vec<String> {
+pub(crate) fn find(folder: &Path, namespace: Option<&str>, bridge: &str, table: &str) -> Vec<String> {
     let mut found: Vec<String> = processes_naming(folder)
         .into_iter()
         .map(|process| format!("process {}: {}", process.pid, process.command))
         .collect();
     found.extend(mounts_below(folder).into_iter().map(|point| format!("mount {point}")));
-    if Path::new("/sys/class/net").join(bridge).exists() {
+    if device_exists(namespace, bridge) {
         found.push(format!("network device {bridge}"));
     }
-    let tables = run(Command::new("nft").args(["list", "tables"]), b"").stdout;
+    let tables = run(command_in(namespace, "nft").args(["list", "tables"]), b"").stdout;
     if tables.lines().any(|line| line.split(' ').next_back() == Some(table)) {
         found.push(format!("nftables table {table}"));
     }
@@ -72,8 +72,12 @@ pub(crate) fn find(folder: &Path, bridge: &str, table: &str) -> Vec<String> {
     found
 }
 
+fn device_exists(namespace: Option<&str>, device: &str) -> bool {
+    run(command_in(namespace, "ip").args(["link", "show", "dev", device]), b"").code == 0
+}
+
 /// The last resort of a test that failed: end what names the folder, unmount what is below it.
-pub(crate) fn force(folder: &Path, bridge: &str, table: &str) {
+pub(crate) fn force(folder: &Path, namespace: Option<&str>, bridge: &str, table: &str) {
     for _ in 0..3 {
         let processes = processes_naming(folder);
         for process in &processes {
@@ -87,15 +91,15 @@ pub(crate) fn force(folder: &Path, bridge: &str, table: &str) {
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    if Path::new("/sys/class/net").join(bridge).exists() {
-        let _ = run(Command::new("ip").args(["link", "delete", bridge]), b"");
+    if device_exists(namespace, bridge) {
+        let _ = run(command_in(namespace, "ip").args(["link", "delete", bridge]), b"");
     }
-    let tables = run(Command::new("nft").args(["list", "tables"]), b"").stdout;
+    let tables = run(command_in(namespace, "nft").args(["list", "tables"]), b"").stdout;
     for line in tables.lines() {
         // "table inet NAME"
         let words: Vec<&str> = line.split(' ').collect();
         if words.len() == 3 && words[2] == table {
-            let _ = run(Command::new("nft").args(["delete", "table", words[1], words[2]]), b"");
+            let _ = run(command_in(namespace, "nft").args(["delete", "table", words[1], words[2]]), b"");
         }
     }
 }

@@ -12,12 +12,14 @@ mod cluster;
 mod http;
 mod image;
 mod leftovers;
+mod network;
 mod run;
 
 pub use cluster::Cluster;
 pub use http::{Proxy, Response};
 pub use image::{BUSYBOX, docker_archive, oci_archive};
 pub use leftovers::{Process, processes_naming};
+pub use network::Network;
 pub use run::{Out, kedge_binary, kubectl_program, run};
 
 use std::time::{Duration, Instant};

@@ -5,6 +5,7 @@
 mod controller;
 mod error;
 mod events;
+pub mod https;
 mod informer;
 mod key;
 mod queue;

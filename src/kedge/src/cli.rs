@@ -149,6 +149,17 @@ enum Command {
     /// Images on this node
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Enable addons, and wait until they are healthy
+    Enable(EnableArgs),
+    /// Disable addons: remove exactly what enabling them made
+    Disable {
+        /// Their names
+        #[arg(required = true, value_name = "ADDON")]
+        addons: Vec<String>,
+    },
+    /// Addons of this cluster
+    #[command(subcommand)]
+    Addons(AddonsCommand),
     /// Print the version
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -257,6 +268,31 @@ pub(crate) enum ImagesCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct EnableArgs {
+    /// Names, with arguments behind a colon: dns, dns:1.1.1.1,8.8.8.8, dns:replicas=2;upstream=1.1.1.1
+    #[arg(required = true, value_name = "ADDON[:ARGUMENTS]")]
+    pub(crate) addons: Vec<String>,
+    /// Seconds to wait until each is healthy
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AddonsCommand {
+    /// List them with their health
+    List {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// What an addon is and which arguments it takes
+    Info {
+        /// Its name
+        addon: String,
+    },
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct VersionArgs {
     /// Print JSON
     #[arg(short, long, value_parser = ["json", "yaml", "short"], default_value = "short")]
@@ -294,6 +330,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Config(args) => commands::config::run(&load()?, &args.server),
         Command::Kubectl(args) => commands::kubectl::run(&load()?, args.arguments),
         Command::Images(command) => commands::images::run(&load()?, command),
+        Command::Enable(args) => commands::addons::enable(&load()?, &args),
+        Command::Disable { addons } => commands::addons::disable(&load()?, &addons),
+        Command::Addons(command) => commands::addons::run(&load()?, &command),
         Command::Version(args) => {
             commands::version::run(&args.output);
             Ok(ExitCode::SUCCESS)

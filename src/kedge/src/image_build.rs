@@ -31,6 +31,11 @@ pub(crate) fn pause_image() -> String {
     format!("kedge.dev/pause:{}", kedge_base::VERSION)
 }
 
+/// The image that addons run: the whole binary, told by its arguments what to be.
+pub(crate) fn kedge_image() -> String {
+    format!("kedge.dev/kedge:{}", kedge_base::VERSION)
+}
+
 /// The names of all images that Kedge makes.
 pub(crate) fn names() -> Vec<String> {
     images().into_iter().map(|image| image.name).collect()
@@ -74,6 +79,13 @@ fn images() -> Vec<Image> {
             entrypoint: &["/kedge", "pause"],
             environment: Vec::new(),
             user: "65535:65535",
+            port: None,
+        },
+        Image {
+            name: kedge_image(),
+            entrypoint: &["/kedge"],
+            environment: Vec::new(),
+            user: "65534:65534",
             port: None,
         },
         hello("1.0"),

@@ -1,6 +1,7 @@
 //! One module per command. Each reads top to bottom as what the command does; the parts it uses are in
 //! the modules beside this one.
 
+pub(crate) mod addons;
 pub(crate) mod config;
 pub(crate) mod images;
 pub(crate) mod install;
@@ -12,8 +13,34 @@ pub(crate) mod stop;
 pub(crate) mod uninstall;
 pub(crate) mod version;
 
+use anyhow::Context as _;
+
 use crate::cli::Failure;
+use crate::config::Config;
 use crate::preflight;
+
+/// A client of this cluster's administrator, made from the kubeconfig that the running node wrote.
+fn admin_client(config: &Config) -> anyhow::Result<kube::Client> {
+    let file = config.kubeconfig();
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!("read {}; run this on a control-plane node that was started", file.display())
+    })?;
+    let parsed: serde_json::Value =
+        serde_saphyr::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
+    let text_at =
+        |pointer: &str| parsed.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let decoded = |pointer: &str| -> anyhow::Result<String> {
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text_at(pointer))
+            .with_context(|| format!("decode {pointer} of {}", file.display()))?;
+        Ok(String::from_utf8(bytes)?)
+    };
+    let identity = kedge_client::https::Identity::Certificate {
+        chain: decoded("/users/0/user/client-certificate-data")?,
+        key: decoded("/users/0/user/client-key-data")?,
+    };
+    let ca = decoded("/clusters/0/cluster/certificate-authority-data")?;
+    Ok(kedge_client::https::client(text_at("/clusters/0/cluster/server"), &ca, identity, "default")?)
+}
 
 /// Refuse before anything happens when the caller is not root.
 fn require_root() -> Result<(), Failure> {
