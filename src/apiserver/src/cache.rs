@@ -212,9 +212,10 @@ impl Bucket {
         snapshots.iter().find(|(pinned, _, _)| *pinned == revision).map(|(_, _, objects)| objects.clone())
     }
 
-    fn load(&self, key: Arc<str>, entry: Entry) {
-        let stored = Arc::new(self.stored(key, entry));
-        self.state.write().objects.insert(stored.key.clone(), stored);
+    /// Everything is other than before, as of `revision`: who watches has to list anew.
+    fn replace(&self, revision: u64, objects: Objects) {
+        *self.state.write() = State { objects, floor: revision, ..State::default() };
+        self.snapshots.lock().clear();
     }
 
     fn stored(&self, key: Arc<str>, entry: Entry) -> Stored {
@@ -301,13 +302,28 @@ fn split(key: &Key) -> (&str, &str) {
 
 impl Observer for Cache {
     fn reset(&self, revision: u64, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
-        self.buckets.write().clear();
         self.floor.store(revision, Ordering::Release);
+        let mut loaded: HashMap<Box<str>, (Arc<Bucket>, Objects)> = HashMap::new();
         for (key, entry) in entries {
             let (resource, rest) = split(&key);
-            self.bucket(resource).load(rest.into(), entry);
+            if !loaded.contains_key(resource) {
+                loaded.insert(resource.into(), (self.bucket(resource), Objects::new()));
+            }
+            if let Some((bucket, objects)) = loaded.get_mut(resource) {
+                let stored = Arc::new(bucket.stored(rest.into(), entry));
+                objects.insert(stored.key.clone(), stored);
+            }
+        }
+        // A bucket that watchers hold stays the same one, or they would wait for ever.
+        let buckets = self.buckets.read();
+        for (name, bucket) in buckets.iter() {
+            let objects = loaded.remove(name).map(|(_, objects)| objects).unwrap_or_default();
+            bucket.replace(revision, objects);
         }
         self.revision.store(revision, Ordering::Release);
+        for bucket in buckets.values() {
+            bucket.changed.send_replace(revision);
+        }
     }
 
     fn applied(&self, revision: u64, changes: &[Change]) {
@@ -375,6 +391,22 @@ mod tests {
             bucket.events_after(10, 2).expect("held").iter().map(|e| e.revision).collect::<Vec<_>>(),
             [11, 12]
         );
+    }
+
+    #[test]
+    fn after_a_reset_watchers_have_to_list_anew() {
+        let cache = Cache::new(HashMap::new());
+        put(&cache, "pods/ns/a", 1);
+        put(&cache, "secrets/ns/s", 2);
+        let (pods, secrets) = (cache.bucket("pods"), cache.bucket("secrets"));
+        let mut watcher = secrets.subscribe();
+        watcher.mark_unchanged();
+        cache.reset(9, &mut [("pods/ns/b".into(), entry("{}", None, 9))].into_iter());
+        assert!(watcher.has_changed().expect("the bucket lives"));
+        assert_eq!((pods.len(), secrets.len()), (1, 0));
+        assert!(pods.get("ns/b").is_some());
+        assert_eq!(secrets.events_after(2, 1).expect_err("cut off"), TooOld { requested: 2, oldest: 9 });
+        assert_eq!(cache.revision(), 9);
     }
 
     #[test]

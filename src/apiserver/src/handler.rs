@@ -2,7 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use futures::FutureExt;
@@ -42,7 +41,7 @@ async fn answer(
     let info = RequestInfo::parse(request.method(), request.uri(), &query);
     let user = authn::authenticate(state, request.headers(), peer.as_ref())?;
     let user = impersonated(state, user, request.headers())?;
-    if !state.bootstrapped.load(Ordering::Acquire) && !user.is_in(authn::MASTERS) && info.is_resource {
+    if state.is_new() && !user.is_in(authn::MASTERS) && info.is_resource {
         return Err(Status::service_unavailable("the API server is starting"));
     }
     authz::require(state, &user, &authz::attributes(&user, &info))?;
@@ -161,7 +160,7 @@ fn plain(
 }
 
 fn ready(state: &State, query: &Query) -> Response<Body> {
-    if !state.bootstrapped.load(Ordering::Acquire) {
+    if !*state.bootstrapped.borrow() {
         return respond::text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "[+]ping ok\n[-]poststarthook/bootstrap failed: not finished\nreadyz check failed\n",

@@ -29,17 +29,16 @@ mod verbs;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use kedge_api::registry::Registry;
-use kedge_api::status::Status;
 use kedge_base::Tasks;
-use kedge_store::Store;
+use kedge_store::{Observer, Store};
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 pub use authn::User;
 pub use server::LocalService;
@@ -48,9 +47,6 @@ pub use state::Config;
 /// Why the API server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The datastore could not be opened.
-    #[error("open the datastore")]
-    Store(#[from] kedge_store::Error),
     /// Somebody else listens there, or the address is not ours.
     #[error("listen on {address}")]
     Listen {
@@ -63,9 +59,42 @@ pub enum Error {
     /// The key file is damaged.
     #[error("read the ServiceAccount signing key: {0}")]
     Key(String),
-    /// A built-in object could not be written.
-    #[error("write the cluster's first objects")]
-    Bootstrap(#[source] Status),
+}
+
+/// An API server that listens at nothing yet: made before the store, whose observer it is.
+pub struct Prepared {
+    config: Config,
+    registry: Registry,
+    cache: Arc<cache::Cache>,
+    tokens: token::Tokens,
+    listener: TcpListener,
+}
+
+impl Prepared {
+    /// What must be told of every change of the store, before its writer gets the acknowledgement.
+    pub fn observer(&self) -> Arc<dyn Observer> {
+        self.cache.clone()
+    }
+
+    /// Serve from what the store holds. The objects that every cluster has are written as soon as the store
+    /// takes writes; see [`ApiServer::ready`].
+    pub fn start(self, store: Store, tasks: &Tasks) -> ApiServer {
+        let tasks = tasks.child("apiserver");
+        let state = Arc::new(state::State {
+            config: self.config,
+            registry: RwLock::new(self.registry),
+            cache: self.cache,
+            store,
+            tokens: self.tokens,
+            tasks: tasks.clone(),
+            bootstrapped: watch::Sender::new(false),
+            rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
+            openapi: openapi::Documents::default(),
+        });
+        server::listen(state.clone(), self.listener, &tasks);
+        tasks.spawn_until_stopped("first objects", bootstrap::run_until_done(state.clone()));
+        ApiServer(state)
+    }
 }
 
 /// A running API server.
@@ -73,12 +102,11 @@ pub enum Error {
 pub struct ApiServer(Arc<state::State>);
 
 impl ApiServer {
-    /// Open the store, listen, and write the objects that every cluster has. When this returns, the
-    /// server is ready.
+    /// Take the port and make the watch cache.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn start(mut config: Config, store: kedge_store::Config, tasks: &Tasks) -> Result<Self, Error> {
+    pub async fn prepare(mut config: Config) -> Result<Prepared, Error> {
         let registry = Registry::builtin();
         let mut paths: HashMap<Box<str>, extract::Paths> = HashMap::new();
         for resource in registry.iter().filter(|resource| resource.stored && !resource.converts()) {
@@ -92,24 +120,20 @@ impl ApiServer {
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
         // Port 0 asks for any free one.
         config.listen = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
-        let tasks = tasks.child("apiserver");
-        let store = Store::open(store, cache.clone(), &tasks).await?;
-        let state = Arc::new(state::State {
-            config,
-            registry: RwLock::new(registry),
-            cache,
-            store,
-            tokens,
-            tasks: tasks.clone(),
-            bootstrapped: AtomicBool::new(false),
-            rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
-            openapi: openapi::Documents::default(),
-        });
-        server::listen(state.clone(), listener, &tasks);
-        bootstrap::run(&state).await.map_err(Error::Bootstrap)?;
-        state.bootstrapped.store(true, Ordering::Release);
-        tasks.spawn_until_stopped("event expiry", expiry::run(state.clone()));
-        Ok(Self(state))
+        Ok(Prepared { config, registry, cache, tokens, listener })
+    }
+
+    /// Do what one API server of a cluster does for all of them, until `tasks` stop: delete old events, and
+    /// tell pods where the API servers are, whenever `addresses` change.
+    pub fn lead(&self, addresses: watch::Receiver<Vec<IpAddr>>, tasks: &Tasks) {
+        tasks.spawn_until_stopped("event expiry", expiry::run(self.0.clone()));
+        tasks.spawn_until_stopped("API server addresses", bootstrap::publish(self.0.clone(), addresses));
+    }
+
+    /// Returns when the objects that every cluster has are there: `/readyz` says ok from then on.
+    pub async fn ready(&self) {
+        // The sender lives in the state, so the channel cannot close.
+        let _ = self.0.bootstrapped.subscribe().wait_for(|done| *done).await;
     }
 
     /// The way in for a component of this process.

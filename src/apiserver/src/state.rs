@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use kedge_api::registry::{Registry, Resource};
@@ -10,6 +9,7 @@ use kedge_api::status::Status;
 use kedge_base::Tasks;
 use kedge_store::Store;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::authz::rbac::RuleSet;
 use crate::cache::Cache;
@@ -47,8 +47,8 @@ pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) tokens: Tokens,
     pub(crate) tasks: Tasks,
-    /// The defaults are in the store: requests can be authorised.
-    pub(crate) bootstrapped: AtomicBool,
+    /// The defaults of this version are in the store.
+    pub(crate) bootstrapped: watch::Sender<bool>,
     pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
     pub(crate) openapi: crate::openapi::Documents,
 }
@@ -57,6 +57,11 @@ pub(crate) struct State {
 pub(crate) type RulesVersion = [u64; 4];
 
 impl State {
+    /// No roles are there yet by which requests could be authorised.
+    pub(crate) fn is_new(&self) -> bool {
+        !*self.bootstrapped.borrow() && self.cache.bucket("clusterroles.rbac.authorization.k8s.io").len() == 0
+    }
+
     pub(crate) fn find(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
         self.registry.read().find(group, version, resource)
     }

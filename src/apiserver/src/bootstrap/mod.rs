@@ -5,10 +5,13 @@ pub(crate) mod system;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kedge_api::object;
 use kedge_api::status::Status;
+use kedge_base::Backoff;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::authn::User;
 use crate::state::State;
@@ -17,8 +20,26 @@ use crate::verbs::delete::Deletion;
 use crate::verbs::options::{DeleteOptions, WriteOptions};
 use crate::verbs::update::{Change, Edit, Target};
 
+/// Tries until the store takes writes: a node that comes back may be the first of its group.
+pub(crate) async fn run_until_done(state: Arc<State>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        // A member that has just joined must not write what it merely has not got yet.
+        let tried = match state.store.read_barrier().await {
+            Ok(_) => run(&state).await.map_err(|status| status.to_string()),
+            Err(error) => Err(kedge_base::Chain(&error).to_string()),
+        };
+        match tried {
+            Ok(()) => break,
+            Err(error) => tracing::warn!(%error, "the cluster's first objects are not written yet"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    state.bootstrapped.send_replace(true);
+}
+
 /// Makes what is missing and adds what a newer version needs. Safe to run at every start.
-pub(crate) async fn run(state: &Arc<State>) -> Result<(), Status> {
+async fn run(state: &Arc<State>) -> Result<(), Status> {
     for object in system::objects() {
         ensure(state, object).await?;
     }
@@ -63,18 +84,51 @@ async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
             },
         }),
     )
-    .await?;
-    let address = state.config.advertise_address;
+    .await
+}
+
+/// Keeps the list of API servers behind that Service (`pkg/controlplane/reconcilers`). One server of a
+/// cluster does so for all.
+pub(crate) async fn publish(state: Arc<State>, mut addresses: watch::Receiver<Vec<IpAddr>>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    loop {
+        let known = addresses.borrow_and_update().clone();
+        match endpoints(&state, &known).await {
+            Ok(()) => {
+                backoff.reset();
+                if addresses.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(status) => {
+                tracing::warn!(%status, "the list of API servers was not written; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+async fn endpoints(state: &Arc<State>, addresses: &[IpAddr]) -> Result<(), Status> {
+    let port = state.config.listen.port();
+    // One address family a slice; an API server has one address.
+    let Some(first) = addresses.first() else { return Ok(()) };
+    let addresses: Vec<&IpAddr> = addresses.iter().filter(|one| one.is_ipv4() == first.is_ipv4()).collect();
+    let endpoints: Vec<Value> = addresses
+        .iter()
+        .map(|address| json!({ "addresses": [address.to_string()], "conditions": { "ready": true } }))
+        .collect();
     write(state, json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": "kubernetes", "namespace": "default", "labels": { "kubernetes.io/service-name": "kubernetes" },
         },
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
+        "addressType": if first.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": endpoints,
         "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
     }))
     .await?;
+    let addresses: Vec<Value> =
+        addresses.iter().map(|address| json!({ "ip": address.to_string() })).collect();
     write(
         state,
         json!({
@@ -84,7 +138,7 @@ async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
                 "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
             },
             "subsets": [{
-                "addresses": [{ "ip": address.to_string() }],
+                "addresses": addresses,
                 "ports": [{ "name": "https", "protocol": "TCP", "port": port }],
             }],
         }),

@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use kedge_apiserver::{ApiServer, Config, User};
 use kedge_base::Tasks;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
+use kedge_store::Store;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt as _;
@@ -40,7 +41,12 @@ impl Fixture {
             event_ttl_seconds: 3600,
         };
         let store = kedge_store::Config::new(dir.path().join("store"));
-        let server = ApiServer::start(config, store, &tasks).await.expect("the server starts");
+        let prepared = ApiServer::prepare(config).await.expect("a free port");
+        let store = Store::open(store, prepared.observer(), &tasks).await.expect("the store opens");
+        let server = prepared.start(store, &tasks);
+        server.ready().await;
+        let addresses = tokio::sync::watch::Sender::new(vec![[127, 0, 0, 1].into()]);
+        server.lead(addresses.subscribe(), &tasks);
         Self { server, tasks, _dir: dir }
     }
 
