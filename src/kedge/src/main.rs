@@ -7,6 +7,7 @@
 mod cli;
 mod commands;
 mod config;
+mod control;
 mod hello;
 mod image_build;
 mod memory;

@@ -14,6 +14,8 @@ use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
 use kedge_kubelet::containerd;
+use kedge_store::Store;
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::image_build;
@@ -44,13 +46,14 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
         .spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
     let server_tasks = tasks.child("server");
-    let server = ApiServer::start(
-        server_config(&config, &pki, node_ip)?,
-        kedge_store::Config::new(config.data_dir.join("store")),
-        &server_tasks,
-    )
-    .await
-    .context("start the API server")?;
+    let prepared =
+        ApiServer::prepare(server_config(&config, &pki, node_ip)?).await.context("start the API server")?;
+    let store = kedge_store::Config::new(config.data_dir.join("store"));
+    let store = Store::open(store, prepared.observer(), &server_tasks).await.context("open the datastore")?;
+    let server = prepared.start(store, &server_tasks);
+    let addresses = watch::Sender::new(vec![node_ip]);
+    server.lead(addresses.subscribe(), &server_tasks);
+    server.ready().await;
     board.ready("apiserver");
     board.follow_store(server.store().clone());
 

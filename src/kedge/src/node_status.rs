@@ -2,29 +2,20 @@
 //! reads through a unix socket in the run folder.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
 use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_store::Store;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::control::{self, Handler, Reply, Request};
 use crate::status::{Component, Datastore, State, Status};
 
 /// The parts of a control-plane node in the order in which they start.
 const PARTS: [&str; 6] = ["apiserver", "controllers", "scheduler", "containerd", "network", "kubelet"];
-/// A client that does not finish its request in this time is cut off.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest request line and headers.
-const REQUEST_LIMIT: u64 = 16 << 10;
-
 /// Clones share the board.
 #[derive(Clone)]
 pub(crate) struct Board(Arc<Inner>);
@@ -53,58 +44,20 @@ impl Board {
         };
         let board =
             Self(Arc::new(Inner { status: watch::Sender::new(status), store: std::sync::OnceLock::new() }));
-        let socket = config.status_socket();
-        // A socket that an earlier process left behind; the pid file says that it is gone.
-        let _ = std::fs::remove_file(&socket);
-        let listener =
-            UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
-            .context("restrict the status socket")?;
-        let (answers, connections) = (board.clone(), tasks.child("status"));
-        tasks.spawn_until_stopped("status socket", async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let board = answers.clone();
-                        connections.spawn_until_stopped("status request", async move {
-                            // A client that went away needs no answer.
-                            let _ = tokio::time::timeout(PATIENCE, board.answer(stream)).await;
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "status request not accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
+        let answers = board.clone();
+        let handler: Handler = Arc::new(move |request| {
+            let board = answers.clone();
+            Box::pin(async move { board.answer(request).await })
         });
+        control::serve(&config.status_socket(), handler, tasks)?;
         Ok(board)
     }
 
-    async fn answer(&self, stream: UnixStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.take(REQUEST_LIMIT));
-        let mut line = String::new();
-        reader.read_line(&mut line).await?;
-        let path = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-        while !line.trim().is_empty() {
-            line.clear();
-            if reader.read_line(&mut line).await? == 0 {
-                break;
-            }
+    async fn answer(&self, request: Request) -> Reply {
+        match (request.method.as_str(), request.path.as_str()) {
+            ("GET", "/status") => Reply::json(&self.now()),
+            _ => Reply::failed(404, "this node knows no such request"),
         }
-        let (code, body) = if path == "/status" {
-            ("200 OK", serde_json::to_vec(&self.now()).map_err(std::io::Error::other)?)
-        } else {
-            ("404 Not Found", b"not found\n".to_vec())
-        };
-        let mut stream = reader.into_inner().into_inner();
-        let head = format!(
-            "HTTP/1.0 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).await?;
-        stream.write_all(&body).await?;
-        stream.shutdown().await
     }
 
     fn now(&self) -> Status {

@@ -3,12 +3,13 @@
 //! `GET /status` answers a [`Status`] as JSON. The types are shared by the node that answers and the
 //! commands that ask.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::control::{self, CallError};
 
 /// The whole node in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,44 +141,17 @@ impl Status {
 /// # Errors
 /// When somebody listens but does not answer properly within five seconds.
 pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
-    let Some(body) = get(socket, "/status")? else { return Ok(None) };
-    serde_json::from_slice(&body).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// One HTTP/1.0 request: the answer then ends with the connection and is never chunked.
-fn get(socket: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
-    let mut stream = match UnixStream::connect(socket) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let limit = Some(Duration::from_secs(5));
-    stream.set_read_timeout(limit)?;
-    stream.set_write_timeout(limit)?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: kedge\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    body_of(&answer).map(|body| Some(body.to_vec()))
-}
-
-fn body_of(answer: &[u8]) -> io::Result<&[u8]> {
-    let split = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))?;
-    let head = String::from_utf8_lossy(&answer[..split]);
-    match head.split_whitespace().nth(1) {
-        Some("200") => Ok(&answer[split + 4..]),
-        _ => Err(io::Error::other(format!("refused: {}", head.lines().next().unwrap_or_default()))),
+    match control::call(socket, "GET", "/status", &(), Duration::from_secs(5)) {
+        Ok(status) => Ok(Some(status)),
+        Err(CallError::NotRunning) => Ok(None),
+        Err(CallError::Io(error)) => Err(error),
+        Err(CallError::Refused(text)) => Err(io::Error::other(text)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
 
     fn status() -> Status {
         Status {
@@ -205,31 +179,5 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));
-    }
-
-    #[test]
-    fn asks_over_a_unix_socket() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("kedge.sock");
-        assert!(ask(&socket).unwrap().is_none());
-        let listener = UnixListener::bind(&socket).unwrap();
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let read = stream.read(&mut request).unwrap();
-            assert!(request[..read].starts_with(b"GET /status HTTP/1.0\r\n"));
-            let body = serde_json::to_string(&status()).unwrap();
-            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
-        });
-        assert_eq!(ask(&socket).unwrap(), Some(status()));
-        server.join().unwrap();
-        // The file stays when a process dies: nobody listens any more.
-        assert!(ask(&socket).unwrap().is_none());
-    }
-
-    #[test]
-    fn other_answers_are_errors() {
-        assert!(body_of(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").is_err());
-        assert!(body_of(b"nonsense").is_err());
     }
 }
