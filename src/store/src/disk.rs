@@ -11,29 +11,42 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::engine::{Engine, write_overlay};
 use crate::error::Error;
-use crate::recover::{Paths, open_closed_engine, reopen_engine};
+use crate::recover::{self, Paths, open_closed_engine, reopen_engine};
 use crate::snapshot;
-use crate::state::{Meta, Overlay};
+use crate::state::{Meta, Overlay, State, show_all};
 use crate::stats::Counters;
-use crate::types::Config;
+use crate::types::{Config, Observer};
+use crate::wal::Wal;
 
 /// How long the engine stays open after its last use.
 const LINGER: Duration = Duration::from_secs(3);
 
 /// Write these changes to the engine, durably, and then perhaps a snapshot.
-pub(crate) struct Job {
+pub(crate) struct Flush {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) meta: Meta,
     pub(crate) snapshot: bool,
 }
 
+pub(crate) enum Job {
+    Flush(Flush),
+    /// Replace engine and log by the received snapshot with this index and term.
+    Install(u64, u64),
+}
+
 /// What became of a job.
-pub(crate) struct Done {
-    pub(crate) flushed: Result<(), Error>,
-    /// If a snapshot was asked for: its size, and the index down to which the log must be kept.
-    pub(crate) snapshot: Option<Result<(u64, u64), Error>>,
+pub(crate) enum Done {
+    Flushed {
+        result: Result<(), Error>,
+        /// If a snapshot was asked for: its size, and the index down to which the log must be kept.
+        snapshot: Option<Result<(u64, u64), Error>>,
+    },
+    /// The state that took the place of the old one; the observer has seen it.
+    Installed(Result<State, Error>),
 }
 
 pub(crate) struct Disk {
@@ -47,11 +60,14 @@ impl Disk {
         config: Config,
         paths: Paths,
         flushed: Meta,
+        wal: Arc<Mutex<Wal>>,
+        observer: Arc<dyn Observer>,
         counters: Arc<Counters>,
         done: impl Fn(Done) + Send + 'static,
     ) -> Result<Self, Error> {
         let (sender, jobs) = channel();
-        let mut worker = Worker { config, paths, engine: None, failed: false, flushed, counters };
+        let mut worker =
+            Worker { config, paths, engine: None, failed: false, flushed, wal, observer, counters };
         let thread = std::thread::Builder::new()
             .name("kedge-store-disk".into())
             .spawn(move || worker.run(&jobs, &done))
@@ -80,6 +96,8 @@ struct Worker {
     engine: Option<Box<dyn Engine>>,
     failed: bool,
     flushed: Meta,
+    wal: Arc<Mutex<Wal>>,
+    observer: Arc<dyn Observer>,
     counters: Arc<Counters>,
 }
 
@@ -98,30 +116,54 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            // sled may panic where it should return an error.
-            let flushed = catch_unwind(AssertUnwindSafe(|| self.flush(&job))).unwrap_or_else(|_| {
-                Err(Error::Engine { path: self.paths.engine.clone(), what: "it panicked".into() })
-            });
-            let snapshot = match (&flushed, &self.engine) {
-                (Ok(()), Some(engine)) if job.snapshot => {
-                    Some(snapshot::write(&self.paths.snapshots, engine.as_ref(), &job.meta))
+            match job {
+                Job::Flush(job) => self.handle_flush(job, done),
+                Job::Install(index, term) => {
+                    let installed = catch_unwind(AssertUnwindSafe(|| self.install(index, term)));
+                    done(Done::Installed(installed.unwrap_or_else(|_| Err(self.panicked()))));
                 }
-                _ => None,
-            };
-            self.failed = flushed.is_err();
-            if self.failed {
-                self.engine = None;
             }
-            if let Some(Ok((bytes, _))) = &snapshot {
-                self.counters.snapshots.fetch_add(1, Relaxed);
-                self.counters.bytes_written.fetch_add(*bytes, Relaxed);
-            }
-            drop(job);
-            done(Done { flushed, snapshot });
         }
     }
 
-    fn flush(&mut self, job: &Job) -> Result<(), Error> {
+    fn panicked(&self) -> Error {
+        Error::Engine { path: self.paths.engine.clone(), what: "it panicked".into() }
+    }
+
+    fn handle_flush(&mut self, job: Flush, done: &impl Fn(Done)) {
+        // sled may panic where it should return an error.
+        let result = catch_unwind(AssertUnwindSafe(|| self.flush(&job)));
+        let result = result.unwrap_or_else(|_| Err(self.panicked()));
+        let snapshot = match (&result, &self.engine) {
+            (Ok(()), Some(engine)) if job.snapshot => {
+                Some(snapshot::write(&self.paths.snapshots, engine.as_ref(), &job.meta))
+            }
+            _ => None,
+        };
+        self.failed = result.is_err();
+        if self.failed {
+            self.engine = None;
+        }
+        if let Some(Ok((bytes, _))) = &snapshot {
+            self.counters.snapshots.fetch_add(1, Relaxed);
+            self.counters.bytes_written.fetch_add(*bytes, Relaxed);
+        }
+        drop(job);
+        done(Done::Flushed { result, snapshot });
+    }
+
+    fn install(&mut self, index: u64, term: u64) -> Result<State, Error> {
+        self.engine = None;
+        self.failed = false;
+        let (engine, state) =
+            recover::install(&self.config, &self.paths, &mut self.wal.lock(), index, term)?;
+        show_all(&state, engine.as_ref(), self.observer.as_ref())?;
+        self.flushed = state.meta.clone();
+        self.engine = Some(engine);
+        Ok(state)
+    }
+
+    fn flush(&mut self, job: &Flush) -> Result<(), Error> {
         let engine = match &mut self.engine {
             Some(engine) => engine,
             none => {

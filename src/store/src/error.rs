@@ -64,6 +64,13 @@ pub enum Error {
     /// A thread could not be started.
     #[error("start store thread")]
     Thread(#[source] io::Error),
+    /// The group cannot be asked: no leader, or none that a majority follows. Reads that need no barrier
+    /// go on.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// Messages of another member that make no sense.
+    #[error("message from another member: {0}")]
+    Message(String),
     /// The store is closed, or closing.
     #[error("the store is closed")]
     Closed,
@@ -103,10 +110,14 @@ pub enum CommitError {
     /// The transaction makes no sense (an empty key, a key twice, a splice offset outside of the value).
     #[error("invalid transaction: {0}")]
     Invalid(String),
-    /// There is no leader at the moment. The transaction may still take effect; ask before repeating it.
+    /// The leader changed before the transaction was committed. It did not happen and will not.
     #[error("the store has no leader")]
     NoLeader,
-    /// The store stopped after an error. The transaction may have taken effect.
+    /// The transaction was sent on its way and may have taken effect, or may yet; read before repeating it.
+    #[error("it is unknown whether the write took effect: {0}")]
+    Unknown(String),
+    /// The store stopped after an error, or has no majority. The transaction may have taken effect, or may
+    /// yet.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The disk is full; nothing changed. The store goes on as soon as there is space.
@@ -115,4 +126,33 @@ pub enum CommitError {
     /// The store is closed, or closing.
     #[error("the store is closed")]
     Closed,
+}
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// This id has been given out.
+    #[error("the id {0:016x} is taken")]
+    IdTaken(u64),
+    /// Another member has this name.
+    #[error("the name {0} is taken by another node; remove that one first")]
+    NameTaken(String),
+    /// Another member has this address.
+    #[error("the address {0} is taken by another node")]
+    AddressTaken(String),
+    /// There is no such member.
+    #[error("no member has the id {0:016x}")]
+    Unknown(u64),
+    /// This node has no record of its own yet.
+    #[error("this node is not announced as a member yet; call announce first")]
+    NotAnnounced,
+    /// A group cannot be without members.
+    #[error("this is the only member")]
+    Last,
+    /// A field that cannot be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// A condition of the caller's transaction does not hold, or it could not be committed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
 }

@@ -8,27 +8,40 @@
 //! - snapshot files ([`snapshot`]): checksummed copies of the state machine; the log is cut only up to an
 //!   index that a snapshot holds, so the engine is never the only truth and may be rebuilt at any time.
 //!
-//! One thread ([`node`]) drives Raft, the log and the state machine; a second ([`disk`]) writes the engine
-//! and the snapshots. Only this crate may name sled and raft. It knows nothing about Kubernetes: keys
-//! and values are opaque.
+//! The heart ([`core`](self::core)) is deterministic: Raft, the state machine, who votes ([`membership`]).
+//! One thread ([`node`]) drives it; others write the log, and the engine and the snapshots ([`disk`]).
+//! Members talk over tonic ([`transport`]) on connections that the caller opens and secures.
+//!
+//! Only this crate may name sled and raft. It knows nothing about Kubernetes: keys and values are opaque.
 
 mod command;
+mod core;
 mod disk;
 mod engine;
 mod error;
 mod logger;
+mod membership;
 mod node;
 mod raftlog;
 mod recover;
 mod snapshot;
 mod state;
+#[cfg(test)]
+mod sim;
 mod stats;
+mod status;
 mod store;
+mod transport;
 mod types;
 mod wal;
 
 pub use command::{DecodeError, check_encoding};
-pub use error::{CommitError, Error};
+pub use error::{CommitError, Error, MemberError};
+pub use membership::Member;
 pub use stats::Stats;
-pub use store::Store;
-pub use types::{Change, Check, Condition, Config, Entry, Key, Observer, Op, Revision, Txn, Value};
+pub use status::{MemberStatus, Role, Status};
+pub use store::{Recovered, Store};
+pub use transport::{Connection, Dial, Dialing, Peer};
+pub use types::{
+    Bootstrap, Change, Check, Cluster, Condition, Config, Entry, Key, Observer, Op, Revision, Txn, Value,
+};

@@ -1,6 +1,8 @@
 //! The part of the Raft log that Raft itself may ask for, in memory. Everything in it is in the
-//! write-ahead log already; entries leave it once they are applied and no follower can need them.
+//! write-ahead log, or on the way into it; entries leave it once they are applied and no follower can
+//! need them. A follower that needs what has left gets a snapshot.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
@@ -15,7 +17,24 @@ pub(crate) struct RaftLog {
     base_term: u64,
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// The snapshot that may be sent.
+    snapshot: Option<SnapshotId>,
+    /// Entries after this one are kept while a snapshot up to it is on its way to a follower.
+    hold: Option<u64>,
+    /// A follower needs a snapshot that reaches at least to this index, and there is none.
+    wanted: Cell<Option<u64>>,
 }
+
+/// A snapshot file, as Raft knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SnapshotId {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) members: ConfState,
+}
+
+/// Entries kept beyond the usual while a snapshot is under way, in bytes.
+const HOLD_BYTES: usize = 64 << 20;
 
 impl RaftLog {
     pub(crate) fn new(
@@ -26,7 +45,33 @@ impl RaftLog {
     ) -> Self {
         let bytes = entries.iter().map(size).sum();
         let (base_index, base_term) = base;
-        Self { hard_state, members, base_index, base_term, entries: entries.into(), bytes }
+        Self { hard_state, members, base_index, base_term, entries: entries.into(), bytes, ..Self::default() }
+    }
+
+    /// A snapshot takes the place of everything.
+    pub(crate) fn restore(&mut self, index: u64, term: u64, members: ConfState) {
+        let hard_state = HardState { commit: self.hard_state.commit.max(index), ..self.hard_state.clone() };
+        *self = Self::new(hard_state, members, (index, term), Vec::new());
+    }
+
+    /// A snapshot that can be sent from now on.
+    pub(crate) fn offer(&mut self, snapshot: SnapshotId) {
+        self.wanted.set(None);
+        self.snapshot = Some(snapshot);
+    }
+
+    /// Whether somebody asked for a snapshot that is not there.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.wanted.take().is_some()
+    }
+
+    pub(crate) fn set_hold(&mut self, hold: Option<u64>) {
+        self.hold = hold;
+    }
+
+    /// The memory that entries take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn last(&self) -> u64 {
@@ -44,10 +89,12 @@ impl RaftLog {
         }
     }
 
-    /// Forget applied entries until at most `keep` bytes are left.
+    /// Forget applied entries until at most `keep` bytes are left. The very first entry never stays: who
+    /// has nothing at all must begin with a snapshot, for only that names the members.
     pub(crate) fn compact(&mut self, applied: u64, keep: usize) {
-        while self.bytes > keep || keep == 0 {
+        while self.bytes > keep || keep == 0 || self.base_index == 0 {
             match self.entries.front() {
+                Some(entry) if self.is_held(entry.index) => break,
                 Some(entry) if entry.index <= applied => {
                     self.bytes -= size(entry);
                     (self.base_index, self.base_term) = (entry.index, entry.term);
@@ -59,6 +106,10 @@ impl RaftLog {
         if self.entries.is_empty() && self.entries.capacity() > 4096 {
             self.entries = VecDeque::new();
         }
+    }
+
+    fn is_held(&self, index: u64) -> bool {
+        self.bytes < HOLD_BYTES && self.hold.is_some_and(|hold| index > hold)
     }
 }
 
@@ -114,9 +165,22 @@ impl Storage for RaftLog {
         Ok(self.last())
     }
 
-    /// Followers that are too far behind need one; there is no transport to send it with yet.
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    /// Names the snapshot; the file travels on a stream of its own. It must join the entries that are here.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        let least = request_index.max(self.base_index).max(1);
+        match &self.snapshot {
+            Some(found) if found.index >= least => {
+                let mut snapshot = Snapshot::default();
+                let metadata = snapshot.mut_metadata();
+                (metadata.index, metadata.term) = (found.index, found.term);
+                metadata.conf_state = Some(found.members.clone());
+                Ok(snapshot)
+            }
+            _ => {
+                self.wanted.set(Some(least));
+                Err(StorageError::SnapshotTemporarilyUnavailable.into())
+            }
+        }
     }
 }
 

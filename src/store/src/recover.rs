@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kedge_base::Chain;
-use raft::eraftpb::{ConfState, Entry, EntryType};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 
 use crate::command;
 use crate::engine::{Engine, Sled, write_overlay};
 use crate::error::Error;
+use crate::membership::{self, Member};
 use crate::raftlog::RaftLog;
 use crate::snapshot;
 use crate::state::{Meta, State};
 use crate::stats::Counters;
-use crate::types::Config;
+use crate::types::{Bootstrap, Config, Op, Txn};
 use crate::wal::{self, Recovered, Wal};
 
 /// How many bytes of objects go to the engine in one batch when it is rebuilt.
@@ -34,6 +35,8 @@ pub(crate) struct Paths {
     pub(crate) aside: PathBuf,
     pub(crate) snapshots: PathBuf,
     pub(crate) lock: PathBuf,
+    /// Exists in the folder of a member that did not found its group.
+    pub(crate) joined: PathBuf,
 }
 
 impl Paths {
@@ -45,7 +48,15 @@ impl Paths {
             aside: dir.join("engine.bad"),
             snapshots: dir.join("snapshots"),
             lock: dir.join("lock"),
+            joined: dir.join("joined"),
         }
+    }
+
+    /// The configuration that a member without any data begins with. One that joins has none: it gets it
+    /// with its first snapshot.
+    fn first(&self, node_id: u64) -> ConfState {
+        let voters = if self.joined.exists() { vec![] } else { vec![node_id] };
+        ConfState { voters, ..ConfState::default() }
     }
 }
 
@@ -71,8 +82,13 @@ pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> 
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", &paths.lock)(error)),
     }
     let has_log = wal::exists(&paths.wal)?;
+    let joins = config.cluster.as_ref().is_some_and(|c| matches!(c.bootstrap, Bootstrap::Join { .. }));
+    if joins && !has_log && !paths.joined.exists() {
+        kedge_base::write_atomic(&paths.joined, b"", 0o600).map_err(Error::io("write", &paths.joined))?;
+    }
+    finish_install(config, paths, counters)?;
     let snapshots = snapshot::list(&paths.snapshots)?;
-    let first = ConfState { voters: vec![config.node_id], ..ConfState::default() };
+    let first = paths.first(config.node_id);
     let usable = usable_engine(config, paths, &first, has_log, !snapshots.is_empty())?;
     let (mut engine, mut state) = match usable {
         Some(found) => found,
@@ -250,6 +266,69 @@ fn load_snapshot(config: &Config, paths: &Paths, path: &Path) -> Result<Base, Er
     Ok((Box::new(engine), state))
 }
 
+/// Replaces state and log by a snapshot that was received from another member: see
+/// [`snapshot::received`]. From the first rename on it is finished by [`finish_install`], should the
+/// process end in between.
+pub(crate) fn install(
+    config: &Config,
+    paths: &Paths,
+    wal: &mut Wal,
+    index: u64,
+    term: u64,
+) -> Result<Base, Error> {
+    let hard_state = HardState { commit: index, ..wal.hard_state().clone() };
+    install_with(config, paths, wal, index, term, &hard_state)
+}
+
+fn install_with(
+    config: &Config,
+    paths: &Paths,
+    wal: &mut Wal,
+    index: u64,
+    term: u64,
+    hard_state: &HardState,
+) -> Result<Base, Error> {
+    let received = snapshot::received(&paths.snapshots, index, term);
+    let installing = snapshot::installing(&paths.snapshots, index, term);
+    // The receiver has verified it; this is about the disk.
+    let meta = snapshot::open(&received)?.meta;
+    if (meta.applied, meta.applied_term) != (index, term) {
+        let what = format!("it reaches to entry {} and not to {index}", meta.applied);
+        return Err(Error::DamagedSnapshot { path: received, what });
+    }
+    fs::rename(&received, &installing).map_err(Error::io("rename", &received))?;
+    kedge_base::sync_dir(&paths.snapshots).map_err(Error::io("sync", &paths.snapshots))?;
+    switch_over(paths, wal, index, term, hard_state)?;
+    rebuild(config, paths, &paths.first(config.node_id))
+}
+
+fn finish_install(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> Result<(), Error> {
+    let Some((index, term)) = snapshot::interrupted(&paths.snapshots)? else { return Ok(()) };
+    tracing::info!(index, "a snapshot from another member was about to be installed; that is finished now");
+    let (mut wal, _) = Wal::open(&paths.wal, config.node_id, config.segment_bytes, u64::MAX, counters.clone())?;
+    let known = wal.hard_state();
+    // Never below the snapshot's term: that of a recovered group is new.
+    let hard_state = HardState { term: known.term.max(term), commit: index, ..known.clone() };
+    switch_over(paths, &mut wal, index, term, &hard_state)
+}
+
+fn switch_over(
+    paths: &Paths,
+    wal: &mut Wal,
+    index: u64,
+    term: u64,
+    hard_state: &HardState,
+) -> Result<(), Error> {
+    wal.reset(index, term, hard_state)?;
+    if paths.engine.exists() {
+        fs::remove_dir_all(&paths.engine).map_err(Error::io("remove", &paths.engine))?;
+    }
+    for old in snapshot::list(&paths.snapshots)? {
+        fs::remove_file(&old.path).map_err(Error::io("remove", &old.path))?;
+    }
+    snapshot::keep(&paths.snapshots, index, term)
+}
+
 /// Opens the engine after it was closed in good order; it must say what it said then.
 pub(crate) fn open_closed_engine(config: &Config, paths: &Paths, last: &Meta) -> Option<Box<dyn Engine>> {
     // sled's own threads may hold the file's lock a little longer than its handle.
@@ -275,7 +354,7 @@ pub(crate) fn reopen_engine(config: &Config, paths: &Paths, last: &Meta) -> Resu
         Err(error) if error.is_full() => return Err(error),
         Err(error) => set_aside(paths, &Chain(&error).to_string()),
     }
-    let first = ConfState { voters: vec![config.node_id], ..ConfState::default() };
+    let first = paths.first(config.node_id);
     let (mut engine, mut state) = rebuild(config, paths, &first)?;
     let mut changes = Vec::new();
     for entry in wal::read(&paths.wal, config.node_id, state.meta.applied, last.applied)? {
@@ -290,6 +369,75 @@ pub(crate) fn reopen_engine(config: &Config, paths: &Paths, last: &Meta) -> Resu
     }
     write_overlay(engine.as_mut(), &state.take_overlay(), last)?;
     Ok(engine)
+}
+
+/// Makes this member the only one of its group. All that its log holds is kept: part of it may not have
+/// been committed, but nobody else can say so any more.
+pub(crate) fn alone(config: &Config, counters: &Arc<Counters>) -> Result<crate::Recovered, Error> {
+    let paths = Paths::new(&config.dir);
+    if !wal::exists(&paths.wal)? {
+        return Err(Error::NoState { path: paths.dir, what: "there is no store in it".into() });
+    }
+    let Opened { lock: _lock, engine, mut state, mut wal, .. } = open(config, &paths, counters)?;
+    let (hard_state, entries) = wal.reread(state.meta.applied)?;
+    let mut changes = Vec::new();
+    for entry in entries {
+        if let Some(command) = command_of(&entry)? {
+            state.apply(&command, &mut changes);
+            changes.clear();
+        }
+        (state.meta.applied, state.meta.applied_term) = (entry.index, entry.term);
+    }
+    if state.meta.applied == 0 {
+        let what = "this node has received nothing from its group yet".into();
+        return Err(Error::NoState { path: paths.dir, what });
+    }
+    let removed: Vec<Member> =
+        state.members().values().filter(|member| member.id != config.node_id).cloned().collect();
+    let keys = removed.iter().flat_map(|member| {
+        [
+            membership::key(member.id),
+            membership::name_key(&member.name),
+            membership::address_key(&member.address),
+        ]
+    });
+    let ops = keys.map(|key| Op::Delete { key }).collect();
+    let txn = command::encode(&Txn { ops, ..Txn::default() });
+    let command = command::decode(&txn).map_err(|source| Error::Entry { index: 0, source })?;
+    state.apply(&command, &mut changes);
+    // An entry of its own, so that nobody else's entry can be taken for it.
+    state.meta.applied += 1;
+    state.meta.applied_term = hard_state.term.max(state.meta.applied_term) + 1;
+    state.meta.members = ConfState { voters: vec![config.node_id], ..ConfState::default() };
+    let meta = state.meta.clone();
+    let (index, term) = (meta.applied, meta.applied_term);
+    // The same way as a snapshot from another member: whole and synced first, then in one rename. What is
+    // there stays untouched until then.
+    let copy = paths.dir.join("engine.recover");
+    if copy.exists() {
+        fs::remove_dir_all(&copy).map_err(Error::io("remove", &copy))?;
+    }
+    let mut target = Sled::open(&copy, config.cache_bytes)?;
+    let mut failure = None;
+    let mut objects = engine.objects().map_while(|pair| match pair {
+        Ok((key, object)) => Some((key, Some(object))),
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    target.write(&mut objects, None)?;
+    drop(objects);
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    write_overlay(&mut target, &state.take_overlay(), &meta)?;
+    snapshot::write_received(&paths.snapshots, &target, &meta)?;
+    drop((engine, target));
+    fs::remove_dir_all(&copy).map_err(Error::io("remove", &copy))?;
+    let hard_state = HardState { term, vote: config.node_id, commit: index };
+    let (_engine, state) = install_with(config, &paths, &mut wal, index, term, &hard_state)?;
+    Ok(crate::Recovered { index, term, revision: state.meta.revision, removed })
 }
 
 /// The transaction in an entry; Raft's own entries have none.

@@ -51,6 +51,49 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
+/// Where a snapshot from another member is put when it is whole, verified and synced.
+pub(crate) fn received(dir: &Path, index: u64, term: u64) -> PathBuf {
+    dir.join(format!("{index:016x}-{term:016x}.received"))
+}
+
+/// Its name from when it is to replace the state until it has.
+pub(crate) fn installing(dir: &Path, index: u64, term: u64) -> PathBuf {
+    dir.join(format!("{index:016x}-{term:016x}.install"))
+}
+
+pub(crate) fn path(dir: &Path, index: u64) -> PathBuf {
+    dir.join(format!("{index:016x}.snap"))
+}
+
+/// Index and term of a snapshot whose installation was interrupted. Removes what was received but not
+/// about to be installed.
+pub(crate) fn interrupted(dir: &Path) -> Result<Option<(u64, u64)>, Error> {
+    let mut found = None;
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if name.ends_with(".received") || name.ends_with(".part") {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        } else if let Some((index, term)) = name.strip_suffix(".install").and_then(|n| n.split_once('-')) {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            found = number(index).zip(number(term)).max(found);
+        }
+    }
+    Ok(found)
+}
+
+/// Gives an installed snapshot the name under which it is found.
+pub(crate) fn keep(dir: &Path, index: u64, term: u64) -> Result<(), Error> {
+    let from = installing(dir, index, term);
+    fs::rename(&from, path(dir, index)).map_err(Error::io("rename", &from))?;
+    kedge_base::sync_dir(dir).map_err(Error::io("sync", dir))
+}
+
 /// Passes bytes on and keeps their checksum and number.
 struct Checked<T> {
     inner: T,
@@ -87,7 +130,7 @@ pub(crate) fn write(dir: &Path, engine: &dyn Engine, meta: &Meta) -> Result<(u64
         let _ = fs::remove_file(&temporary);
     }
     let bytes = written?;
-    let path = dir.join(format!("{:016x}.snap", meta.applied));
+    let path = path(dir, meta.applied);
     fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))?;
     kedge_base::sync_dir(dir).map_err(Error::io("sync", dir))?;
     let found = list(dir)?;
@@ -95,6 +138,13 @@ pub(crate) fn write(dir: &Path, engine: &dyn Engine, meta: &Meta) -> Result<(u64
         fs::remove_file(&old.path).map_err(Error::io("remove", &old.path))?;
     }
     Ok((bytes, found.get(1).map_or(0, |older| older.index)))
+}
+
+/// The same, under the name of one that was received and is to be installed.
+pub(crate) fn write_received(dir: &Path, engine: &dyn Engine, meta: &Meta) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    write_file(&received(dir, meta.applied, meta.applied_term), engine, meta)?;
+    kedge_base::sync_dir(dir).map_err(Error::io("sync", dir))
 }
 
 fn write_file(path: &Path, engine: &dyn Engine, meta: &Meta) -> Result<u64, Error> {

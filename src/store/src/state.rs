@@ -10,7 +10,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use raft::eraftpb::ConfState;
 
 use crate::command::{Command, CommandOp, Reader};
-use crate::types::{Change, Check, Entry, Key, Revision};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::membership::{self, Members};
+use crate::types::{Change, Check, Entry, Key, Observer, Revision};
 
 /// What is known of a key without reading its value.
 #[derive(Clone, Copy, Debug)]
@@ -141,10 +144,15 @@ pub(crate) enum Outcome {
     },
 }
 
+#[derive(Clone)]
 pub(crate) struct State {
     pub(crate) meta: Meta,
     index: HashMap<Key, Slot>,
     overlay: Overlay,
+    /// What the records of the store's own say.
+    members: Members,
+    /// Grows with each change of `members`.
+    members_version: u64,
 }
 
 impl State {
@@ -153,14 +161,19 @@ impl State {
     pub(crate) fn empty(members: ConfState) -> Self {
         Self {
             meta: Meta { revision: 1, members, ..Meta::default() },
-            index: HashMap::new(),
-            overlay: Overlay::new(),
+            ..Self::loading(Meta::default())
         }
     }
 
     /// The state that `meta` describes; [`State::load`] every object, then [`State::verify`].
     pub(crate) fn loading(meta: Meta) -> Self {
-        Self { meta, index: HashMap::new(), overlay: Overlay::new() }
+        Self {
+            meta,
+            index: HashMap::new(),
+            overlay: Overlay::new(),
+            members: Members::new(),
+            members_version: 0,
+        }
     }
 
     /// Returns false for an object that cannot be right.
@@ -168,6 +181,7 @@ impl State {
         let Ok(key) = std::str::from_utf8(key) else { return false };
         let Some((entry, sum)) = decode_object(key, value) else { return false };
         let slot = Slot { created: entry.created, modified: entry.modified, sum };
+        self.note_member(key, Some(&entry.bytes));
         entry.modified <= self.meta.revision && self.index.insert(key.into(), slot).is_none()
     }
 
@@ -180,6 +194,24 @@ impl State {
     /// The key as the index holds it, so that all share one allocation.
     pub(crate) fn shared_key(&self, key: &str) -> Option<Key> {
         self.index.get_key_value(key).map(|(key, _)| key.clone())
+    }
+
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(crate) fn members_version(&self) -> u64 {
+        self.members_version
+    }
+
+    fn note_member(&mut self, key: &str, value: Option<&[u8]>) {
+        let Some(id) = membership::parse_key(key) else { return };
+        self.members_version += 1;
+        // A record that a later version wrote differently is as good as none here.
+        match value.and_then(membership::decode).filter(|member| member.id == id) {
+            Some(member) => self.members.insert(id, member),
+            None => self.members.remove(&id),
+        };
     }
 
     pub(crate) fn overlay(&self) -> &Overlay {
@@ -242,11 +274,13 @@ impl State {
                     self.meta.sum =
                         self.meta.sum.wrapping_sub(old.map_or(0, |slot| slot.sum)).wrapping_add(sum);
                     self.index.insert(key.clone(), slot);
+                    self.note_member(&key, Some(&entry.bytes));
                     changes.push(Change { key, revision, entry: Some(entry) });
                 }
                 CommandOp::Delete { key } => {
                     if let Some((key, slot)) = self.index.remove_entry(key) {
                         self.meta.sum = self.meta.sum.wrapping_sub(slot.sum);
+                        self.note_member(&key, None);
                         changes.push(Change { key, revision, entry: None });
                     }
                 }
@@ -285,6 +319,47 @@ pub(crate) fn merged<'a>(
     let changed =
         state.overlay.iter().filter_map(|(key, entry)| entry.as_ref().map(|e| (key.clone(), e.clone())));
     resting.chain(changed)
+}
+
+/// Shows the observer everything that exists but the store's own keys. `engine` and the overlay are
+/// the whole state.
+pub(crate) fn show_all(state: &State, engine: &dyn Engine, observer: &dyn Observer) -> Result<(), Error> {
+    let mut failure = None;
+    let mut shown = 0;
+    {
+        let mut objects = engine.objects();
+        let failure = &mut failure;
+        let resting = std::iter::from_fn(|| {
+            loop {
+                let (key, object) = match objects.next()? {
+                    Ok(pair) => pair,
+                    Err(error) => {
+                        *failure = Some(error);
+                        return None;
+                    }
+                };
+                let Ok(key) = std::str::from_utf8(&key) else { continue };
+                // Deleted since: the overlay says so, or will have said so.
+                let Some(shared) = state.shared_key(key) else { continue };
+                if let Some((entry, _)) = decode_object(key, &object) {
+                    return Some((shared, entry));
+                }
+            }
+        });
+        let all = merged(state, resting).inspect(|_: &(Key, _)| shown += 1);
+        let mut visible = all.filter(|(key, _)| !membership::is_reserved(key));
+        observer.reset(state.meta.revision, &mut visible);
+        // An observer may stop early; the count must be that of all.
+        visible.for_each(drop);
+    }
+    match failure {
+        Some(error) => Err(error),
+        None if shown == state.meta.count => Ok(()),
+        None => {
+            let what = format!("it shows {shown} of {} objects", state.meta.count);
+            Err(Error::Engine { path: "engine".into(), what })
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,31 @@
 //! The handle that callers hold.
 
+mod members;
+
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use kedge_base::{Chain, Tasks};
-use tokio::sync::{Semaphore, oneshot};
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::members::Recovered;
 use crate::command;
 use crate::error::{CommitError, Error};
-use crate::node::{Msg, Node, Proposal};
+use crate::membership;
+use crate::node::{Msg, Node, Proposal, Ticket};
+use crate::recover::Paths;
 use crate::stats::{Counters, Stats};
-use crate::types::{Config, Observer, Op, Revision, Txn};
+use crate::status::{Group, Status};
+use crate::types::{Bootstrap, Config, Observer, Op, Revision, Txn};
 
 /// The largest encoded transaction in bytes; upstream takes requests of 3 MiB.
 const TXN_BYTES: usize = 4 << 20;
@@ -26,13 +36,29 @@ const UNIT: usize = 256;
 
 /// What the handle and the thread share.
 pub(crate) struct Shared {
+    pub(crate) id: u64,
+    pub(crate) snapshots: PathBuf,
     pub(crate) sender: Sender<Msg>,
     pub(crate) revision: AtomicU64,
-    /// This node alone decides what is committed, so what it has applied is all that was acknowledged.
-    pub(crate) sole: AtomicBool,
+    /// There is nobody else, so what this node has applied is all that was acknowledged.
+    pub(crate) alone: AtomicBool,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) group: RwLock<Group>,
     queue: Arc<Semaphore>,
-    closed: CancellationToken,
+    pub(crate) closed: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision.load(Acquire)
+    }
+
+    /// Waits until there is room for a transaction of `size` bytes.
+    pub(crate) async fn permit(&self, size: usize) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let units = size.div_ceil(UNIT).min(QUEUE_BYTES / UNIT) as u32;
+        self.queue.clone().acquire_many_owned(units).await
+    }
 }
 
 /// The replicated store. Clones are handles to the same one.
@@ -54,20 +80,30 @@ impl Store {
         if !(16 << 10..=1 << 30).contains(&config.segment_bytes) {
             return Err(Error::Config("log segments must have 16 KiB to 1 GiB".into()));
         }
+        if let Some(cluster) = &config.cluster
+            && let Bootstrap::Join { peers } = &cluster.bootstrap
+            && peers.iter().all(|peer| peer.id == config.node_id)
+        {
+            return Err(Error::Config("a store that joins a group must know a member of it".into()));
+        }
         let (sender, messages) = channel();
         let shared = Arc::new(Shared {
+            id: config.node_id,
+            snapshots: Paths::new(&config.dir).snapshots,
             sender,
             revision: AtomicU64::new(0),
-            sole: AtomicBool::new(false),
+            alone: AtomicBool::new(false),
             counters: Arc::default(),
+            status: watch::Sender::default(),
+            group: RwLock::default(),
             queue: Arc::new(Semaphore::new(QUEUE_BYTES / UNIT)),
             closed: CancellationToken::new(),
         });
         let (ready, opened) = oneshot::channel();
-        let for_thread = shared.clone();
+        let (for_thread, runtime) = (shared.clone(), Handle::current());
         std::thread::Builder::new()
             .name("kedge-store".into())
-            .spawn(move || thread(config, observer, for_thread, &messages, ready))
+            .spawn(move || thread(config, observer, for_thread, runtime, &messages, ready))
             .map_err(Error::Thread)?;
         opened.await.map_err(|_| Error::Failed("its thread panicked while opening".into()))??;
         let store = Self { shared };
@@ -91,16 +127,27 @@ impl Store {
     /// # Errors
     /// See [`CommitError`], which says for each case whether something may have happened.
     pub async fn commit(&self, txn: Txn) -> Result<Revision, CommitError> {
+        if txn.ops.iter().any(|op| membership::is_reserved(op.key())) {
+            return Err(CommitError::Invalid(format!(
+                "keys that begin with {} are the store's own",
+                membership::PREFIX
+            )));
+        }
+        self.commit_any(txn).await
+    }
+
+    /// The same, without restrictions on the keys.
+    async fn commit_any(&self, txn: Txn) -> Result<Revision, CommitError> {
         validate(&txn)?;
         let size = command::encoded_len(&txn);
         if size > TXN_BYTES {
             return Err(CommitError::TooLarge { size, limit: TXN_BYTES });
         }
-        let units = size.div_ceil(UNIT) as u32;
-        let permit = self.shared.queue.clone().acquire_many_owned(units).await;
-        let permit = permit.map_err(|_| CommitError::Closed)?;
+        let permit = self.shared.permit(size).await.map_err(|_| CommitError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let proposal = Proposal { data: command::encode(&txn), lazy: txn.lazy, reply, permit };
+        let ticket = Ticket { reply, permit };
+        let data = command::encode(&txn);
+        let proposal = Proposal { data, lazy: txn.lazy, remote: false, since: Instant::now(), ticket };
         self.shared.sender.send(Msg::Propose(proposal)).map_err(|_| CommitError::Closed)?;
         // The answer is lost only when the thread ends.
         answer.await.unwrap_or(Err(CommitError::Closed))
@@ -109,10 +156,11 @@ impl Store {
     /// Returns once this node has applied everything that was committed before the call.
     ///
     /// # Errors
-    /// When the store is closed or has no leader.
+    /// When the store is closed; [`Error::Unavailable`] when for 5 s there was no leader that a majority
+    /// follows.
     pub async fn read_barrier(&self) -> Result<Revision, Error> {
         // Where no other node takes part, all that was acknowledged is applied here.
-        if self.shared.sole.load(Acquire) {
+        if self.shared.alone.load(Acquire) {
             return Ok(self.revision());
         }
         let (reply, answer) = oneshot::channel();
@@ -122,10 +170,11 @@ impl Store {
 
     /// The revision of the last applied transaction.
     pub fn revision(&self) -> Revision {
-        self.shared.revision.load(Acquire)
+        self.shared.revision()
     }
 
-    /// Commits what waits, writes everything to the disk and stops the threads. Calling it again is no error.
+    /// Hands the lead over to another member, commits what waits, writes everything to the disk and stops
+    /// the threads. Calling it again is no error.
     ///
     /// # Errors
     /// None at present: what is not in the engine is in the log.
@@ -163,11 +212,12 @@ fn thread(
     config: Config,
     observer: Arc<dyn Observer>,
     shared: Arc<Shared>,
+    runtime: Handle,
     messages: &Receiver<Msg>,
     ready: oneshot::Sender<Result<(), Error>>,
 ) {
     let (queue, closed) = (shared.queue.clone(), shared.closed.clone());
-    let ended = catch_unwind(AssertUnwindSafe(|| match Node::open(config, observer, shared) {
+    let ended = catch_unwind(AssertUnwindSafe(|| match Node::open(config, observer, shared, runtime) {
         Ok(node) => {
             let _ = ready.send(Ok(()));
             node.run(messages);

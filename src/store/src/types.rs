@@ -1,9 +1,13 @@
 //! What callers hand to the store and get back from it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+
+use crate::transport::Dial;
 
 /// Counts transactions; one for the whole store. A fresh store is at 1.
 pub type Revision = u64;
@@ -16,7 +20,8 @@ pub type Key = Arc<str>;
 pub struct Config {
     /// The folder of the store; made if it does not exist. One process may have it open.
     pub dir: PathBuf,
-    /// This node's id in the Raft group; not 0, and fixed for the life of the folder.
+    /// This node's id in the group, the one of its [`crate::Member`]; not 0, and fixed for the life of the
+    /// folder. The node that founds a group may keep the default.
     pub node_id: u64,
     /// Size of one segment of the log in bytes; it is reserved on the disk at once.
     pub segment_bytes: u64,
@@ -25,6 +30,48 @@ pub struct Config {
     pub snapshot_after_bytes: u64,
     /// Cache of the embedded engine in bytes. Reads do not come from it, so it may be small.
     pub cache_bytes: u64,
+    /// How other members are reached; without it the store is alone and stays alone.
+    pub cluster: Option<Cluster>,
+}
+
+/// What a store needs to take part in a group.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Opens connections to other members.
+    pub dial: Arc<dyn Dial>,
+    /// What an empty folder begins as; one that holds data goes on as what it is.
+    pub bootstrap: Bootstrap,
+    /// A voter that is silent for so long is replaced by a standby.
+    pub replace_after: Duration,
+}
+
+impl Cluster {
+    /// A founding member, with silent voters replaced after a minute.
+    pub fn new(dial: Arc<dyn Dial>) -> Self {
+        Self { dial, bootstrap: Bootstrap::New, replace_after: Duration::from_secs(60) }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("bootstrap", &self.bootstrap)
+            .field("replace_after", &self.replace_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the store of an empty folder begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It founds a group.
+    New,
+    /// It was admitted to a group and gets everything from there; [`Config::node_id`] is the id it was
+    /// admitted with. It may be opened again and again until that is done.
+    Join {
+        /// The members known so far: where to answer to before the records have arrived.
+        peers: Vec<crate::Member>,
+    },
 }
 
 impl Config {
@@ -36,6 +83,7 @@ impl Config {
             segment_bytes: 4 << 20,
             snapshot_after_bytes: 16 << 20,
             cache_bytes: 2 << 20,
+            cluster: None,
         }
     }
 }
@@ -75,6 +123,14 @@ pub enum Op {
     Delete { key: Key },
 }
 
+impl Op {
+    pub(crate) fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
 /// Checks and changes that happen together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
@@ -105,13 +161,13 @@ pub struct Change {
     pub entry: Option<Entry>,
 }
 
-/// Sees every transaction on the store's thread, in order, before it is acknowledged: whoever holds an
+/// Sees every transaction, one call at a time and in order, before it is acknowledged: whoever holds an
 /// acknowledgement finds the observer up to date. Must be quick and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// Everything that exists, in no particular order: once at open, before any [`Observer::applied`],
     /// and again when a snapshot replaced the state; it replaces all the observer knew.
     fn reset(&self, revision: Revision, entries: &mut dyn Iterator<Item = (Key, Entry)>);
 
-    /// One transaction.
+    /// One transaction. `changes` may be empty: the store has a few keys of its own.
     fn applied(&self, revision: Revision, changes: &[Change]);
 }

@@ -134,11 +134,8 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
             return Err(Error::WrongNode { path, found: header.node_id, expected: node_id });
         }
         match scan.segments.back() {
-            None => {
-                scan.previous_index = header.previous_index;
-                scan.last_index = header.previous_index;
-                scan.last_term = header.previous_term;
-            }
+            None => scan.begin(&header),
+            Some(_) if header.anew => scan.begin(&header),
             Some(before) if before.sequence + 1 != sequence => {
                 let what = format!("lacks segment {:016x}.log", before.sequence + 1);
                 return Err(Error::LogLost { path: dir.to_owned(), what });
@@ -184,8 +181,15 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
 }
 
 impl Scan {
+    fn begin(&mut self, header: &Header) {
+        self.entries.clear();
+        self.previous_index = header.previous_index;
+        self.last_index = header.previous_index;
+        self.last_term = header.previous_term;
+    }
+
     fn push(&mut self, entry: Entry, from: u64, path: &Path, offset: u64) -> Result<(), Error> {
-        if entry.index > self.last_index + 1 || entry.index <= self.previous_index {
+        if entry.index > self.last_index + 1 || entry.index == 0 {
             let what = format!("entry {} follows entry {}", entry.index, self.last_index);
             return Err(damaged(path, offset, what));
         }
@@ -194,6 +198,8 @@ impl Scan {
             while self.entries.last().is_some_and(|last| last.index >= entry.index) {
                 self.entries.pop();
             }
+            // The replaced ones were in a segment that is cut off already.
+            self.previous_index = self.previous_index.min(entry.index - 1);
         }
         self.last_index = entry.index;
         self.last_term = entry.term;
@@ -284,6 +290,10 @@ impl Wal {
         if self.position + frame <= self.size {
             return Ok(());
         }
+        self.add_segment(frame, false)
+    }
+
+    fn add_segment(&mut self, frame: u64, anew: bool) -> Result<(), Error> {
         let last = self.last();
         let header = Header {
             sequence: last.sequence + 1,
@@ -291,6 +301,7 @@ impl Wal {
             hard_state: self.hard_state.clone(),
             previous_index: self.last_index,
             previous_term: self.last_term,
+            anew,
         };
         let size = self.segment_bytes.max(SEGMENT_HEADER as u64 + frame);
         let (segment, recycled) = create(&self.dir, &header, size, &self.counters)?;
@@ -367,6 +378,37 @@ impl Wal {
             self.last_term = entry.term;
         }
         Ok(frame)
+    }
+
+    /// Starts anew after entry `index`: a snapshot took the place of everything before, and what follows
+    /// it is not known to be right. Durable when it returns.
+    pub(crate) fn reset(&mut self, index: u64, term: u64, hard_state: &HardState) -> Result<(), Error> {
+        self.last_index = index;
+        self.last_term = term;
+        self.hard_state = hard_state.clone();
+        self.add_segment(0, true)?;
+        while self.segments.len() > 1 {
+            let path = &self.segments[0].path;
+            fs::remove_file(path).map_err(Error::io("remove", path))?;
+            self.segments.pop_front();
+        }
+        self.count();
+        Ok(())
+    }
+
+    /// The last entry's index.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last_index
+    }
+
+    pub(crate) fn hard_state(&self) -> &HardState {
+        &self.hard_state
+    }
+
+    /// The files' content again: what is on the disk after an append has failed.
+    pub(crate) fn reread(&self, from: u64) -> Result<(HardState, Vec<Entry>), Error> {
+        let scan = scan(&self.dir, self.node_id, from)?;
+        Ok((scan.hard_state, scan.entries))
     }
 
     /// Remove the segments whose entries are all at or below `index`. One is kept for reuse: its blocks

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! segment = header (128 bytes), frames from there on, each at a multiple of 8
-//! header  = "KEDGELOG", version u32, 0 u32, sequence u64, node u64, term u64, vote u64, commit u64,
+//! header  = "KEDGELOG", version u32, flags u32, sequence u64, node u64, term u64, vote u64, commit u64,
 //!           previous index u64, previous term u64, CRC32 u32 of all before; zeros
 //! frame   = magic u32, payload length u32, CRC32 u32 of (sequence, length, payload), 0 u32, payload
 //! payload = records, then zeros up to a multiple of 8
 //! record  = kind u8, term u64, index u64, context length u32, data length u32, context, data
 //! ```
 //!
+//! Flag 1: the log starts anew here, after a snapshot took the place of all before; earlier segments are void.
 //! The sequence in the checksum keeps frames of a reused file from being taken for new ones. Kinds 1 to 3
 //! are Raft's entry types, 16 is a hard state (index: commit; data: vote u64), 0 is padding.
 
@@ -33,14 +34,18 @@ pub(super) struct Header {
     pub(super) hard_state: HardState,
     pub(super) previous_index: u64,
     pub(super) previous_term: u64,
+    /// All that earlier segments hold is void.
+    pub(super) anew: bool,
 }
+
+const ANEW: u32 = 1;
 
 impl Header {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&u32::from(self.anew).to_le_bytes());
         let state = &self.hard_state;
         for n in [
             self.sequence,
@@ -69,7 +74,7 @@ impl Header {
         if version != VERSION {
             return Err(format!("its version is {version}, this program reads {VERSION}"));
         }
-        input.take(4).map_err(short)?;
+        let flags = input.u32().map_err(short)?;
         let mut number = || input.u64().map_err(short);
         let (sequence, node_id) = (number()?, number()?);
         let hard_state = HardState { term: number()?, vote: number()?, commit: number()? };
@@ -78,7 +83,10 @@ impl Header {
         if crc32fast::hash(&bytes[..HEADER_USED]) != crc {
             return Err("its header's checksum is wrong".into());
         }
-        Ok(Self { sequence, node_id, hard_state, previous_index, previous_term })
+        if flags & !ANEW != 0 {
+            return Err(format!("its flags {flags:x} are unknown to this program"));
+        }
+        Ok(Self { sequence, node_id, hard_state, previous_index, previous_term, anew: flags & ANEW != 0 })
     }
 }
 

@@ -1,0 +1,248 @@
+//! The part of [`Store`] that is about the group.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use super::Store;
+use crate::error::{CommitError, Error, MemberError};
+use crate::membership::{self, Member};
+use crate::recover;
+use crate::status::{MemberStatus, Status};
+use crate::transport::Service;
+use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
+
+/// What [`Store::recover`] has kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last log entry. What other members had beyond it is lost.
+    pub index: u64,
+    pub term: u64,
+    pub revision: Revision,
+    /// The members that are none any more; they have to join again with empty folders.
+    pub removed: Vec<Member>,
+}
+
+fn put(key: Key, bytes: Vec<u8>) -> Op {
+    Op::Put { key, value: Value { bytes: bytes.into(), splice: None } }
+}
+
+fn claim(id: u64) -> Vec<u8> {
+    format!("{id:016x}").into_bytes()
+}
+
+fn condition(key: Key, check: Check) -> Condition {
+    Condition { key, check }
+}
+
+fn check_member(member: &Member) -> Result<(), MemberError> {
+    let invalid = |text: &str| Err(MemberError::Invalid(text.into()));
+    if member.id == 0 {
+        return invalid("a member's id must not be 0");
+    }
+    if member.name.is_empty() {
+        return invalid("a member needs a name");
+    }
+    let port = member.address.rsplit_once(':').and_then(|(host, port)| {
+        let port: u16 = port.parse().ok()?;
+        (!host.is_empty() && port != 0).then_some(port)
+    });
+    if port.is_none() {
+        return invalid("a member's address must be HOST:PORT");
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Admits a member in the same transaction as `txn`, in which the caller consumes the join token. The
+    /// leader makes it a learner and, when the group has a place for it and it has all data, a voter.
+    ///
+    /// # Errors
+    /// Nothing has changed when id, name or address are taken, or a condition of `txn` does not hold.
+    pub async fn admit(&self, member: Member, txn: Txn) -> Result<Revision, MemberError> {
+        check_member(&member)?;
+        // Who is no member itself would lose its vote as soon as there is a record of another one.
+        let own = membership::key(self.shared.id);
+        let mut extra = vec![];
+        if member.id != self.shared.id {
+            extra.push(condition(own.clone(), Check::Any));
+        }
+        extra.extend([
+            condition(membership::key(member.id), Check::Absent),
+            condition(membership::name_key(&member.name), Check::Absent),
+            condition(membership::address_key(&member.address), Check::Absent),
+        ]);
+        let ops = vec![
+            put(membership::key(member.id), membership::encode(&member)),
+            put(membership::name_key(&member.name), claim(member.id)),
+            put(membership::address_key(&member.address), claim(member.id)),
+        ];
+        self.commit_with(txn, extra, ops).await.map_err(|error| match error {
+            CommitError::Conflict { key, .. } if key == membership::key(member.id) => {
+                MemberError::IdTaken(member.id)
+            }
+            CommitError::Conflict { key, .. } if key == membership::name_key(&member.name) => {
+                MemberError::NameTaken(member.name.clone())
+            }
+            CommitError::Conflict { key, .. } if key == membership::address_key(&member.address) => {
+                MemberError::AddressTaken(member.address.clone())
+            }
+            CommitError::Conflict { key, .. } if key == own => MemberError::NotAnnounced,
+            other => MemberError::Commit(other),
+        })
+    }
+
+    /// Makes this node's own record what it should be: written if there is none, changed if name, address or
+    /// failure domain are others. To be called at each start, once a leader is known.
+    ///
+    /// # Errors
+    /// As of [`Store::admit`] and [`Store::update_address`].
+    pub async fn announce(
+        &self,
+        name: &str,
+        address: &str,
+        failure_domain: Option<&str>,
+    ) -> Result<(), MemberError> {
+        let member = Member {
+            id: self.shared.id,
+            name: name.to_owned(),
+            address: address.to_owned(),
+            failure_domain: failure_domain.map(str::to_owned),
+        };
+        match self.member(self.shared.id).await? {
+            Some(known) if known == member => Ok(()),
+            Some(known) => self.replace(known, member).await.map(drop),
+            None => self.admit(member, Txn::default()).await.map(drop),
+        }
+    }
+
+    /// Removes a member in the same transaction as `txn`. It is out of the group at once if it was no voter;
+    /// otherwise the leader first makes sure that the others can do without it: see [`Store::status`].
+    ///
+    /// # Errors
+    /// Nothing has changed when there is no such member or no other one.
+    pub async fn remove(&self, id: u64, txn: Txn) -> Result<Revision, MemberError> {
+        self.member(id).await?.ok_or(MemberError::Unknown(id))?;
+        let members = self.records();
+        let Some(member) = members.iter().find(|member| member.id == id) else {
+            return Err(MemberError::Unknown(id));
+        };
+        // Another one must be there, in the same transaction, or two removals could leave nobody.
+        let Some(other) = members.iter().find(|member| member.id != id) else {
+            return Err(MemberError::Last);
+        };
+        let (record, other) = (membership::key(id), membership::key(other.id));
+        let extra = vec![condition(record.clone(), Check::Any), condition(other.clone(), Check::Any)];
+        let ops = vec![
+            Op::Delete { key: record.clone() },
+            Op::Delete { key: membership::name_key(&member.name) },
+            Op::Delete { key: membership::address_key(&member.address) },
+        ];
+        self.commit_with(txn, extra, ops).await.map_err(|error| match error {
+            CommitError::Conflict { key, .. } if key == record => MemberError::Unknown(id),
+            CommitError::Conflict { key, .. } if key == other => MemberError::Last,
+            other => MemberError::Commit(other),
+        })
+    }
+
+    /// A member is reached at another address from now on.
+    ///
+    /// # Errors
+    /// Nothing has changed when there is no such member, or another one has the address.
+    pub async fn update_address(&self, id: u64, address: &str) -> Result<Revision, MemberError> {
+        let known = self.member(id).await?.ok_or(MemberError::Unknown(id))?;
+        let member = Member { address: address.to_owned(), ..known.clone() };
+        self.replace(known, member).await
+    }
+
+    async fn replace(&self, known: Member, member: Member) -> Result<Revision, MemberError> {
+        check_member(&member)?;
+        let id = member.id;
+        let record = membership::key(id);
+        let mut extra = vec![condition(record.clone(), Check::Any)];
+        let mut ops = vec![put(record.clone(), membership::encode(&member))];
+        let (old_name, name) = (membership::name_key(&known.name), membership::name_key(&member.name));
+        let (old_address, address) =
+            (membership::address_key(&known.address), membership::address_key(&member.address));
+        for (old, new) in [(old_name, &name), (old_address, &address)] {
+            if old != *new {
+                extra.push(condition(new.clone(), Check::Absent));
+                ops.push(put(new.clone(), claim(id)));
+                extra.push(condition(old.clone(), Check::Any));
+                ops.push(Op::Delete { key: old });
+            }
+        }
+        self.commit_with(Txn::default(), extra, ops).await.map_err(|error| match error {
+            CommitError::Conflict { key, .. } if key == record => MemberError::Unknown(id),
+            CommitError::Conflict { key, .. } if key == name => MemberError::NameTaken(member.name),
+            CommitError::Conflict { key, .. } if key == address => MemberError::AddressTaken(member.address),
+            other => MemberError::Commit(other),
+        })
+    }
+
+    async fn commit_with(
+        &self,
+        txn: Txn,
+        extra: Vec<Condition>,
+        ops: Vec<Op>,
+    ) -> Result<Revision, CommitError> {
+        if let Some(op) = txn.ops.iter().find(|op| membership::is_reserved(op.key())) {
+            return Err(CommitError::Invalid(format!("{} is the store's own key", op.key())));
+        }
+        let mut all = txn;
+        // The caller's conditions come first: a used token is a better answer than a taken name.
+        all.conditions.extend(extra);
+        all.ops.extend(ops);
+        all.lazy = false;
+        self.commit_any(all).await
+    }
+
+    /// The record of a member, as fresh as can be.
+    async fn member(&self, id: u64) -> Result<Option<Member>, MemberError> {
+        let fresh = self.read_barrier().await;
+        fresh.map_err(|error| CommitError::Unavailable(error.to_string()))?;
+        Ok(self.records().into_iter().find(|member| member.id == id))
+    }
+
+    fn records(&self) -> Vec<Member> {
+        self.shared.status.borrow().members.iter().filter_map(|status| status.member.clone()).collect()
+    }
+
+    /// All members as this node sees them. Who is healthy and who lags behind only the leader knows.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        self.shared.status.borrow().members.clone()
+    }
+
+    /// The leader's id, if this node knows one.
+    pub fn leader(&self) -> Option<u64> {
+        self.shared.status.borrow().leader
+    }
+
+    /// This node's id in the group.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// The group as this node sees it, and each change of that.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    /// What other members call, to be served on the cluster port, with a [`crate::Peer`] among each
+    /// request's extensions.
+    pub fn service(&self) -> Routes {
+        Routes::new(Service::new(self.shared.clone()))
+    }
+
+    /// Rewrites the group of a closed store to this member alone: for when the majority is lost for good.
+    /// The data stays, what was not yet committed included; what only others had is lost. The other members
+    /// must not be started again with their old folders.
+    ///
+    /// # Errors
+    /// The folder is in use or damaged, or holds no data yet.
+    pub async fn recover(config: Config) -> Result<Recovered, Error> {
+        let work = tokio::task::spawn_blocking(move || recover::alone(&config, &Arc::default()));
+        work.await.map_err(|error| Error::Failed(error.to_string()))?
+    }
+}

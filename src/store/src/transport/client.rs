@@ -1,0 +1,106 @@
+//! Calls to other members.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::Outcome;
+use super::lane::Lane;
+use super::peer::PeerShared;
+use super::wire::{self, Batch, Empty, LARGEST, Propose, Proposed};
+use crate::node::PATIENCE;
+
+/// What a member says to one that was removed.
+pub(super) const REMOVED: &str = "this node was removed from the cluster; leave it, or join it again";
+const CONNECT: Duration = Duration::from_secs(3);
+/// A connection over which nothing comes back is given up after about twice this.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const WINDOW: u32 = 4 << 20;
+
+/// Opens a connection now; an error says why it cannot be.
+pub(super) async fn connect(peer: &PeerShared) -> Result<Channel, String> {
+    let (dial, id, address) = (peer.context.dial.clone(), peer.id, peer.address.clone());
+    // The name is not resolved: the connector knows the address.
+    let endpoint = Endpoint::from_static("http://member")
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW);
+    let connector = tower::service_fn(move |_: Uri| {
+        let dialing = dial.dial(id, &address);
+        async move { dialing.await.map(TokioIo::new) }
+    });
+    let connecting = endpoint.connect_with_connector(connector);
+    match tokio::time::timeout(CONNECT, connecting).await {
+        Ok(Ok(channel)) => Ok(channel),
+        Ok(Err(error)) => Err(kedge_base::Chain(&error).to_string()),
+        Err(_) => Err("no connection in time".into()),
+    }
+}
+
+/// A client whose messages may be as large as ours are.
+pub(super) async fn client(channel: Channel) -> Result<Grpc<Channel>, Status> {
+    let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    Ok(client)
+}
+
+/// Delivers what comes along a lane until that fails. Returns why.
+pub(super) async fn deliver(channel: Channel, lane: &Arc<Lane>) -> String {
+    let mut client = match client(channel).await {
+        Ok(client) => client,
+        Err(status) => return status.message().to_owned(),
+    };
+    let stream = futures::stream::unfold(lane.clone(), |lane| async move {
+        let batch = lane.batch().await;
+        Some((batch, lane))
+    });
+    let codec = ProstCodec::<Batch, Empty>::default();
+    let path = PathAndQuery::from_static(wire::DELIVER);
+    match client.client_streaming(Request::new(stream), path, codec).await {
+        Ok(_) => "the other side ended the stream".into(),
+        Err(status) => status.message().to_owned(),
+    }
+}
+
+/// Hands a transaction to the leader and waits for the answer.
+pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Outcome {
+    let Ok(channel) = peer.channel().await else { return Outcome::NotSent };
+    let Ok(mut client) = client(channel).await else {
+        peer.disconnected();
+        return Outcome::NotSent;
+    };
+    let request = Propose { command: Bytes::copy_from_slice(command), lazy };
+    let codec = ProstCodec::<Propose, Proposed>::default();
+    let path = PathAndQuery::from_static(wire::PROPOSE);
+    let call = client.unary(Request::new(request), path, codec);
+    // The leader itself gives up after its patience.
+    match tokio::time::timeout(PATIENCE + PATIENCE / 2, call).await {
+        Ok(Ok(response)) => {
+            let proposed = response.into_inner();
+            let seen = proposed.seen;
+            match proposed.result() {
+                Some(result) => Outcome::Answer { result, seen },
+                None => Outcome::NotSent,
+            }
+        }
+        // The other side's own words: it has refused before doing anything.
+        Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
+            Outcome::NotSent
+        }
+        Ok(Err(status)) => {
+            Outcome::Lost(format!("the connection to the leader broke before its answer ({})", status.message()))
+        }
+        Err(_) => Outcome::Lost("the leader did not answer in time".into()),
+    }
+}

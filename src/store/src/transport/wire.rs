@@ -1,0 +1,123 @@
+//! The messages on the wire. Raft's own stay bytes here: they come from another version of prost.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::error::CommitError;
+use crate::types::Revision;
+
+pub(super) const SERVICE: &str = "kedge.store.v1.Group";
+pub(super) const DELIVER: &str = "/kedge.store.v1.Group/Deliver";
+pub(super) const PROPOSE: &str = "/kedge.store.v1.Group/Propose";
+pub(super) const OFFER: &str = "/kedge.store.v1.Group/OfferSnapshot";
+pub(super) const SNAPSHOT: &str = "/kedge.store.v1.Group/SendSnapshot";
+
+/// No message is larger: a batch ends at a megabyte or after one message, and that has one transaction
+/// at most beyond a megabyte.
+pub(super) const LARGEST: usize = 32 << 20;
+
+/// Raft messages in the order in which they were sent.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Batch {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub(super) messages: Vec<Bytes>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct Empty {}
+
+/// A transaction for the leader.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Propose {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) command: Bytes,
+    #[prost(bool, tag = "2")]
+    pub(super) lazy: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Proposed {
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub(super) verdict: i32,
+    /// The transaction's revision; for a conflict that of the key, if it exists.
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) revision: Option<Revision>,
+    /// The key of a conflict, or what else there is to say.
+    #[prost(string, tag = "3")]
+    pub(super) text: String,
+    /// What the leader had applied when it answered.
+    #[prost(uint64, tag = "4")]
+    pub(super) seen: Revision,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum Verdict {
+    /// It did not happen; somebody else leads, or nobody.
+    NotLeader = 0,
+    Done = 1,
+    Conflict = 2,
+    Full = 3,
+    Unavailable = 4,
+    Unknown = 5,
+    Invalid = 6,
+}
+
+impl Proposed {
+    pub(super) fn new(result: Result<Revision, CommitError>, seen: Revision) -> Self {
+        let (verdict, revision, text) = match result {
+            Ok(revision) => (Verdict::Done, Some(revision), String::new()),
+            Err(CommitError::Conflict { key, current }) => (Verdict::Conflict, current, key.to_string()),
+            Err(CommitError::Full) => (Verdict::Full, None, String::new()),
+            Err(CommitError::Unavailable(text)) => (Verdict::Unavailable, None, text),
+            Err(CommitError::Unknown(text)) => (Verdict::Unknown, None, text),
+            Err(error @ (CommitError::Invalid(_) | CommitError::TooLarge { .. })) => {
+                (Verdict::Invalid, None, error.to_string())
+            }
+            // Both are said before anything happens.
+            Err(CommitError::NoLeader | CommitError::Closed) => (Verdict::NotLeader, None, String::new()),
+        };
+        Self { verdict: verdict.into(), revision, text, seen }
+    }
+
+    /// `None`: not the leader.
+    pub(super) fn result(self) -> Option<Result<Revision, CommitError>> {
+        Some(match self.verdict() {
+            Verdict::NotLeader => return None,
+            Verdict::Done => Ok(self.revision.unwrap_or(self.seen)),
+            Verdict::Conflict => Err(CommitError::Conflict { key: self.text.into(), current: self.revision }),
+            Verdict::Full => Err(CommitError::Full),
+            Verdict::Unavailable => Err(CommitError::Unavailable(self.text)),
+            Verdict::Unknown => Err(CommitError::Unknown(self.text)),
+            Verdict::Invalid => Err(CommitError::Invalid(self.text)),
+        })
+    }
+}
+
+/// A snapshot is about to be sent.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Offer {
+    /// Raft's message, to be taken in when the file is whole.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) message: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) length: u64,
+}
+
+/// How much of it is there already.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct Progress {
+    #[prost(uint64, tag = "1")]
+    pub(super) offset: u64,
+}
+
+/// A piece of the snapshot that was offered last.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Chunk {
+    #[prost(uint64, tag = "1")]
+    pub(super) offset: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) data: Bytes,
+    #[prost(fixed32, tag = "3")]
+    pub(super) crc: u32,
+}
