@@ -195,6 +195,16 @@ impl Config {
         self.data_dir.join("pki")
     }
 
+    /// What a joined node knows of its cluster.
+    pub(crate) fn membership_file(&self) -> PathBuf {
+        self.data_dir.join("cluster.json")
+    }
+
+    /// The replicated store's folder.
+    pub(crate) fn store_dir(&self) -> PathBuf {
+        self.data_dir.join("store")
+    }
+
     /// The administrator's kubeconfig, rewritten at every start.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data_dir.join("kubeconfig")

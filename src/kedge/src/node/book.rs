@@ -1,0 +1,228 @@
+//! The cluster's book (nodes, tokens) inside the replicated store: a few keys beside the API's objects,
+//! kept here as they are applied, written through the store's transactions.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::future::BoxFuture;
+use kedge_cluster::{Check, MemberChange, Record, Records, RecordsError, Transaction};
+use kedge_store::{
+    Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn, Value,
+};
+
+/// The end of the group of every key of the book; no API group may end so.
+const OWN: &str = ".cluster.kedge.internal/";
+
+fn is_own(key: &str) -> bool {
+    key.split_once('/').is_some_and(|(resource, _)| {
+        resource.len() < key.len() && key[..=resource.len()].ends_with(OWN)
+    })
+}
+
+/// This node's copy.
+#[derive(Default)]
+pub(crate) struct Book(RwLock<BTreeMap<Key, Record>>);
+
+fn record(entry: &Entry) -> Record {
+    Record { bytes: entry.bytes.to_vec(), revision: entry.modified }
+}
+
+impl Book {
+    fn get(&self, key: &str) -> Option<Record> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn list(&self, prefix: &str) -> Vec<(String, Record)> {
+        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        records
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, record)| (key.to_string(), record.clone()))
+            .collect()
+    }
+}
+
+/// Tells the API server of its objects and the book of its records.
+pub(crate) struct Observers {
+    pub(crate) api: Arc<dyn Observer>,
+    pub(crate) book: Arc<Book>,
+}
+
+impl Observer for Observers {
+    fn reset(&self, revision: Revision, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
+        let mut own = BTreeMap::new();
+        let mut others = entries.filter_map(|(key, entry)| {
+            if is_own(&key) {
+                own.insert(key, record(&entry));
+                return None;
+            }
+            Some((key, entry))
+        });
+        self.api.reset(revision, &mut others);
+        *self.book.0.write().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+
+    fn applied(&self, revision: Revision, changes: &[Change]) {
+        if !changes.iter().any(|change| is_own(&change.key)) {
+            return self.api.applied(revision, changes);
+        }
+        let (own, others): (Vec<Change>, Vec<Change>) =
+            changes.iter().cloned().partition(|change| is_own(&change.key));
+        self.api.applied(revision, &others);
+        let mut records = self.book.0.write().unwrap_or_else(PoisonError::into_inner);
+        for change in own {
+            match &change.entry {
+                Some(entry) => records.insert(change.key, record(entry)),
+                None => records.remove(&change.key),
+            };
+        }
+    }
+}
+
+/// The store as the cluster's book sees it.
+pub(crate) struct StoreRecords {
+    pub(crate) store: Store,
+    pub(crate) book: Arc<Book>,
+}
+
+impl StoreRecords {
+    async fn fresh(&self) -> Result<&Book, RecordsError> {
+        match self.store.read_barrier().await {
+            Ok(_) => Ok(&self.book),
+            Err(error) => Err(RecordsError::Unavailable(kedge_base::Chain(&error).to_string())),
+        }
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<(), RecordsError> {
+        let member = transaction.member.clone();
+        let txn = translated(transaction);
+        match member {
+            None => self.store.commit(txn).await.map(drop).map_err(refused),
+            Some(MemberChange::Remove(id)) => match self.store.remove(id.get(), txn.clone()).await {
+                // Its record in the store's group was removed by an attempt that was cut off.
+                Err(MemberError::Unknown(_)) => self.store.commit(txn).await.map(drop).map_err(refused),
+                other => other.map(drop).map_err(not_changed),
+            },
+            Some(MemberChange::Admit(peer)) => {
+                let member = Member {
+                    id: peer.id.get(),
+                    name: peer.name,
+                    address: peer.address.to_string(),
+                    failure_domain: peer.failure_domain,
+                };
+                let known = self.store.members().into_iter().any(|known| {
+                    known.id == member.id && known.member.is_some()
+                });
+                if !known {
+                    return self.store.admit(member, txn).await.map(drop).map_err(not_changed);
+                }
+                // Only its address can be new. Both writes may be repeated.
+                self.store.update_address(member.id, &member.address).await.map_err(not_changed)?;
+                self.store.commit(txn).await.map(drop).map_err(refused)
+            }
+        }
+    }
+}
+
+impl Records for StoreRecords {
+    fn get(&self, key: String) -> BoxFuture<'_, Result<Option<Record>, RecordsError>> {
+        Box::pin(async move { Ok(self.fresh().await?.get(&key)) })
+    }
+
+    fn list(&self, prefix: String) -> BoxFuture<'_, Result<Vec<(String, Record)>, RecordsError>> {
+        Box::pin(async move { Ok(self.fresh().await?.list(&prefix)) })
+    }
+
+    fn local(&self, key: &str) -> Option<Record> {
+        self.book.get(key)
+    }
+
+    fn local_list(&self, prefix: &str) -> Vec<(String, Record)> {
+        self.book.list(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>> {
+        Box::pin(self.commit(transaction))
+    }
+}
+
+fn translated(transaction: Transaction) -> Txn {
+    let condition = |check| match check {
+        Check::Absent(key) => Condition { key: key.into(), check: kedge_store::Check::Absent },
+        Check::At(key, revision) => Condition { key: key.into(), check: kedge_store::Check::At(revision) },
+    };
+    let puts = transaction
+        .puts
+        .into_iter()
+        .map(|(key, bytes)| Op::Put { key: key.into(), value: Value { bytes: bytes.into(), splice: None } });
+    let deletes = transaction.deletes.into_iter().map(|key| Op::Delete { key: key.into() });
+    Txn {
+        conditions: transaction.checks.into_iter().map(condition).collect(),
+        ops: puts.chain(deletes).collect(),
+        lazy: false,
+    }
+}
+
+fn refused(error: CommitError) -> RecordsError {
+    match error {
+        CommitError::Conflict { .. } => RecordsError::Conflict,
+        other => RecordsError::Unavailable(kedge_base::Chain(&other).to_string()),
+    }
+}
+
+fn not_changed(error: MemberError) -> RecordsError {
+    match error {
+        MemberError::Commit(error) => refused(error),
+        other => RecordsError::Unsafe(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<String>>);
+
+    impl Observer for Seen {
+        fn reset(&self, _: Revision, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
+            *self.0.lock() = entries.map(|(key, _)| key.to_string()).collect();
+        }
+
+        fn applied(&self, revision: Revision, changes: &[Change]) {
+            self.0.lock().push(format!("{revision}:{}", changes.len()));
+        }
+    }
+
+    fn entry(text: &'static str) -> Entry {
+        Entry { bytes: text.into(), splice: None, created: 1, modified: 3 }
+    }
+
+    #[test]
+    fn records_and_objects_go_different_ways() {
+        let (api, book) = (Arc::new(Seen::default()), Arc::new(Book::default()));
+        let observers = Observers { api: api.clone(), book: book.clone() };
+        let own = "nodes.cluster.kedge.internal//a";
+        let all = [("pods/ns/a.cluster.kedge.internal", "p"), (own, "n")];
+        observers.reset(3, &mut all.into_iter().map(|(key, text)| (key.into(), entry(text))));
+        assert_eq!(*api.0.lock(), ["pods/ns/a.cluster.kedge.internal"]);
+        assert_eq!(book.get(own), Some(Record { bytes: b"n".to_vec(), revision: 3 }));
+
+        // The API server hears of every revision, even of one that is not about it.
+        observers.applied(4, &[Change { key: own.into(), revision: 4, entry: None }]);
+        observers.applied(5, &[Change { key: "pods//x".into(), revision: 5, entry: Some(entry("")) }]);
+        assert_eq!(api.0.lock()[1..], ["4:0", "5:1"]);
+        assert_eq!(book.get(own), None);
+    }
+
+    #[test]
+    fn a_list_ends_with_its_prefix() {
+        let book = Book::default();
+        for key in ["a.cluster.kedge.internal//1", "b.cluster.kedge.internal//1", "b.cluster.kedge.internal//2"] {
+            book.0.write().unwrap().insert(key.into(), record(&entry("")));
+        }
+        assert_eq!(book.list("b.cluster.kedge.internal//").len(), 2);
+        assert_eq!(book.list("c").len(), 0);
+    }
+}

@@ -1,0 +1,132 @@
+//! What one node does for the whole cluster: controllers, scheduler, the list of API servers. It runs where
+//! the store's leader is, so it moves with it, and no election of its own writes to the disk.
+//!
+//! Two nodes may hold themselves for the leader for a moment (the old one notices within an election's
+//! time). That is as safe as with leases: every write names the version of what it read.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kedge_apiserver::{ApiServer, User};
+use kedge_base::Tasks;
+use kedge_client::Informers;
+use kedge_store::Status;
+use tokio::sync::watch;
+
+use crate::node_status::Board;
+
+/// How long the components may take to end when another node leads.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the components need.
+pub(crate) struct Leading {
+    pub(crate) server: ApiServer,
+    pub(crate) controllers: kedge_controllers::Config,
+    pub(crate) board: Board,
+    /// This node's address, for as long as the store names no members.
+    pub(crate) own_address: IpAddr,
+}
+
+impl Leading {
+    /// Starts and stops the components with the leadership, until `tasks` stop.
+    pub(crate) async fn follow(self, mut status: watch::Receiver<Status>, tasks: Tasks) {
+        let stopped = tasks.token().clone();
+        loop {
+            let leads = status.wait_for(|status| status.leader == Some(status.id));
+            let Some(Ok(_)) = stopped.run_until_cancelled(leads).await else { return };
+            let term = tasks.child("leading");
+            let addresses = watch::Sender::new(vec![self.own_address]);
+            if let Err(error) = self.start(&addresses, &term) {
+                tracing::error!(error = format!("{error:#}"), "the controllers do not start");
+            }
+            let follow = async {
+                loop {
+                    let known = status.borrow_and_update().clone();
+                    if known.leader != Some(known.id) {
+                        return;
+                    }
+                    let now = api_servers(&known, self.own_address);
+                    addresses.send_if_modified(|old| std::mem::replace(old, now.clone()) != now);
+                    if status.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            if stopped.run_until_cancelled(follow).await.is_none() {
+                // The whole group is being stopped, this part with it.
+                return;
+            }
+            tracing::info!("another node leads now: controllers and scheduler stop here");
+            let late = term.shutdown(STOP_LIMIT).await;
+            if !late.is_empty() {
+                tracing::warn!(tasks = late.join(", "), "did not stop in time");
+            }
+        }
+    }
+
+    fn start(&self, addresses: &watch::Sender<Vec<IpAddr>>, term: &Tasks) -> anyhow::Result<()> {
+        let client_of =
+            |component: &str| kube::Client::new(self.server.local(User::component(component)), "default");
+        self.server.lead(addresses.subscribe(), term);
+        let informers = Informers::new(client_of("kedge"), term);
+        let manager = client_of("system:kube-controller-manager");
+        kedge_controllers::start(self.controllers.clone(), &manager, &informers, term)?;
+        self.board.ready("controllers");
+        kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, term)?;
+        self.board.ready("scheduler");
+        Ok(())
+    }
+}
+
+/// The addresses of the control-plane nodes that are there, in a fixed order.
+fn api_servers(status: &Status, own: IpAddr) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = status
+        .members
+        .iter()
+        .filter(|member| member.healthy != Some(false) || member.id == status.id)
+        .filter_map(|member| {
+            let (host, _) = member.member.as_ref()?.address.rsplit_once(':')?;
+            host.trim_matches(['[', ']']).parse().ok()
+        })
+        .collect();
+    if addresses.is_empty() {
+        addresses.push(own);
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kedge_store::{Member, MemberStatus, Role};
+
+    fn member(id: u64, address: &str, healthy: Option<bool>) -> MemberStatus {
+        let member = Member { id, name: format!("n{id}"), address: address.into(), failure_domain: None };
+        MemberStatus {
+            id,
+            member: Some(member),
+            role: Role::Voter,
+            is_leader: id == 1,
+            healthy,
+            silent_for: None,
+            lag: None,
+        }
+    }
+
+    #[test]
+    fn pods_are_told_of_the_api_servers_that_are_there() {
+        let own: IpAddr = [192, 0, 2, 1].into();
+        let mut status = Status { id: 1, leader: Some(1), ..Status::default() };
+        assert_eq!(api_servers(&status, own), [own]);
+        status.members = vec![
+            member(3, "192.0.2.3:25000", Some(true)),
+            member(1, "192.0.2.1:25000", None),
+            member(2, "192.0.2.2:25000", Some(false)),
+            member(4, "[2001:db8::4]:25000", Some(true)),
+        ];
+        let texts: Vec<String> = api_servers(&status, own).iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["192.0.2.1", "192.0.2.3", "2001:db8::4"]);
+    }
+}
