@@ -3,6 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
+use crate::Refusal;
+
 /// Why keys or certificates could not be read, made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,4 +52,96 @@ pub enum Error {
     /// The system gives no random numbers.
     #[error("the system's random number generator failed")]
     Random,
+    /// A worker was asked for what only control-plane nodes have.
+    #[error("this node is a worker and cannot {0}; only control-plane nodes can")]
+    NoAuthority(&'static str),
+    /// The join string cannot be understood.
+    #[error("the join string is not valid: {0}; it must look like HOST:PORT/TOKEN/CA-HASH, as kedge add-node prints it")]
+    JoinString(String),
+    /// No token, or several, with this id.
+    #[error("no token, or more than one, has the id {0:?}; kedge add-node --list shows them")]
+    NoSuchToken(String),
+    /// A control-plane node said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The other side is not the cluster of the join string.
+    #[error(
+        "{address} does not belong to the cluster of the join string: its authority's hash is {} and not          {expected}; nothing was sent to it. Run kedge add-node again and compare, somebody may be in between",
+        .found.as_deref().unwrap_or("not shown")
+    )]
+    WrongAuthority {
+        /// Where the connection went.
+        address: String,
+        /// The hash in the join string.
+        expected: String,
+        /// The hash of the authority that was shown.
+        found: Option<String>,
+    },
+    /// A certificate is not valid at this node's time.
+    #[error(
+        "it is {now} on this node, but the certificate of {address} is valid {}; set the clock of this node (for          instance with timedatectl or chrony)",
+        bounds(.not_before, .not_after)
+    )]
+    ClockApart {
+        /// Where the connection went.
+        address: String,
+        /// This node's time.
+        now: Timestamp,
+        /// The certificate is not valid earlier.
+        not_before: Option<Timestamp>,
+        /// The certificate is not valid later.
+        not_after: Option<Timestamp>,
+    },
+    /// No connection.
+    #[error("cannot reach {address}: {reason}")]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// Refused, timed out, no such host, and what to do about it.
+        reason: String,
+    },
+    /// A connection was made but the exchange failed.
+    #[error("the exchange with {address} failed: {reason}")]
+    Exchange {
+        /// Host and port.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Joining is for nodes without a cluster.
+    #[error(
+        "this node is already in a cluster ({cluster}); run kedge leave first. Nothing was changed"
+    )]
+    AlreadyInCluster {
+        /// What is known of it: its other nodes.
+        cluster: String,
+    },
+    /// Joining replaces what runs here.
+    #[error(
+        "{} workloads run on this node ({}) and joining replaces its state; remove them or repeat with --force.          Nothing was changed",
+        .0.len(), shorten(.0)
+    )]
+    Workloads(Vec<String>),
+    /// No control-plane node could be asked.
+    #[error("no control-plane node answers: {0}")]
+    NoControlPlane(String),
+    /// The API server refuses or does not sign a certificate.
+    #[error("the certificate was not signed: {0}")]
+    NotSigned(String),
+}
+
+fn bounds(not_before: &Option<Timestamp>, not_after: &Option<Timestamp>) -> String {
+    match (not_before, not_after) {
+        (Some(time), _) => format!("from {time} on"),
+        (None, Some(time)) => format!("until {time}"),
+        (None, None) => "at another time".into(),
+    }
+}
+
+fn shorten(names: &[String]) -> String {
+    let mut text = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > 5 {
+        text.push_str(", ...");
+    }
+    text
 }

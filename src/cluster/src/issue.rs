@@ -12,9 +12,11 @@ use rcgen::{
     KeyUsagePurpose, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
+use crate::identity::{NODE_PREFIX, Own};
 use crate::Error;
 
 /// Certificates are valid from this long ago on, for peers whose clock is behind.
@@ -37,30 +39,47 @@ pub struct NodeIdentity {
 }
 
 /// The certificates that Kedge keeps for a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Leaf {
     /// The API server's, for its listener.
     Apiserver,
-    /// The kubelet's, for its listener and as `system:node:NAME` towards an API server.
+    /// The kubelet's, for its listener.
     Kubelet,
+    /// What the kubelet shows to an API server: `system:node:NAME`.
+    KubeletClient,
     /// The administrator's client certificate (`system:masters`).
     Admin,
     /// What the API server shows to kubelets.
     ApiserverKubeletClient,
     /// What the API server shows to aggregated API servers; signed by the front-proxy authority.
     FrontProxyClient,
+    /// The node itself towards other nodes, on the cluster port. Its key is the node's identity: it is made
+    /// once and outlives every certificate.
+    Node,
 }
 
 impl Leaf {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Apiserver, Self::Kubelet, Self::Admin, Self::ApiserverKubeletClient, Self::FrontProxyClient];
+    /// All of them: what a control-plane node has.
+    pub const ALL: [Self; 7] = [
+        Self::Apiserver,
+        Self::Kubelet,
+        Self::KubeletClient,
+        Self::Admin,
+        Self::ApiserverKubeletClient,
+        Self::FrontProxyClient,
+        Self::Node,
+    ];
+    /// What every node has, a worker too.
+    pub const WORKER: [Self; 3] = [Self::Kubelet, Self::KubeletClient, Self::Node];
 
     /// The file name without `.crt` or `.key`.
     pub fn file_stem(self) -> &'static str {
         match self {
             Self::Apiserver => "apiserver",
             Self::Kubelet => "kubelet",
+            Self::KubeletClient => "kubelet-client",
+            Self::Node => "node",
             Self::Admin => "admin",
             Self::ApiserverKubeletClient => "apiserver-kubelet-client",
             Self::FrontProxyClient => "front-proxy-client",
@@ -97,7 +116,7 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
-    pub(crate) fn of(leaf: Leaf, node: &NodeIdentity) -> Self {
+    pub(crate) fn of(leaf: Leaf, node: &NodeIdentity, own: Own) -> Self {
         let (common_name, organization, names, usages): (
             String,
             Option<&str>,
@@ -109,6 +128,18 @@ impl Profile {
                 format!("system:node:{}", node.name),
                 Some("system:nodes"),
                 kubelet_names(node),
+                &[Usage::Server],
+            ),
+            Leaf::KubeletClient => (
+                format!("system:node:{}", node.name),
+                Some("system:nodes"),
+                BTreeSet::new(),
+                &[Usage::Client],
+            ),
+            Leaf::Node => (
+                format!("{NODE_PREFIX}{}", node.name),
+                Some(own.role.organization()),
+                BTreeSet::from([own.id.server_name()]),
                 &[Usage::Server, Usage::Client],
             ),
             Leaf::Admin => {
@@ -136,14 +167,20 @@ impl Profile {
     }
 
     pub(crate) fn params(&self, now: u64) -> Result<CertificateParams, Error> {
-        let issue = |source| Error::Issue { name: self.common_name.clone(), source };
-        let names: Vec<String> = self.names.iter().cloned().collect();
-        let mut params = CertificateParams::new(names).map_err(issue)?;
-        params.distinguished_name = subject(&self.common_name, self.organization.as_deref());
+        let mut params = self.request_params()?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = self.usages.iter().map(|usage| usage.purpose()).collect();
         seal(&mut params, now, Duration::from_secs(LEAF_LIFE))?;
+        Ok(params)
+    }
+
+    /// What a certificate signing request says: subject and names; the signer decides on the rest.
+    pub(crate) fn request_params(&self) -> Result<CertificateParams, Error> {
+        let issue = |source| Error::Issue { name: self.common_name.clone(), source };
+        let names: Vec<String> = self.names.iter().cloned().collect();
+        let mut params = CertificateParams::new(names).map_err(issue)?;
+        params.distinguished_name = subject(&self.common_name, self.organization.as_deref());
         Ok(params)
     }
 }
@@ -235,6 +272,9 @@ fn kubelet_names(node: &NodeIdentity) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{NodeId, Role};
+
+    const OWN: Own = Own { id: NodeId::new(7), role: Role::ControlPlane };
 
     fn node() -> NodeIdentity {
         NodeIdentity {
@@ -247,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_apiserver_answers_to_every_name_of_its_service() {
-        let names = Profile::of(Leaf::Apiserver, &node()).names;
+        let names = Profile::of(Leaf::Apiserver, &node(), OWN).names;
         for name in [
             "kubernetes",
             "kubernetes.default",
@@ -269,12 +309,14 @@ mod tests {
     fn subjects_are_those_that_default_roles_expect() {
         let cases = [
             (Leaf::Kubelet, "system:node:n1", Some("system:nodes")),
+            (Leaf::KubeletClient, "system:node:n1", Some("system:nodes")),
+            (Leaf::Node, "kedge:node:n1", Some("kedge:control-plane")),
             (Leaf::Admin, "kubernetes-admin", Some("system:masters")),
             (Leaf::ApiserverKubeletClient, "kube-apiserver-kubelet-client", Some("system:masters")),
             (Leaf::FrontProxyClient, "front-proxy-client", None),
         ];
         for (leaf, common_name, organization) in cases {
-            let profile = Profile::of(leaf, &node());
+            let profile = Profile::of(leaf, &node(), OWN);
             assert_eq!(profile.common_name, common_name);
             assert_eq!(profile.organization.as_deref(), organization);
         }

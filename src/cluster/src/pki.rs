@@ -1,5 +1,8 @@
 //! The folder of keys and certificates: made on first use, completed when half made, renewed in place.
 //!
+//! A control-plane node has the authorities' keys and issues its certificates itself; a worker has none and
+//! gets them signed by a control-plane node.
+//!
 //! Rules: a private key is written before its certificate, so a certificate is never without its key;
 //! what can be derived again (leaf certificates, the public half of a key) is replaced with a warning,
 //! what cannot (the authorities, the token key) is never overwritten.
@@ -16,12 +19,18 @@ use rcgen::{CertificateSigningRequestParams, IsCa, Issuer, KeyPair, KeyUsagePurp
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use crate::identity::Own;
 use crate::issue::{Leaf, NodeIdentity, Profile, Usage, authority_params, seal};
 use crate::tls::Slot;
-use crate::{Clock, Error};
+use crate::token::hex;
+use crate::wire::ControlPlaneKeys;
+use crate::{Clock, Error, NodeId, Role};
 
 const RESTORE: &str = "restore the file from a backup of the folder; every node and kubeconfig trusts this key, \
                        so it is not replaced by itself";
+
+const REJOIN: &str =
+    "restore the file from a backup of the folder, or run kedge leave --force and join the cluster again";
 
 /// The cluster's authorities, the token key and this node's certificates.
 #[derive(Debug)]
@@ -29,11 +38,42 @@ pub struct Pki {
     dir: PathBuf,
     pub(crate) clock: Arc<Clock>,
     node: RwLock<NodeIdentity>,
+    own: Own,
+    ca: CertificateDer<'static>,
+    ca_pem: String,
+    authorities: Option<Authorities>,
+    slots: BTreeMap<Leaf, Arc<Slot>>,
+}
+
+/// What only control-plane nodes have.
+#[derive(Debug)]
+struct Authorities {
     ca: Authority,
     front_proxy_ca: Authority,
     service_account_key: String,
     service_account_public: String,
-    slots: BTreeMap<Leaf, Arc<Slot>>,
+}
+
+impl Authorities {
+    fn of(&self, leaf: Leaf) -> &Authority {
+        if leaf == Leaf::FrontProxyClient { &self.front_proxy_ca } else { &self.ca }
+    }
+}
+
+/// A new key and the request for its certificate.
+#[derive(Clone)]
+pub struct Pending {
+    /// Which certificate.
+    pub leaf: Leaf,
+    /// The certificate signing request, PEM.
+    pub request: String,
+    key: String,
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pending").field("leaf", &self.leaf).finish_non_exhaustive()
+    }
 }
 
 /// An authority that can sign.
@@ -53,27 +93,29 @@ impl Pki {
     /// [`Error::Damaged`] names a file that only the operator can bring back; other errors come from
     /// the file system.
     pub fn open(dir: &Path, node: &NodeIdentity) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::File {
-            action: "create",
-            path: dir.into(),
-            source,
-        })?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|source| Error::File {
-            action: "restrict",
-            path: dir.into(),
-            source,
-        })?;
-        let clock = Arc::new(Clock::open(&dir.join("time-floor"))?);
+        let clock = Self::prepare(dir)?;
         let now = clock.now();
         let ca = Authority::open(dir, "ca", "kedge-ca", now)?;
         let front_proxy_ca = Authority::open(dir, "front-proxy-ca", "kedge-front-proxy-ca", now)?;
         let (service_account_key, service_account_public) = token_key(dir)?;
+        let authorities = Authorities { ca, front_proxy_ca, service_account_key, service_account_public };
+        let key = node_key(dir)?;
+        let own = Own {
+            id: NodeId::of_public_key(&key.subject_public_key_info()),
+            role: Role::ControlPlane,
+        };
         let mut slots = BTreeMap::new();
         for leaf in Leaf::ALL {
-            let authority = if leaf == Leaf::FrontProxyClient { &front_proxy_ca } else { &ca };
-            let slot = match load(dir, leaf, node, authority, now)? {
-                Some(slot) => slot,
-                None => issue(dir, leaf, node, authority, now)?,
+            let authority = authorities.of(leaf);
+            let slot = match load(dir, leaf, &authority.der)? {
+                Some(slot) => match outdated(&slot, &Profile::of(leaf, node, own), now) {
+                    None => slot,
+                    Some(reason) => {
+                        tracing::info!(certificate = leaf.file_stem(), reason, "certificate is issued again");
+                        issue(dir, leaf, node, own, authority, now)?
+                    }
+                },
+                None => issue(dir, leaf, node, own, authority, now)?,
             };
             slots.insert(leaf, Arc::new(slot));
         }
@@ -82,12 +124,57 @@ impl Pki {
             dir: dir.into(),
             clock,
             node: RwLock::new(node.clone()),
-            ca,
-            front_proxy_ca,
-            service_account_key,
-            service_account_public,
+            own,
+            ca: authorities.ca.der.clone(),
+            ca_pem: authorities.ca.pem.clone(),
+            authorities: Some(authorities),
             slots,
         })
+    }
+
+    /// Open the folder of a worker: it holds the cluster's certificate and the node's own keys and
+    /// certificates, as joining wrote them. What is due is told by [`Pki::renew_due`] and asked for from the
+    /// control plane; nothing is issued here.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] names a file that is missing or of no use.
+    pub fn open_worker(dir: &Path, node: &NodeIdentity) -> Result<Self, Error> {
+        let clock = Self::prepare(dir)?;
+        let lost = |path: PathBuf, reason: String| Error::Damaged { path, reason, remedy: REJOIN };
+        let ca_path = dir.join("ca.crt");
+        let ca_pem = read_text(&ca_path)?.ok_or_else(|| lost(ca_path.clone(), "it is missing".into()))?;
+        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes())
+            .map_err(|error| lost(ca_path, error.to_string()))?;
+        let key_path = dir.join("node.key");
+        let key = read_text(&key_path)?.ok_or_else(|| lost(key_path.clone(), "it is missing".into()))?;
+        let key = KeyPair::from_pem(&key).map_err(|error| lost(key_path, error.to_string()))?;
+        let own = Own { id: NodeId::of_public_key(&key.subject_public_key_info()), role: Role::Worker };
+        let mut slots = BTreeMap::new();
+        for leaf in Leaf::WORKER {
+            let slot = load(dir, leaf, &ca)?.ok_or_else(|| {
+                let path = dir.join(format!("{}.crt", leaf.file_stem()));
+                lost(path, "it is missing, damaged or of another cluster".into())
+            })?;
+            slots.insert(leaf, Arc::new(slot));
+        }
+        clock.record()?;
+        Ok(Self {
+            dir: dir.into(),
+            clock,
+            node: RwLock::new(node.clone()),
+            own,
+            ca,
+            ca_pem,
+            authorities: None,
+            slots,
+        })
+    }
+
+    fn prepare(dir: &Path) -> Result<Arc<Clock>, Error> {
+        let failed = |action| move |source| Error::File { action, path: dir.into(), source };
+        fs::create_dir_all(dir).map_err(failed("create"))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed("restrict"))?;
+        Ok(Arc::new(Clock::open(&dir.join("time-floor"))?))
     }
 
     /// The time that certificates and tokens go by.
@@ -95,24 +182,55 @@ impl Pki {
         &self.clock
     }
 
+    /// This node's id: its key's hash.
+    pub fn node_id(&self) -> NodeId {
+        self.own.id
+    }
+
+    /// What this node is.
+    pub fn role(&self) -> Role {
+        self.own.role
+    }
+
+    /// What the certificates of this node name.
+    pub fn identity(&self) -> NodeIdentity {
+        self.node.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The cluster authority's certificate.
     pub fn ca_pem(&self) -> &str {
-        &self.ca.pem
+        &self.ca_pem
     }
 
-    /// The front-proxy authority's certificate: aggregated API servers trust it for user headers.
+    pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
+        &self.ca
+    }
+
+    /// The front-proxy authority's certificate: aggregated API servers trust it for user headers. Empty on
+    /// a worker, which has none.
     pub fn front_proxy_ca_pem(&self) -> &str {
-        &self.front_proxy_ca.pem
+        self.authorities.as_ref().map_or("", |authorities| &authorities.front_proxy_ca.pem)
     }
 
-    /// The private key that signs ServiceAccount tokens (ES256, PKCS#8 PEM).
+    /// The private key that signs ServiceAccount tokens (ES256, PKCS#8 PEM). Empty on a worker.
     pub fn service_account_key_pem(&self) -> &str {
-        &self.service_account_key
+        self.authorities.as_ref().map_or("", |authorities| &authorities.service_account_key)
     }
 
-    /// The public half of [`Pki::service_account_key_pem`].
+    /// The public half of [`Pki::service_account_key_pem`]. Empty on a worker.
     pub fn service_account_public_pem(&self) -> &str {
-        &self.service_account_public
+        self.authorities.as_ref().map_or("", |authorities| &authorities.service_account_public)
+    }
+
+    /// What a new control-plane node gets.
+    pub(crate) fn shared_keys(&self) -> Result<ControlPlaneKeys, Error> {
+        let authorities = self.authorities()?;
+        Ok(ControlPlaneKeys {
+            ca_key: authorities.ca.issuer.key().serialize_pem(),
+            front_proxy_ca: authorities.front_proxy_ca.pem.clone(),
+            front_proxy_ca_key: authorities.front_proxy_ca.issuer.key().serialize_pem(),
+            service_account_key: authorities.service_account_key.clone(),
+        })
     }
 
     /// The certificate's file; it changes when the certificate is renewed.
@@ -121,21 +239,26 @@ impl Pki {
     }
 
     /// Certificate and private key as they are now, in PEM.
+    /// Empty for what a worker does not have.
     pub fn pem(&self, leaf: Leaf) -> (String, String) {
-        self.slot(leaf).pem()
+        self.slots.get(&leaf).map(|slot| slot.pem()).unwrap_or_default()
     }
 
     /// SHA-256 over the cluster authority's SubjectPublicKeyInfo, in hexadecimal: what join strings pin.
     pub fn ca_hash(&self) -> String {
-        let spki = self.ca.issuer.key().subject_public_key_info();
-        let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        // `open` parsed it before.
+        public_key_hash(&self.ca).unwrap_or_default()
     }
 
-    /// The certificates that are past two thirds of their life at `now`.
+    /// The certificates that are past two thirds of their life at `now`, or name other addresses than the
+    /// node has.
     pub fn renew_due(&self, now: SystemTime) -> Vec<Leaf> {
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-        self.slots.iter().filter(|(_, slot)| now >= slot.renew_at()).map(|(leaf, _)| *leaf).collect()
+        let node = self.identity();
+        let due = |(leaf, slot): &(&Leaf, &Arc<Slot>)| {
+            outdated(slot, &Profile::of(**leaf, &node, self.own), now).is_some()
+        };
+        self.slots.iter().filter(due).map(|(leaf, _)| *leaf).collect()
     }
 
     /// When the first certificate will be due: sleep until then, then call [`Pki::renew`].
@@ -145,21 +268,38 @@ impl Pki {
     }
 
     /// Issue again what is due; listeners and clients made from this `Pki` use it from the next
-    /// handshake on. Call it once a day as well: it records the time floor.
+    /// handshake on. Call it once a day as well: it records the time floor. On a worker nothing is issued:
+    /// what is due there goes through [`Pki::pending`] and [`Pki::install`].
     ///
     /// # Errors
     /// When a file cannot be written; the old certificate then stays in use.
     pub fn renew(&self) -> Result<Vec<Leaf>, Error> {
-        let due = self.renew_due(self.clock.system_time());
-        let node = self.node.read().unwrap_or_else(PoisonError::into_inner).clone();
-        for leaf in &due {
-            self.reissue(*leaf, &node)?;
-        }
         self.clock.record()?;
+        if self.authorities.is_none() {
+            return Ok(Vec::new());
+        }
+        let due = self.renew_due(self.clock.system_time());
+        self.rotate(&due)?;
         Ok(due)
     }
 
-    /// The node's addresses changed: certificates that name them are issued again, in place.
+    /// Issue these certificates again, due or not.
+    ///
+    /// # Errors
+    /// [`Error::NoAuthority`] on a worker; when a file cannot be written.
+    pub fn rotate(&self, leaves: &[Leaf]) -> Result<(), Error> {
+        let authorities = self.authorities()?;
+        let node = self.identity();
+        for &leaf in leaves {
+            let fresh = issue(&self.dir, leaf, &node, self.own, authorities.of(leaf), self.clock.now())?;
+            tracing::info!(certificate = leaf.file_stem(), "certificate issued again");
+            self.slot(leaf)?.replace(fresh);
+        }
+        Ok(())
+    }
+
+    /// The node's addresses changed: certificates that name them are issued again, in place. Returns which;
+    /// on a worker these are due now ([`Pki::renew_due`]) and wait for the control plane.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -170,14 +310,69 @@ impl Pki {
             node.addresses = addresses.to_vec();
             (before, node.clone())
         };
-        let mut changed = Vec::new();
-        for leaf in Leaf::ALL {
-            if Profile::of(leaf, &before) != Profile::of(leaf, &node) {
-                self.reissue(leaf, &node)?;
-                changed.push(leaf);
-            }
+        let differs = |leaf: &Leaf| Profile::of(*leaf, &before, self.own) != Profile::of(*leaf, &node, self.own);
+        let changed: Vec<Leaf> = self.slots.keys().copied().filter(differs).collect();
+        if self.authorities.is_some() {
+            self.rotate(&changed)?;
         }
         Ok(changed)
+    }
+
+    /// A request for a certificate of this node. The key is new, except for [`Leaf::Node`], whose key is
+    /// the node's identity.
+    ///
+    /// # Errors
+    /// When a key cannot be made or read.
+    pub fn pending(&self, leaf: Leaf) -> Result<Pending, Error> {
+        self.slot(leaf)?;
+        let key = if leaf == Leaf::Node { node_key(&self.dir)? } else { generate(leaf.file_stem())? };
+        let profile = Profile::of(leaf, &self.identity(), self.own);
+        Ok(Pending { leaf, request: request(&profile, &key)?, key: key.serialize_pem() })
+    }
+
+    /// Put a signed certificate in place of the one in use.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it is not the one that was asked for; the old one then stays in use.
+    pub fn install(&self, pending: &Pending, certificate: &str) -> Result<(), Error> {
+        let (leaf, stem) = (pending.leaf, pending.leaf.file_stem());
+        let slot = Slot::new(certificate.to_owned(), pending.key.clone())
+            .map_err(|error| Error::Request(format!("the certificate that came back is of no use: {error}")))?;
+        let reason = if signed_by(&slot.certificate(), &self.ca) {
+            outdated(&slot, &Profile::of(leaf, &self.identity(), self.own), self.clock.now())
+        } else {
+            Some("it was signed by another authority")
+        };
+        if let Some(reason) = reason {
+            return Err(Error::Request(format!("the certificate that came back is of no use: {reason}")));
+        }
+        if leaf != Leaf::Node {
+            write(&self.dir.join(format!("{stem}.key")), &pending.key)?;
+        }
+        write(&self.dir.join(format!("{stem}.crt")), certificate)?;
+        tracing::info!(certificate = stem, "certificate renewed");
+        self.slot(leaf)?.replace(slot);
+        Ok(())
+    }
+
+    /// Sign a node's request for one of its certificates. Only the request's public key counts: what the
+    /// certificate says follows from who the node is.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a request that is not valid, [`Error::NoAuthority`] on a worker.
+    pub(crate) fn sign_leaf(
+        &self,
+        leaf: Leaf,
+        csr_pem: &str,
+        node: &NodeIdentity,
+        own: Own,
+    ) -> Result<String, Error> {
+        let authority = self.authorities()?.of(leaf);
+        let mut request = parse_request(csr_pem)?;
+        request.params = Profile::of(leaf, node, own).params(self.clock.now())?;
+        let certificate =
+            request.signed_by(&authority.issuer).map_err(|error| Error::Request(error.to_string()))?;
+        Ok(chained(leaf, certificate.pem(), &authority.pem))
     }
 
     /// Sign a certificate signing request (PEM) with the cluster authority. Subject and names are the
@@ -187,28 +382,26 @@ impl Pki {
     /// # Errors
     /// [`Error::Request`] for a request that is not valid or asks for an unknown extension.
     pub fn sign_csr(&self, csr_pem: &str, usages: &[Usage], ttl: Duration) -> Result<String, Error> {
-        let mut request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|error| Error::Request(error.to_string()))?;
+        let mut request = parse_request(csr_pem)?;
         request.params.is_ca = IsCa::ExplicitNoCa;
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         request.params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
         seal(&mut request.params, self.clock.now(), ttl)?;
         let certificate =
-            request.signed_by(&self.ca.issuer).map_err(|error| Error::Request(error.to_string()))?;
+            request.signed_by(&self.authorities()?.ca.issuer).map_err(|error| Error::Request(error.to_string()))?;
         Ok(certificate.pem())
     }
 
-    pub(crate) fn slot(&self, leaf: Leaf) -> &Arc<Slot> {
-        // `open` made one for every variant.
-        &self.slots[&leaf]
+    pub(crate) fn slot(&self, leaf: Leaf) -> Result<&Arc<Slot>, Error> {
+        self.slots.get(&leaf).ok_or(Error::NoAuthority("have this certificate"))
     }
 
-    fn reissue(&self, leaf: Leaf, node: &NodeIdentity) -> Result<(), Error> {
-        let authority = if leaf == Leaf::FrontProxyClient { &self.front_proxy_ca } else { &self.ca };
-        let fresh = issue(&self.dir, leaf, node, authority, self.clock.now())?;
-        tracing::info!(certificate = leaf.file_stem(), "certificate issued again");
-        self.slot(leaf).replace(fresh);
-        Ok(())
+    pub(crate) fn front_proxy_ca_der(&self) -> Option<&CertificateDer<'static>> {
+        self.authorities.as_ref().map(|authorities| &authorities.front_proxy_ca.der)
+    }
+
+    fn authorities(&self) -> Result<&Authorities, Error> {
+        self.authorities.as_ref().ok_or(Error::NoAuthority("sign certificates"))
     }
 }
 
@@ -283,91 +476,120 @@ fn token_key(dir: &Path) -> Result<(String, String), Error> {
     Ok((key.serialize_pem(), public))
 }
 
-/// The leaf on disk, unless it has to be issued (again).
-fn load(
-    dir: &Path,
-    leaf: Leaf,
-    node: &NodeIdentity,
-    authority: &Authority,
-    now: u64,
-) -> Result<Option<Slot>, Error> {
+/// The key that is the node's identity: made once.
+pub(crate) fn node_key(dir: &Path) -> Result<KeyPair, Error> {
+    let path = dir.join("node.key");
+    match read_text(&path)? {
+        Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&path, &error)),
+        None if dir.join("node.crt").exists() => Err(Error::Damaged {
+            path,
+            reason: "it is missing, but its certificate is there".into(),
+            remedy: REJOIN,
+        }),
+        None => {
+            let key = generate("node")?;
+            write(&path, &key.serialize_pem())?;
+            Ok(key)
+        }
+    }
+}
+
+/// The leaf on disk, unless it is missing, damaged or another authority's.
+fn load(dir: &Path, leaf: Leaf, authority: &CertificateDer<'_>) -> Result<Option<Slot>, Error> {
     let stem = leaf.file_stem();
     let certificate = read_text(&dir.join(format!("{stem}.crt")))?;
     let key = read_text(&dir.join(format!("{stem}.key")))?;
     let (Some(certificate), Some(key)) = (certificate, key) else {
         return Ok(None);
     };
-    let slot = match Slot::new(certificate, key) {
-        Ok(slot) => slot,
+    match Slot::new(certificate, key) {
+        Ok(slot) if signed_by(&slot.certificate(), authority) => Ok(Some(slot)),
+        Ok(_) => {
+            tracing::info!(certificate = stem, "the certificate was signed by another authority");
+            Ok(None)
+        }
         Err(error) => {
-            tracing::warn!(certificate = stem, error = %Chain(&error), "damaged; it is issued again");
-            return Ok(None);
-        }
-    };
-    let reason = {
-        let der = slot.certificate();
-        match x509_parser::parse_x509_certificate(&der) {
-            Err(error) => Some(error.to_string()),
-            Ok((_, parsed)) => {
-                if !signed_by(&parsed, authority) {
-                    Some("it was signed by another authority".to_owned())
-                } else if now >= slot.renew_at() {
-                    Some("it is past two thirds of its life".to_owned())
-                } else if !Profile::of(leaf, node).matches(&parsed) {
-                    Some("the node's name or addresses changed".to_owned())
-                } else {
-                    None
-                }
-            }
-        }
-    };
-    match reason {
-        None => Ok(Some(slot)),
-        Some(reason) => {
-            tracing::info!(certificate = stem, reason, "certificate is issued again");
+            tracing::warn!(certificate = stem, error = %Chain(&error), "the certificate is damaged");
             Ok(None)
         }
     }
 }
 
-fn signed_by(certificate: &x509_parser::certificate::X509Certificate<'_>, authority: &Authority) -> bool {
-    match x509_parser::parse_x509_certificate(&authority.der) {
-        Ok((_, parsed)) => certificate.verify_signature(Some(parsed.public_key())).is_ok(),
-        Err(_) => false,
+/// Why a certificate has to be issued again.
+fn outdated(slot: &Slot, profile: &Profile, now: u64) -> Option<&'static str> {
+    let der = slot.certificate();
+    match x509_parser::parse_x509_certificate(&der) {
+        Err(_) => Some("it cannot be read"),
+        Ok(_) if now >= slot.renew_at() => Some("it is past two thirds of its life"),
+        Ok((_, parsed)) if !profile.matches(&parsed) => Some("the node's name or addresses changed"),
+        Ok(_) => None,
     }
+}
+
+pub(crate) fn signed_by(certificate: &CertificateDer<'_>, authority: &CertificateDer<'_>) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    let authority = x509_parser::parse_x509_certificate(authority);
+    match (parsed, authority) {
+        (Ok((_, parsed)), Ok((_, authority))) => parsed.verify_signature(Some(authority.public_key())).is_ok(),
+        _ => false,
+    }
+}
+
+/// SHA-256 over a certificate's SubjectPublicKeyInfo, in hexadecimal.
+pub(crate) fn public_key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(hex(ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw).as_ref()))
+}
+
+pub(crate) fn parse_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, Error> {
+    CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| Error::Request(error.to_string()))
+}
+
+/// A certificate signing request (PEM) for what the profile says.
+pub(crate) fn request(profile: &Profile, key: &KeyPair) -> Result<String, Error> {
+    let issue = |source| Error::Issue { name: profile.common_name.clone(), source };
+    profile.request_params()?.serialize_request(key).and_then(|request| request.pem()).map_err(issue)
+}
+
+/// A node's certificate is followed by its authority's, because a joiner knows that one only by its hash.
+fn chained(leaf: Leaf, certificate: String, authority: &str) -> String {
+    if leaf == Leaf::Node { format!("{certificate}{authority}") } else { certificate }
 }
 
 fn issue(
     dir: &Path,
     leaf: Leaf,
     node: &NodeIdentity,
+    own: Own,
     authority: &Authority,
     now: u64,
 ) -> Result<Slot, Error> {
     let stem = leaf.file_stem();
-    let key = generate(stem)?;
-    let certificate = Profile::of(leaf, node)
+    let key = if leaf == Leaf::Node { node_key(dir)? } else { generate(stem)? };
+    let certificate = Profile::of(leaf, node, own)
         .params(now)?
         .signed_by(&key, &authority.issuer)
         .map_err(|source| Error::Issue { name: stem.into(), source })?;
-    let (certificate, key) = (certificate.pem(), key.serialize_pem());
-    write(&dir.join(format!("{stem}.key")), &key)?;
+    let (certificate, key) = (chained(leaf, certificate.pem(), &authority.pem), key.serialize_pem());
+    if leaf != Leaf::Node {
+        write(&dir.join(format!("{stem}.key")), &key)?;
+    }
     write(&dir.join(format!("{stem}.crt")), &certificate)?;
     Slot::new(certificate, key)
 }
 
-fn generate(name: &str) -> Result<KeyPair, Error> {
+pub(crate) fn generate(name: &str) -> Result<KeyPair, Error> {
     KeyPair::generate().map_err(|source| Error::Issue { name: name.into(), source })
 }
 
-fn read_text(path: &Path) -> Result<Option<String>, Error> {
+pub(crate) fn read_text(path: &Path) -> Result<Option<String>, Error> {
     let bytes =
         read_optional(path).map_err(|source| Error::File { action: "read", path: path.into(), source })?;
     // A file that is not text will not parse as PEM either, which gives the better message.
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     write_atomic(path, text.as_bytes(), 0o600).map_err(|source| Error::File {
         action: "write",
         path: path.into(),
@@ -422,15 +644,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), &node()).unwrap();
         for leaf in Leaf::ALL {
+            let front_proxy_ca = pki.front_proxy_ca_der().unwrap();
             let (own, other) = if leaf == Leaf::FrontProxyClient {
-                (&pki.front_proxy_ca, &pki.ca)
+                (front_proxy_ca, pki.ca_der())
             } else {
-                (&pki.ca, &pki.front_proxy_ca)
+                (pki.ca_der(), front_proxy_ca)
             };
-            let der = pki.slot(leaf).certificate();
-            let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-            assert!(signed_by(&parsed, own), "{leaf:?}");
-            assert!(!signed_by(&parsed, other), "{leaf:?}");
+            let der = pki.slot(leaf).unwrap().certificate();
+            assert!(signed_by(&der, own), "{leaf:?}");
+            assert!(!signed_by(&der, other), "{leaf:?}");
         }
     }
 
@@ -505,7 +727,7 @@ mod tests {
         let signed = pki.sign_csr(&request, &[Usage::Client], Duration::from_secs(3600)).unwrap();
         let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-        assert!(signed_by(&parsed, &pki.ca));
+        assert!(signed_by(&der, pki.ca_der()));
         assert!(!parsed.is_ca());
         let usages = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(usages.client_auth && !usages.server_auth);

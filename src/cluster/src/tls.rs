@@ -31,7 +31,7 @@ impl Pki {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder.with_cert_resolver(self.slot(leaf).clone());
+        let mut config = builder.with_cert_resolver(self.slot(leaf)?.clone());
         config.alpn_protocols = alpn();
         Ok(Arc::new(config))
     }
@@ -45,7 +45,7 @@ impl Pki {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots(server_ca_pem)?);
         let mut config = match leaf {
-            Some(leaf) => builder.with_client_cert_resolver(self.slot(leaf).clone()),
+            Some(leaf) => builder.with_client_cert_resolver(self.slot(leaf)?.clone()),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = alpn();
@@ -147,7 +147,7 @@ fn renew_at(certificate: &CertificateDer<'_>) -> Result<u64, Error> {
     Ok(u64::try_from(from + (to - from) / 3 * 2).unwrap_or(0))
 }
 
-fn roots(pem: &str) -> Result<RootCertStore, Error> {
+pub(crate) fn roots(pem: &str) -> Result<RootCertStore, Error> {
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|error| rustls::Error::General(error.to_string()))?;
@@ -156,7 +156,7 @@ fn roots(pem: &str) -> Result<RootCertStore, Error> {
     Ok(store)
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

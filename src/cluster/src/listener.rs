@@ -1,0 +1,187 @@
+//! The cluster port: one TLS listener for nodes that join and for members. Members show their certificate;
+//! what is not the cluster's own business goes to the store's service, with [`PeerIdentity`] in the
+//! request's extensions.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use kedge_base::{Backoff, Tasks};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tower::util::BoxCloneSyncService;
+use tower::{Service as _, ServiceExt as _};
+
+use crate::service::{Asker, Service};
+use crate::wire::{PREFIX, REQUEST_LIMIT};
+use crate::{Error, Leaf, PeerIdentity, Refusal, Role};
+
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A stranger's connection ends after this time.
+const STRANGER_LIMIT: Duration = Duration::from_secs(90);
+/// So many connections at once that have not shown a member's certificate.
+const STRANGERS: usize = 64;
+/// A connection on which nothing comes back to a ping for so long is dead.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// Whatever went wrong in a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+/// The store's own service: gets what control-plane nodes send each other.
+pub type StoreService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+
+/// Serve the cluster port until `tasks` stop.
+///
+/// # Errors
+/// When the certificates are of no use for TLS.
+pub fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    store: Option<StoreService>,
+    tasks: &Tasks,
+) -> Result<(), Error> {
+    let pki = service.pki();
+    let config = pki.server_config(Leaf::Node, Some(pki.ca_pem()))?;
+    let port = Port { acceptor: TlsAcceptor::from(config), service, store, tasks: tasks.clone() };
+    tasks.spawn_until_stopped("cluster port", accept(listener, port));
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Port {
+    acceptor: TlsAcceptor,
+    service: Arc<Service>,
+    store: Option<StoreService>,
+    tasks: Tasks,
+}
+
+async fn accept(listener: TcpListener, port: Port) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        // Waiting connections stay in the kernel's queue while too many strangers are here.
+        let Ok(permit) = strangers.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, source)) => {
+                backoff.reset();
+                let future = Box::pin(connection(port.clone(), stream, source, permit));
+                port.tasks.spawn_until_stopped("cluster connection", future);
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: it passes.
+                tracing::warn!(%error, "the cluster port cannot accept a connection");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+async fn connection(port: Port, stream: TcpStream, source: SocketAddr, permit: OwnedSemaphorePermit) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, port.acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%source, %error, "no TLS on the cluster port"),
+        Err(_) => return tracing::debug!(%source, "TLS on the cluster port took too long"),
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let peer = certificates.and_then(<[_]>::first).and_then(PeerIdentity::of);
+    let is_member = peer.is_some();
+    let asker = Arc::new(Asker { source: source.ip().to_canonical(), peer });
+    let executor = Executor(port.tasks.clone());
+    let answering = service_fn(move |request| respond(port.clone(), asker.clone(), request));
+    let mut builder = auto::Builder::new(executor);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY)
+        .max_concurrent_streams(256);
+    let serving = builder.serve_connection(TokioIo::new(stream), answering);
+    let ended = if is_member {
+        drop(permit);
+        serving.await
+    } else {
+        let ended = tokio::time::timeout(STRANGER_LIMIT, serving).await.unwrap_or(Ok(()));
+        drop(permit);
+        ended
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%source, error = %error, "connection on the cluster port ended");
+    }
+}
+
+async fn respond(port: Port, asker: Arc<Asker>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
+        return Ok(store(port, &asker, request).await);
+    };
+    let answered = async {
+        if request.method() != Method::POST {
+            return Err(Refusal::Invalid { message: "requests are POSTs".into() });
+        }
+        let body = Limited::new(request.into_body(), REQUEST_LIMIT).collect().await;
+        let body = body.map_err(|error| Refusal::Invalid { message: error.to_string() })?.to_bytes();
+        Box::pin(port.service.answer(&asker, &path, &body)).await
+    };
+    Ok(match answered.await {
+        Ok(body) => json(StatusCode::OK, body),
+        Err(refusal) => refused(&refusal),
+    })
+}
+
+/// Only control-plane nodes that were not taken off reach the store.
+async fn store(port: Port, asker: &Asker, mut request: Request<Incoming>) -> Response<Body> {
+    let Some(peer) = &asker.peer else {
+        return refused(&Refusal::Unauthenticated { message: "none was shown".into() });
+    };
+    if peer.role != Role::ControlPlane {
+        return refused(&Refusal::Forbidden { message: "only control-plane nodes reach the store".into() });
+    }
+    if let Some(removed) = port.service.registry().gone(peer.id) {
+        return refused(&Refusal::Removed { name: removed.name, since: removed.at });
+    }
+    let Some(mut store) = port.store else {
+        return refused(&Refusal::Unavailable { message: "the store does not answer here".into() });
+    };
+    request.extensions_mut().insert(peer.clone());
+    let Ok(ready) = store.ready().await;
+    let Ok(response) = ready.call(request).await;
+    response
+}
+
+fn refused(refusal: &Refusal) -> Response<Body> {
+    json(refusal.status(), serde_json::to_vec(refusal).unwrap_or_default())
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// HTTP/2 streams are tasks of the listener's group.
+#[derive(Clone)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn_until_stopped("cluster stream", future);
+    }
+}

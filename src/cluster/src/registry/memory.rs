@@ -1,0 +1,103 @@
+//! The store in memory, for tests.
+
+use std::collections::BTreeMap;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::{Check, MemberChange, Record, Records, RecordsError, Transaction};
+use crate::NodeId;
+
+#[derive(Default)]
+pub(crate) struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    records: BTreeMap<String, Record>,
+    members: BTreeMap<NodeId, String>,
+    refuse: Option<RecordsError>,
+}
+
+impl Memory {
+    /// Every key and value, to show that nothing changed.
+    pub(crate) fn dump(&self) -> Vec<(String, String)> {
+        let state = self.state.lock();
+        let text = |record: &Record| String::from_utf8(record.bytes.clone()).unwrap();
+        state.records.iter().map(|(key, record)| (key.clone(), text(record))).collect()
+    }
+
+    pub(crate) fn members(&self) -> BTreeMap<NodeId, String> {
+        self.state.lock().members.clone()
+    }
+
+    /// Answer the next transactions so.
+    pub(crate) fn refuse(&self, error: Option<RecordsError>) {
+        self.state.lock().refuse = error;
+    }
+}
+
+impl Records for Memory {
+    fn get(&self, key: String) -> BoxFuture<'_, Result<Option<Record>, RecordsError>> {
+        async move {
+            // Others get their turn between a read and the transaction.
+            tokio::task::yield_now().await;
+            Ok(self.local(&key))
+        }
+        .boxed()
+    }
+
+    fn list(&self, prefix: String) -> BoxFuture<'_, Result<Vec<(String, Record)>, RecordsError>> {
+        async move { Ok(self.local_list(&prefix)) }.boxed()
+    }
+
+    fn local(&self, key: &str) -> Option<Record> {
+        self.state.lock().records.get(key).cloned()
+    }
+
+    fn local_list(&self, prefix: &str) -> Vec<(String, Record)> {
+        let state = self.state.lock();
+        let hits = state.records.iter().filter(|(key, _)| key.starts_with(prefix));
+        hits.map(|(key, record)| (key.clone(), record.clone())).collect()
+    }
+
+    fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>> {
+        async move {
+            let mut state = self.state.lock();
+            if let Some(error) = &state.refuse {
+                return Err(error.clone());
+            }
+            let holds = |check: &Check| match check {
+                Check::Absent(key) => !state.records.contains_key(key),
+                Check::At(key, revision) => {
+                    state.records.get(key).is_some_and(|record| record.revision == *revision)
+                }
+            };
+            if !transaction.checks.iter().all(holds) {
+                return Err(RecordsError::Conflict);
+            }
+            state.revision += 1;
+            let revision = state.revision;
+            for key in transaction.deletes {
+                state.records.remove(&key);
+            }
+            for (key, bytes) in transaction.puts {
+                state.records.insert(key, Record { bytes, revision });
+            }
+            match transaction.member {
+                Some(MemberChange::Admit(peer)) => {
+                    state.members.insert(peer.id, peer.name);
+                }
+                Some(MemberChange::Remove(id)) => {
+                    state.members.remove(&id);
+                }
+                None => {}
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,193 @@
+//! The folder in which a join is prepared. What this node had stays as it is until [`Staging::install`];
+//! a join that is killed anywhere goes on from here.
+//!
+//! ```text
+//! join/pki/            keys made before asking, certificates written with the answer
+//! join/admitted.json   the answer without private keys, written last: with it the join can be finished
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kedge_base::sync_dir;
+use rcgen::{KeyPair, PublicKeyData as _};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use crate::identity::Own;
+use crate::issue::Profile;
+use crate::pki::{generate, node_key, public_key_hash, read_text, request, signed_by, write};
+use crate::wire::{Admitted, NodeFacts};
+use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
+
+/// A join under way.
+#[derive(Debug)]
+pub struct Staging {
+    dir: PathBuf,
+}
+
+impl Staging {
+    /// The folder; it is made when it is first written to.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The answer of a join that has not been finished.
+    ///
+    /// # Errors
+    /// When the file cannot be read. One that is damaged counts as none.
+    pub fn admitted(&self) -> Result<Option<Admitted>, Error> {
+        let text = read_text(&self.answer())?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Is the prepared folder for the cluster whose authority's hash begins so?
+    pub(crate) fn belongs_to(&self, ca_hash: &str) -> Result<bool, Error> {
+        let Some(admitted) = self.admitted()? else { return Ok(false) };
+        let ca = CertificateDer::from_pem_slice(admitted.ca.as_bytes()).ok();
+        Ok(ca.and_then(|ca| public_key_hash(&ca)).is_some_and(|hash| hash.starts_with(ca_hash)))
+    }
+
+    /// Certificate signing requests for this node's keys, which are made now or were at a former attempt.
+    pub(crate) fn requests(&self, facts: &NodeFacts) -> Result<BTreeMap<Leaf, String>, Error> {
+        let pki = self.pki();
+        fs::create_dir_all(&pki).map_err(|source| self.failed("create", source))?;
+        // An answer from another cluster, or for another name: it is of no use now.
+        remove(&self.answer()).map_err(|source| self.failed("clear", source))?;
+        remove(&pki.join("node.crt")).map_err(|source| self.failed("clear", source))?;
+        let node = node_key(&pki)?;
+        let own = Own { id: NodeId::of_public_key(&node.subject_public_key_info()), role: facts.role };
+        let identity = NodeIdentity {
+            name: facts.name.clone(),
+            addresses: facts.addresses.clone(),
+            service_addresses: Vec::new(),
+            cluster_domain: String::new(),
+        };
+        let mut requests = BTreeMap::new();
+        for leaf in Leaf::WORKER {
+            let key = if leaf == Leaf::Node { node_key(&pki)? } else { key(&pki, leaf)? };
+            requests.insert(leaf, request(&Profile::of(leaf, &identity, own), &key)?);
+        }
+        Ok(requests)
+    }
+
+    /// Check the answer and write it down.
+    pub(crate) fn save(&self, admitted: &Admitted, ca_hash: &str) -> Result<(), Error> {
+        let bad = |reason: &str| Error::Request(format!("the cluster's answer is of no use: {reason}"));
+        let pki = self.pki();
+        let ca = CertificateDer::from_pem_slice(admitted.ca.as_bytes()).map_err(|_| bad("no authority"))?;
+        if !public_key_hash(&ca).is_some_and(|hash| hash.starts_with(ca_hash)) {
+            return Err(bad("it names another authority"));
+        }
+        for leaf in Leaf::WORKER {
+            let certificate = admitted.certificates.get(&leaf).ok_or_else(|| bad("a certificate is missing"))?;
+            let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+                .map_err(|_| bad("a certificate cannot be read"))?;
+            let key = if leaf == Leaf::Node { node_key(&pki)? } else { key(&pki, leaf)? };
+            let own = public_key_hash(&der).is_some_and(|hash| {
+                let spki = key.subject_public_key_info();
+                hash == crate::token::hex(ring::digest::digest(&ring::digest::SHA256, &spki).as_ref())
+            });
+            if !own || !signed_by(&der, &ca) {
+                return Err(bad("a certificate is not for this node's key"));
+            }
+        }
+        match (&admitted.control_plane, admitted.facts.role) {
+            (Some(keys), Role::ControlPlane) => {
+                write(&pki.join("ca.key"), &keys.ca_key)?;
+                write(&pki.join("front-proxy-ca.key"), &keys.front_proxy_ca_key)?;
+                write(&pki.join("front-proxy-ca.crt"), &keys.front_proxy_ca)?;
+                write(&pki.join("sa.key"), &keys.service_account_key)?;
+            }
+            (None, Role::Worker) => {}
+            _ => return Err(bad("the keys in it do not go with the role")),
+        }
+        write(&pki.join("ca.crt"), &admitted.ca)?;
+        for (leaf, certificate) in &admitted.certificates {
+            if Leaf::WORKER.contains(leaf) {
+                write(&pki.join(format!("{}.crt", leaf.file_stem())), certificate)?;
+            }
+        }
+        let public = Admitted { control_plane: None, ..admitted.clone() };
+        let text = serde_json::to_string(&public).map_err(|error| bad(&error.to_string()))?;
+        write(&self.answer(), &text)
+    }
+
+    /// Put the prepared keys where the node's were; those are kept beside it, as `NAME.before-join`. It
+    /// can be repeated after being cut off at any point.
+    ///
+    /// # Errors
+    /// When there is no complete answer, or a folder cannot be moved.
+    pub fn install(&self, pki_dir: &Path) -> Result<(), Error> {
+        let prepared = self.pki();
+        if self.admitted()?.is_none() {
+            return Err(Error::Request("there is no join to finish; run kedge join".into()));
+        }
+        if !prepared.exists() && pki_dir.exists() {
+            return Ok(());
+        }
+        let before = beside(pki_dir);
+        let run = || -> io::Result<()> {
+            if pki_dir.exists() {
+                remove_folder(&before)?;
+                fs::rename(pki_dir, &before)?;
+            }
+            fs::rename(&prepared, pki_dir)?;
+            sync_dir(pki_dir.parent().unwrap_or(Path::new("/")))
+        };
+        run().map_err(|source| Error::File { action: "replace", path: pki_dir.into(), source })
+    }
+
+    /// The join is done (or given up): forget the folder, and the keys that the node had before.
+    ///
+    /// # Errors
+    /// When a folder cannot be removed.
+    pub fn finish(&self, pki_dir: &Path) -> Result<(), Error> {
+        remove_folder(&self.dir).map_err(|source| self.failed("remove", source))?;
+        remove_folder(&beside(pki_dir)).map_err(|source| self.failed("remove", source))
+    }
+
+    fn pki(&self) -> PathBuf {
+        self.dir.join("pki")
+    }
+
+    fn answer(&self) -> PathBuf {
+        self.dir.join("admitted.json")
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        Error::File { action, path: self.dir.clone(), source }
+    }
+}
+
+fn beside(pki_dir: &Path) -> PathBuf {
+    let mut name = pki_dir.file_name().unwrap_or_default().to_owned();
+    name.push(".before-join");
+    pki_dir.with_file_name(name)
+}
+
+fn key(pki: &Path, leaf: Leaf) -> Result<KeyPair, Error> {
+    let path = pki.join(format!("{}.key", leaf.file_stem()));
+    if let Some(key) = read_text(&path)?.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+        return Ok(key);
+    }
+    let key = generate(leaf.file_stem())?;
+    write(&path, &key.serialize_pem())?;
+    Ok(key)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
