@@ -257,6 +257,14 @@ impl Registry {
         self.list(NODES).await
     }
 
+    /// The node that an operator means: by name, id or address (with or without port).
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchNode`], or when the store cannot be read.
+    pub async fn find(&self, which: &str) -> Result<NodeRecord, Refusal> {
+        Ok(find(&self.nodes().await?, which)?.clone())
+    }
+
     /// Is this node in the cluster, as far as this node's copy says? Never waits.
     ///
     /// # Errors

@@ -88,6 +88,9 @@ pub(crate) struct GlobalArgs {
     /// The bridge that pods are attached to [default: kedge0]
     #[arg(long, global = true, env = "KEDGE_BRIDGE_NAME", value_name = "NAME", hide_env = true)]
     bridge_name: Option<String>,
+    /// A room, rack or power line: the datastore's voters are spread over them [default: none]
+    #[arg(long, global = true, env = "KEDGE_FAILURE_DOMAIN", value_name = "NAME", hide_env = true)]
+    failure_domain: Option<String>,
     /// The containerd program [default: found in PATH]
     #[arg(long, global = true, env = "KEDGE_CONTAINERD", value_name = "FILE", hide_env = true)]
     containerd: Option<String>,
@@ -116,6 +119,7 @@ impl GlobalArgs {
             ("cluster-domain", &self.cluster_domain),
             ("table-name", &self.table_name),
             ("bridge-name", &self.bridge_name),
+            ("failure-domain", &self.failure_domain),
             ("containerd", &self.containerd),
             ("cni-bin-dir", &self.cni_bin_dir),
         ] {
@@ -149,6 +153,17 @@ enum Command {
     /// Images on this node
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Print what to type on another machine to join it to this cluster
+    AddNode(AddNodeArgs),
+    /// Tokens that machines may join with
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Join this machine to a cluster; its own single-node cluster is replaced
+    Join(JoinArgs),
+    /// Leave the cluster and become a single node again
+    Leave(LeaveArgs),
+    /// Take another node off the cluster, dead or alive
+    RemoveNode(RemoveNodeArgs),
     /// Enable addons, and wait until they are healthy
     Enable(EnableArgs),
     /// Disable addons: remove exactly what enabling them made
@@ -267,6 +282,84 @@ pub(crate) enum ImagesCommand {
     List,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InvitationFormat {
+    /// Sentences
+    Pretty,
+    /// The commands alone
+    Short,
+    /// YAML
+    Yaml,
+    /// JSON
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddNodeArgs {
+    /// How long the token is valid: 90s, 15m, 1h, 7d
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = commands::cluster::parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Let any number of nodes join with it
+    #[arg(long)]
+    pub(crate) reusable: bool,
+    /// Let nodes join as workers only
+    #[arg(long)]
+    pub(crate) worker: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = InvitationFormat::Pretty)]
+    pub(crate) format: InvitationFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// List them; the tokens themselves are shown only once, by add-node
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let nobody join with a token any more
+    Revoke {
+        /// Its id in the list, or the beginning of it
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// What add-node printed: HOST:PORT/TOKEN/CA-HASH
+    #[arg(value_name = "HOST:PORT/TOKEN/CA-HASH")]
+    pub(crate) string: String,
+    /// Run pods only, no control plane
+    #[arg(long)]
+    pub(crate) worker: bool,
+    /// Join although pods run here: they are lost with this node's own cluster
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeaveArgs {
+    /// Leave pods behind, and go even when the cluster does not answer
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seconds to wait until the single node is Ready
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveNodeArgs {
+    /// Its name, id or address
+    pub(crate) node: String,
+    /// Do not move its pods away first
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EnableArgs {
     /// Names, with arguments behind a colon: dns, dns:1.1.1.1,8.8.8.8, dns:replicas=2;upstream=1.1.1.1
@@ -312,7 +405,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     let given = cli.global.settings();
     if let Some(file) = &cli.global.config
         && !file.exists()
-        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_))
+        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_) | Command::Join(_))
     {
         return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
     }
@@ -330,6 +423,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Config(args) => commands::config::run(&load()?, &args.server),
         Command::Kubectl(args) => commands::kubectl::run(&load()?, args.arguments),
         Command::Images(command) => commands::images::run(&load()?, command),
+        Command::AddNode(args) => commands::cluster::add_node(&load()?, &args),
+        Command::Token(command) => commands::cluster::token(&load()?, &command),
+        Command::Join(args) => commands::join::join(&load()?, &given, &args),
+        Command::Leave(args) => commands::join::leave(&load()?, &args),
+        Command::RemoveNode(args) => commands::cluster::remove_node(&load()?, &args),
         Command::Enable(args) => commands::addons::enable(&load()?, &args),
         Command::Disable { addons } => commands::addons::disable(&load()?, &addons),
         Command::Addons(command) => commands::addons::run(&load()?, &command),

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
 
 /// Every key of the file, which is every global flag but `--config`.
-pub(crate) const KEYS: [&str; 17] = [
+pub(crate) const KEYS: [&str; 18] = [
     "data-dir",
     "run-dir",
     "log-dir",
@@ -30,6 +30,7 @@ pub(crate) const KEYS: [&str; 17] = [
     "cluster-domain",
     "table-name",
     "bridge-name",
+    "failure-domain",
     "containerd",
     "cni-bin-dir",
 ];
@@ -107,6 +108,8 @@ pub(crate) struct Config {
     pub(crate) table_name: String,
     /// The bridge of pods.
     pub(crate) bridge_name: String,
+    /// The datastore's voters are spread over as many of these as there are.
+    pub(crate) failure_domain: Option<String>,
     /// The containerd program, when the operator chose one.
     pub(crate) containerd: Option<PathBuf>,
     /// The folder of CNI plugins, when the operator chose one.
@@ -157,6 +160,7 @@ impl Config {
             table_name: reader.name("table-name", "kedge", 200, is_identifier),
             // Linux cuts interface names at 15 characters.
             bridge_name: reader.name("bridge-name", "kedge0", 15, is_identifier),
+            failure_domain: reader.optional("failure-domain", "a name"),
             containerd: reader.optional("containerd", "a path"),
             cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
         };

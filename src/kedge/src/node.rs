@@ -1,43 +1,60 @@
 //! The assembly of one node: what is started, in which order, and stopped in the reverse one.
 //!
-//! Components know each other only through a `kube::Client`. Here it leads straight into the API
-//! server of the same process; on a worker it would lead over HTTPS.
+//! Components know each other only through a `kube::Client`. On a control-plane node it leads straight
+//! into the API server of the same process; on a worker it leads over HTTPS.
+
+mod book;
+mod control_plane;
+mod drain;
+mod leading;
+pub(crate) mod membership;
+pub(crate) mod ops;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
-use kedge_apiserver::{ApiServer, User};
+use kedge_apiserver::User;
 use kedge_base::Tasks;
 use kedge_client::Informers;
-use kedge_cluster::{Leaf, NodeIdentity, Pki};
+use kedge_cluster::{Leaf, Members, NodeIdentity, Pki, Renewal, Role};
 use kedge_kubelet::containerd;
 use kedge_store::Store;
-use tokio::sync::watch;
 
+use self::control_plane::ControlPlane;
+use self::leading::Leading;
+use self::membership::Membership;
+use self::ops::Ops;
 use crate::config::Config;
 use crate::image_build;
 use crate::node_status::Board;
 
 /// How long each part may take to stop; the line that names who is late comes earlier.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// A node that has no quorum at its start goes on without after this time: what can be read is served.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Start everything, say when the node is ready, and run until `tasks` are asked to stop.
 ///
 /// # Errors
 /// When a part cannot start; the error names it and the remedy.
-pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let board = Board::serve(&config, &tasks)?;
+pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let joined = Membership::load(&config)?;
+    if let Some(membership) = &joined {
+        membership::adopt(&mut config, &membership.config)?;
+    }
+    let config = config;
+    let role = joined.as_ref().map_or(Role::ControlPlane, |membership| membership.role);
+    let board = Board::serve(&config, role, &tasks)?;
     let node_ip = match config.node_ip {
         Some(address) => address,
         None => kedge_network::default_address().context("find this node's address")?,
     };
     board.set_addresses(&[node_ip]);
-
-    let pki = Pki::open(&config.pki_dir(), &identity(&config, node_ip)).context("open the cluster's keys")?;
-    crate::commands::config::write(&config)?;
+    let pki = open_pki(&config, node_ip, role)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
     let runtime_tasks = tasks.child("runtime");
@@ -45,32 +62,36 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     let containerd = runtime_tasks
         .spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
+    let members = match &joined {
+        Some(membership) => Some(Arc::new(Members::new(pki.clone(), membership.peers.clone())?)),
+        None => None,
+    };
     let server_tasks = tasks.child("server");
-    let prepared =
-        ApiServer::prepare(server_config(&config, &pki, node_ip)?).await.context("start the API server")?;
-    let store = kedge_store::Config::new(config.data_dir.join("store"));
-    let store = Store::open(store, prepared.observer(), &server_tasks).await.context("open the datastore")?;
-    let server = prepared.start(store, &server_tasks);
-    let addresses = watch::Sender::new(vec![node_ip]);
-    server.lead(addresses.subscribe(), &server_tasks);
-    server.ready().await;
-    board.ready("apiserver");
-    board.follow_store(server.store().clone());
-
-    let client_of = |component: &str| kube_client(&server, component);
+    let control_plane = match role {
+        Role::Worker => None,
+        Role::ControlPlane => {
+            crate::commands::config::write(&config)?;
+            Some(control_plane::start(&config, node_ip, &pki, joined.as_ref(), &server_tasks).await?)
+        }
+    };
     let component_tasks = tasks.child("components");
-    let informers = Informers::new(client_of("kedge"), &component_tasks);
-    kedge_controllers::start(
-        kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr)),
-        &client_of("system:kube-controller-manager"),
-        &informers,
-        &component_tasks,
-    )
-    .context("start the controllers")?;
-    board.ready("controllers");
-    kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, &component_tasks)
-        .context("start the scheduler")?;
-    board.ready("scheduler");
+    let client = match &control_plane {
+        Some(control_plane) => {
+            lead(&config, node_ip, &pki, control_plane, &board, &component_tasks).await;
+            kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
+        }
+        None => worker_client(&config, &pki, joined.as_ref())?,
+    };
+    let informers = Informers::new(client.clone(), &component_tasks);
+    board.serve_operations(Ops {
+        client: client.clone(),
+        pki: pki.clone(),
+        node_name: config.node_name.clone(),
+        addresses: vec![node_ip],
+        cluster_port: config.cluster_port,
+        control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
+        members: members.clone(),
+    });
 
     containerd.await.context("start containerd")?.context("start containerd")?;
     board.ready("containerd");
@@ -80,11 +101,15 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
     let node_tasks = tasks.child("node");
     let network = network(&config, node_ip, &informers, &node_tasks).await?;
     board.ready("network");
-    kedge_kubelet::start(kubelet_config(&config, &pki, node_ip)?, &informers, &node_tasks)
+    kedge_kubelet::start(kubelet_config(&config, &pki, node_ip, role)?, &informers, &node_tasks)
         .await
         .context("start the kubelet")?;
     board.follow_node(&config.node_name, &informers);
-    tasks.spawn_until_stopped("certificate renewal", renew(pki));
+    let renewal = match (role, &members) {
+        (Role::Worker, Some(members)) => Renewal::worker(pki.clone(), members.clone(), client),
+        _ => Renewal::control_plane(pki.clone()),
+    };
+    tasks.spawn_until_stopped("certificate renewal", renewal.run());
     board.all_ready(&tasks).await;
     if !tasks.token().is_cancelled() {
         ready();
@@ -105,35 +130,74 @@ pub(crate) async fn run(config: Config, tasks: Tasks, ready: impl FnOnce()) -> a
         }
     }
     drop(network);
-    server.store().close().await.context("close the datastore")
+    match control_plane {
+        Some(control_plane) => control_plane.store().close().await.context("close the datastore"),
+        None => Ok(()),
+    }
 }
 
-fn identity(config: &Config, node_ip: IpAddr) -> NodeIdentity {
+/// Starts what follows the leadership, and waits a while for the first objects.
+async fn lead(
+    config: &Config,
+    node_ip: IpAddr,
+    pki: &Pki,
+    control_plane: &ControlPlane,
+    board: &Board,
+    tasks: &Tasks,
+) {
+    let store: &Store = control_plane.store();
+    board.follow_store(store.clone());
+    let leading = Leading {
+        server: control_plane.server.clone(),
+        controllers: kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr)),
+        board: board.clone(),
+        own_address: node_ip,
+    };
+    tasks.spawn("leading", leading.follow(store.status(), tasks.clone()));
+    match tokio::time::timeout(QUORUM_PATIENCE, control_plane.server.ready()).await {
+        Ok(()) => board.ready("apiserver"),
+        Err(_) => {
+            tracing::warn!("the datastore takes no writes yet; this node goes on with what it can read");
+            let (server, board) = (control_plane.server.clone(), board.clone());
+            tasks.spawn_until_stopped("API server readiness", async move {
+                server.ready().await;
+                board.ready("apiserver");
+            });
+        }
+    }
+}
+
+fn open_pki(config: &Config, node_ip: IpAddr, role: Role) -> anyhow::Result<Arc<Pki>> {
     let mut addresses = vec![node_ip, IpAddr::from([127, 0, 0, 1])];
     if !config.bind_address.is_unspecified() && !addresses.contains(&config.bind_address) {
         addresses.push(config.bind_address);
     }
-    NodeIdentity {
+    let identity = NodeIdentity {
         name: config.node_name.clone(),
         addresses,
         service_addresses: config.service_cidr.hosts().next().into_iter().collect(),
         cluster_domain: config.cluster_domain.clone(),
-    }
+    };
+    let pki = match role {
+        Role::ControlPlane => Pki::open(&config.pki_dir(), &identity),
+        Role::Worker => Pki::open_worker(&config.pki_dir(), &identity),
+    };
+    Ok(Arc::new(pki.context("open the cluster's keys")?))
 }
 
-fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
-    Ok(kedge_apiserver::Config {
-        listen: SocketAddr::new(config.bind_address, config.port),
-        tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
-        kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
-        advertise_address: node_ip,
-        issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
-        service_account_key: pki.service_account_key_pem().to_owned(),
-        cluster_ca: pki.ca_pem().to_owned(),
-        service_range: (config.service_cidr.network(), config.service_cidr.prefix_len()),
-        node_ports: (30000, 32767),
-        event_ttl_seconds: 3600,
-    })
+/// A worker's way to the API servers, with the kubelet's identity.
+fn worker_client(
+    config: &Config,
+    pki: &Arc<Pki>,
+    joined: Option<&Membership>,
+) -> anyhow::Result<kube::Client> {
+    let _ = config;
+    let server = joined
+        .and_then(|membership| membership.api_servers.first())
+        .context("the cluster named no API server; run kedge leave --force and join again")?;
+    let (chain, key) = pki.pem(Leaf::KubeletClient);
+    let identity = kedge_client::https::Identity::Certificate { chain, key };
+    Ok(kedge_client::https::client(&format!("https://{server}"), pki.ca_pem(), identity, "default")?)
 }
 
 fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> {
@@ -155,11 +219,6 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
         pause_image: image_build::pause_image(),
         stream_address: IpAddr::from([127, 0, 0, 1]),
     })
-}
-
-/// A client that calls the API server of this process: no socket, no TLS.
-fn kube_client(server: &ApiServer, component: &str) -> kube::Client {
-    kube::Client::new(server.local(User::component(component)), "default")
 }
 
 async fn network(
@@ -194,7 +253,12 @@ async fn network(
     Ok(proxy)
 }
 
-fn kubelet_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_kubelet::Config> {
+fn kubelet_config(
+    config: &Config,
+    pki: &Pki,
+    node_ip: IpAddr,
+    role: Role,
+) -> anyhow::Result<kedge_kubelet::Config> {
     Ok(kedge_kubelet::Config {
         node_name: config.node_name.clone(),
         labels: std::collections::BTreeMap::new(),
@@ -209,24 +273,8 @@ fn kubelet_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
         max_pods: 110,
         pause_image: image_build::pause_image(),
         cgroup_root: "kubepods".to_owned(),
-        control_plane: true,
+        control_plane: role == Role::ControlPlane,
         register_taints: Vec::new(),
         resolv_conf: "/etc/resolv.conf".into(),
     })
-}
-
-/// Certificates renew themselves at two thirds of their life; listeners take the new ones at once.
-async fn renew(pki: Pki) {
-    loop {
-        let wait = pki.next_renewal().duration_since(pki.clock().system_time()).unwrap_or(Duration::ZERO);
-        // A day at most: the clock of a board may jump.
-        tokio::time::sleep(wait.clamp(Duration::from_secs(60), Duration::from_secs(86_400))).await;
-        match pki.renew() {
-            Ok(renewed) if renewed.is_empty() => {}
-            Ok(renewed) => tracing::info!(?renewed, "certificates renewed"),
-            Err(error) => {
-                tracing::warn!(error = %kedge_base::Chain(&error), "certificates not renewed, trying again");
-            }
-        }
-    }
 }

@@ -2,27 +2,32 @@
 //! reads through a unix socket in the run folder.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::api::core::v1::Node;
 use kedge_base::Tasks;
 use kedge_client::Informers;
+use kedge_cluster::Role;
 use kedge_store::Store;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::control::{self, Handler, Reply, Request};
-use crate::status::{Component, Datastore, State, Status};
+use crate::node::ops::Ops;
+use crate::status::{Component, Datastore, Member, State, Status};
 
-/// The parts of a control-plane node in the order in which they start.
-const PARTS: [&str; 6] = ["apiserver", "controllers", "scheduler", "containerd", "network", "kubelet"];
+/// The parts of a node in the order in which they start.
+const CONTROL_PLANE: [&str; 6] =
+    ["apiserver", "controllers", "scheduler", "containerd", "network", "kubelet"];
+const WORKER: [&str; 3] = ["containerd", "network", "kubelet"];
 /// Clones share the board.
 #[derive(Clone)]
 pub(crate) struct Board(Arc<Inner>);
 
 struct Inner {
     status: watch::Sender<Status>,
-    store: std::sync::OnceLock<Store>,
+    store: OnceLock<Store>,
+    operations: OnceLock<Ops>,
 }
 
 impl Board {
@@ -30,7 +35,11 @@ impl Board {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub(crate) fn serve(config: &Config, tasks: &Tasks) -> anyhow::Result<Self> {
+    pub(crate) fn serve(config: &Config, role: Role, tasks: &Tasks) -> anyhow::Result<Self> {
+        let parts = match role {
+            Role::ControlPlane => CONTROL_PLANE.as_slice(),
+            Role::Worker => &WORKER,
+        };
         let part = |name: &&str| Component {
             name: (*name).to_owned(),
             ready: false,
@@ -39,11 +48,14 @@ impl Board {
         };
         let status = Status {
             state: State::Starting,
-            components: PARTS.iter().map(part).collect(),
+            components: parts.iter().map(part).collect(),
             ..Status::stopped(&config.node_name)
         };
-        let board =
-            Self(Arc::new(Inner { status: watch::Sender::new(status), store: std::sync::OnceLock::new() }));
+        let board = Self(Arc::new(Inner {
+            status: watch::Sender::new(status),
+            store: OnceLock::new(),
+            operations: OnceLock::new(),
+        }));
         let answers = board.clone();
         let handler: Handler = Arc::new(move |request| {
             let board = answers.clone();
@@ -56,18 +68,26 @@ impl Board {
     async fn answer(&self, request: Request) -> Reply {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/status") => Reply::json(&self.now()),
-            _ => Reply::failed(404, "this node knows no such request"),
+            _ => match self.0.operations.get() {
+                None => Reply::failed(503, "the node is starting; see kedge status"),
+                Some(operations) => operations
+                    .answer(&request)
+                    .await
+                    .unwrap_or_else(|| Reply::failed(404, "this node knows no such request")),
+            },
         }
+    }
+
+    /// Answer more than the status from now on.
+    pub(crate) fn serve_operations(&self, operations: Ops) {
+        // There is one node in a process; a second call would change nothing.
+        let _ = self.0.operations.set(operations);
     }
 
     fn now(&self) -> Status {
         let mut status = self.0.status.borrow().clone();
         if let Some(store) = self.0.store.get() {
-            status.datastore = Datastore {
-                role: "leader".to_owned(),
-                revision: store.revision(),
-                members: vec![status.node.clone()],
-            };
+            status.datastore = datastore(store);
         }
         status
     }
@@ -129,5 +149,52 @@ impl Board {
         // The sender lives in `self`, so the channel cannot close.
         let _ =
             tasks.token().run_until_cancelled(status.wait_for(|status| status.state == State::Ready)).await;
+    }
+}
+
+/// The store's group in the words of `kedge status`.
+fn datastore(store: &Store) -> Datastore {
+    let status = store.status().borrow().clone();
+    let own = status.members.iter().find(|member| member.id == status.id);
+    let role = if status.leader == Some(status.id) {
+        "leader"
+    } else {
+        match own.map(|member| member.role) {
+            Some(kedge_store::Role::Voter) => "voter",
+            Some(kedge_store::Role::Standby) => "standby",
+            Some(kedge_store::Role::Joining) => "joining",
+            Some(kedge_store::Role::Leaving) => "leaving",
+            None => "alone",
+        }
+    };
+    let word = |role| match role {
+        kedge_store::Role::Voter => "voter",
+        kedge_store::Role::Standby => "standby",
+        kedge_store::Role::Joining => "joining",
+        kedge_store::Role::Leaving => "leaving",
+    };
+    let members = status
+        .members
+        .iter()
+        .filter_map(|member| {
+            let record = member.member.as_ref()?;
+            Some(Member {
+                name: record.name.clone(),
+                id: format!("{:016x}", member.id),
+                address: record.address.clone(),
+                role: word(member.role).to_owned(),
+                leader: member.is_leader,
+                healthy: member.healthy,
+            })
+        })
+        .collect();
+    Datastore {
+        role: role.to_owned(),
+        revision: store.revision(),
+        high_availability: status.high_availability,
+        has_leader: status.leader.is_some(),
+        waits: status.waits.clone(),
+        removed: status.removed,
+        members,
     }
 }

@@ -204,6 +204,9 @@ fn flags(config: &Config) -> Vec<String> {
     if let Some(address) = config.node_ip {
         settings.push(("--node-ip", address.to_string()));
     }
+    if let Some(domain) = &config.failure_domain {
+        settings.push(("--failure-domain", domain.clone()));
+    }
     if let Some(path) = &config.containerd {
         settings.push(("--containerd", text(path)));
     }

@@ -73,16 +73,75 @@ pub(crate) struct Component {
 
 /// The store's side of a status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct Datastore {
-    /// `leader`, `follower`, `standby`.
-    #[serde(default)]
+    /// This node's part: `leader`, `voter`, `standby`, `joining`, `leaving`, `alone`; empty on a worker.
     pub(crate) role: String,
     /// The revision that was applied last.
-    #[serde(default)]
     pub(crate) revision: u64,
+    /// The loss of any one voter does no harm.
+    pub(crate) high_availability: bool,
+    /// Without a leader nothing can be written.
+    pub(crate) has_leader: bool,
+    /// Why the group is not yet what its members ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) waits: Option<String>,
+    /// This node was taken off the cluster.
+    pub(crate) removed: bool,
     /// Nodes that hold a copy.
-    #[serde(default)]
-    pub(crate) members: Vec<String>,
+    pub(crate) members: Vec<Member>,
+}
+
+/// A node that holds a copy of the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) address: String,
+    /// `voter`, `standby`, `joining`, `leaving`.
+    pub(crate) role: String,
+    pub(crate) leader: bool,
+    /// Heard of lately; only the leader knows.
+    pub(crate) healthy: Option<bool>,
+}
+
+impl Datastore {
+    fn to_short(&self) -> String {
+        let list = |role: &str| {
+            let names: Vec<String> = self
+                .members
+                .iter()
+                .filter(|member| member.role == role)
+                .map(|member| {
+                    let sick = if member.healthy == Some(false) { " (does not answer)" } else { "" };
+                    format!("{}{sick}", member.name)
+                })
+                .collect();
+            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        };
+        let leader = self.members.iter().find(|member| member.leader);
+        let mut text = format!("high-availability: {}\n", if self.high_availability { "yes" } else { "no" });
+        text.push_str(&format!("  datastore voters: {}\n", list("voter")));
+        text.push_str(&format!("  datastore standby: {}\n", list("standby")));
+        if self.members.iter().any(|member| member.role == "joining") {
+            text.push_str(&format!("  datastore joining: {}\n", list("joining")));
+        }
+        let leader = match (leader, self.has_leader) {
+            (Some(leader), _) => leader.name.clone(),
+            (None, true) => "this node".to_owned(),
+            (None, false) => "none (nothing can be written)".to_owned(),
+        };
+        text.push_str(&format!("  leader: {leader}, revision {}\n", self.revision));
+        if let Some(waits) = &self.waits {
+            text.push_str(&format!("  waits: {waits}\n"));
+        }
+        if self.removed {
+            text.push_str(
+                "  this node was removed from the cluster; run kedge leave --force, then join again\n",
+            );
+        }
+        text
+    }
 }
 
 impl Status {
@@ -114,12 +173,7 @@ impl Status {
             text.push_str(&format!("addresses: {}\n", self.addresses.join(", ")));
         }
         if !self.datastore.role.is_empty() {
-            text.push_str(&format!(
-                "datastore: {} at revision {}, members: {}\n",
-                self.datastore.role,
-                self.datastore.revision,
-                self.datastore.members.join(", ")
-            ));
+            text.push_str(&self.datastore.to_short());
         }
         let width = self.components.iter().map(|component| component.name.len()).max().unwrap_or(0);
         for component in &self.components {
@@ -168,7 +222,7 @@ mod tests {
                 },
             ],
             addresses: vec!["192.0.2.1".into()],
-            datastore: Datastore { role: "leader".into(), revision: 7, members: vec!["n1".into()] },
+            datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
 
     let mut step = Step::begin("installing the service");
-    let installed = install_files(config, given).and_then(|()| {
+    let installed = files(config, given).and_then(|()| {
         step.update("starting kedge");
         service::restart(config)
     });
@@ -59,11 +59,18 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
 }
 
-fn install_files(config: &Config, given: &Settings) -> anyhow::Result<()> {
+/// Keep the flags that were given, for the service and for later commands.
+pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
     // A file that was named but is not there is made, or the service would not find it.
     if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
         config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;
     }
+    Ok(())
+}
+
+/// The settings, the binary and, where systemd runs, the unit.
+pub(crate) fn files(config: &Config, given: &Settings) -> anyhow::Result<()> {
+    settings(config, given)?;
     let own = std::env::current_exe().context("find the running binary")?;
     install_binary(&own, Path::new(service::BINARY))
         .with_context(|| format!("install {}", service::BINARY))?;

@@ -2,9 +2,11 @@
 //! the modules beside this one.
 
 pub(crate) mod addons;
+pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod images;
 pub(crate) mod install;
+pub(crate) mod join;
 pub(crate) mod kubectl;
 pub(crate) mod run;
 pub(crate) mod start;

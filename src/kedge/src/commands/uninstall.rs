@@ -38,20 +38,8 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
     if service::systemd_runs() {
         note(service::uninstall(config));
     }
-    step.update("ending containers");
-    let pods = pod_uids(config);
-    let namespaces = end_processes(config);
-    step.update("unmounting");
-    note(release_namespaces(&namespaces));
-    note(unmount(config));
-    step.update("removing the pod network");
-    note(
-        kedge_network::cleanup(&config.table_name, &config.bridge_name, &config.cni_address_dir())
-            .context("remove the pod network"),
-    );
+    take_down_noting(config, &mut step, &mut note);
     step.update("removing files");
-    remove_cgroups(&pods);
-    remove_pod_logs(config, &pods);
     for path in owned_paths(config, args.keep_data) {
         note(remove(&path));
     }
@@ -76,6 +64,39 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
     }
     text.push_str("\nrun kedge uninstall again; what a process still uses goes with a reboot");
     Err(Failure::Failed(anyhow::anyhow!(text)))
+}
+
+/// Stop the node and end all that it runs: containers, mounts, pod network. Its files stay.
+///
+/// # Errors
+/// The first thing that could not be ended; the others were tried all the same.
+pub(crate) fn take_down(config: &Config) -> anyhow::Result<()> {
+    service::stop(config)?;
+    let mut first = Ok(());
+    let mut step = Step::begin("ending containers");
+    take_down_noting(config, &mut step, &mut |result| {
+        if first.is_ok() {
+            first = result;
+        }
+    });
+    step.abandon();
+    first
+}
+
+fn take_down_noting(config: &Config, step: &mut Step, note: &mut dyn FnMut(anyhow::Result<()>)) {
+    step.update("ending containers");
+    let pods = pod_uids(config);
+    let namespaces = end_processes(config);
+    step.update("unmounting");
+    note(release_namespaces(&namespaces));
+    note(unmount(config));
+    step.update("removing the pod network");
+    note(
+        kedge_network::cleanup(&config.table_name, &config.bridge_name, &config.cni_address_dir())
+            .context("remove the pod network"),
+    );
+    remove_cgroups(&pods);
+    remove_pod_logs(config, &pods);
 }
 
 /// containerd and its shims name this node's sockets and folders in their arguments.

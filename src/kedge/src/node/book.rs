@@ -7,16 +7,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use futures::future::BoxFuture;
 use kedge_cluster::{Check, MemberChange, Record, Records, RecordsError, Transaction};
 use kedge_store::{
-    Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn, Value,
+    Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn,
+    Value,
 };
 
 /// The end of the group of every key of the book; no API group may end so.
 const OWN: &str = ".cluster.kedge.internal/";
 
 fn is_own(key: &str) -> bool {
-    key.split_once('/').is_some_and(|(resource, _)| {
-        resource.len() < key.len() && key[..=resource.len()].ends_with(OWN)
-    })
+    key.split_once('/')
+        .is_some_and(|(resource, _)| resource.len() < key.len() && key[..=resource.len()].ends_with(OWN))
 }
 
 /// This node's copy.
@@ -110,9 +110,11 @@ impl StoreRecords {
                     address: peer.address.to_string(),
                     failure_domain: peer.failure_domain,
                 };
-                let known = self.store.members().into_iter().any(|known| {
-                    known.id == member.id && known.member.is_some()
-                });
+                let known = self
+                    .store
+                    .members()
+                    .into_iter()
+                    .any(|known| known.id == member.id && known.member.is_some());
                 if !known {
                     return self.store.admit(member, txn).await.map(drop).map_err(not_changed);
                 }
@@ -219,7 +221,9 @@ mod tests {
     #[test]
     fn a_list_ends_with_its_prefix() {
         let book = Book::default();
-        for key in ["a.cluster.kedge.internal//1", "b.cluster.kedge.internal//1", "b.cluster.kedge.internal//2"] {
+        for key in
+            ["a.cluster.kedge.internal//1", "b.cluster.kedge.internal//1", "b.cluster.kedge.internal//2"]
+        {
             book.0.write().unwrap().insert(key.into(), record(&entry("")));
         }
         assert_eq!(book.list("b.cluster.kedge.internal//").len(), 2);

@@ -1,0 +1,229 @@
+//! `kedge join` and `kedge leave`: this node becomes part of another cluster, or a fresh single node again.
+//!
+//! Joining first asks and changes nothing here until the answer is complete and on the disk. Then it
+//! replaces this node's state in steps of which each may be repeated: a join that was cut off anywhere is
+//! finished by the same command, or undone by `leave`.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kedge_cluster::{Admitted, Clock, HostPort, JoinString, LocalState, NodeFacts, Role, Staging};
+
+use super::status::wait_ready;
+use super::{block_on, install, require_root, uninstall};
+use crate::cli::{Failure, JoinArgs, LeaveArgs};
+use crate::config::{Config, Settings};
+use crate::control::{self, CallError};
+use crate::node::membership::Membership;
+use crate::node::ops;
+use crate::output::{self, Step};
+use crate::status::{State, Status};
+use crate::{preflight, service};
+
+const SOON: Duration = Duration::from_secs(30);
+const LEFT: Duration = Duration::from_secs(240);
+
+/// Join, and return when the node is Ready in its new cluster.
+pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let string: JoinString = args
+        .string
+        .parse()
+        .map_err(|error: kedge_cluster::Error| Failure::Usage(kedge_base::Chain(&error).to_string()))?;
+    let problems = preflight::check(config);
+    if !problems.is_empty() {
+        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+    }
+    let staging = Staging::new(config.data_dir.join("join"));
+    // An answer that is on the disk already: a former attempt was cut off after it.
+    if staging.admitted()?.is_none() {
+        local_state(config)?.check(args.force)?;
+    }
+    let mut step = Step::begin(&format!("asking {} to join", string.server));
+    let result = replace(config, given, &string, args, &staging, &mut step);
+    match result {
+        Ok(status) => {
+            step.done(&format!("node {} has joined the cluster and is Ready", status.node));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            step.abandon();
+            Err(Failure::Failed(error))
+        }
+    }
+}
+
+fn replace(
+    config: &Config,
+    given: &Settings,
+    string: &JoinString,
+    args: &JoinArgs,
+    staging: &Staging,
+    step: &mut Step,
+) -> anyhow::Result<Status> {
+    let facts = facts(config, args)?;
+    fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
+    let clock = Arc::new(Clock::open(&config.pki_dir()).context("open the clock's floor")?);
+    let admitted = block_on(kedge_cluster::join(string, &facts, staging, &clock))
+        .map_err(failure)?
+        .context("join the cluster")?;
+
+    step.update("admitted; replacing this node's state");
+    uninstall::take_down(config)?;
+    for path in [config.store_dir(), config.kubeconfig()] {
+        remove(&path)?;
+    }
+    membership(&admitted).save(&config.membership_file())?;
+    staging.install(&config.pki_dir()).context("put the cluster's keys in place")?;
+    // Where a service manager runs, it must find the node after the next boot too.
+    if service::systemd_runs() {
+        install::files(config, given)?;
+    } else {
+        install::settings(config, given)?;
+    }
+
+    step.update("starting");
+    service::start(config)?;
+    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready {
+        anyhow::bail!(
+            "the node was admitted but is not Ready after {} s\n{}{}\nit goes on trying; see kedge status and the \
+             log ({}), or take it back with kedge leave",
+            args.timeout,
+            status.to_short(),
+            service::log_tail(config, 10),
+            service::log_place(config)
+        );
+    }
+    staging.finish(&config.pki_dir()).context("tidy up after joining")?;
+    Ok(status)
+}
+
+fn failure(failure: Failure) -> anyhow::Error {
+    match failure {
+        Failure::Usage(text) => anyhow::anyhow!(text),
+        Failure::Failed(error) => error,
+    }
+}
+
+fn facts(config: &Config, args: &JoinArgs) -> anyhow::Result<NodeFacts> {
+    let address: IpAddr = match config.node_ip {
+        Some(address) => address,
+        None => kedge_network::default_address().context("find this node's address")?,
+    };
+    Ok(NodeFacts {
+        name: config.node_name.clone(),
+        role: if args.worker { Role::Worker } else { Role::ControlPlane },
+        address: HostPort { host: address.to_string(), port: config.cluster_port },
+        addresses: vec![address],
+        failure_domain: config.failure_domain.clone(),
+    })
+}
+
+fn membership(admitted: &Admitted) -> Membership {
+    Membership {
+        role: admitted.facts.role,
+        peers: admitted.peers.clone(),
+        api_servers: admitted.api_servers.clone(),
+        config: admitted.config.clone(),
+    }
+}
+
+/// What joining would replace, from the running node or from what a stopped one left.
+fn local_state(config: &Config) -> anyhow::Result<LocalState> {
+    match control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), SOON) {
+        Ok(state) => Ok(LocalState { other_nodes: state.other_nodes, workloads: state.workloads }),
+        Err(CallError::NotRunning) => {
+            let membership = Membership::load(config)?;
+            let other_nodes =
+                membership.map(|membership| membership.peers.into_iter().map(|peer| peer.name).collect());
+            let pods = fs::read_dir(config.data_dir.join("kubelet/pods")).into_iter().flatten().flatten();
+            let workloads =
+                pods.map(|pod| format!("pod {} of the stopped node", pod.file_name().to_string_lossy()));
+            Ok(LocalState { other_nodes: other_nodes.unwrap_or_default(), workloads: workloads.collect() })
+        }
+        Err(error) => Err(error).context("ask this node what runs on it"),
+    }
+}
+
+/// Leave the cluster: drained, off its books, and a fresh single node again.
+pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let staging = Staging::new(config.data_dir.join("join"));
+    if Membership::load(config).is_ok_and(|membership| membership.is_none())
+        && staging.admitted()?.is_none()
+        && !has_others(config)
+    {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "this node is in no cluster with others; kedge uninstall removes it"
+        )));
+    }
+    let mut step = Step::begin("moving pods away and leaving the cluster");
+    let result = depart(config, args, &staging, &mut step);
+    match result {
+        Ok(()) => {
+            step.done("this node has left the cluster and is a single node again");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            step.abandon();
+            Err(Failure::Failed(error))
+        }
+    }
+}
+
+/// The founder of a cluster has no membership file, but may leave it to the others.
+fn has_others(config: &Config) -> bool {
+    local_state(config).is_ok_and(|state| !state.other_nodes.is_empty())
+}
+
+fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step) -> anyhow::Result<()> {
+    let wish = ops::Leave { force: args.force };
+    match control::call::<String>(&config.status_socket(), "POST", "/leave", &wish, LEFT) {
+        Ok(_) => {}
+        Err(error) if args.force => output::complain(&format!(
+            "the cluster was not told ({error}); on one of its control-plane nodes run: kedge remove-node {}",
+            config.node_name
+        )),
+        Err(error) => {
+            return Err(anyhow::Error::from(error).context(
+                "leave the cluster (--force goes without telling it and without moving pods away)",
+            ));
+        }
+    }
+    step.update("making this a single node again");
+    uninstall::take_down(config)?;
+    for path in [
+        config.store_dir(),
+        config.kubeconfig(),
+        config.pki_dir(),
+        config.membership_file(),
+        config.data_dir.join("kubelet"),
+    ] {
+        remove(&path)?;
+    }
+    staging.finish(&config.pki_dir()).context("tidy up")?;
+    service::start(config)?;
+    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready {
+        anyhow::bail!("the single node is not Ready after {} s\n{}", args.timeout, status.to_short());
+    }
+    Ok(())
+}
+
+/// A file or a folder; what is not there is no error.
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    result.with_context(|| format!("remove {}", path.display()))
+}

@@ -1,0 +1,180 @@
+//! The control plane of this node: the replicated store, the API server on it, and the cluster port that
+//! other nodes reach both by.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http_body_util::BodyExt as _;
+use kedge_apiserver::ApiServer;
+use kedge_base::{Backoff, Tasks};
+use kedge_cluster::{
+    ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, NodeFacts, NodeId, PeerIdentity, Pki, Registry,
+    Role, Service, StoreService,
+};
+use kedge_store::{Bootstrap, Cluster, Connection, Dial, Dialing, Member, Store};
+use tokio::net::TcpListener;
+use tower::Service as _;
+use tower::util::BoxCloneSyncService;
+
+use super::book::{Book, Observers, StoreRecords};
+use super::membership::{self, Membership};
+use crate::config::Config;
+
+/// The running control plane.
+pub(crate) struct ControlPlane {
+    pub(crate) server: ApiServer,
+    pub(crate) registry: Registry,
+}
+
+impl ControlPlane {
+    pub(crate) fn store(&self) -> &Store {
+        self.server.store()
+    }
+}
+
+/// Opens the store, listens on both ports and starts to serve. Without a quorum this returns as well: what
+/// can be read is served.
+///
+/// # Errors
+/// When the store or a port cannot be opened.
+pub(crate) async fn start(
+    config: &Config,
+    node_ip: IpAddr,
+    pki: &Arc<Pki>,
+    joined: Option<&Membership>,
+    tasks: &Tasks,
+) -> anyhow::Result<ControlPlane> {
+    let prepared =
+        ApiServer::prepare(server_config(config, pki, node_ip)?).await.context("start the API server")?;
+    let address = SocketAddr::new(config.bind_address, config.cluster_port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+
+    let book = Arc::new(Book::default());
+    let observers = Observers { api: prepared.observer(), book: book.clone() };
+    let store = Store::open(store_config(config, pki, joined)?, Arc::new(observers), tasks)
+        .await
+        .context("open the datastore")?;
+    let registry = Registry::new(Arc::new(StoreRecords { store: store.clone(), book }), pki.clock().clone());
+    let facts = Facts {
+        shared: joined.map_or_else(
+            || membership::shared_settings(config, pki.ca_hash()),
+            |membership| membership.config.clone(),
+        ),
+        registry: registry.clone(),
+        port: config.port,
+        own: HostPort { host: node_ip.to_string(), port: config.port },
+    };
+    let service = Arc::new(Service::new(pki.clone(), registry.clone(), Arc::new(facts)));
+    kedge_cluster::serve(listener, service, Some(store_service(&store)), tasks)
+        .context("serve the cluster port")?;
+    let own = NodeFacts {
+        name: config.node_name.clone(),
+        role: Role::ControlPlane,
+        address: HostPort { host: node_ip.to_string(), port: config.cluster_port },
+        addresses: vec![node_ip],
+        failure_domain: config.failure_domain.clone(),
+    };
+    tasks.spawn_until_stopped("enrolment", enroll(registry.clone(), pki.node_id(), own));
+    Ok(ControlPlane { server: prepared.start(store, tasks), registry })
+}
+
+/// Writes down who and where this node is, as soon as the store takes writes.
+async fn enroll(registry: Registry, id: NodeId, own: NodeFacts) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    while let Err(refusal) = registry.enroll(id, &own).await {
+        tracing::warn!(%refusal, "this node's record in the cluster is not written yet");
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+fn store_config(
+    config: &Config,
+    pki: &Pki,
+    joined: Option<&Membership>,
+) -> anyhow::Result<kedge_store::Config> {
+    let mut store = kedge_store::Config::new(config.store_dir());
+    store.node_id = pki.node_id().get();
+    let mut cluster = Cluster::new(Arc::new(StoreDial(Dialer::new(pki)?)));
+    if let Some(membership) = joined {
+        let peer = |peer: &kedge_cluster::Peer| Member {
+            id: peer.id.get(),
+            name: peer.name.clone(),
+            address: peer.address.to_string(),
+            failure_domain: peer.failure_domain.clone(),
+        };
+        cluster.bootstrap = Bootstrap::Join { peers: membership.peers.iter().map(peer).collect() };
+    }
+    store.cluster = Some(cluster);
+    Ok(store)
+}
+
+fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
+    Ok(kedge_apiserver::Config {
+        listen: SocketAddr::new(config.bind_address, config.port),
+        tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
+        kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
+        advertise_address: node_ip,
+        issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
+        service_account_key: pki.service_account_key_pem().to_owned(),
+        cluster_ca: pki.ca_pem().to_owned(),
+        service_range: (config.service_cidr.network(), config.service_cidr.prefix_len()),
+        node_ports: (30000, 32767),
+        event_ttl_seconds: 3600,
+    })
+}
+
+/// What a new node is told.
+struct Facts {
+    shared: ClusterConfig,
+    registry: Registry,
+    port: u16,
+    own: HostPort,
+}
+
+impl ClusterFacts for Facts {
+    fn config(&self) -> ClusterConfig {
+        self.shared.clone()
+    }
+
+    fn api_servers(&self) -> Vec<HostPort> {
+        let mut servers = vec![self.own.clone()];
+        for peer in self.registry.control_plane() {
+            let server = HostPort { host: peer.address.host, port: self.port };
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        servers
+    }
+}
+
+/// The store's connections are those of members.
+struct StoreDial(Dialer);
+
+impl Dial for StoreDial {
+    fn dial(&self, member_id: u64, address: &str) -> Dialing {
+        let (dialer, address) = (self.0.clone(), address.to_owned());
+        Box::pin(async move {
+            let stream = dialer.dial(NodeId::new(member_id), &address).await?;
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    }
+}
+
+/// The store's service on the cluster port: the member's certificate says who it is.
+fn store_service(store: &Store) -> StoreService {
+    let routes = store.service();
+    BoxCloneSyncService::new(tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        let mut routes = routes.clone();
+        if let Some(peer) = request.extensions().get::<PeerIdentity>() {
+            let peer = kedge_store::Peer { member_id: Some(peer.id.get()), name: Some(peer.name.clone()) };
+            request.extensions_mut().insert(peer);
+        }
+        async move {
+            let response = routes.call(request).await?;
+            Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        }
+    }))
+}

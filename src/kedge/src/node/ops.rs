@@ -1,0 +1,224 @@
+//! What commands ask of the running node beside its status: tokens, nodes, leaving. Requests and answers
+//! are JSON on the node's own socket.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kedge_cluster::{
+    HostPort, JoinString, Members, NodeRecord, Pki, Registry, Role, TokenOptions, TokenSummary,
+};
+use kedge_store::Store;
+use kube::api::{Api, DeleteParams, ListParams};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::drain;
+use crate::control::{Reply, Request};
+
+/// How long a control-plane node that leaves waits until the others do without it.
+const HANDED_OVER: Duration = Duration::from_secs(30);
+
+/// `POST /add-node`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AddNode {
+    pub(crate) ttl_seconds: u64,
+    pub(crate) reusable: bool,
+    pub(crate) worker_only: bool,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Invitation {
+    /// What `kedge join` takes, one for each address of this node.
+    pub(crate) join: Vec<String>,
+    pub(crate) expires: Timestamp,
+    pub(crate) reusable: bool,
+    /// The token's id in the list.
+    pub(crate) id: String,
+}
+
+/// `POST /remove-node`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RemoveNode {
+    /// Name, id or address.
+    pub(crate) node: String,
+    pub(crate) force: bool,
+}
+
+/// `POST /leave`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Leave {
+    pub(crate) force: bool,
+}
+
+/// What joining another cluster would replace: `GET /local-state`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LocalState {
+    pub(crate) other_nodes: Vec<String>,
+    pub(crate) workloads: Vec<String>,
+}
+
+/// The parts of a running node that these requests work on.
+pub(crate) struct Ops {
+    pub(crate) client: kube::Client,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) node_name: String,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) cluster_port: u16,
+    /// On control-plane nodes.
+    pub(crate) control_plane: Option<(Registry, Store)>,
+    /// On nodes that joined.
+    pub(crate) members: Option<Arc<Members>>,
+}
+
+impl Ops {
+    /// Answers a request; `None`: it is none of these.
+    pub(crate) async fn answer(&self, request: &Request) -> Option<Reply> {
+        Some(match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/add-node") => reply(with(request, async |wish| self.add_node(&wish).await).await),
+            ("GET", "/tokens") => reply(self.tokens().await),
+            ("POST", "/tokens/revoke") => {
+                reply(with(request, async |id: String| self.revoke(&id).await).await)
+            }
+            ("GET", "/nodes") => reply(self.nodes().await),
+            ("POST", "/remove-node") => {
+                reply(with(request, async |wish| self.remove_node(&wish).await).await)
+            }
+            ("POST", "/leave") => reply(with(request, async |wish| self.leave(&wish).await).await),
+            ("GET", "/local-state") => reply(self.local_state().await),
+            _ => return None,
+        })
+    }
+
+    fn registry(&self) -> anyhow::Result<&Registry> {
+        let (registry, _) = self
+            .control_plane
+            .as_ref()
+            .context("this is a worker; run the command on a control-plane node")?;
+        Ok(registry)
+    }
+
+    async fn add_node(&self, wish: &AddNode) -> anyhow::Result<Invitation> {
+        let roles =
+            if wish.worker_only { vec![Role::Worker] } else { vec![Role::ControlPlane, Role::Worker] };
+        let options =
+            TokenOptions { ttl: Duration::from_secs(wish.ttl_seconds), reusable: wish.reusable, roles };
+        let (token, record) = self.registry()?.create_token(&options).await?;
+        let join = self
+            .addresses
+            .iter()
+            .map(|address| {
+                let server = HostPort { host: address.to_string(), port: self.cluster_port };
+                JoinString { server, token: token.clone(), ca_hash: self.pki.ca_hash() }.to_string()
+            })
+            .collect();
+        Ok(Invitation {
+            join,
+            expires: record.expires,
+            reusable: record.reusable,
+            id: record.hash.id().to_owned(),
+        })
+    }
+
+    async fn tokens(&self) -> anyhow::Result<Vec<TokenSummary>> {
+        Ok(self.registry()?.tokens().await?)
+    }
+
+    async fn revoke(&self, id: &str) -> anyhow::Result<String> {
+        Ok(self.registry()?.revoke_token(id).await?.hash.id().to_owned())
+    }
+
+    async fn nodes(&self) -> anyhow::Result<Vec<NodeRecord>> {
+        Ok(self.registry()?.nodes().await?)
+    }
+
+    /// Pods are moved away first, unless the node is dead or `force` says that there is no time for it.
+    async fn remove_node(&self, wish: &RemoveNode) -> anyhow::Result<String> {
+        let registry = self.registry()?;
+        let record = registry.find(&wish.node).await?;
+        if record.id == self.pki.node_id() {
+            anyhow::bail!("{} is this node; run kedge leave here", record.name);
+        }
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let ready = nodes.get_opt(&record.name).await?.is_some_and(|node| drain::is_ready(&node));
+        if ready && !wish.force {
+            drain::drain(&self.client, &record.name).await?;
+        }
+        let record = registry.remove(&record.id.to_string()).await?;
+        self.forget(&record.name).await?;
+        Ok(record.name)
+    }
+
+    async fn leave(&self, wish: &Leave) -> anyhow::Result<String> {
+        if !wish.force {
+            drain::drain(&self.client, &self.node_name).await?;
+        }
+        let id = self.pki.node_id();
+        if let Some((registry, store)) = &self.control_plane {
+            // The Node object first: afterwards this node may not write any more.
+            let others = registry.nodes().await?.into_iter().filter(|node| node.id != id).count();
+            if others > 0 {
+                self.forget(&self.node_name).await?;
+            }
+            registry.leave(id).await?;
+            let mut status = store.status();
+            let gone = status.wait_for(|status| {
+                status.removed || status.members.iter().all(|member| member.id != status.id)
+            });
+            if tokio::time::timeout(HANDED_OVER, gone).await.is_err() {
+                tracing::warn!("the others did not confirm in time that they do without this node");
+            }
+        } else if let Some(members) = &self.members {
+            self.forget(&self.node_name).await?;
+            members.leave().await?;
+        }
+        Ok(self.node_name.clone())
+    }
+
+    async fn forget(&self, node: &str) -> anyhow::Result<()> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        match nodes.delete(node, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error).context(format!("delete the Node {node}")),
+        }
+    }
+
+    async fn local_state(&self) -> anyhow::Result<LocalState> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let names = nodes.list(&ListParams::default()).await?.items.into_iter();
+        let other_nodes =
+            names.filter_map(|node| node.metadata.name).filter(|name| *name != self.node_name).collect();
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let pods = pods.list(&ListParams::default()).await?.items;
+        // What Kedge's own addons run comes back with the next cluster.
+        let workloads = pods
+            .iter()
+            .filter(|pod| pod.metadata.namespace.as_deref() != Some("kube-system"))
+            .map(|pod| {
+                let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+            })
+            .collect();
+        Ok(LocalState { other_nodes, workloads })
+    }
+}
+
+async fn with<T: DeserializeOwned, R>(
+    request: &Request,
+    work: impl AsyncFnOnce(T) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    work(serde_json::from_slice(&request.body).context("read the request")?).await
+}
+
+fn reply<T: Serialize>(result: anyhow::Result<T>) -> Reply {
+    match result {
+        Ok(value) => Reply::json(&value),
+        Err(error) => Reply::failed(409, &format!("{error:#}")),
+    }
+}
