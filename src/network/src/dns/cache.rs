@@ -95,14 +95,22 @@ impl Reply {
         (ttl > 0).then_some((Sort::Denial, ttl))
     }
 
+    /// As whoever asks now is told: times to live are cut to what the cache itself keeps to.
+    pub(crate) fn limited(self, kind: RecordType) -> Self {
+        let limit = match self.ttl(kind) {
+            Some((Sort::Denial, ttl)) => ttl,
+            _ => MAX_TTL,
+        };
+        self.aged(0, limit)
+    }
+
     /// The same with all times to live reduced by the time it has been kept.
-    fn aged(&self, seconds: u32, limit: u32) -> Self {
-        let mut reply = self.clone();
-        let parts = reply.answers.iter_mut().chain(&mut reply.authorities).chain(&mut reply.additionals);
+    fn aged(mut self, seconds: u32, limit: u32) -> Self {
+        let parts = self.answers.iter_mut().chain(&mut self.authorities).chain(&mut self.additionals);
         for record in parts {
             record.ttl = record.ttl.min(limit).saturating_sub(seconds);
         }
-        reply
+        self
     }
 }
 
@@ -128,7 +136,7 @@ impl Cache {
         let seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         let limit = u32::try_from(entry.ttl.as_secs()).unwrap_or(MAX_TTL);
         let limit = if entry.sort == Sort::Denial { limit } else { MAX_TTL };
-        Some((entry.sort, entry.reply.aged(seconds, limit)))
+        Some((entry.sort, Reply::clone(&entry.reply).aged(seconds, limit)))
     }
 
     /// Keep a reply if it may be kept.
@@ -145,7 +153,8 @@ impl Cache {
             let over = |entry: &Entry| now.saturating_duration_since(entry.stored) >= entry.ttl;
             let mut seen = shard.iter().take(PROBES);
             let first = seen.next();
-            let victim = first.filter(|(_, entry)| over(entry)).or_else(|| seen.find(|(_, entry)| over(entry)));
+            let victim =
+                first.filter(|(_, entry)| over(entry)).or_else(|| seen.find(|(_, entry)| over(entry)));
             if let Some(victim) = victim.or(first).map(|(question, _)| question.clone())
                 && let Some(old) = shard.remove(&victim)
             {

@@ -1,6 +1,7 @@
 //! Asks other servers: the stub domain's, else the general ones, in their order, passing over those
 //! that have just failed. There is no health check: a server is judged by the answers it gives.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -145,7 +146,7 @@ impl Forwarder {
         let asked = tokio::time::timeout(PATIENCE, self.ask_all(&servers, question));
         let reply = asked.await.unwrap_or(Err(Failure::Unanswered))?;
         self.cache.put(question, &reply, Instant::now());
-        Ok(reply)
+        Ok(reply.limited(question.kind))
     }
 
     fn general(&self) -> Result<Vec<Arc<Server>>, Failure> {
@@ -155,7 +156,8 @@ impl Forwarder {
             return Ok(servers.to_vec());
         }
         if !self.told_of_none.swap(true, Ordering::Relaxed) {
-            let files: Vec<_> = self.files.iter().flat_map(|(files, _)| files).map(|file| file.display()).collect();
+            let files: Vec<_> =
+                self.files.iter().flat_map(|(files, _)| files).map(|file| file.display()).collect();
             tracing::warn!(
                 looked_in = ?files,
                 "no DNS server for names outside the cluster: the host's resolver configuration names none \
@@ -179,7 +181,11 @@ impl Forwarder {
         if known.iter().map(|server| server.address).ne(found.iter().copied()) {
             tracing::info!(servers = ?found, "the host's resolver configuration has changed");
             let keep = |address: SocketAddr| {
-                known.iter().find(|server| server.address == address).cloned().unwrap_or_else(|| Server::new(address))
+                known
+                    .iter()
+                    .find(|server| server.address == address)
+                    .cloned()
+                    .unwrap_or_else(|| Server::new(address))
             };
             self.servers.store(Arc::new(found.into_iter().map(keep).collect()));
         }
@@ -187,15 +193,12 @@ impl Forwarder {
 
     async fn ask_all(&self, servers: &[Arc<Server>], question: &Question) -> Result<Reply, Failure> {
         let now = self.clock();
-        let (mut order, avoided): (Vec<_>, Vec<_>) =
+        let (mut order, avoided): (VecDeque<_>, VecDeque<_>) =
             servers.iter().partition(|server| server.avoided_until.load(Ordering::Relaxed) <= now);
         order.extend(avoided);
         let mut refusal = None;
-        for number in 0..order.len().max(MIN_TRIES) {
-            if order.is_empty() {
-                break;
-            }
-            let server = order[number % order.len()];
+        for _ in 0..order.len().max(MIN_TRIES) {
+            let Some(server) = order.pop_front() else { break };
             let begun = Instant::now();
             match tokio::time::timeout(TRY, exchange(server.address, question)).await {
                 Ok(Ok(reply)) => {
@@ -206,7 +209,6 @@ impl Forwarder {
                     }
                     // It cannot answer this one; another may.
                     refusal = Some(reply);
-                    order.retain(|other| !Arc::ptr_eq(other, server));
                 }
                 failed => {
                     if let Ok(Err(error)) = failed {
@@ -215,6 +217,7 @@ impl Forwarder {
                     server.durations[RCODES].observe(begun.elapsed().as_secs_f64());
                     let until = self.clock() + u64::try_from(PENALTY.as_millis()).unwrap_or(u64::MAX);
                     server.avoided_until.store(until, Ordering::Relaxed);
+                    order.push_back(server);
                 }
             }
         }

@@ -67,7 +67,12 @@ impl Answer {
         }
     }
 
-    fn own(code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>, additionals: Vec<Record>) -> Self {
+    fn own(
+        code: ResponseCode,
+        answers: Vec<Record>,
+        authorities: Vec<Record>,
+        additionals: Vec<Record>,
+    ) -> Self {
         let (authoritative, authentic) = (true, false);
         Self { code, plugin: Plugin::Kubernetes, authoritative, authentic, answers, authorities, additionals }
     }
@@ -91,7 +96,11 @@ impl Drop for Active<'_> {
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut handle: R,
+    ) -> ResponseInfo {
         let shared = &*self.0;
         let _active = Active::new(&shared.active);
         let begun = Instant::now();

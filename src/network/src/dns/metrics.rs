@@ -49,9 +49,8 @@ const TIMES: [f64; 16] = [
     0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048,
     4.096, 8.192,
 ];
-const SIZES: [f64; 14] = [
-    0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16e3, 32e3, 48e3, 64e3,
-];
+const SIZES: [f64; 14] =
+    [0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16e3, 32e3, 48e3, 64e3];
 
 /// Where a response code is counted.
 pub(crate) fn rcode_place(code: ResponseCode) -> usize {
@@ -171,8 +170,18 @@ impl Metrics {
         let mut out = String::with_capacity(8 * 1024);
         let base = format!("server=\"{}\",zone=\".\",view=\"\"", self.server);
         let version = kedge_base::VERSION;
-        head(&mut out, "coredns_build_info", "gauge", "The version of this server; it is Kedge's, not CoreDNS.");
-        line(&mut out, "coredns_build_info", &format!("goversion=\"\",revision=\"\",version=\"kedge-{version}\""), 1);
+        head(
+            &mut out,
+            "coredns_build_info",
+            "gauge",
+            "The version of this server; it is Kedge's, not CoreDNS.",
+        );
+        line(
+            &mut out,
+            "coredns_build_info",
+            &format!("goversion=\"\",revision=\"\",version=\"kedge-{version}\""),
+            1,
+        );
         head(&mut out, "coredns_dns_requests_total", "counter", "Questions by protocol, family and type.");
         for (place, counter) in self.requests.iter().enumerate().filter(|(_, counter)| counter.get() > 0) {
             let (rest, kind) = (place / (TYPES.len() + 1), place % (TYPES.len() + 1));
@@ -181,7 +190,12 @@ impl Metrics {
             let labels = format!("{base},proto=\"{protocol}\",family=\"{family}\",type=\"{kind}\"");
             line(&mut out, "coredns_dns_requests_total", &labels, counter.get());
         }
-        head(&mut out, "coredns_dns_responses_total", "counter", "Answers by response code and by who made them.");
+        head(
+            &mut out,
+            "coredns_dns_responses_total",
+            "counter",
+            "Answers by response code and by who made them.",
+        );
         for (place, counter) in self.responses.iter().enumerate().filter(|(_, counter)| counter.get() > 0) {
             let code = code_text(place / PLUGINS.len());
             let plugin = PLUGINS[place % PLUGINS.len()];

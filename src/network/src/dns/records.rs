@@ -98,7 +98,11 @@ impl Records {
 
     /// The Services that the address belongs to, in the order of their keys.
     pub(crate) fn services_of(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
-        self.addresses.get(&address).into_iter().flat_map(|keys| keys.iter()).filter_map(|key| self.by_key(key))
+        self.addresses
+            .get(&address)
+            .into_iter()
+            .flat_map(|keys| keys.iter())
+            .filter_map(|key| self.by_key(key))
     }
 
     /// The zone's serial number.
@@ -214,12 +218,10 @@ impl Index {
     /// An EndpointSlice was created or changed.
     pub(crate) fn set_slice(&self, slice: &EndpointSlice) {
         let Some(slice_key) = key_of(&slice.metadata) else { return };
-        let owner = slice
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(SERVICE_NAME))
-            .map(|service| service_key(slice.metadata.namespace.as_deref().unwrap_or_default(), &lower(service)));
+        let owner =
+            slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).map(|service| {
+                service_key(slice.metadata.namespace.as_deref().unwrap_or_default(), &lower(service))
+            });
         let mut writer = self.writer.lock();
         let before = writer.slice_owners.get(&*slice_key).cloned();
         if before.as_deref() != owner.as_deref() {

@@ -139,7 +139,8 @@ mod tests {
     fn loopback_servers_of_the_host_are_never_asked() {
         let folder = tempfile::tempdir().unwrap();
         let (stub, full) = (folder.path().join("stub"), folder.path().join("full"));
-        std::fs::write(&stub, "# systemd\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n").unwrap();
+        std::fs::write(&stub, "# systemd\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n")
+            .unwrap();
         let servers = "nameserver 192.0.2.53\nnameserver fe80::1%eth0\nnameserver 192.0.2.53\n\
                        search example.com\n nameserver 2001:db8::53 \nnameserver ::ffff:127.0.0.53\n";
         std::fs::write(&full, servers).unwrap();

@@ -144,10 +144,12 @@ impl Zone {
             [b"dns-version"] => Node::Version,
             [b"ns", b"dns"] => Node::NameServer,
             [rest @ .., namespace, b"svc"] => in_namespace(records, rest, namespace, service_node),
-            [rest @ .., namespace, b"pod"] => in_namespace(records, rest, namespace, |_, _, rest| match rest {
-                [pod] => pod_address(pod).map_or(Node::Missing, |address| Node::Addresses(vec![address])),
-                _ => Node::Missing,
-            }),
+            [rest @ .., namespace, b"pod"] => {
+                in_namespace(records, rest, namespace, |_, _, rest| match rest {
+                    [pod] => pod_address(pod).map_or(Node::Missing, |address| Node::Addresses(vec![address])),
+                    _ => Node::Missing,
+                })
+            }
             _ => Node::Missing,
         }
     }
@@ -225,7 +227,9 @@ impl Zone {
                 }
             }
             if targets.len() > before {
-                let added = addresses.iter().map(|address| Record::from_rdata(target.clone(), self.ttl, (*address).into()));
+                let added = addresses
+                    .iter()
+                    .map(|address| Record::from_rdata(target.clone(), self.ttl, (*address).into()));
                 additionals.extend(added);
             }
         };
@@ -251,7 +255,8 @@ impl Zone {
     /// Cluster IPs first. Then endpoints that have a hostname, and only without those the other
     /// endpoints of headless Services.
     fn reverse(&self, records: &Records, name: &Name, labels: &[&[u8]], kind: RecordType) -> Lookup {
-        let targets = reverse_address(labels).map(|address| self.pointers(records, address)).unwrap_or_default();
+        let targets =
+            reverse_address(labels).map(|address| self.pointers(records, address)).unwrap_or_default();
         if targets.is_empty() {
             return Lookup::NoAddress { private: is_private_reverse(labels) };
         }
@@ -297,7 +302,15 @@ impl Zone {
     /// The start of authority, which says for how long a negative answer may be kept.
     pub(crate) fn soa(&self, records: &Records, zone: &Name) -> Record {
         let below = |label: &[u8]| self.domain.prepend_label(label).unwrap_or_else(|_| self.domain.clone());
-        let data = SOA::new(self.server_name(), below(b"hostmaster"), records.serial(), 7200, 1800, 86_400, self.ttl);
+        let data = SOA::new(
+            self.server_name(),
+            below(b"hostmaster"),
+            records.serial(),
+            7200,
+            1800,
+            86_400,
+            self.ttl,
+        );
         Record::from_rdata(zone.clone(), self.ttl, RData::SOA(data))
     }
 
@@ -325,7 +338,11 @@ fn in_namespace<'a>(
 ) -> Node<'a> {
     match std::str::from_utf8(namespace) {
         Ok(namespace) if records.has_namespace(namespace) => {
-            if rest.is_empty() { Node::Empty } else { inner(records, namespace, rest) }
+            if rest.is_empty() {
+                Node::Empty
+            } else {
+                inner(records, namespace, rest)
+            }
         }
         _ => Node::Missing,
     }
@@ -348,7 +365,9 @@ fn service_node<'a>(records: &'a Records, namespace: &str, rest: &'a [&'a [u8]])
     match rest[..] {
         [] => Node::Service(service),
         [label] => match label.strip_prefix('_') {
-            Some(protocol) if ports(service).any(|port| !port.name.is_empty() && port.protocol == protocol) => {
+            Some(protocol)
+                if ports(service).any(|port| !port.name.is_empty() && port.protocol == protocol) =>
+            {
                 Node::Empty
             }
             _ if hosts(service, label).next().is_some() => Node::Endpoint(service, label),

@@ -119,7 +119,9 @@ fn zone() -> Zone {
 fn show(record: &Record) -> String {
     let data = match &record.data {
         RData::SOA(soa) => format!("{} {} min {}", soa.mname, soa.rname, soa.minimum),
-        RData::TXT(txt) => txt.txt_data.iter().map(|part| String::from_utf8_lossy(part).into_owned()).collect(),
+        RData::TXT(txt) => {
+            txt.txt_data.iter().map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+        }
         data => data.to_string(),
     };
     format!("{} {} {} {data}", record.name.to_ascii(), record.ttl, record.record_type())
@@ -134,7 +136,11 @@ fn all(records: &[Record]) -> Vec<String> {
 fn ask(index: &Index, name: &str, kind: RecordType) -> String {
     let lookup = zone().lookup(&index.records(), &parse_name(name).unwrap(), kind);
     let brief = |records: &[Record]| {
-        records.iter().map(|record| format!("{} {}", record.record_type(), data(record))).collect::<Vec<_>>().join(", ")
+        records
+            .iter()
+            .map(|record| format!("{} {}", record.record_type(), data(record)))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     match &lookup {
         Lookup::Found { answers, additionals } if additionals.is_empty() => brief(answers),
