@@ -16,6 +16,8 @@ mod servers;
 mod zone;
 
 #[cfg(test)]
+mod addon_tests;
+#[cfg(test)]
 mod server_tests;
 
 use std::io;
@@ -38,7 +40,7 @@ use forward::{Forwarder, Source};
 use handler::{Handler, Shared};
 use metrics::Metrics;
 use records::Index;
-pub use servers::{StubDomain, parse_server};
+pub use servers::{StubDomain, host_resolv_conf, parse_server, parse_servers, parse_stub_domains};
 use zone::Zone;
 
 /// A TCP connection without a question is closed after this time.
@@ -92,7 +94,7 @@ impl Default for Config {
             ready: Some(any(8181)),
             metrics: Some(any(9153)),
             upstreams: Vec::new(),
-            resolv_conf: vec!["/etc/resolv.conf".into(), "/run/systemd/resolve/resolv.conf".into()],
+            resolv_conf: servers::host_files().into(),
             stub_domains: Vec::new(),
             ttl: 5,
             cache_entries: 4096,

@@ -67,6 +67,41 @@ pub fn parse_server(text: &str) -> Result<SocketAddr, Error> {
     })
 }
 
+/// Several servers, separated by commas; empty text is none.
+///
+/// # Errors
+/// When one of them is no address.
+pub fn parse_servers(text: &str) -> Result<Vec<SocketAddr>, Error> {
+    parts(text, ',').map(parse_server).collect()
+}
+
+/// Several stub domains, separated by semicolons; empty text is none.
+///
+/// # Errors
+/// When one of them is no stub domain.
+pub fn parse_stub_domains(text: &str) -> Result<Vec<StubDomain>, Error> {
+    parts(text, ';').map(str::parse).collect()
+}
+
+fn parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    text.split(separator).map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// The resolver configuration of this host that pods can use: `/etc/resolv.conf`, unless it names only
+/// loopback addresses and systemd-resolved's own file knows better (as kubeadm decides it).
+pub fn host_resolv_conf() -> PathBuf {
+    let files = host_files();
+    let good = files
+        .iter()
+        .find(|file| from_files(std::slice::from_ref(*file)).is_ok_and(|found| !found.is_empty()));
+    good.unwrap_or(&files[0]).clone()
+}
+
+/// Where a Linux host keeps its resolvers, best first.
+pub(crate) fn host_files() -> [PathBuf; 2] {
+    ["/etc/resolv.conf".into(), "/run/systemd/resolve/resolv.conf".into()]
+}
+
 /// The first file that names a server which a pod can reach, and what it names. Files that do not
 /// exist are passed over.
 pub(crate) fn from_files(files: &[PathBuf]) -> Result<Vec<SocketAddr>, Error> {
@@ -130,6 +165,11 @@ mod tests {
     fn stub_domains() {
         let stub: StubDomain = "Corp.Example.=192.0.2.1,192.0.2.2:5353".parse().unwrap();
         assert_eq!(stub.to_string(), "corp.example=192.0.2.1:53,192.0.2.2:5353");
+        let both = parse_stub_domains("a.example=192.0.2.1,192.0.2.2; b.example=192.0.2.3;").unwrap();
+        assert_eq!(both.iter().map(|stub| stub.servers.len()).collect::<Vec<_>>(), [2, 1]);
+        assert!(parse_stub_domains("").unwrap().is_empty() && parse_servers(" ").unwrap().is_empty());
+        assert_eq!(parse_servers("192.0.2.1, 192.0.2.2:54").unwrap().len(), 2);
+        assert!(parse_servers("192.0.2.1,x").is_err());
         for text in ["corp.example", "=192.0.2.1", "corp.example=", "a..b=192.0.2.1", "corp.example=dns"] {
             assert!(text.parse::<StubDomain>().is_err(), "{text}");
         }
