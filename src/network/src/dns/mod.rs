@@ -31,7 +31,7 @@ use hyper::StatusCode;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kedge_base::Tasks;
-use kedge_client::Informers;
+use kedge_client::{Informer, Informers};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
@@ -114,6 +114,21 @@ pub struct Server {
     tasks: Tasks,
     lameduck: Duration,
     bound: Bound,
+    /// `None` only in tests that fill the index themselves.
+    sources: Option<Sources>,
+}
+
+#[derive(Clone)]
+struct Sources {
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    namespaces: Informer<Namespace>,
+}
+
+impl Sources {
+    fn have_synced(&self) -> bool {
+        self.services.has_synced() && self.slices.has_synced() && self.namespaces.has_synced()
+    }
 }
 
 /// What the server is bound to; of interest when a port was given as 0.
@@ -164,8 +179,11 @@ pub async fn serve(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
         Some(slice) => known.set_slice(slice),
         None => known.remove_slice(change.object()),
     });
-    let synced = move || services.has_synced() && slices.has_synced() && namespaces.has_synced();
-    serve_index(config, index, Box::new(synced), tasks).await
+    let sources = Sources { services, slices, namespaces };
+    let known = sources.clone();
+    let mut server = serve_index(config, index, Box::new(move || known.have_synced()), tasks).await?;
+    server.sources = Some(sources);
+    Ok(server)
 }
 
 async fn serve_index(
@@ -238,8 +256,9 @@ async fn serve_index(
             tracing::error!(%error, "the DNS server has ended; /health says so, for the pod to be restarted");
         }
     });
-    tracing::info!(udp = ?bound.udp, tcp = ?bound.tcp, domain = %config.domain, "DNS server started");
-    Ok(Server { shared, state, stop, tasks, lameduck: config.lameduck, bound })
+    let upstreams: Vec<_> = shared.forwarder.servers().iter().map(|server| server.address).collect();
+    tracing::info!(udp = ?bound.udp, tcp = ?bound.tcp, domain = %config.domain, ?upstreams, "DNS server started");
+    Ok(Server { shared, state, stop, tasks, lameduck: config.lameduck, bound, sources: None })
 }
 
 impl State {
@@ -271,6 +290,15 @@ impl Server {
     /// Whether everything is known that there is to serve.
     pub fn is_ready(&self) -> bool {
         (self.shared.synced)()
+    }
+
+    /// Returns when everything is known that there is to serve.
+    pub async fn ready(&self) {
+        if let Some(sources) = &self.sources {
+            sources.services.synced().await;
+            sources.slices.synced().await;
+            sources.namespaces.synced().await;
+        }
     }
 
     /// Stop in good order: not ready any more, then answering for the time of `lameduck` those who have
