@@ -1,5 +1,5 @@
-//! What other servers have said, for as long as they allow. Bounded in entries; a full shard forgets
-//! something that has run out, else anything.
+//! What other servers have said, for as long as they allow. Bounded in entries and in records, so that
+//! long answers cannot fill the memory; a full shard forgets something that has run out, else anything.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -18,6 +18,8 @@ const MAX_TTL: u32 = 3600;
 const SHARDS: usize = 16;
 /// Longer answers are not worth their memory.
 const MAX_RECORDS: usize = 100;
+/// How many records the entries may have on average.
+const AVERAGE_RECORDS: usize = 8;
 /// How many entries are looked at to find one that has run out.
 const PROBES: usize = 8;
 
@@ -55,12 +57,18 @@ struct Entry {
     stored: Instant,
     ttl: Duration,
     sort: Sort,
+    records: usize,
 }
 
-type Shard = Mutex<HashMap<Question, Entry>>;
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<Question, Entry>,
+    /// Of all entries together.
+    records: usize,
+}
 
 pub(crate) struct Cache {
-    shards: Box<[Shard]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     per_shard: usize,
     success: AtomicUsize,
@@ -118,7 +126,7 @@ impl Cache {
     /// Room for about `entries` answers; 0 keeps none.
     pub(crate) fn new(entries: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             per_shard: entries.div_ceil(SHARDS),
             success: AtomicUsize::new(0),
@@ -128,7 +136,7 @@ impl Cache {
 
     /// What is known and still true.
     pub(crate) fn get(&self, question: &Question, now: Instant) -> Option<(Sort, Reply)> {
-        let entry = self.shard(question).lock().get(question).cloned()?;
+        let entry = self.shard(question).lock().entries.get(question).cloned()?;
         let age = now.saturating_duration_since(entry.stored);
         if age >= entry.ttl {
             return None;
@@ -142,27 +150,32 @@ impl Cache {
     /// Keep a reply if it may be kept.
     pub(crate) fn put(&self, question: &Question, reply: &Reply, now: Instant) {
         let Some((sort, ttl)) = reply.ttl(question.kind) else { return };
-        if self.per_shard == 0 || reply.records().count() > MAX_RECORDS {
+        let records = reply.records().count();
+        if self.per_shard == 0 || records > MAX_RECORDS {
             return;
         }
         let ttl = Duration::from_secs(ttl.into());
-        let entry = Entry { reply: Arc::new(reply.clone()), stored: now, ttl, sort };
+        let entry = Entry { reply: Arc::new(reply.clone()), stored: now, ttl, sort, records };
         let mut shard = self.shard(question).lock();
-        if shard.len() >= self.per_shard && !shard.contains_key(question) {
+        self.remove(&mut shard, question);
+        while shard.entries.len() >= self.per_shard
+            || (shard.records + records > self.per_shard * AVERAGE_RECORDS && !shard.entries.is_empty())
+        {
             // The map's order is random, so is the victim when nothing seen has run out.
             let over = |entry: &Entry| now.saturating_duration_since(entry.stored) >= entry.ttl;
-            let mut seen = shard.iter().take(PROBES);
-            let first = seen.next();
-            let victim =
-                first.filter(|(_, entry)| over(entry)).or_else(|| seen.find(|(_, entry)| over(entry)));
-            if let Some(victim) = victim.or(first).map(|(question, _)| question.clone())
-                && let Some(old) = shard.remove(&victim)
-            {
-                self.count(old.sort).fetch_sub(1, Ordering::Relaxed);
-            }
+            let seen = || shard.entries.iter().take(PROBES);
+            let victim = seen().find(|(_, entry)| over(entry)).or_else(|| seen().next());
+            let Some(victim) = victim.map(|(question, _)| question.clone()) else { break };
+            self.remove(&mut shard, &victim);
         }
+        shard.records += records;
+        shard.entries.insert(question.clone(), entry);
         self.count(sort).fetch_add(1, Ordering::Relaxed);
-        if let Some(old) = shard.insert(question.clone(), entry) {
+    }
+
+    fn remove(&self, shard: &mut Shard, question: &Question) {
+        if let Some(old) = shard.entries.remove(question) {
+            shard.records -= old.records;
             self.count(old.sort).fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -179,7 +192,7 @@ impl Cache {
         }
     }
 
-    fn shard(&self, question: &Question) -> &Shard {
+    fn shard(&self, question: &Question) -> &Mutex<Shard> {
         let hash = self.hasher.hash_one(question);
         // There are fewer shards than a u32 can count.
         &self.shards[(hash >> 32) as u32 as usize % SHARDS]
@@ -265,15 +278,22 @@ mod tests {
 
     #[test]
     fn the_cache_is_bounded() {
-        let cache = Cache::new(64);
         let now = Instant::now();
-        for number in 0..1000 {
-            let answer = reply(ResponseCode::NoError, vec![address(20)], vec![]);
-            cache.put(&question(&format!("{number}.example")), &answer, now);
+        for length in [1, 50, 101] {
+            let cache = Cache::new(64);
+            for number in 0..1000 {
+                let answer = reply(ResponseCode::NoError, vec![address(20); length], vec![]);
+                // Some again and again.
+                cache.put(&question(&format!("{}.example", number % 700)), &answer, now);
+            }
+            let held: usize = cache.shards.iter().map(|shard| shard.lock().entries.len()).sum();
+            assert_eq!(cache.entries(Sort::Success), held, "{length}");
+            assert!(
+                held <= 64 && held * length <= (64 * AVERAGE_RECORDS).max(SHARDS * length),
+                "{length}: {held}"
+            );
+            assert_eq!(held == 0, length > MAX_RECORDS, "{length}");
         }
-        assert!(cache.entries(Sort::Success) <= 64);
-        let held: usize = cache.shards.iter().map(|shard| shard.lock().len()).sum();
-        assert_eq!(cache.entries(Sort::Success), held);
         let none = Cache::new(0);
         none.put(&question("a"), &reply(ResponseCode::NoError, vec![address(20)], vec![]), now);
         assert_eq!(none.entries(Sort::Success), 0);

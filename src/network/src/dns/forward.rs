@@ -128,8 +128,13 @@ impl Forwarder {
         self.cache.entries(sort)
     }
 
-    /// Answer from the cache or ask.
-    pub(crate) async fn resolve(&self, question: &Question) -> Result<Reply, Failure> {
+    /// Answer from the cache or ask. `own` are the addresses of this server, which is never asked: hosts
+    /// that resolve the cluster's names by it name it in their configuration.
+    pub(crate) async fn resolve(
+        &self,
+        question: &Question,
+        own: impl FnOnce() -> Vec<IpAddr>,
+    ) -> Result<Reply, Failure> {
         if let Some((sort, reply)) = self.cache.get(question, Instant::now()) {
             self.hits[sort as usize].add();
             return Ok(reply);
@@ -137,7 +142,7 @@ impl Forwarder {
         self.misses.add();
         let servers = match self.stubs.iter().find(|(domain, _)| domain.zone_of(&question.name)) {
             Some((_, servers)) => servers.clone(),
-            None => self.general()?,
+            None => self.general(&own())?,
         };
         let Ok(_permit) = self.permits.try_acquire() else {
             self.rejected.add();
@@ -149,11 +154,13 @@ impl Forwarder {
         Ok(reply.limited(question.kind))
     }
 
-    fn general(&self) -> Result<Vec<Arc<Server>>, Failure> {
+    fn general(&self, own: &[IpAddr]) -> Result<Vec<Arc<Server>>, Failure> {
         self.reread();
         let servers = self.servers.load();
-        if !servers.is_empty() {
-            return Ok(servers.to_vec());
+        let others = servers.iter().filter(|server| !own.contains(&server.address.ip()));
+        let others: Vec<_> = others.cloned().collect();
+        if !others.is_empty() {
+            return Ok(others);
         }
         if !self.told_of_none.swap(true, Ordering::Relaxed) {
             let files: Vec<_> =

@@ -208,12 +208,15 @@ impl Shared {
             return Answer::code(ResponseCode::Refused, Plugin::None);
         }
         let (name, kind) = (&query.original().name, query.query_type());
-        let question = |name: &Name| Question {
-            name: name.to_lowercase(),
-            kind,
-            class: DNSClass::IN,
-            dnssec_ok: request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
-            checking_disabled: request.metadata.checking_disabled,
+        let resolve = async |name: &Name| {
+            let question = Question {
+                name: name.to_lowercase(),
+                kind,
+                class: DNSClass::IN,
+                dnssec_ok: request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
+                checking_disabled: request.metadata.checking_disabled,
+            };
+            self.forwarder.resolve(&question, || self.zone.all_own_addresses(&self.index.records())).await
         };
         let lookup = {
             let records = self.index.records();
@@ -233,14 +236,15 @@ impl Shared {
             Lookup::NoName { answers, soa } => {
                 Answer::own(ResponseCode::NXDomain, answers, vec![*soa], Vec::new())
             }
-            Lookup::Alias { mut answers, target } => match self.forwarder.resolve(&question(&target)).await {
-                Ok(reply) => {
+            Lookup::Alias { mut answers, target } => match resolve(&target).await {
+                // The alias holds, whatever becomes of its target (RFC 6604).
+                Ok(reply) if matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain) => {
                     answers.extend(reply.answers);
                     Answer::own(reply.code, answers, reply.authorities, Vec::new())
                 }
-                Err(_) => Answer { answers, ..Answer::code(ResponseCode::ServFail, Plugin::Kubernetes) },
+                _ => Answer { answers, ..Answer::code(ResponseCode::ServFail, Plugin::Kubernetes) },
             },
-            Lookup::NoAddress { private } => match self.forwarder.resolve(&question(name)).await {
+            Lookup::NoAddress { private } => match resolve(name).await {
                 Ok(reply) => forwarded(reply, name, request),
                 Err(Failure::NoServers) if private => {
                     let zone = name.trim_to(2);
@@ -249,7 +253,7 @@ impl Shared {
                 }
                 Err(_) => Answer::code(ResponseCode::ServFail, Plugin::Forward),
             },
-            Lookup::Foreign => match self.forwarder.resolve(&question(name)).await {
+            Lookup::Foreign => match resolve(name).await {
                 Ok(reply) => forwarded(reply, name, request),
                 Err(_) => Answer::code(ResponseCode::ServFail, Plugin::Forward),
             },

@@ -21,6 +21,8 @@ use super::{Config, Server, StubDomain, serve_index};
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = 120;
+/// So many that their SRV records fit into a packet, but not the addresses that go with them.
+const FEW: usize = 15;
 
 fn loopback() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
@@ -41,14 +43,21 @@ fn index() -> Arc<Index> {
     service("web", json!({ "clusterIP": "10.96.0.20", "ports": [{ "name": "http", "port": 80 }] }));
     service("many", json!({ "clusterIP": "None", "ports": [{ "name": "http", "port": 80 }] }));
     service("out", json!({ "type": "ExternalName", "externalName": "www.example.com" }));
+    service("few", json!({ "clusterIP": "None", "ports": [{ "name": "http", "port": 80 }] }));
+    service("own", json!({ "clusterIP": "127.0.0.1", "ports": [{ "name": "dns", "port": 53 }] }));
     let endpoint = |number: usize| json!({ "addresses": [format!("10.244.1.{number}")], "conditions": { "ready": true } });
-    let slice = json!({
-        "metadata": { "namespace": "default", "name": "many-1", "labels": { "kubernetes.io/service-name": "many" } },
-        "addressType": "IPv4",
-        "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
-        "endpoints": (1..=MANY).map(endpoint).collect::<Vec<_>>(),
-    });
-    index.set_slice(&serde_json::from_value(slice).unwrap());
+    for (service, count) in [("many", MANY), ("few", FEW)] {
+        let slice = json!({
+            "metadata": {
+                "namespace": "default", "name": format!("{service}-1"),
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "addressType": "IPv4",
+            "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
+            "endpoints": (1..=count).map(endpoint).collect::<Vec<_>>(),
+        });
+        index.set_slice(&serde_json::from_value(slice).unwrap());
+    }
     Arc::new(index)
 }
 
@@ -297,6 +306,12 @@ async fn answers_are_cut_to_what_the_client_takes() {
         );
         assert_eq!(response.edns.is_some(), payload.is_some(), "{payload:?}");
     }
+    // Addresses that nobody has asked for are left out silently.
+    let few = with_edns(query("_http._tcp.few.default.svc.cluster.local", RecordType::SRV), 1232);
+    let response = running.udp(&few).await;
+    assert_eq!((response.answers.len(), response.metadata.truncation), (FEW, false));
+    assert!((1..FEW).contains(&response.additionals.len()), "{} addresses", response.additionals.len());
+    assert!(response.edns.is_some());
     let whole = running.tcp(&query(many, RecordType::A)).await;
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (MANY, false));
     let whole = running.tcp(&query("_http._tcp.many.default.svc.cluster.local", RecordType::SRV)).await;
@@ -467,6 +482,31 @@ async fn without_another_server() {
         assert_eq!(response.metadata.response_code, expected, "{question}");
     }
     running.end().await;
+}
+
+#[tokio::test]
+async fn the_server_never_asks_itself() {
+    let upstream = Upstream::start(Answers::from([www()])).await;
+    // "own" has the upstream's address here.
+    let running = Running::start(|config| {
+        config.upstreams = vec![upstream.address];
+        config.service = ("default".into(), "own".into());
+    })
+    .await;
+    let response = running.ask("www.example.com", RecordType::A).await;
+    assert_eq!((response.metadata.response_code, upstream.asked()), (ResponseCode::ServFail, 0));
+    running.end().await;
+}
+
+#[test]
+fn machines_without_ipv6() {
+    use super::without_ipv6;
+    use nix::errno::Errno;
+    let error = |errno: Errno| std::io::Error::from_raw_os_error(errno as i32);
+    let any: SocketAddr = "[::]:53".parse().unwrap();
+    assert_eq!(without_ipv6(any, &error(Errno::EAFNOSUPPORT)), Some("0.0.0.0:53".parse().unwrap()));
+    assert_eq!(without_ipv6(any, &error(Errno::EADDRINUSE)), None);
+    assert_eq!(without_ipv6("[::1]:53".parse().unwrap(), &error(Errno::EADDRNOTAVAIL)), None);
 }
 
 #[tokio::test]

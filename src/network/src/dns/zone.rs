@@ -2,6 +2,7 @@
 //! CoreDNS's `kubernetes` plugin does with `pods insecure`. Pure: a snapshot and a question give an
 //! answer; no socket, no clock.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use hickory_proto::rr::rdata::{CNAME, NS, PTR, SOA, SRV, TXT};
@@ -88,6 +89,18 @@ impl Zone {
             Some(Kind::Cluster(addresses)) if !addresses.is_empty() => addresses.to_vec(),
             _ => self.own_addresses.clone(),
         }
+    }
+
+    /// Every address that leads to this server or to another one like it.
+    pub(crate) fn all_own_addresses(&self, records: &Records) -> Vec<IpAddr> {
+        let mut addresses = self.own_addresses.clone();
+        if let Some(service) = records.service(&self.own_service.0, &self.own_service.1) {
+            if let Kind::Cluster(own) = &service.kind {
+                addresses.extend(own);
+            }
+            addresses.extend(service.endpoints().map(|(endpoint, _)| endpoint.address));
+        }
+        addresses
     }
 
     /// Answer a question of class IN.
@@ -178,8 +191,9 @@ impl Zone {
             }
             (_, RecordType::A | RecordType::AAAA) => {
                 let mut wanted: Vec<IpAddr> = Vec::new();
+                let mut seen = HashSet::new();
                 let mut add = |address: IpAddr| {
-                    if address.is_ipv4() == (kind == RecordType::A) && !wanted.contains(&address) {
+                    if address.is_ipv4() == (kind == RecordType::A) && seen.insert(address) {
                         wanted.push(address);
                     }
                 };
@@ -218,30 +232,32 @@ impl Zone {
     ) -> (Vec<Record>, Vec<Record>) {
         let mut targets: Vec<(Name, u16)> = Vec::new();
         let mut additionals: Vec<Record> = Vec::new();
+        let mut seen = HashSet::new();
         let Some(own) = self.service_name(service) else { return Default::default() };
-        let mut add = |target: &Name, addresses: &[IpAddr], ports: &[Port]| {
-            let before = targets.len();
-            for port in ports.iter().filter(|port| wanted(port)) {
-                if !targets.iter().any(|(known, number)| *number == port.number && known == target) {
-                    targets.push((target.clone(), port.number));
+        if let (Kind::Cluster(addresses), None) = (&service.kind, host) {
+            let fresh =
+                |port: &&Port| wanted(port) && !addresses.is_empty() && seen.insert(("", port.number));
+            targets.extend(service.ports.iter().filter(fresh).map(|port| (own.clone(), port.number)));
+            if !targets.is_empty() {
+                let record = |address: &IpAddr| Record::from_rdata(own.clone(), self.ttl, (*address).into());
+                additionals.extend(addresses.iter().map(record));
+            }
+        } else {
+            let mut known = HashSet::new();
+            for (endpoint, ports) in service.endpoints() {
+                if host.is_some_and(|host| *endpoint.host != *host) {
+                    continue;
                 }
-            }
-            if targets.len() > before {
-                let added = addresses
-                    .iter()
-                    .map(|address| Record::from_rdata(target.clone(), self.ttl, (*address).into()));
-                additionals.extend(added);
-            }
-        };
-        match (&service.kind, host) {
-            (Kind::Cluster(addresses), None) => add(&own, addresses, &service.ports),
-            _ => {
-                for (endpoint, ports) in service.endpoints() {
-                    if host.is_none_or(|host| *endpoint.host == *host)
-                        && let Ok(target) = own.prepend_label(endpoint.host.as_bytes())
-                    {
-                        add(&target, &[endpoint.address], ports);
+                let Ok(target) = own.prepend_label(endpoint.host.as_bytes()) else { continue };
+                let mut used = false;
+                for port in ports.iter().filter(|port| wanted(port)) {
+                    used = true;
+                    if seen.insert((&*endpoint.host, port.number)) {
+                        targets.push((target.clone(), port.number));
                     }
+                }
+                if used && known.insert((&*endpoint.host, endpoint.address)) {
+                    additionals.push(Record::from_rdata(target, self.ttl, endpoint.address.into()));
                 }
             }
         }

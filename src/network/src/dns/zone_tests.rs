@@ -199,6 +199,7 @@ fn services_with_a_cluster_address() {
         ("named.plain.default.svc.cluster.local", A, "A 10.244.0.30"),
         ("10-244-0-30.plain.default.svc.cluster.local", A, "noname"),
         ("pending.default.svc.cluster.local", A, "nodata"),
+        ("pending.default.svc.cluster.local", SRV, "nodata"),
         ("missing.default.svc.cluster.local", A, "noname"),
         ("missing.default.svc.cluster.local", TXT, "noname"),
         ("*.default.svc.cluster.local", A, "noname"),
