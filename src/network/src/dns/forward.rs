@@ -53,7 +53,7 @@ pub(crate) struct Forwarder {
     cache: Cache,
     permits: Semaphore,
     started: Instant,
-    /// The host's files, when the servers come from there, and when they were read last.
+    /// The host's files, when the servers come from there, and when they are to be read again.
     files: Option<(Vec<PathBuf>, Mutex<Instant>)>,
     told_of_none: AtomicBool,
     pub(crate) hits: [Counter; 2],
@@ -94,7 +94,7 @@ impl Forwarder {
     ) -> Result<Self, Error> {
         let (addresses, files) = match source {
             Source::Given(addresses) => (addresses, None),
-            Source::Files(files) => (from_files(&files)?, Some((files, Mutex::new(Instant::now())))),
+            Source::Files(files) => (from_files(&files)?, Some((files, Mutex::new(Instant::now() + REREAD)))),
         };
         let mut domains = Vec::new();
         for stub in stubs {
@@ -176,14 +176,19 @@ impl Forwarder {
 
     /// Networks change under a laptop or a board: the host's file is looked at again now and then.
     fn reread(&self) {
-        let Some((files, last)) = &self.files else { return };
+        let Some((files, next)) = &self.files else { return };
         // Whoever finds the lock taken does without.
-        let Some(mut last) = last.try_lock() else { return };
-        if last.elapsed() < REREAD {
+        let Some(mut next) = next.try_lock() else { return };
+        let now = Instant::now();
+        if now < *next {
             return;
         }
-        *last = Instant::now();
-        let Ok(found) = from_files(files) else { return };
+        *next = now + REREAD;
+        // A file that is being written or cannot be read is no reason to forget what was there.
+        let found = from_files(files).unwrap_or_default();
+        if found.is_empty() {
+            return;
+        }
         let known = self.servers.load();
         if known.iter().map(|server| server.address).ne(found.iter().copied()) {
             tracing::info!(servers = ?found, "the host's resolver configuration has changed");
@@ -324,4 +329,40 @@ fn answers(response: &Message, request: &Message) -> bool {
         // Some servers leave the question out of an error.
         && (response.queries == request.queries
             || (response.queries.is_empty() && response.metadata.response_code != ResponseCode::NoError))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("resolv.conf");
+        // A board whose network comes up late.
+        std::fs::write(&file, "nameserver 127.0.0.53\n").unwrap();
+        let forwarder = Forwarder::new(Source::Files(vec![file.clone()]), &[], 16, 16).unwrap();
+        let general = |own: &[&str]| {
+            let own: Vec<IpAddr> = own.iter().map(|text| text.parse().unwrap()).collect();
+            let found = forwarder.general(&own).unwrap_or_default();
+            found.iter().map(|server| server.address.ip().to_string()).collect::<Vec<_>>()
+        };
+        let due = || *forwarder.files.as_ref().unwrap().1.lock() = Instant::now();
+        assert!(general(&[]).is_empty());
+        std::fs::write(&file, "nameserver 10.96.0.10\nnameserver 192.0.2.53\n").unwrap();
+        assert!(general(&[]).is_empty(), "not due yet");
+        due();
+        assert_eq!(general(&[]), ["10.96.0.10", "192.0.2.53"]);
+        assert_eq!(general(&["10.96.0.10"]), ["192.0.2.53"]);
+        // What is known about a server outlives a change of the others.
+        let kept = forwarder.servers()[1].clone();
+        std::fs::write(&file, "nameserver 192.0.2.53\n").unwrap();
+        due();
+        assert_eq!(general(&[]), ["192.0.2.53"]);
+        assert!(Arc::ptr_eq(&kept, &forwarder.servers()[0]));
+        // A file that has gone or is being written is no reason to forget.
+        std::fs::write(&file, "").unwrap();
+        due();
+        assert_eq!(general(&[]), ["192.0.2.53"]);
+    }
 }

@@ -153,6 +153,7 @@ fn texts(records: &[Record]) -> Vec<String> {
 }
 
 /// Another DNS server. Its answers are set by name; it counts the questions.
+/// An old one refuses EDNS. Before each answer comes one to something else, as an attacker would try.
 struct Upstream {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
@@ -163,6 +164,10 @@ type Answers = HashMap<&'static str, (ResponseCode, Vec<Record>)>;
 
 impl Upstream {
     async fn start(answers: Answers) -> Self {
+        Self::start_as(answers, false).await
+    }
+
+    async fn start_as(answers: Answers, old: bool) -> Self {
         let tasks = Tasks::new("upstream");
         let asked = Arc::new(AtomicUsize::new(0));
         // The same port for both protocols.
@@ -181,6 +186,12 @@ impl Upstream {
                 let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
                 let mut response = respond(&buffer[..length], &known);
+                for forged in forgeries(&response) {
+                    socket.send_to(&forged, client).await.unwrap();
+                }
+                if old && Message::from_vec(&buffer[..length]).unwrap().edns.is_some() {
+                    response = Message::error_msg(response.metadata.id, OpCode::Query, ResponseCode::FormErr);
+                }
                 if response.to_vec().unwrap().len() > 512 {
                     response.answers.clear();
                     response.metadata.truncation = true;
@@ -211,6 +222,24 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.tasks.token().cancel();
     }
+}
+
+/// The same answer to another question, under another id, as a question, and cut off.
+fn forgeries(response: &Message) -> [Vec<u8>; 4] {
+    let changed = |change: fn(&mut Message)| {
+        let mut forged = response.clone();
+        forged.answers = vec![address("www.example.com", 66)];
+        change(&mut forged);
+        forged.to_vec().unwrap()
+    };
+    let mut cut = response.to_vec().unwrap();
+    cut.truncate(13);
+    [
+        changed(|forged| forged.metadata.id ^= 1),
+        changed(|forged| forged.queries[0].name = name("other.example.com")),
+        changed(|forged| forged.metadata.message_type = MessageType::Query),
+        cut,
+    ]
 }
 
 fn respond(request: &[u8], answers: &Mutex<Answers>) -> Message {
@@ -436,6 +465,15 @@ async fn another_server_helps_out() {
     assert_eq!(response.metadata.response_code, ResponseCode::ServFail);
     let alias = running.ask("out.default.svc.cluster.local", RecordType::A).await;
     assert_eq!(alias.metadata.response_code, ResponseCode::ServFail);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_server_without_edns_is_asked_without_it() {
+    let old = Upstream::start_as(Answers::from([www()]), true).await;
+    let running = Running::start(|config| config.upstreams = vec![old.address]).await;
+    let response = running.udp(&with_edns(query("www.example.com", RecordType::A), 1232)).await;
+    assert_eq!((response.answers.len(), response.edns.is_some(), old.asked()), (2, true, 2));
     running.end().await;
 }
 
