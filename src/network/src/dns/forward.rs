@@ -292,9 +292,14 @@ async fn exchange_udp(server: SocketAddr, request: &Message) -> io::Result<Messa
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        match Message::from_vec(&buffer[..length]) {
+        let bytes = &buffer[..length];
+        match Message::from_vec(bytes) {
             Ok(response) if answers(&response, request) => return Ok(response),
-            // Late, forged or broken: the right one may still come.
+            // There is no use in waiting for another one.
+            Err(error) if bytes.starts_with(&request.metadata.id.to_be_bytes()) => {
+                return Err(io::Error::other(error));
+            }
+            // Late or forged: the right one may still come.
             _ => {}
         }
     }

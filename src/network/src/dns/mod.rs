@@ -1,9 +1,10 @@
 //! The cluster's DNS server, which `kedge dns` runs in a pod: names of Services, endpoints and pods by
 //! the Kubernetes DNS specification 1.1.0, everything else by asking other servers.
 //!
-//! Three informers feed [`records::Index`], which publishes immutable snapshots; [`zone::Zone`] finds a
-//! name's records in a snapshot; [`forward::Forwarder`] asks other servers and remembers what they say;
-//! hickory-server reads and writes the packets. Figures carry CoreDNS's names.
+//! Three informers feed `records`, which publishes immutable snapshots; `zone` finds a name's records in
+//! a snapshot; `forward` asks other servers and remembers what they say; hickory-server reads and writes
+//! the packets, and `handler` stands between. Figures carry CoreDNS's names. hickory-server logs every
+//! answer at level info: a program that uses this keeps `hickory_server` at warn unless asked.
 
 mod cache;
 mod forward;

@@ -224,7 +224,7 @@ impl Drop for Upstream {
     }
 }
 
-/// The same answer to another question, under another id, as a question, and cut off.
+/// Another answer under another id, to another question, as a question, and cut off.
 fn forgeries(response: &Message) -> [Vec<u8>; 4] {
     let changed = |change: fn(&mut Message)| {
         let mut forged = response.clone();
@@ -232,7 +232,7 @@ fn forgeries(response: &Message) -> [Vec<u8>; 4] {
         change(&mut forged);
         forged.to_vec().unwrap()
     };
-    let mut cut = response.to_vec().unwrap();
+    let mut cut = changed(|forged| forged.metadata.id ^= 1);
     cut.truncate(13);
     [
         changed(|forged| forged.metadata.id ^= 1),
