@@ -23,9 +23,6 @@ use super::name::parse_name;
 use super::servers::{StubDomain, from_files};
 use crate::Error;
 
-/// One try. Clients wait five seconds for all of it.
-const TRY: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(5);
 /// A lost packet is no reason to give up on the only server.
 const MIN_TRIES: usize = 3;
 /// How long a server that gave no answer is asked last.
@@ -52,6 +49,8 @@ pub(crate) struct Forwarder {
     stubs: Vec<(Name, Vec<Arc<Server>>)>,
     cache: Cache,
     permits: Semaphore,
+    /// For one try, and for all of them.
+    limits: (Duration, Duration),
     started: Instant,
     /// The host's files, when the servers come from there, and when they are to be read again.
     files: Option<(Vec<PathBuf>, Mutex<Instant>)>,
@@ -91,6 +90,7 @@ impl Forwarder {
         stubs: &[StubDomain],
         cache_entries: usize,
         max_concurrent: usize,
+        timeout: Duration,
     ) -> Result<Self, Error> {
         let (addresses, files) = match source {
             Source::Given(addresses) => (addresses, None),
@@ -109,6 +109,7 @@ impl Forwarder {
             stubs: domains,
             cache: Cache::new(cache_entries),
             permits: Semaphore::new(max_concurrent.clamp(1, Semaphore::MAX_PERMITS)),
+            limits: (timeout, timeout * 5 / 2),
             started: Instant::now(),
             files,
             told_of_none: AtomicBool::new(false),
@@ -148,7 +149,7 @@ impl Forwarder {
             self.rejected.add();
             return Err(Failure::Busy);
         };
-        let asked = tokio::time::timeout(PATIENCE, self.ask_all(&servers, question));
+        let asked = tokio::time::timeout(self.limits.1, self.ask_all(&servers, question));
         let reply = asked.await.unwrap_or(Err(Failure::Unanswered))?;
         self.cache.put(question, &reply, Instant::now());
         Ok(reply.limited(question.kind))
@@ -212,7 +213,7 @@ impl Forwarder {
         for _ in 0..order.len().max(MIN_TRIES) {
             let Some(server) = order.pop_front() else { break };
             let begun = Instant::now();
-            match tokio::time::timeout(TRY, exchange(server.address, question)).await {
+            match tokio::time::timeout(self.limits.0, exchange(server.address, question)).await {
                 Ok(Ok(reply)) => {
                     server.durations[rcode_place(reply.code)].observe(begun.elapsed().as_secs_f64());
                     server.avoided_until.store(0, Ordering::Relaxed);
@@ -346,7 +347,8 @@ mod tests {
         let file = folder.path().join("resolv.conf");
         // A board whose network comes up late.
         std::fs::write(&file, "nameserver 127.0.0.53\n").unwrap();
-        let forwarder = Forwarder::new(Source::Files(vec![file.clone()]), &[], 16, 16).unwrap();
+        let forwarder =
+            Forwarder::new(Source::Files(vec![file.clone()]), &[], 16, 16, Duration::from_secs(60)).unwrap();
         let general = |own: &[&str]| {
             let own: Vec<IpAddr> = own.iter().map(|text| text.parse().unwrap()).collect();
             let found = forwarder.general(&own).unwrap_or_default();

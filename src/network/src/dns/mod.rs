@@ -20,6 +20,8 @@ mod zone;
 mod addon_tests;
 #[cfg(test)]
 mod server_tests;
+#[cfg(test)]
+mod test_upstream;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -77,6 +79,9 @@ pub struct Config {
     pub cache_entries: usize,
     /// How many questions to other servers may be under way.
     pub max_concurrent: usize,
+    /// How long one of those servers may take before the next is asked. Two and a half times this long
+    /// it is tried in all; the usual clients wait five seconds.
+    pub timeout: Duration,
     /// How long the server goes on after it was told to stop, so that nobody is sent to it any more.
     pub lameduck: Duration,
     /// Namespace and name of the Service that this server is reached by; `ns.dns.DOMAIN` is its address.
@@ -100,6 +105,7 @@ impl Default for Config {
             ttl: 5,
             cache_entries: 4096,
             max_concurrent: 1000,
+            timeout: Duration::from_secs(2),
             lameduck: Duration::from_secs(5),
             service: ("kube-system".into(), "kube-dns".into()),
             addresses: Vec::new(),
@@ -199,8 +205,13 @@ async fn serve_index(
     } else {
         Source::Given(config.upstreams)
     };
-    let forwarder =
-        Forwarder::new(source, &config.stub_domains, config.cache_entries, config.max_concurrent)?;
+    let forwarder = Forwarder::new(
+        source,
+        &config.stub_domains,
+        config.cache_entries,
+        config.max_concurrent,
+        config.timeout,
+    )?;
     let port = config.listen.first().map_or(53, SocketAddr::port);
     let shared = Arc::new(Shared {
         zone,

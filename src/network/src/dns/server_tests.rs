@@ -1,21 +1,20 @@
-//! The server over real sockets on loopback, with an upstream server made here.
+//! The server over real sockets on loopback.
 
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, SOA};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use kedge_base::Tasks;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 
-use super::name::parse_name;
 use super::records::Index;
+use super::test_upstream::{Answers, Upstream, address, loopback, name};
 use super::{Config, Server, StubDomain, serve_index};
 
 /// Far longer than anything here takes.
@@ -23,14 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = 120;
 /// So many that their SRV records fit into a packet, but not the addresses that go with them.
 const FEW: usize = 15;
-
-fn loopback() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, 0).into()
-}
-
-fn name(text: &str) -> Name {
-    parse_name(text).unwrap()
-}
 
 /// One Service with an address, one headless with many endpoints, one alias to the outside.
 fn index() -> Arc<Index> {
@@ -76,6 +67,7 @@ impl Running {
             metrics: Some(loopback()),
             resolv_conf: Vec::new(),
             lameduck: Duration::ZERO,
+            timeout: PATIENCE,
             ..Config::default()
         };
         change(&mut config);
@@ -150,123 +142,6 @@ async fn ask_tcp(stream: &mut TcpStream, request: &[u8]) -> Vec<u8> {
 
 fn texts(records: &[Record]) -> Vec<String> {
     records.iter().map(|record| format!("{} {}", record.name.to_ascii(), record.data)).collect()
-}
-
-/// Another DNS server. Its answers are set by name; it counts the questions.
-/// An old one refuses EDNS. Before each answer comes one to something else, as an attacker would try.
-struct Upstream {
-    address: SocketAddr,
-    asked: Arc<AtomicUsize>,
-    tasks: Tasks,
-}
-
-type Answers = HashMap<&'static str, (ResponseCode, Vec<Record>)>;
-
-impl Upstream {
-    async fn start(answers: Answers) -> Self {
-        Self::start_as(answers, false).await
-    }
-
-    async fn start_as(answers: Answers, old: bool) -> Self {
-        let tasks = Tasks::new("upstream");
-        let asked = Arc::new(AtomicUsize::new(0));
-        // The same port for both protocols.
-        let (socket, listener) = loop {
-            let socket = UdpSocket::bind(loopback()).await.unwrap();
-            if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
-                break (socket, listener);
-            }
-        };
-        let address = socket.local_addr().unwrap();
-        let answers = Arc::new(Mutex::new(answers));
-        let (known, count) = (answers.clone(), asked.clone());
-        tasks.spawn_until_stopped("udp", async move {
-            let mut buffer = vec![0; 4096];
-            loop {
-                let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
-                count.fetch_add(1, Ordering::SeqCst);
-                let mut response = respond(&buffer[..length], &known);
-                for forged in forgeries(&response) {
-                    socket.send_to(&forged, client).await.unwrap();
-                }
-                if old && Message::from_vec(&buffer[..length]).unwrap().edns.is_some() {
-                    response = Message::error_msg(response.metadata.id, OpCode::Query, ResponseCode::FormErr);
-                }
-                if response.to_vec().unwrap().len() > 512 {
-                    response.answers.clear();
-                    response.metadata.truncation = true;
-                }
-                socket.send_to(&response.to_vec().unwrap(), client).await.unwrap();
-            }
-        });
-        tasks.spawn_until_stopped("tcp", async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let length = stream.read_u16().await.unwrap();
-                let mut buffer = vec![0; length.into()];
-                stream.read_exact(&mut buffer).await.unwrap();
-                let response = respond(&buffer, &answers).to_vec().unwrap();
-                stream.write_u16(u16::try_from(response.len()).unwrap()).await.unwrap();
-                stream.write_all(&response).await.unwrap();
-            }
-        });
-        Self { address, asked, tasks }
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        self.tasks.token().cancel();
-    }
-}
-
-/// Another answer under another id, to another question, as a question, and cut off.
-fn forgeries(response: &Message) -> [Vec<u8>; 4] {
-    let changed = |change: fn(&mut Message)| {
-        let mut forged = response.clone();
-        forged.answers = vec![address("www.example.com", 66)];
-        change(&mut forged);
-        forged.to_vec().unwrap()
-    };
-    let mut cut = changed(|forged| forged.metadata.id ^= 1);
-    cut.truncate(13);
-    [
-        changed(|forged| forged.metadata.id ^= 1),
-        changed(|forged| forged.queries[0].name = name("other.example.com")),
-        changed(|forged| forged.metadata.message_type = MessageType::Query),
-        cut,
-    ]
-}
-
-fn respond(request: &[u8], answers: &Mutex<Answers>) -> Message {
-    let request = Message::from_vec(request).unwrap();
-    let mut response = Message::response(request.metadata.id, OpCode::Query);
-    response.metadata.recursion_desired = true;
-    response.metadata.recursion_available = true;
-    response.add_queries(request.queries.clone());
-    let asked = request.queries[0].name.to_ascii();
-    assert_eq!(asked, asked.to_ascii_lowercase(), "questions are asked in lower case");
-    match answers.lock().unwrap().get(asked.as_str()) {
-        Some((code, records)) => {
-            response.metadata.response_code = *code;
-            response.add_answers(records.clone());
-        }
-        None => {
-            response.metadata.response_code = ResponseCode::NXDomain;
-            let zone = name("example.com");
-            let soa = SOA::new(zone.clone(), zone.clone(), 1, 1, 1, 1, 60);
-            response.add_authority(Record::from_rdata(zone, 60, RData::SOA(soa)));
-        }
-    }
-    response
-}
-
-fn address(owner: &str, last: u8) -> Record {
-    Record::from_rdata(name(owner), 300, RData::A(A::new(192, 0, 2, last)))
 }
 
 fn www() -> (&'static str, (ResponseCode, Vec<Record>)) {
@@ -608,7 +483,7 @@ async fn health_and_figures() {
 
 #[tokio::test]
 async fn the_end_is_announced() {
-    let running = Running::start(|config| config.lameduck = Duration::from_millis(500)).await;
+    let running = Running::start(|config| config.lameduck = Duration::from_secs(3600)).await;
     let bound = running.server.bound().clone();
     let running = Arc::new(running);
     let stopping = running.clone();
@@ -619,6 +494,8 @@ async fn the_end_is_announced() {
     }
     let response = running.ask("web.default.svc.cluster.local", RecordType::A).await;
     assert_eq!(response.answers.len(), 1);
+    // Whoever is in a hurry stops the tasks.
+    running.tasks.token().cancel();
     stop.await.unwrap();
     assert!(TcpStream::connect(bound.tcp[0]).await.is_err());
     assert!(UdpSocket::bind(bound.udp[0]).await.is_ok(), "the port is free again");
