@@ -38,6 +38,19 @@ pub enum Error {
          (for example: ip address add 192.0.2.10/24 dev eth0) or name the address to use in the configuration"
     )]
     NoAddress,
+    /// An address that the DNS server cannot listen on.
+    #[error("listen on {address} by {protocol}{remedy}")]
+    Bind {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// UDP or TCP.
+        protocol: &'static str,
+        /// What to do, when that is known; begins with a semicolon.
+        remedy: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// What was asked for makes no sense.
     #[error("{0}")]
     Invalid(String),

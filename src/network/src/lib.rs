@@ -1,5 +1,6 @@
 //! The network of a node: the service proxy (one nftables table written by netlink), the CNI plugins'
-//! configuration, and what the host needs for both. The only crate that names nftables and netlink.
+//! configuration, what the host needs for both, and the cluster's DNS server ([`dns`]). The only crate
+//! that names nftables, netlink and hickory.
 //! It reads Services and EndpointSlices through `kedge-client` and runs against any API server.
 //!
 //! Packets that pods send and receive are never dropped by Kedge's table, but an accept there cannot
@@ -7,6 +8,7 @@
 //! program drops forwarded packets by default (Docker's `ip filter FORWARD`), [`prepare_host`] returns
 //! a warning that names the chain and the remedy.
 
+pub mod dns;
 mod error;
 mod host;
 mod netlink;

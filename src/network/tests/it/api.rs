@@ -1,4 +1,4 @@
-//! The API server's side of two watches: streaming lists and updates, enough for informers.
+//! The API server's side of watches: streaming lists and updates, enough for informers.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -62,6 +62,7 @@ impl Api {
         }
         let (api_version, kind) = match name {
             "services" => ("v1", "Service"),
+            "namespaces" => ("v1", "Namespace"),
             _ => ("discovery.k8s.io/v1", "EndpointSlice"),
         };
         let bookmark = json!({

@@ -1,8 +1,10 @@
-//! The proxy against the real kernel: network namespaces, the real nftables table, real connections.
-//! Needs root, `ip` and `nft`; runs only with KEDGE_ROOT_TESTS=1.
+//! The DNS server against an API server's watches, and the proxy against the real kernel: network
+//! namespaces, the real nftables table, real connections. The latter needs root, `ip` and `nft`, and runs
+//! only with KEDGE_ROOT_TESTS=1.
 #![allow(clippy::print_stderr)]
 
 mod api;
+mod dns;
 
 use std::fs::File;
 use std::io::{Read, Write};
