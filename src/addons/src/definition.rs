@@ -129,11 +129,23 @@ impl Addon {
             given.insert(first.name.clone(), text.to_owned());
             return Ok(given);
         }
+        let mut last: Option<String> = None;
         for part in text.split(';').filter(|part| !part.is_empty()) {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| refuse(&format!("{part:?} is not key=value")))?;
-            if given.insert(key.to_owned(), value.to_owned()).is_some() {
-                return Err(refuse(&format!("{key} is given twice")));
+            let named = part.split_once('=');
+            match (named, &last) {
+                // A value may have semicolons of its own: what begins with no argument's name goes on.
+                (named, Some(last)) if named.is_none_or(|(key, _)| !known(key)) => {
+                    let value: &mut String = given.entry(last.clone()).or_default();
+                    value.push(';');
+                    value.push_str(part);
+                }
+                (Some((key, value)), _) => {
+                    if given.insert(key.to_owned(), value.to_owned()).is_some() {
+                        return Err(refuse(&format!("{key} is given twice")));
+                    }
+                    last = Some(key.to_owned());
+                }
+                (None, _) => return Err(refuse(&format!("{part:?} is not key=value"))),
             }
         }
         Ok(given)
@@ -207,6 +219,7 @@ arguments:
             ("replicas=2", vec![("replicas", "2")]),
             ("replicas=2;upstream=1.1.1.1:53", vec![("replicas", "2"), ("upstream", "1.1.1.1:53")]),
             ("replcas=2", vec![("replcas", "2")]),
+            ("mode=x=1,2;y=3;replicas=2", vec![("mode", "x=1,2;y=3"), ("replicas", "2")]),
         ] {
             let expected: BTreeMap<String, String> =
                 expected.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();

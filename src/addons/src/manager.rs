@@ -13,26 +13,26 @@ use crate::{health, render};
 /// What manifests may know of the cluster.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// The image that holds Kedge's own binary: `${image}`.
-    pub image: String,
-    /// `${cluster-dns}`
+    /// Kedge's version, which is also the tag of its images: `${version}`
+    pub version: String,
+    /// `${cluster_dns}`
     pub cluster_dns: String,
-    /// `${cluster-domain}`
+    /// `${cluster_domain}`
     pub cluster_domain: String,
-    /// `${pod-cidr}`
+    /// `${pod_cidr}`
     pub pod_cidr: String,
-    /// Kedge's data folder on every node: `${data-dir}`
+    /// Kedge's data folder on every node: `${data_dir}`
     pub data_dir: String,
 }
 
 impl Cluster {
     pub(crate) fn values(&self) -> BTreeMap<String, String> {
         [
-            ("image", &self.image),
-            ("cluster-dns", &self.cluster_dns),
-            ("cluster-domain", &self.cluster_domain),
-            ("pod-cidr", &self.pod_cidr),
-            ("data-dir", &self.data_dir),
+            ("version", &self.version),
+            ("cluster_dns", &self.cluster_dns),
+            ("cluster_domain", &self.cluster_domain),
+            ("pod_cidr", &self.pod_cidr),
+            ("data_dir", &self.data_dir),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.clone()))

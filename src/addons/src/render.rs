@@ -1,5 +1,5 @@
 //! Manifests with the arguments put in: `${name}` is replaced by the value of the argument `name` or of
-//! one of the cluster's own names; `$${` stands for `${` itself. An unknown name is an error.
+//! one of the cluster's own names; `$$` stands for `$` itself. An unknown name is an error.
 //!
 //! A document of which a comment line says `# when: name` is left out when that value is empty or `false`.
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::definition::Addon;
 use crate::error::Error;
 
-/// The values of arguments and of the cluster (`cluster-dns`, `cluster-domain`, `image`, ...).
+/// The values of arguments and of the cluster (`cluster_dns`, `version`, ...).
 pub(crate) fn with_cluster(
     arguments: &BTreeMap<String, String>,
     cluster: &BTreeMap<String, String>,
@@ -71,18 +71,20 @@ fn left_out(document: &str, values: &BTreeMap<String, String>) -> bool {
 fn replace(text: &str, values: &BTreeMap<String, String>) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        if rest[..at].ends_with('$') {
-            result.push_str(&rest[..at - 1]);
-            result.push_str("${");
-            rest = &rest[at + 2..];
-            continue;
-        }
+    while let Some(at) = rest.find('$') {
         result.push_str(&rest[..at]);
-        let end = rest[at..].find('}').ok_or("a ${ has no }")? + at;
-        let name = &rest[at + 2..end];
-        result.push_str(values.get(name).ok_or_else(|| format!("${{{name}}} is no argument"))?);
-        rest = &rest[end + 1..];
+        let tail = &rest[at..];
+        if let Some(after) = tail.strip_prefix("$$") {
+            result.push('$');
+            rest = after;
+        } else if let Some(named) = tail.strip_prefix("${") {
+            let (name, after) = named.split_once('}').ok_or("a ${ has no }")?;
+            result.push_str(values.get(name).ok_or_else(|| format!("${{{name}}} is no argument"))?);
+            rest = after;
+        } else {
+            result.push('$');
+            rest = &tail[1..];
+        }
     }
     result.push_str(rest);
     Ok(result)
@@ -109,7 +111,7 @@ pub(crate) mod tests {
     /// Every name that manifests may use beside their addon's arguments.
     pub(crate) fn cluster() -> BTreeMap<String, String> {
         crate::manager::Cluster {
-            image: "kedge.dev/kedge:0.0.0".to_owned(),
+            version: "0.0.0".to_owned(),
             cluster_dns: "10.96.0.10".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             pod_cidr: "10.244.0.0/16".to_owned(),
@@ -125,7 +127,7 @@ pub(crate) mod tests {
     #[test]
     fn names_are_replaced_and_unknown_ones_refused() {
         let known = values(&[("a", "1"), ("b", "")]);
-        assert_eq!(replace("x ${a}${b}y $HOME $${a}", &known).unwrap(), "x 1y $HOME ${a}");
+        assert_eq!(replace("x ${a}${b}y $(HOME) $${a}", &known).unwrap(), "x 1y $(HOME) ${a}");
         assert!(replace("${c}", &known).unwrap_err().contains("${c} is no argument"));
         assert!(replace("${a", &known).is_err());
     }

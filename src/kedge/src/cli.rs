@@ -185,6 +185,9 @@ enum Command {
     /// Hold a pod's namespaces (what the pause image runs)
     #[command(hide = true)]
     Pause,
+    /// Answer the cluster's DNS questions (what the dns addon runs)
+    #[command(hide = true)]
+    Dns(Box<crate::dns::DnsArgs>),
     /// Answer HTTP requests with version, pod and node (what the hello image runs)
     #[command(hide = true)]
     Hello {
@@ -441,6 +444,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
             output::write(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Dns(args) => crate::dns::run(*args),
         Command::Pause => Ok(crate::pause::run()),
         Command::Hello { version } => Ok(crate::hello::run(version)),
     }

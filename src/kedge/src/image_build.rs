@@ -32,7 +32,7 @@ pub(crate) fn pause_image() -> String {
 }
 
 /// The image that addons run: the whole binary, told by its arguments what to be.
-pub(crate) fn kedge_image() -> String {
+fn kedge_image() -> String {
     format!("kedge.dev/kedge:{}", kedge_base::VERSION)
 }
 

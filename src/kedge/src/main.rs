@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod config;
 mod control;
+mod dns;
 mod hello;
 mod image_build;
 mod memory;

@@ -275,6 +275,6 @@ fn kubelet_config(
         cgroup_root: "kubepods".to_owned(),
         control_plane: role == Role::ControlPlane,
         register_taints: Vec::new(),
-        resolv_conf: "/etc/resolv.conf".into(),
+        resolv_conf: kedge_network::dns::host_resolv_conf(),
     })
 }

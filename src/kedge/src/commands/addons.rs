@@ -10,7 +10,6 @@ use kedge_addons::{Catalog, Cluster, Error, Manager, State};
 use super::{block_on, require_root};
 use crate::cli::{AddonsCommand, EnableArgs, Failure, Format};
 use crate::config::Config;
-use crate::image_build;
 use crate::output::{self, Step};
 
 /// The manager of this node's cluster, with a client for its API.
@@ -21,7 +20,7 @@ pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<M
 /// What manifests may know.
 fn cluster(config: &Config) -> Cluster {
     Cluster {
-        image: image_build::kedge_image(),
+        version: kedge_base::VERSION.to_owned(),
         cluster_dns: config.cluster_dns.to_string(),
         cluster_domain: config.cluster_domain.clone(),
         pod_cidr: config.pod_cidr.to_string(),

@@ -16,6 +16,9 @@ use crate::config::Config;
 use crate::process::Process;
 use crate::{node, preflight, service};
 
+/// hickory logs every answer at INFO.
+const USUAL_LOG: &str = "info,hickory_server=warn,hickory_net=warn";
+
 /// Run until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     require_root()?;
@@ -103,8 +106,8 @@ fn tell_manager(states: &[NotifyState<'_>]) {
 
 /// `KEDGE_LOG` takes tracing's directives, e.g. `info,kedge_kubelet=debug`; JSON with
 /// `KEDGE_LOG_FORMAT=json`.
-fn init_log() {
-    let filter = EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+pub(crate) fn init_log() {
+    let filter = EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(USUAL_LOG));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if std::env::var("KEDGE_LOG_FORMAT").is_ok_and(|format| format == "json") {
