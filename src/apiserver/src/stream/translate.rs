@@ -332,3 +332,7 @@ impl<W: AsyncWrite + Unpin> Input<W> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "translate_tests.rs"]
+mod tests;
