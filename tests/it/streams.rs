@@ -92,12 +92,15 @@ fn streams(cluster: &Cluster, client: Client, sum: &str, big: &std::path::Path) 
     assert_eq!(String::from_utf8_lossy(&back.stdout), sum);
 
     step(&format!("{name}: the command ends before its input does"));
-    let out = client
-        .exec(cluster, "head -c 5 | wc -c; exit 3")
-        .stdin(fs::File::open(big).expect("open"))
-        .output()
-        .expect("kubectl runs");
-    assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stdout).trim()), (Some(3), "5"));
+    let mut early = client.exec(cluster, "head -c 5; exit 3").stdin(Stdio::piped()).spawn().expect("starts");
+    {
+        use std::io::Write as _;
+        early.stdin.as_mut().expect("a pipe").write_all(&[b'x'; 2000]).expect("written");
+    }
+    // Its input is still open.
+    let input = early.stdin.take();
+    assert_eq!(early.wait().expect("ended").code(), Some(3));
+    drop(input);
 
     step(&format!("{name}: a terminal and its size"));
     let line = format!(
@@ -135,9 +138,8 @@ fn streams(cluster: &Cluster, client: Client, sum: &str, big: &std::path::Path) 
     attached.wait().expect("ended");
 
     step(&format!("{name}: a command that reads ends when its client is gone"));
-    let mut reader =
-        client.exec(cluster, "exec cat > /tmp/reader").stdin(Stdio::piped()).spawn().expect("starts");
-    let runs = || cluster.exec("box", "ps").contains("cat");
+    let mut reader = client.exec(cluster, "cat; true").stdin(Stdio::piped()).spawn().expect("starts");
+    let runs = || cluster.exec("box", "ps").contains("cat; true");
     eventually("the command to run", || runs().then_some(()));
     reader.kill().expect("killed");
     reader.wait().expect("ended");

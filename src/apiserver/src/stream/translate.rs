@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::StreamExt as _;
@@ -31,6 +32,9 @@ const CLOSE: u8 = 255;
 const OPENING: Duration = Duration::from_secs(30);
 /// As often a silent connection is checked.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A session in which nothing was said for so long, or for up to twice as long, is over. Upstream's
+/// kubelets and container runtimes do so too, but our pings keep them from it.
+const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 /// How long a client may take to read what is left when the command has ended.
 const FINISH: Duration = Duration::from_secs(15 * 60);
 /// A `Status` longer than this is not one, in bytes.
@@ -143,9 +147,24 @@ async fn session<B: AsyncRead + AsyncWrite>(
     let (accepted, is_accepted) = oneshot::channel();
     // Answers to the kubelet's pings; a few at most are under way.
     let (pings, answers) = mpsc::channel(4);
+    let said = AtomicU64::new(0);
     tokio::select! {
-        status = output(Reader::new(BufReader::new(read)), sink, streams, accepted, pings) => status,
-        () = input.run(source, is_accepted, answers) => None,
+        status = output(Reader::new(BufReader::new(read)), sink, streams, accepted, pings, &said) => status,
+        () = input.run(source, is_accepted, answers, &said) => None,
+        () = idle(&said, IDLE) => None,
+    }
+}
+
+/// Until nothing was said for this time.
+async fn idle(said: &AtomicU64, period: Duration) {
+    let mut before = said.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(period).await;
+        let now = said.load(Ordering::Relaxed);
+        if now == before {
+            return;
+        }
+        before = now;
     }
 }
 
@@ -156,6 +175,7 @@ async fn output(
     mut streams: Vec<Open>,
     accepted: oneshot::Sender<()>,
     pings: mpsc::Sender<u32>,
+    said: &AtomicU64,
 ) -> Option<Value> {
     let deadline = Instant::now() + OPENING;
     let mut accepted = Some(accepted);
@@ -188,6 +208,7 @@ async fn output(
                 match streams[at].channel {
                     ERROR if status.len() < LONGEST_STATUS => status.extend(bytes),
                     channel @ (STDOUT | STDERR) if !bytes.is_empty() => {
+                        said.fetch_add(1, Ordering::Relaxed);
                         // The client is gone, and nobody is left to be told.
                         sink.send(message(channel, &bytes)).await.ok()?;
                     }
@@ -275,6 +296,7 @@ impl<W: AsyncWrite + Unpin> Input<W> {
         source: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
         is_accepted: oneshot::Receiver<()>,
         mut answers: mpsc::Receiver<u32>,
+        said: &AtomicU64,
     ) {
         // Servers drop what comes on a stream before they have accepted it.
         if is_accepted.await.is_err() {
@@ -287,7 +309,10 @@ impl<W: AsyncWrite + Unpin> Input<W> {
         loop {
             let written = tokio::select! {
                 message = source.next() => match message {
-                    Some(Ok(Message::Binary(bytes))) if !is_broken => self.pass(&bytes).await,
+                    Some(Ok(Message::Binary(bytes))) if !is_broken => {
+                        said.fetch_add(1, Ordering::Relaxed);
+                        self.pass(&bytes).await
+                    }
                     Some(Ok(Message::Text(text))) if !is_broken => self.pass(text.as_bytes()).await,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                     Some(Ok(_)) => Ok(()),

@@ -120,7 +120,7 @@ async fn play<C, K>(
     let client = async { client(client_of(theirs).await).await };
     let kubelet = kubelet(Kubelet { io, has_begun: false });
     let all = async { tokio::join!(translator, client, kubelet) };
-    // Far longer than any machine needs: a test that hangs is to say so.
+    // Far longer than anything takes: a test that hangs is to say so.
     tokio::time::timeout(Duration::from_secs(300), all).await.expect("everybody ends");
 }
 
@@ -353,4 +353,9 @@ async fn a_kubelet_that_cannot_be_reached_is_told_on_the_error_channel() {
         assert_eq!(status["code"], 500);
     };
     tokio::join!(translator, client);
+}
+
+#[tokio::test]
+async fn a_session_in_which_nothing_is_said_ends() {
+    idle(&AtomicU64::new(7), Duration::from_millis(20)).await;
 }
