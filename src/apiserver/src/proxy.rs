@@ -435,12 +435,23 @@ async fn forward(
     Ok(answer)
 }
 
-/// Kubelets call the streams of exec and attach by other names than the API does
+/// Kubelets have other names for the parameters of streams than the API
 /// (`pkg/registry/core/pod/strategy.go`, `streamParams`).
 fn kubelet_query(context: &Context, query: &str) -> String {
-    if !matches!(context.info.subresource.as_str(), "exec" | "attach") {
+    if context.info.resource != "pods" {
         return query.to_owned();
     }
+    match context.info.subresource.as_str() {
+        "exec" | "attach" => stream_query(query),
+        "portforward" => {
+            let ports: Vec<&str> = context.query.all("ports").collect();
+            if ports.is_empty() { String::new() } else { format!("port={}", ports.join(",")) }
+        }
+        _ => query.to_owned(),
+    }
+}
+
+fn stream_query(query: &str) -> String {
     let renamed = |pair: &str| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = match name {
@@ -493,4 +504,35 @@ fn passed_on(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
             kept
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_have_the_kubelets_names() {
+        assert_eq!(
+            stream_query("command=sh&stdin=true&stdout=1&stderr=false&tty=true&command=stdin"),
+            "command=sh&input=true&output=1&error=false&tty=true&command=stdin"
+        );
+    }
+
+    #[test]
+    fn what_concerns_one_connection_or_us_is_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        for name in
+            ["authorization", "impersonate-user", "connection", "upgrade", "x-stream-protocol-version"]
+        {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
+        }
+        let names = |is_upgrade| {
+            let kept = passed_on(&headers, is_upgrade);
+            let mut names: Vec<String> = kept.keys().map(ToString::to_string).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(false), ["x-stream-protocol-version"]);
+        assert_eq!(names(true), ["connection", "upgrade", "x-stream-protocol-version"]);
+    }
 }

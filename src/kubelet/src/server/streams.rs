@@ -1,7 +1,7 @@
 //! Exec, attach and port-forward: containerd has a streaming server of its own on the loopback
 //! interface; the upgraded connection's bytes are passed both ways and not looked into. That serves
-//! every SPDY/3.1 client. Newer clients try WebSockets first and fall back to SPDY when the upgrade
-//! is refused, so a subprotocol that containerd does not speak is refused here.
+//! SPDY/3.1 and the older WebSocket subprotocols; the newer ones are the API server's matter, which
+//! translates them to SPDY. A subprotocol that containerd does not speak is refused here.
 
 use http::header::{CONNECTION, HOST, HeaderName, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
@@ -55,7 +55,8 @@ pub(super) async fn attach(
 ) -> Result<Answer, Refusal> {
     let wanted = cri::AttachRequest {
         container_id: target.id.clone(),
-        stdin: query.flag("input") && target.has_stdin,
+        // For a container without an input it leads nowhere, but the client expects the stream.
+        stdin: query.flag("input"),
         tty: target.tty,
         stdout: query.flag("output"),
         stderr: query.flag("error") && !target.tty,
@@ -68,10 +69,31 @@ pub(super) async fn port_forward(
     core: &Shared,
     request: Request<Incoming>,
     sandbox: &str,
+    query: &Query,
 ) -> Result<Answer, Refusal> {
-    let wanted = cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: Vec::new() };
+    let is_websocket = request
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|value| value.to_str().is_ok_and(|protocol| protocol.eq_ignore_ascii_case("websocket")));
+    // SPDY clients name the port with each of their streams.
+    let port = if is_websocket { ports(query)? } else { Vec::new() };
+    let wanted = cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port };
     let url = core.runtime.cri().port_forward(wanted).await.map_err(runtime)?.into_inner().url;
     pass_on(core, request, &url).await
+}
+
+/// The ports of a WebSocket client (`NewV4Options` in kubelet `pkg/cri/streaming/portforward`).
+fn ports(query: &Query) -> Result<Vec<i32>, Refusal> {
+    let texts = query.all("port");
+    if texts.is_empty() {
+        return Err(Refusal::bad_request("query parameter \"port\" is required"));
+    }
+    let parse = |text: &str| match text.parse::<u16>() {
+        Ok(0) => Err(Refusal::bad_request(format!("port {text:?} must be > 0"))),
+        Ok(port) => Ok(port.into()),
+        Err(error) => Err(Refusal::bad_request(format!("unable to parse {text:?} as a port: {error}"))),
+    };
+    texts.iter().flat_map(|text| text.split(',')).map(parse).collect()
 }
 
 fn runtime(status: tonic::Status) -> Refusal {
@@ -145,4 +167,32 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
         kept.append(name.clone(), value.clone());
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn websocket_clients_name_their_ports() {
+        let cases: [(&str, Result<&[i32], &str>); 6] = [
+            ("port=80", Ok(&[80])),
+            ("port=80,8080&port=65535", Ok(&[80, 8080, 65535])),
+            ("", Err("query parameter \"port\" is required")),
+            ("port=0", Err("port \"0\" must be > 0")),
+            ("port=65536", Err("unable to parse \"65536\" as a port")),
+            ("port=80,http", Err("unable to parse \"http\" as a port")),
+        ];
+        for (text, expected) in cases {
+            let query = Query::of(&Request::builder().uri(format!("/x?{text}")).body(()).expect("request"));
+            match (ports(&query), expected) {
+                (Ok(ports), Ok(expected)) => assert_eq!(ports, expected, "{text}"),
+                (Err(Refusal(code, words)), Err(expected)) => {
+                    assert_eq!(code, StatusCode::BAD_REQUEST);
+                    assert!(words.starts_with(expected), "{text}: {words}");
+                }
+                (ports, _) => panic!("{text}: {:?}", ports.ok()),
+            }
+        }
+    }
 }
