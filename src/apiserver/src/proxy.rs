@@ -415,9 +415,7 @@ async fn forward(
         let server = hyper::upgrade::on(&mut response);
         tasks.spawn_until_stopped("proxy stream", async move {
             let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            // Either side may hang up at any time; that is how streams end.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            stream::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
         });
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

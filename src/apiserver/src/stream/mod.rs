@@ -8,6 +8,7 @@ mod translate;
 mod tunnel;
 
 use std::future::Future;
+use std::time::Duration;
 
 use axum::body::Body;
 use futures::stream::{Stream, StreamExt as _};
@@ -21,7 +22,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use kedge_base::Tasks;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
@@ -44,6 +45,8 @@ const TOKEN_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 /// As large as upstream takes a message to be, in bytes.
 const LARGEST_MESSAGE: usize = 32 << 20;
 const BUFFER: usize = 16 << 10;
+/// How long a client may take to hang up when its stream has failed or ended.
+const GOODBYE: Duration = Duration::from_secs(30);
 
 /// What is to be done with a request for a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +158,38 @@ pub(crate) fn tunnelled(
     answer
 }
 
+/// Both ways until both have ended. Either side may hang up at any time; that is how streams end. A
+/// server that takes no more may have said why, so what it says is passed on to its end.
+pub(crate) async fn pass_bytes<C, S>(client: C, server: S)
+where
+    C: AsyncRead + AsyncWrite,
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let up = async {
+        let copied = tokio::io::copy(&mut from_client, &mut to_server).await;
+        let _ = to_server.shutdown().await;
+        if copied.is_err() {
+            // A connection that is closed with unread input is reset, and takes its output with it.
+            let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
+        }
+    };
+    let down = async {
+        let copied = tokio::io::copy(&mut from_server, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+        copied
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        () = &mut up => drop(down.await),
+        copied = &mut down => match copied {
+            Ok(_) => up.await,
+            Err(_) => drop(tokio::time::timeout(GOODBYE, up).await),
+        },
+    }
+}
+
 /// The server's half of the handshake (RFC 6455, 4.2.2): 101, or 400 with the reason.
 fn switching(headers: &HeaderMap, protocol: Option<&str>) -> Response<Body> {
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
@@ -210,6 +245,29 @@ mod tests {
 
     pub(super) async fn client_of<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
         WebSocketStream::from_raw_socket(stream, Role::Client, None).await
+    }
+
+    #[tokio::test]
+    async fn what_a_server_said_arrives_though_it_takes_no_more() {
+        use tokio::io::AsyncReadExt as _;
+        let (client, user) = tokio::io::duplex(64);
+        let (server, mut peer) = tokio::io::duplex(64);
+        let peer = async move {
+            peer.read_exact(&mut [0; 10]).await.expect("read");
+            peer.write_all(b"enough").await.expect("written");
+            // It leaves unread what is still coming.
+        };
+        let user = async move {
+            let (mut read, mut write) = tokio::io::split(user);
+            let mut got = String::new();
+            // Far more than fits anywhere, and all of it is taken.
+            let written = write.write_all(&[0; 1 << 20]);
+            let (written, read) = tokio::join!(written, read.read_to_string(&mut got));
+            written.expect("written");
+            read.expect("read");
+            assert_eq!(got, "enough");
+        };
+        tokio::join!(pass_bytes(client, server), peer, user);
     }
 
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {

@@ -252,7 +252,11 @@ fn cut_off(streams: &[Open], status: &[u8], error: &io::Error) -> Value {
     if told || serde_json::from_slice::<Value>(status).is_ok() {
         return outcome(status);
     }
-    failed(format!("error reading from error stream: {error}"))
+    match error.kind() {
+        // TLS has more words for it than anybody wants to read.
+        io::ErrorKind::UnexpectedEof => failed("error reading from error stream: unexpected EOF"),
+        _ => failed(format!("error reading from error stream: {error}")),
+    }
 }
 
 /// What the error stream says; an empty one tells of success.

@@ -192,7 +192,7 @@ async fn exit_codes_and_errors_reach_the_client() {
         (exit.to_string(), false, exit),
         (String::new(), true, success()),
         ("oops".into(), true, failed("error stream protocol error: not a Status: \"oops\"")),
-        (String::new(), false, failed("error reading from error stream: unexpected end of file")),
+        (String::new(), false, failed("error reading from error stream: unexpected EOF")),
     ] {
         let client = |mut client: WebSocketStream<DuplexStream>| async move {
             let channels = rest(&mut client).await;

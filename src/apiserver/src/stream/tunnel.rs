@@ -1,8 +1,6 @@
 //! A SPDY connection inside the binary messages of a WebSocket, as port-forward clients open it
 //! (apiserver `pkg/util/proxy/streamtunnel.go`). The bytes are not looked into.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures::stream::StreamExt as _;
 use futures::{Sink, SinkExt as _, Stream};
@@ -12,8 +10,6 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 /// At most so many bytes are put into one message.
 const PIECE: usize = 32 << 10;
-/// A client that does not answer our goodbye in this time is cut off.
-const GOODBYE: Duration = Duration::from_secs(10);
 
 /// Pass bytes both ways until either side ends.
 pub(super) async fn run<C, B>(client: WebSocketStream<C>, backend: B)
@@ -26,11 +22,11 @@ where
     tokio::select! {
         () = to_client(read, &mut sink) => {
             super::close(&mut sink).await;
-            let _ = tokio::time::timeout(GOODBYE, super::until_closed(&mut source)).await;
+            let _ = tokio::time::timeout(super::GOODBYE, super::until_closed(&mut source)).await;
         }
         () = to_backend(&mut source, &mut write) => {}
     }
-    let _ = write.shutdown().await;
+    let _ = tokio::time::timeout(super::GOODBYE, write.shutdown()).await;
 }
 
 async fn to_client(mut backend: impl AsyncRead + Unpin, sink: &mut (impl Sink<Message> + Unpin)) {
@@ -49,11 +45,11 @@ async fn to_backend(
     source: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
     backend: &mut (impl AsyncWrite + Unpin),
 ) {
+    let mut is_taken = true;
     while let Some(Ok(message)) = source.next().await {
         let Message::Binary(bytes) = message else { continue };
-        if backend.write_all(&bytes).await.is_err() || backend.flush().await.is_err() {
-            return;
-        }
+        // A backend that takes no more may still have something to say.
+        is_taken = is_taken && backend.write_all(&bytes).await.is_ok() && backend.flush().await.is_ok();
     }
 }
 
