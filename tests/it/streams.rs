@@ -91,6 +91,17 @@ fn streams(cluster: &Cluster, client: Client, sum: &str, big: &std::path::Path) 
         .expect("kubectl runs");
     assert_eq!(String::from_utf8_lossy(&back.stdout), sum);
 
+    step(&format!("{name}: why a command did not start, told to a client that is sending"));
+    let out = client
+        .kubectl(cluster)
+        .args(["exec", "-i", "box", "--", "no-such-program"])
+        .stdin(fs::File::open(big).expect("open"))
+        .output()
+        .expect("kubectl runs");
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success(), "{told}");
+    assert_has(&told, &["no-such-program", "executable file not found"]);
+
     step(&format!("{name}: the command ends before its input does"));
     let mut early = client.exec(cluster, "head -c 5; exit 3").stdin(Stdio::piped()).spawn().expect("starts");
     {
