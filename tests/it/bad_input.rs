@@ -3,7 +3,7 @@
 use kedge_tests::{Cluster, assert_has, step};
 
 /// Manifest, and parts of the message that kubectl shows.
-const REFUSED: [(&str, &str, &[&str]); 16] = [
+const REFUSED: [(&str, &str, &[&str]); 17] = [
     (
         "an unknown field",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {replica: 1, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
@@ -93,6 +93,15 @@ const REFUSED: [(&str, &str, &[&str]); 16] = [
         "a quantity that is none",
         "{apiVersion: v1, kind: Pod, metadata: {name: bad}, spec: {containers: [{name: c, image: i, resources: {limits: {memory: lots}}}]}}",
         &["quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"],
+    ),
+    (
+        "a kind that does not exist",
+        "{apiVersion: apps/v1, kind: Deploymint, metadata: {name: bad}}",
+        &[
+            "resource mapping not found for name: \"bad\" namespace: \"\"",
+            "no matches for kind \"Deploymint\" in version \"apps/v1\"",
+            "ensure CRDs are installed first",
+        ],
     ),
     (
         "a namespace that does not exist",

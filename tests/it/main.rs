@@ -11,6 +11,7 @@ mod damage;
 mod node;
 mod probes;
 mod semantics;
+mod streams;
 mod survival;
 mod tour;
 mod volumes;

@@ -82,7 +82,10 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts `command` and reads the local address it prints ("... 127.0.0.1:PORT ...").
-    pub(crate) fn start(command: &mut Command) -> Self {
+    ///
+    /// # Panics
+    /// When it ends without printing one.
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -109,6 +112,12 @@ impl Proxy {
             .take_while(char::is_ascii_digit)
             .collect();
         Self { child, address: format!("127.0.0.1:{port}") }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Sends one request.

@@ -23,6 +23,7 @@ mod respond;
 mod review;
 mod server;
 mod state;
+mod stream;
 mod subresource;
 mod token;
 mod verbs;

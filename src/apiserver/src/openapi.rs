@@ -1,10 +1,15 @@
-//! Serves OpenAPI documents: made when first asked for, kept compressed.
+//! Serves OpenAPI documents: made when first asked for, kept compressed for as long as the resources
+//! stay that they were made from.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -12,9 +17,24 @@ use serde_json::{Map, Value, json};
 use crate::respond;
 use crate::state::State;
 
-/// The documents that were asked for so far, gzip-compressed, by name.
+const JSON: &str = "application/json";
+/// What clients ask for; the answer spells it without the `@`, which no media type may have.
+const PROTO_ASKED: [&str; 2] = ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", PROTO];
+const PROTO: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// The documents that were asked for so far, by name and media type.
 #[derive(Default)]
-pub(crate) struct Documents(Mutex<HashMap<String, Bytes>>);
+pub(crate) struct Documents(Mutex<HashMap<(String, &'static str), Document>>);
+
+/// One document.
+#[derive(Clone)]
+struct Document {
+    gzip: Bytes,
+    etag: HeaderValue,
+    modified: HeaderValue,
+    media: &'static str,
+    made_from: Arc<[Arc<Resource>]>,
+}
 
 /// The answer when the path is one of OpenAPI's.
 pub(crate) fn answer(
@@ -22,7 +42,6 @@ pub(crate) fn answer(
     headers: &HeaderMap,
     path: &str,
 ) -> Result<Option<Response<Body>>, Status> {
-    let version = kedge_base::git_version();
     if path == "/openapi/v3" {
         let mut paths = Map::new();
         for (group, api_version) in group_versions(state) {
@@ -32,35 +51,76 @@ pub(crate) fn answer(
         }
         return Ok(Some(respond::json(StatusCode::OK, &json!({ "paths": Value::Object(paths) }))));
     }
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
-    let json_accepted = accept.split(',').any(|media| media.contains("json") || media.contains("*/*"));
-    if !json_accepted {
-        return Err(Status::not_acceptable(&["application/json"]));
-    }
     let name = path.trim_start_matches("/openapi/").to_owned();
-    if let Some(document) = state.openapi.0.lock().get(&name) {
-        return compressed(headers, document.clone()).map(Some);
+    let media = negotiate(headers, name == "v2")?;
+    let resources = resources(state, &name);
+    if resources.is_empty() {
+        return Ok(None);
     }
-    let registry = state.registry.read();
-    let document = if name == "v2" {
-        kedge_openapi::v2(registry.iter().map(|resource| &**resource), &version)
-    } else {
-        let wanted = name.strip_prefix("v3/").unwrap_or_default();
-        let resources: Vec<_> = registry
-            .iter()
-            .filter(|resource| kedge_openapi::document_name(&resource.group, &resource.version) == wanted)
-            .cloned()
-            .collect();
-        if resources.is_empty() {
-            return Ok(None);
+    let key = (name, media);
+    let kept = state.openapi.0.lock().get(&key).filter(|kept| is_same(&kept.made_from, &resources)).cloned();
+    let document = match kept {
+        Some(document) => document,
+        None => {
+            let document = make(&key.0, media, resources)?;
+            state.openapi.0.lock().insert(key, document.clone());
+            document
         }
-        kedge_openapi::v3(resources.iter().map(|resource| &**resource), &version)
     };
-    drop(registry);
-    let document: Bytes =
-        document.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?.into();
-    state.openapi.0.lock().insert(name, document.clone());
-    compressed(headers, document).map(Some)
+    respond(headers, &document).map(Some)
+}
+
+/// The media type of the answer; 406 when there is none.
+fn negotiate(headers: &HeaderMap, has_proto: bool) -> Result<&'static str, Status> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+    for media in accept.split(',') {
+        match media.split(';').next().unwrap_or_default().trim() {
+            JSON | "application/*" | "*/*" | "" => return Ok(JSON),
+            asked if has_proto && PROTO_ASKED.contains(&asked) => return Ok(PROTO),
+            _ => {}
+        }
+    }
+    let offered: &[&str] = if has_proto { &[JSON, PROTO] } else { &[JSON] };
+    Err(Status::not_acceptable(offered))
+}
+
+/// What a document is about.
+fn resources(state: &State, name: &str) -> Vec<Arc<Resource>> {
+    let registry = state.registry.read();
+    let group_version = name.strip_prefix("v3/");
+    let is_wanted = |resource: &Resource| match group_version {
+        Some(wanted) => kedge_openapi::document_name(&resource.group, &resource.version) == wanted,
+        None => name == "v2",
+    };
+    registry.iter().filter(|resource| is_wanted(resource)).cloned().collect()
+}
+
+/// A resource that changes is another object in the registry.
+fn is_same(before: &[Arc<Resource>], now: &[Arc<Resource>]) -> bool {
+    before.len() == now.len() && before.iter().zip(now).all(|(before, now)| Arc::ptr_eq(before, now))
+}
+
+fn make(name: &str, media: &'static str, resources: Vec<Arc<Resource>>) -> Result<Document, Status> {
+    let version = kedge_base::git_version();
+    let list = resources.iter().map(|resource| &**resource);
+    let gzip = match (name, media) {
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &version),
+        ("v2", _) => kedge_openapi::v2(list, &version),
+        _ => kedge_openapi::v3(list, &version),
+    };
+    let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, &gzip);
+    let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+    let modified = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
+    let header =
+        |text: String| HeaderValue::try_from(text).map_err(|error| Status::internal(error.to_string()));
+    Ok(Document {
+        gzip: gzip.into(),
+        etag: header(format!("\"{hash}\""))?,
+        modified: header(modified.map_err(|error| Status::internal(error.to_string()))?)?,
+        media,
+        made_from: resources.into(),
+    })
 }
 
 fn group_versions(state: &State) -> Vec<(String, String)> {
@@ -72,14 +132,59 @@ fn group_versions(state: &State) -> Vec<(String, String)> {
     all
 }
 
-/// A client that cannot take gzip gets the document unpacked.
-fn compressed(headers: &HeaderMap, gzip: Bytes) -> Result<Response<Body>, Status> {
-    let accepts = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
-    if accepts.is_some_and(|accepts| accepts.contains("gzip")) {
-        let mut response = respond::json_bytes(StatusCode::OK, gzip);
+/// 304 to a client that has the document; one that cannot take gzip gets it unpacked.
+fn respond(headers: &HeaderMap, document: &Document) -> Result<Response<Body>, Status> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let etag = document.etag.to_str().unwrap_or_default();
+    let has_it = text(header::IF_NONE_MATCH)
+        .is_some_and(|known| known.split(',').map(str::trim).any(|known| known == "*" || known == etag));
+    let mut response = if has_it {
+        respond::json_bytes(StatusCode::NOT_MODIFIED, Bytes::new())
+    } else if text(header::ACCEPT_ENCODING).is_some_and(|accepts| accepts.contains("gzip")) {
+        let mut response = respond::json_bytes(StatusCode::OK, document.gzip.clone());
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        return Ok(response);
+        response
+    } else {
+        let plain =
+            kedge_openapi::unpack(&document.gzip).map_err(|error| Status::internal(error.to_string()))?;
+        respond::json_bytes(StatusCode::OK, plain.into())
+    };
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(document.media));
+    fields.insert(header::ETAG, document.etag.clone());
+    fields.insert(header::LAST_MODIFIED, document.modified.clone());
+    fields.insert(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_form_that_is_known_wins() {
+        let kubectl = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        for (accept, v2, v3) in [
+            (kubectl, Some(PROTO), None),
+            (PROTO, Some(PROTO), None),
+            ("application/json", Some(JSON), Some(JSON)),
+            ("*/*", Some(JSON), Some(JSON)),
+            (
+                "application/json, application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                Some(JSON),
+                Some(JSON),
+            ),
+            (
+                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf;q=0.5,application/json",
+                Some(PROTO),
+                Some(JSON),
+            ),
+            ("text/html", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            assert_eq!(negotiate(&headers, true).ok(), v2, "{accept}");
+            assert_eq!(negotiate(&headers, false).ok(), v3, "{accept}");
+        }
     }
-    let plain = kedge_openapi::unpack(&gzip).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(respond::json_bytes(StatusCode::OK, plain.into()))
 }

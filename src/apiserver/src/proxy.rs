@@ -1,14 +1,18 @@
 //! Streams and proxies: logs, exec, attach and port-forward go to the kubelet of the pod's node;
-//! `proxy` subresources go to a pod, a Service's endpoint or a kubelet. The API server passes bytes
-//! on and does not look into SPDY or WebSocket frames.
+//! `proxy` subresources go to a pod, a Service's endpoint or a kubelet. Bytes are passed on and not
+//! looked into, but for the WebSocket subprotocols that kubelets do not know (`stream`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use kedge_api::status::Status;
 use rustls_pki_types::ServerName;
@@ -17,8 +21,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::authz::{self, rbac::Attributes};
 use crate::respond;
+use crate::stream::{self, Wanted, Way};
 use crate::verbs::{Context, read};
+
+/// A destination that does not answer in this time is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// In which SPDY clients and servers negotiate what the streams mean.
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// A connection, encrypted or not.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Where a request goes on to.
 struct Destination {
@@ -44,8 +59,48 @@ pub(crate) fn is_stream(group: &str, resource: &str, subresource: &str) -> bool 
 }
 
 pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let destination = destination(context)?;
-    forward(context, request, destination).await
+    let subresource = context.info.subresource.as_str();
+    let way = if context.info.resource == "pods" && matches!(subresource, "exec" | "attach" | "portforward") {
+        may_create(context)?;
+        if !stream::is_upgrade(request.headers()) {
+            return Err(Status::bad_request("Upgrade request required"));
+        }
+        stream::way(subresource, request.method(), request.headers())
+    } else {
+        Way::Through
+    };
+    let to = destination(context)?;
+    match way {
+        Way::Through => forward(context, request, to).await,
+        Way::Translate => {
+            let path = path_and_query(context, &request, &to)?;
+            let tasks = context.state.tasks.clone();
+            let wanted = Wanted::of(&context.query);
+            let context = context.clone();
+            let connect = async move { exec_backend(&context, &to, path).await };
+            Ok(stream::translated(&tasks, request, wanted, connect))
+        }
+        Way::Tunnel(protocols) => {
+            let path = path_and_query(context, &request, &to)?;
+            match spdy(context, &to, path, &protocols).await? {
+                Ok((headers, backend)) => {
+                    let protocol = headers.get(STREAM_PROTOCOL).and_then(|value| value.to_str().ok());
+                    Ok(stream::tunnelled(&context.state.tasks, request, backend, protocol))
+                }
+                Err(refusal) => Ok(as_status(refusal).await),
+            }
+        }
+    }
+}
+
+/// Whoever opens a stream into a pod needs `create`, also when the request is a WebSocket's GET
+/// (upstream's `AuthorizePodWebsocketUpgradeCreatePermission`).
+fn may_create(context: &Context) -> Result<(), Status> {
+    if context.info.verb == "create" {
+        return Ok(());
+    }
+    let attributes = Attributes { verb: "create", ..authz::attributes(&context.user, &context.info) };
+    authz::require(&context.state, &context.user, &attributes)
 }
 
 fn destination(context: &Context) -> Result<Destination, Status> {
@@ -226,80 +281,141 @@ fn service(context: &Context) -> Result<Destination, Status> {
     Err(Status::service_unavailable(format!("no endpoints available for service {:?}", info.name)))
 }
 
-/// One connection for one request: streams live long, and the others are rare.
-async fn forward(
-    context: &Arc<Context>,
-    request: Request<Body>,
-    to: Destination,
-) -> Result<Response<Body>, Status> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Status::service_unavailable(format!(
-            "error trying to reach service: {what} {}:{}: {error}",
-            to.address, to.port
-        ))
-    };
-    let ip: IpAddr = to.address.parse().map_err(|error| failed("address", &error))?;
-    let stream = TcpStream::connect((ip, to.port)).await.map_err(|error| failed("dial tcp", &error))?;
-    let _ = stream.set_nodelay(true);
-    match to.tls {
-        Tls::None => send(context, request, &to, stream).await,
-        Tls::Kubelet => {
-            let connector = TlsConnector::from(context.state.config.kubelet_client.clone());
-            let stream = connector
-                .connect(ServerName::IpAddress(ip.into()), stream)
-                .await
-                .map_err(|error| failed("tls", &error))?;
-            send(context, request, &to, stream).await
-        }
-    }
+fn unreachable(to: &Destination, what: &str, error: &dyn std::fmt::Display) -> Status {
+    Status::service_unavailable(format!(
+        "error trying to reach service: {what} {}:{}: {error}",
+        to.address, to.port
+    ))
 }
 
-async fn send<S>(
-    context: &Arc<Context>,
-    mut request: Request<Body>,
-    to: &Destination,
-    stream: S,
-) -> Result<Response<Body>, Status>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let failed = |error: &dyn std::fmt::Display| {
-        Status::service_unavailable(format!(
-            "error trying to reach service: {}:{}: {error}",
-            to.address, to.port
-        ))
+/// One connection for one request: streams live long, and the others are rare.
+async fn connect(context: &Context, to: &Destination) -> Result<SendRequest<Body>, Status> {
+    let ip: IpAddr = to.address.parse().map_err(|error| unreachable(to, "address", &error))?;
+    let dial = async {
+        let stream =
+            TcpStream::connect((ip, to.port)).await.map_err(|error| unreachable(to, "dial tcp", &error))?;
+        let _ = stream.set_nodelay(true);
+        Ok::<Box<dyn Io>, Status>(match to.tls {
+            Tls::None => Box::new(stream),
+            Tls::Kubelet => {
+                let connector = TlsConnector::from(context.state.config.kubelet_client.clone());
+                let name = ServerName::IpAddress(ip.into());
+                Box::new(
+                    connector.connect(name, stream).await.map_err(|error| unreachable(to, "tls", &error))?,
+                )
+            }
+        })
     };
-    let tasks = &context.state.tasks;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-    tasks.spawn_until_stopped("proxy connection", async move {
+    let stream = tokio::time::timeout(PATIENCE, dial)
+        .await
+        .map_err(|_| unreachable(to, "dial tcp", &"i/o timeout"))??;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(to, "http", &error))?;
+    context.state.tasks.spawn_until_stopped("proxy connection", async move {
         // The request's answer tells of a failure.
         let _ = connection.with_upgrades().await;
     });
+    Ok(sender)
+}
+
+fn path_and_query(
+    context: &Context,
+    request: &Request<Body>,
+    to: &Destination,
+) -> Result<PathAndQuery, Status> {
     let query =
         request.uri().query().map(|query| format!("?{}", kubelet_query(context, query))).unwrap_or_default();
-    let path: PathAndQuery = format!("{}{query}", to.path).parse().map_err(|error| failed(&error))?;
+    format!("{}{query}", to.path).parse().map_err(|error| unreachable(to, "path", &error))
+}
+
+fn host(to: &Destination) -> Result<HeaderValue, Status> {
+    let host = if to.address.contains(':') {
+        format!("[{}]:{}", to.address, to.port)
+    } else {
+        format!("{}:{}", to.address, to.port)
+    };
+    HeaderValue::from_str(&host).map_err(|error| unreachable(to, "host", &error))
+}
+
+/// A SPDY connection to the kubelet and the headers that it was accepted with, or the refusal.
+async fn spdy(
+    context: &Context,
+    to: &Destination,
+    path: PathAndQuery,
+    protocols: &[String],
+) -> Result<Result<(HeaderMap, Upgraded), Response<Incoming>>, Status> {
+    let mut sender = connect(context, to).await?;
+    let mut outgoing = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, host(to)?)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "SPDY/3.1");
+    for protocol in protocols {
+        outgoing = outgoing.header(STREAM_PROTOCOL, protocol);
+    }
+    let outgoing = outgoing.body(Body::empty()).map_err(|error| unreachable(to, "request", &error))?;
+    let mut response =
+        sender.send_request(outgoing).await.map_err(|error| unreachable(to, "request", &error))?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Err(response));
+    }
+    let backend =
+        hyper::upgrade::on(&mut response).await.map_err(|error| unreachable(to, "upgrade", &error))?;
+    Ok(Ok((response.headers().clone(), backend)))
+}
+
+/// The kubelet's stream for a client whose WebSocket stands already; what goes wrong is told with
+/// the words of client-go's SPDY executor, which is what does this upstream.
+async fn exec_backend(
+    context: &Context,
+    to: &Destination,
+    path: PathAndQuery,
+) -> Result<TokioIo<Upgraded>, Value> {
+    match spdy(context, to, path, &[stream::V4.to_owned()]).await {
+        Ok(Ok((_, backend))) => Ok(TokioIo::new(backend)),
+        Ok(Err(refusal)) => {
+            let body = crate::body::collect(Body::new(refusal.into_body())).await.unwrap_or_default();
+            match serde_json::from_slice::<Value>(&body) {
+                Ok(status) if status["kind"] == "Status" => Err(status),
+                _ => {
+                    let text = String::from_utf8_lossy(&body);
+                    Err(Status::internal(format!("unable to upgrade connection: {}", text.trim())).to_value())
+                }
+            }
+        }
+        Err(error) => Err(Status::internal(format!("error sending request: {error}")).to_value()),
+    }
+}
+
+async fn forward(
+    context: &Arc<Context>,
+    mut request: Request<Body>,
+    to: Destination,
+) -> Result<Response<Body>, Status> {
+    let path = path_and_query(context, &request, &to)?;
+    let tasks = &context.state.tasks;
+    let mut sender = connect(context, &to).await?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let mut outgoing = Request::builder().method(parts.method).uri(path);
     if let Some(headers) = outgoing.headers_mut() {
         *headers = passed_on(&parts.headers, is_upgrade);
-        let host =
-            HeaderValue::from_str(&format!("{}:{}", to.address, to.port)).map_err(|error| failed(&error))?;
-        headers.insert(HOST, host);
+        stream::without_token(headers);
+        headers.insert(HOST, host(&to)?);
     }
-    let outgoing = outgoing.body(body).map_err(|error| failed(&error))?;
-    let mut response = sender.send_request(outgoing).await.map_err(|error| failed(&error))?;
+    let outgoing = outgoing.body(body).map_err(|error| unreachable(&to, "request", &error))?;
+    let mut response =
+        sender.send_request(outgoing).await.map_err(|error| unreachable(&to, "request", &error))?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client) = client
     {
         let server = hyper::upgrade::on(&mut response);
         tasks.spawn_until_stopped("proxy stream", async move {
             let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            // Either side may hang up at any time; that is how streams end.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            stream::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
         });
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -317,12 +433,23 @@ where
     Ok(answer)
 }
 
-/// Kubelets call the streams of exec and attach by other names than the API does
+/// Kubelets have other names for the parameters of streams than the API
 /// (`pkg/registry/core/pod/strategy.go`, `streamParams`).
 fn kubelet_query(context: &Context, query: &str) -> String {
-    if !matches!(context.info.subresource.as_str(), "exec" | "attach") {
+    if context.info.resource != "pods" {
         return query.to_owned();
     }
+    match context.info.subresource.as_str() {
+        "exec" | "attach" => stream_query(query),
+        "portforward" => {
+            let ports: Vec<&str> = context.query.all("ports").collect();
+            if ports.is_empty() { String::new() } else { format!("port={}", ports.join(",")) }
+        }
+        _ => query.to_owned(),
+    }
+}
+
+fn stream_query(query: &str) -> String {
     let renamed = |pair: &str| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = match name {
@@ -340,7 +467,7 @@ fn is_node_proxy(context: &Context) -> bool {
     context.info.resource == "nodes"
 }
 
-async fn as_status(response: Response<hyper::body::Incoming>) -> Response<Body> {
+async fn as_status(response: Response<Incoming>) -> Response<Body> {
     let code = response.status();
     let body = crate::body::collect(Body::new(response.into_body())).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&body).trim().to_owned();
@@ -375,4 +502,35 @@ fn passed_on(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
             kept
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_have_the_kubelets_names() {
+        assert_eq!(
+            stream_query("command=sh&stdin=true&stdout=1&stderr=false&tty=true&command=stdin"),
+            "command=sh&input=true&output=1&error=false&tty=true&command=stdin"
+        );
+    }
+
+    #[test]
+    fn what_concerns_one_connection_or_us_is_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        for name in
+            ["authorization", "impersonate-user", "connection", "upgrade", "x-stream-protocol-version"]
+        {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
+        }
+        let names = |is_upgrade| {
+            let kept = passed_on(&headers, is_upgrade);
+            let mut names: Vec<String> = kept.keys().map(ToString::to_string).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(false), ["x-stream-protocol-version"]);
+        assert_eq!(names(true), ["connection", "upgrade", "x-stream-protocol-version"]);
+    }
 }

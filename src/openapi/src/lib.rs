@@ -3,6 +3,7 @@
 //! into the program at build time. Pure: no I/O.
 
 mod operations;
+mod proto;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use kedge_api::registry::Resource;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::schema::{Dialect, Writer};
 
@@ -62,11 +63,26 @@ pub fn v3<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> R
     Ok(pack(document.to_string().as_bytes())?)
 }
 
-/// The OpenAPI v2 document of everything, gzip-compressed.
+/// The OpenAPI v2 document of everything as JSON, gzip-compressed.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn v2<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Vec<u8>, Error> {
+    Ok(pack(v2_document(resources, version)?.to_string().as_bytes())?)
+}
+
+/// The same as protobuf (gnostic's `openapi.v2.Document`), gzip-compressed.
+///
+/// # Errors
+/// See [`Error`].
+pub fn v2_proto<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Vec<u8>, Error> {
+    let document = v2_document(resources, version)?;
+    let bytes = proto::document(&document);
+    drop(document);
+    Ok(pack(&bytes)?)
+}
+
+fn v2_document<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Value, Error> {
     let descriptions = descriptions()?;
     let mut paths = Map::new();
     let mut writer = Writer::new(Dialect::V2, &descriptions);
@@ -74,13 +90,12 @@ pub fn v2<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> R
         operations::add_paths(resource, Dialect::V2, &mut paths);
         writer.add_resource(resource);
     }
-    let document = json!({
+    Ok(json!({
         "swagger": "2.0",
         "info": { "title": "Kubernetes", "version": version },
         "paths": paths,
         "definitions": writer.finish(),
-    });
-    Ok(pack(document.to_string().as_bytes())?)
+    }))
 }
 
 fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -89,7 +104,7 @@ fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     gzip.finish()
 }
 
-/// What [`v3`] and [`v2`] have compressed.
+/// What [`v3`], [`v2`] and [`v2_proto`] have compressed.
 ///
 /// # Errors
 /// When the bytes are not gzip.
@@ -103,7 +118,6 @@ pub fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use kedge_api::registry::Registry;
-    use serde_json::Value;
 
     fn document(group: &str) -> Value {
         let registry = Registry::builtin();

@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use kedge_apiserver::User;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, MAPS, config_map};
 
@@ -114,5 +114,83 @@ async fn kubectl_gets_tables_and_unknown_paths_are_404() {
         (status, &answer["message"]),
         (StatusCode::BAD_REQUEST, &"field label not supported: spec.nothing".into())
     );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openapi_v2_comes_as_json_and_as_protobuf_and_only_once() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    for (asked, answered, first) in [
+        ("application/json", "application/json", &b"{"[..]),
+        (
+            "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            // Field 1, a text of three bytes.
+            &b"\x0a\x032.0"[..],
+        ),
+    ] {
+        let get = |more: Vec<(&'static str, String)>| {
+            let client = client.clone();
+            async move {
+                let mut headers = vec![("accept", asked)];
+                headers.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
+                let response = client.raw(Method::GET, "/openapi/v2", &headers, Vec::new()).await;
+                let (parts, body) = response.into_parts();
+                (parts, body.collect().await.expect("body").to_bytes())
+            }
+        };
+        let (parts, plain) = get(Vec::new()).await;
+        assert_eq!(
+            (parts.status, &parts.headers["content-type"]),
+            (StatusCode::OK, &answered.parse().expect("header"))
+        );
+        assert!(plain.starts_with(first), "{asked}");
+        assert!(parts.headers.contains_key("last-modified"));
+        let etag = parts.headers["etag"].to_str().expect("text").to_owned();
+        let (parts, packed) = get(vec![("accept-encoding", "gzip".to_owned())]).await;
+        assert_eq!(parts.headers["content-encoding"], "gzip");
+        assert_eq!(parts.headers["etag"], etag.as_str());
+        assert!(packed.starts_with(b"\x1f\x8b") && packed.len() * 4 < plain.len());
+        let (parts, nothing) = get(vec![("if-none-match", etag)]).await;
+        assert_eq!((parts.status, nothing.len()), (StatusCode::NOT_MODIFIED, 0));
+    }
+    let refused = client.raw(Method::GET, "/openapi/v2", &[("accept", "text/html")], Vec::new()).await;
+    assert_eq!(refused.status(), StatusCode::NOT_ACCEPTABLE);
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_into_a_pod_need_create_and_an_upgrade() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": "reader" },
+        "rules": [{ "apiGroups": [""], "resources": ["*"], "verbs": ["get", "list"] }],
+    });
+    admin.make("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role).await;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "jane" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane" }],
+    });
+    admin.make("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await;
+    let jane = fixture.user(User::new("jane", []));
+    for stream in ["exec", "attach", "portforward"] {
+        let path = format!("/api/v1/namespaces/default/pods/p/{stream}");
+        let (status, answer) = jane.get(&path).await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        assert_eq!(
+            answer["message"],
+            format!(
+                "pods \"p\" is forbidden: User \"jane\" cannot create resource \"pods/{stream}\" in API group \"\" in the namespace \"default\""
+            )
+        );
+        let (status, answer) = admin.get(&path).await;
+        assert_eq!(
+            (status, &answer["message"]),
+            (StatusCode::BAD_REQUEST, &"Upgrade request required".into())
+        );
+    }
     fixture.stop().await;
 }

@@ -135,7 +135,7 @@ async fn route(core: Shared, request: Request<Incoming>) -> Result<Answer, Refus
         (_, ["portForward", namespace, name] | ["portForward", namespace, name, _]) => {
             let (_, runtime) = find_pod(&core, namespace, name).await?;
             let sandbox = runtime.ready_sandbox().ok_or_else(|| Refusal::not_found("pod is not running"))?;
-            streams::port_forward(&core, request, &sandbox.id).await
+            streams::port_forward(&core, request, &sandbox.id, &query).await
         }
         (&Method::GET, ["stats", "summary"]) => metrics::summary(&core).await,
         (&Method::GET, ["metrics", "resource"]) => metrics::resource(&core).await,
@@ -169,7 +169,6 @@ fn pods(core: &Shared) -> Answer {
 /// A container that a stream goes to.
 struct Target {
     id: String,
-    has_stdin: bool,
     tty: bool,
 }
 
@@ -188,11 +187,7 @@ async fn find(core: &Shared, namespace: &str, name: &str, container: &str) -> Re
     let running =
         running.ok_or_else(|| Refusal::not_found(format!("container not found (\"{container}\")")))?;
     let spec = pod::find_container(&pod, container);
-    Ok(Target {
-        id: running.id.clone(),
-        has_stdin: spec.as_ref().and_then(|spec| spec.stdin).unwrap_or(false),
-        tty: spec.as_ref().and_then(|spec| spec.tty).unwrap_or(false),
-    })
+    Ok(Target { id: running.id.clone(), tty: spec.and_then(|spec| spec.tty).unwrap_or(false) })
 }
 
 /// `GetKubeletContainerLogs` (`pkg/kubelet/kubelet_pods.go`, `validateContainerLogStatus`).

@@ -1,7 +1,9 @@
 //! Exec, attach and port-forward: containerd has a streaming server of its own on the loopback
 //! interface; the upgraded connection's bytes are passed both ways and not looked into. That serves
-//! every SPDY/3.1 client. Newer clients try WebSockets first and fall back to SPDY when the upgrade
-//! is refused, so a subprotocol that containerd does not speak is refused here.
+//! SPDY/3.1 and the older WebSocket subprotocols; the newer ones are the API server's matter, which
+//! translates them to SPDY. A subprotocol that containerd does not speak is refused here.
+
+use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, HeaderName, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
@@ -9,12 +11,15 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{Answer, Query, Refusal, Target, text};
 use crate::Error;
 use crate::core::Shared;
 
+/// How long a client may take to hang up when its stream has failed.
+const GOODBYE: Duration = Duration::from_secs(30);
 /// WebSocket subprotocols that the streaming server of containerd 1.6 speaks.
 const KNOWN: [&str; 5] = [
     "v4.channel.k8s.io",
@@ -55,7 +60,8 @@ pub(super) async fn attach(
 ) -> Result<Answer, Refusal> {
     let wanted = cri::AttachRequest {
         container_id: target.id.clone(),
-        stdin: query.flag("input") && target.has_stdin,
+        // For a container without an input it leads nowhere, but the client expects the stream.
+        stdin: query.flag("input"),
         tty: target.tty,
         stdout: query.flag("output"),
         stderr: query.flag("error") && !target.tty,
@@ -68,10 +74,31 @@ pub(super) async fn port_forward(
     core: &Shared,
     request: Request<Incoming>,
     sandbox: &str,
+    query: &Query,
 ) -> Result<Answer, Refusal> {
-    let wanted = cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: Vec::new() };
+    let is_websocket = request
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|value| value.to_str().is_ok_and(|protocol| protocol.eq_ignore_ascii_case("websocket")));
+    // SPDY clients name the port with each of their streams.
+    let port = if is_websocket { ports(query)? } else { Vec::new() };
+    let wanted = cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port };
     let url = core.runtime.cri().port_forward(wanted).await.map_err(runtime)?.into_inner().url;
     pass_on(core, request, &url).await
+}
+
+/// The ports of a WebSocket client (`NewV4Options` in kubelet `pkg/cri/streaming/portforward`).
+fn ports(query: &Query) -> Result<Vec<i32>, Refusal> {
+    let texts = query.all("port");
+    if texts.is_empty() {
+        return Err(Refusal::bad_request("query parameter \"port\" is required"));
+    }
+    let parse = |text: &str| match text.parse::<u16>() {
+        Ok(0) => Err(Refusal::bad_request(format!("port {text:?} must be > 0"))),
+        Ok(port) => Ok(port.into()),
+        Err(error) => Err(Refusal::bad_request(format!("unable to parse {text:?} as a port: {error}"))),
+    };
+    texts.iter().flat_map(|text| text.split(',')).map(parse).collect()
 }
 
 fn runtime(status: tonic::Status) -> Refusal {
@@ -122,14 +149,44 @@ async fn pass_on(core: &Shared, mut request: Request<Incoming>, url: &str) -> Re
     let server = hyper::upgrade::on(&mut response);
     core.tasks.spawn_until_stopped("stream", async move {
         let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        // Either side may hang up at any time; that is how streams end.
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
     });
     let mut answer = Response::new(text(StatusCode::OK, "").into_body());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *answer.headers_mut() = passed_on(response.headers());
     Ok(answer)
+}
+
+/// Both ways until both have ended. Either side may hang up at any time; that is how streams end. A
+/// server that takes no more may have said why, so what it says is passed on to its end.
+async fn pass_bytes<C, S>(client: C, server: S)
+where
+    C: AsyncRead + AsyncWrite,
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let up = async {
+        let copied = tokio::io::copy(&mut from_client, &mut to_server).await;
+        let _ = to_server.shutdown().await;
+        if copied.is_err() {
+            // A connection that is closed with unread input is reset, and takes its output with it.
+            let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
+        }
+    };
+    let down = async {
+        let copied = tokio::io::copy(&mut from_server, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+        copied
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        () = &mut up => drop(down.await),
+        copied = &mut down => match copied {
+            Ok(_) => up.await,
+            Err(_) => drop(tokio::time::timeout(GOODBYE, up).await),
+        },
+    }
 }
 
 /// What belongs to the stream; who the client was is not containerd's matter.
@@ -145,4 +202,32 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
         kept.append(name.clone(), value.clone());
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn websocket_clients_name_their_ports() {
+        let cases: [(&str, Result<&[i32], &str>); 6] = [
+            ("port=80", Ok(&[80])),
+            ("port=80,8080&port=65535", Ok(&[80, 8080, 65535])),
+            ("", Err("query parameter \"port\" is required")),
+            ("port=0", Err("port \"0\" must be > 0")),
+            ("port=65536", Err("unable to parse \"65536\" as a port")),
+            ("port=80,http", Err("unable to parse \"http\" as a port")),
+        ];
+        for (text, expected) in cases {
+            let query = Query::of(&Request::builder().uri(format!("/x?{text}")).body(()).expect("request"));
+            match (ports(&query), expected) {
+                (Ok(ports), Ok(expected)) => assert_eq!(ports, expected, "{text}"),
+                (Err(Refusal(code, words)), Err(expected)) => {
+                    assert_eq!(code, StatusCode::BAD_REQUEST);
+                    assert!(words.starts_with(expected), "{text}: {words}");
+                }
+                (ports, _) => panic!("{text}: {:?}", ports.ok()),
+            }
+        }
+    }
 }
