@@ -304,7 +304,6 @@ impl Node {
         self.propose()?;
         self.drive()?;
         self.flush_if_due(false);
-        self.publish_status();
         Ok(())
     }
 
@@ -444,15 +443,16 @@ impl Node {
         let text = Chain(error).to_string();
         tracing::error!(error = text, "the store stopped; restart the process when the cause is gone");
         self.failed = Some(text);
-        self.shared.alone.store(false, Release);
+        self.publish();
     }
 
-    /// What others may read without asking the thread.
-    fn publish(&self) {
+    /// What others may read without asking the thread; before anybody gets an answer.
+    fn publish(&mut self) {
         let counters = &self.shared.counters;
         counters.transactions.store(self.core.applied_transactions(), Relaxed);
         counters.keys.store(self.core.state.meta.count, Relaxed);
         self.shared.alone.store(self.core.is_alone() && self.failed.is_none(), Release);
         self.shared.revision.store(self.core.state.meta.revision, Release);
+        self.publish_status();
     }
 }
