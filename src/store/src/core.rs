@@ -34,9 +34,9 @@ use crate::types::{Change, Observer, Revision};
 const HEARTBEAT: usize = 2;
 /// A leader that hears from no majority for so many ticks steps down; nobody votes against one it heard
 /// of within as many.
-const ELECTION: usize = 9;
+const ELECTION: usize = 8;
 /// Elections begin after so many ticks without a leader, and fewer than twice as many.
-const ELECTION_MIN: usize = 10;
+const ELECTION_MIN: usize = 9;
 /// How far slow disks may stretch that.
 pub(crate) const MAX_STRETCH: usize = 8;
 /// Bytes of entries in one message, and in one batch to apply.
@@ -238,10 +238,6 @@ impl<T, R> Core<T, R> {
 
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
-    }
-
-    pub(crate) fn is_installing(&self) -> bool {
-        self.installing.is_some()
     }
 
     pub(crate) fn set_muted(&mut self, muted: bool) {
@@ -554,12 +550,10 @@ impl<T, R> Core<T, R> {
     /// An append failed: Raft starts again from what is on the disk, as after a crash.
     pub(crate) fn restart(&mut self, hard_state: HardState, entries: Vec<Entry>) -> Result<(), Error> {
         let meta = &self.state.meta;
-        let base = (meta.applied, meta.applied_term);
-        let entries: Vec<Entry> = entries.into_iter().filter(|entry| entry.index > meta.applied).collect();
-        let mut log = RaftLog::new(hard_state, meta.members.clone(), base, entries);
-        log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
+        let log = recover::raft_log(self.settings.id, meta, hard_state, entries);
         self.raw = RawNode::new(&raft_config(self.settings.id, meta.applied), log, &logger())?;
         (self.vote_number, self.sync_number, self.synced) = (0, 0, 0);
+        self.installing = None;
         self.held.clear();
         self.settle();
         Ok(())

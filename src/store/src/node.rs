@@ -34,7 +34,7 @@ use crate::store::Shared;
 use crate::transport::{Outcome, Transport};
 use crate::types::{Bootstrap, Config, Observer, Revision};
 
-/// Raft's clock, when it runs: heartbeats go out every second tick, elections begin after 0.5 to 1 s.
+/// Raft's clock, when it runs: heartbeats go out every second tick, elections begin after 0.45 to 0.85 s.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// How long a lazy transaction may wait; the flush itself comes on top.
 const LAZY: Duration = Duration::from_millis(300);
@@ -125,6 +125,8 @@ pub(crate) struct Node {
     urgent: usize,
     lazy_since: Option<Instant>,
     behind: Vec<Behind>,
+    /// This leader could not be reached, or does not lead: until the next tick nothing more is sent there.
+    shunned: Option<u64>,
     next_tick: Option<Instant>,
     /// The usual time of a flush.
     flush_time: Duration,
@@ -187,7 +189,7 @@ impl Node {
             },
         )?;
         let transport = config.cluster.as_ref().map(|cluster| {
-            Transport::new(config.node_id, cluster.dial.clone(), runtime, &paths, shared.sender.clone())
+            Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone())
         });
         // With two snapshots the log reaches back to the older one.
         let behind = if snapshots < 2 { 0 } else { config.snapshot_after_bytes };
@@ -203,6 +205,7 @@ impl Node {
             urgent: 0,
             lazy_since: None,
             behind: Vec::new(),
+            shunned: None,
             next_tick: None,
             flush_time: Duration::ZERO,
             flushing: None,
@@ -298,6 +301,7 @@ impl Node {
         if self.next_tick.is_some_and(|at| at <= Instant::now()) {
             self.next_tick = Some(Instant::now() + TICK);
             self.core.tick(&mut self.out);
+            self.shunned = None;
             self.expire();
             self.drive()?;
         }

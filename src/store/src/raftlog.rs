@@ -76,11 +76,6 @@ impl RaftLog {
         self.hold = hold;
     }
 
-    /// The memory that entries take.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub(crate) fn last(&self) -> u64 {
         self.base_index + self.entries.len() as u64
     }

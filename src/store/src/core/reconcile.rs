@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
-use super::{Core, HEALTHY, Output};
-use crate::error::Error;
+use super::{Core, HEALTHY};
 use crate::membership::{Health, Step, plan};
 
 /// How often the leader looks, in ticks.
@@ -118,7 +117,7 @@ impl<T, R> Core<T, R> {
     }
 
     /// Leadership goes to the member that is best prepared for it. Returns false if there is none.
-    pub(crate) fn transfer(&mut self, _out: &mut Output<T, R>) -> bool {
+    pub(crate) fn transfer(&mut self) -> bool {
         if !self.is_leader() {
             return false;
         }
@@ -170,12 +169,5 @@ impl<T, R> Core<T, R> {
         let config = &self.state.meta.members;
         self.state.members().contains_key(&id)
             || config.voters.iter().chain(&config.learners).chain(&config.voters_outgoing).any(|&m| m == id)
-    }
-
-    /// Starts the group's life as a leader without waiting for an election.
-    pub(crate) fn start(&mut self, out: &mut Output<T, R>) -> Result<(), Error> {
-        self.drive(out)?;
-        self.lead()?;
-        self.drive(out)
     }
 }

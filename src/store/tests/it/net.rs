@@ -239,7 +239,7 @@ impl Node {
     }
 
     pub(crate) async fn wait_voters(&self, ids: &[u64]) -> Status {
-        self.wait(&format!("voters {ids:?}"), |status| voters(status) == ids).await
+        self.wait(&format!("voters {ids:?}"), |status| voters(status) == ids && !status.changing).await
     }
 
     pub(crate) async fn wait_leader(&self) -> u64 {
