@@ -18,7 +18,7 @@ use crate::snapshot;
 use crate::state::{Meta, State};
 use crate::stats::Counters;
 use crate::types::{Bootstrap, Config, Op, Txn};
-use crate::wal::{self, Recovered, Wal};
+use crate::wal::{self, Wal};
 
 /// How many bytes of objects go to the engine in one batch when it is rebuilt.
 const REBUILD_BATCH: usize = 1 << 20;

@@ -43,6 +43,12 @@ impl<T, R> Core<T, R> {
         self.raw.mut_store().members = members.clone();
         self.state.meta.members = members;
         self.configured_version += 1;
+        // A leader never plans its own removal, but it may have inherited it from the one before. Raft itself
+        // would go on leading a group that it is no part of.
+        if self.is_leader() && !self.raw.raft.promotable() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
         self.settle();
         Ok(self.state.meta.revision)
     }

@@ -100,7 +100,9 @@ impl<T, R> Core<T, R> {
     }
 
     fn health(&self) -> BTreeMap<u64, Health> {
-        let known = self.state.members().keys().copied();
+        // One that is to leave still counts for the majority.
+        let config = &self.state.meta.members;
+        let known = self.state.members().keys().chain(&config.voters).chain(&config.learners).copied();
         let progress = self.raw.raft.prs();
         let last = self.raw.raft.raft_log.last_index();
         known

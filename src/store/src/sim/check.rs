@@ -13,7 +13,6 @@ pub(super) struct Op {
     pub(super) check: Option<Check>,
     /// The highest acknowledged revision when it began.
     pub(super) after: Revision,
-    pub(super) node: u64,
     pub(super) refused: bool,
     pub(super) acknowledged: Option<Revision>,
 }

@@ -272,7 +272,9 @@ impl World {
     fn maybe_flush(&mut self, id: u64) {
         let (flush, cut) = (self.random.one_in(20), self.random.one_in(3));
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if let Some(core) = node.core.as_ref().filter(|_| flush && !node.installing && node.out.install.is_none()) {
+        // One at a time writes the engine.
+        let busy = node.making || node.installing || node.out.install.is_some();
+        if let Some(core) = node.core.as_ref().filter(|_| flush && !busy) {
             node.disk.flush(&core.state);
             if cut {
                 node.disk.cut();
@@ -322,7 +324,7 @@ impl World {
             }
             drop(history);
             let Some(node) = self.nodes.get_mut(&id) else { return };
-            if node.appending.is_some() || node.installing {
+            if node.appending.is_some() || node.installing || node.making && node.out.install.is_some() {
                 return;
             }
             if let Some(snapshot) = node.out.install.take() {
@@ -333,7 +335,7 @@ impl World {
                 return self.at(delay + slow % 300, Event::Installed(id, life, state));
             }
             let Some(append) = node.out.append.take() else { return };
-            if fails && !calm {
+            if fails && !calm && self.now > 0 {
                 return self.disk_full(id);
             }
             node.appending = Some(append);
@@ -463,7 +465,7 @@ impl World {
         let number = {
             let mut history = self.history.lock().unwrap();
             let after = history.acknowledged;
-            let op = Op { key: key.clone(), check, after, node: id, refused: false, acknowledged: None };
+            let op = Op { key: key.clone(), check, after, refused: false, acknowledged: None };
             history.ops.push(op);
             history.ops.len() - 1
         };
