@@ -42,6 +42,8 @@ const LAZY: Duration = Duration::from_millis(300);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long closing waits for another member to take the lead.
 const HANDOVER: Duration = Duration::from_secs(2);
+/// A member that lacks no more log entries than this may become a voter.
+const LAG: u64 = 1000;
 /// A vote waits for two flushes; elections take at least so many times the usual flush.
 const FLUSHES_PER_ELECTION: u32 = 10;
 
@@ -169,6 +171,7 @@ impl Node {
             seed: Member::new_id(),
             replace_after: ticks(replace_after),
             patience: ticks(PATIENCE),
+            lag: LAG,
         };
         let core = Core::new(settings, state, log, observer.clone())?;
         let wal = Arc::new(Mutex::new(wal));

@@ -91,18 +91,16 @@ impl<T, R> Core<T, R> {
         result: Result<Revision, CommitError>,
         out: &mut Output<T, R>,
     ) {
-        while let Some(pending) = self.pending.front() {
-            if pending.index > entry.index {
-                return;
-            }
-            let ours = (pending.index, pending.term) == (entry.index, entry.term);
+        let mut result = Some(result);
+        while self.pending.front().is_some_and(|pending| pending.index <= entry.index) {
             let Some(pending) = self.pending.pop_front() else { return };
-            if ours {
-                out.commits.push((pending.token, result));
-                return;
-            }
-            // Another leader's entry took its place: it did not happen, and never will.
-            out.commits.push((pending.token, Err(CommitError::NoLeader)));
+            let ours = (pending.index, pending.term) == (entry.index, entry.term);
+            let answer = match result.take_if(|_| ours) {
+                Some(result) => result,
+                // Another leader's entry is in its place for good: it did not happen, and never will.
+                None => Err(CommitError::NoLeader),
+            };
+            out.commits.push((pending.token, answer));
         }
     }
 }

@@ -10,8 +10,6 @@ use crate::membership::{Health, Step, plan};
 
 /// How often the leader looks, in ticks.
 const EVERY: u64 = 4;
-/// A log that lacks no more entries than this is as good as complete.
-const LAG: u64 = 1000;
 
 /// What a core knows about the place of one member in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +108,7 @@ impl<T, R> Core<T, R> {
                 let heard = self.seen.contains_key(&id) || self.silence(id) == 0;
                 let caught_up = progress
                     .get(id)
-                    .is_some_and(|p| p.state == ProgressState::Replicate && p.matched + LAG >= last);
+                    .is_some_and(|p| p.state != ProgressState::Snapshot && p.matched + self.settings.lag >= last);
                 let silent = self.silence(id);
                 let healthy = heard && silent <= HEALTHY;
                 (id, Health { healthy, dead: silent > self.settings.replace_after, caught_up })
