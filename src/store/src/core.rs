@@ -34,9 +34,9 @@ use crate::types::{Change, Observer, Revision};
 const HEARTBEAT: usize = 2;
 /// A leader that hears from no majority for so many ticks steps down; nobody votes against one it heard
 /// of within as many.
-const ELECTION: usize = 9;
+const ELECTION: usize = 8;
 /// Elections begin after so many ticks without a leader, and fewer than twice as many.
-const ELECTION_MIN: usize = 10;
+const ELECTION_MIN: usize = 9;
 /// How far slow disks may stretch that.
 pub(crate) const MAX_STRETCH: usize = 8;
 /// Bytes of entries in one message, and in one batch to apply.
@@ -62,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) replace_after: u64,
     /// After so many ticks a transaction or a read that got nowhere is given up.
     pub(crate) patience: u64,
+    /// A log that lacks no more entries than this is as good as complete.
+    pub(crate) lag: u64,
 }
 
 /// What is to be written to the log, in one flush.
@@ -120,6 +122,7 @@ pub(crate) struct Core<T, R> {
     muted: bool,
     raw: RawNode<RaftLog>,
     pub(crate) state: State,
+    /// By index and term. After a lost and regained lead one index may be there twice.
     pending: VecDeque<Pending<T>>,
     rounds: Vec<Round<R>>,
     new_reads: Vec<(u64, R)>,
@@ -240,10 +243,6 @@ impl<T, R> Core<T, R> {
         !self.pending.is_empty()
     }
 
-    pub(crate) fn is_installing(&self) -> bool {
-        self.installing.is_some()
-    }
-
     pub(crate) fn set_muted(&mut self, muted: bool) {
         self.muted = muted;
     }
@@ -335,10 +334,14 @@ impl<T, R> Core<T, R> {
 
     fn give_up_old(&mut self, out: &mut Output<T, R>) {
         let now = self.ticks;
-        while self.pending.front().is_some_and(|pending| pending.expires <= now) {
-            let Some(pending) = self.pending.pop_front() else { break };
-            let text = "no majority of the control plane nodes confirmed the write in time".into();
-            out.commits.push((pending.token, Err(CommitError::Unavailable(text))));
+        if self.pending.iter().any(|pending| pending.expires <= now) {
+            let (old, rest): (VecDeque<_>, VecDeque<_>) =
+                self.pending.drain(..).partition(|pending| pending.expires <= now);
+            self.pending = rest;
+            let text = "no majority of the control plane nodes confirmed the write in time";
+            out.commits.extend(
+                old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))),
+            );
         }
         for round in self.rounds.extract_if(.., |round| round.expires <= now) {
             out.reads.extend(round.tokens.into_iter().map(|token| (token, Err(()))));
@@ -378,12 +381,12 @@ impl<T, R> Core<T, R> {
         if !self.is_leader() || self.raw.propose(Vec::new(), data).is_err() {
             return Err(token);
         }
-        self.pending.push_back(Pending {
-            index: self.raw.raft.raft_log.last_index(),
-            term: self.raw.raft.term,
-            expires: self.ticks + self.settings.patience,
-            token,
-        });
+        let (index, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        let expires = self.ticks + self.settings.patience;
+        // Nearly always the end. But the log may have been cut back to below what still waits: that may yet
+        // come back from another member, so it is not over.
+        let at = self.pending.iter().rposition(|p| (p.index, p.term) < (index, term)).map_or(0, |at| at + 1);
+        self.pending.insert(at, Pending { index, term, expires, token });
         Ok(())
     }
 
@@ -554,12 +557,10 @@ impl<T, R> Core<T, R> {
     /// An append failed: Raft starts again from what is on the disk, as after a crash.
     pub(crate) fn restart(&mut self, hard_state: HardState, entries: Vec<Entry>) -> Result<(), Error> {
         let meta = &self.state.meta;
-        let base = (meta.applied, meta.applied_term);
-        let entries: Vec<Entry> = entries.into_iter().filter(|entry| entry.index > meta.applied).collect();
-        let mut log = RaftLog::new(hard_state, meta.members.clone(), base, entries);
-        log.hard_state.commit = log.hard_state.commit.clamp(meta.applied, log.last());
+        let log = recover::raft_log(self.settings.id, meta, hard_state, entries);
         self.raw = RawNode::new(&raft_config(self.settings.id, meta.applied), log, &logger())?;
         (self.vote_number, self.sync_number, self.synced) = (0, 0, 0);
+        self.installing = None;
         self.held.clear();
         self.settle();
         Ok(())

@@ -12,6 +12,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+#[cfg(test)]
+pub(crate) use self::plan::wanted_voters;
 pub(crate) use self::plan::{Health, Step, plan};
 pub(crate) use self::record::{PREFIX, address_key, decode, encode, is_reserved, key, name_key, parse_key};
 

@@ -34,7 +34,7 @@ use crate::store::Shared;
 use crate::transport::{Outcome, Transport};
 use crate::types::{Bootstrap, Config, Observer, Revision};
 
-/// Raft's clock, when it runs: heartbeats go out every second tick, elections begin after 0.5 to 1 s.
+/// Raft's clock, when it runs: heartbeats go out every second tick, elections begin after 0.45 to 0.85 s.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// How long a lazy transaction may wait; the flush itself comes on top.
 const LAZY: Duration = Duration::from_millis(300);
@@ -42,6 +42,8 @@ const LAZY: Duration = Duration::from_millis(300);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long closing waits for another member to take the lead.
 const HANDOVER: Duration = Duration::from_secs(2);
+/// A member that lacks no more log entries than this may become a voter.
+const LAG: u64 = 1000;
 /// A vote waits for two flushes; elections take at least so many times the usual flush.
 const FLUSHES_PER_ELECTION: u32 = 10;
 
@@ -125,6 +127,8 @@ pub(crate) struct Node {
     urgent: usize,
     lazy_since: Option<Instant>,
     behind: Vec<Behind>,
+    /// This leader could not be reached, or does not lead: until the next tick nothing more is sent there.
+    shunned: Option<u64>,
     next_tick: Option<Instant>,
     /// The usual time of a flush.
     flush_time: Duration,
@@ -167,6 +171,7 @@ impl Node {
             seed: Member::new_id(),
             replace_after: ticks(replace_after),
             patience: ticks(PATIENCE),
+            lag: LAG,
         };
         let core = Core::new(settings, state, log, observer.clone())?;
         let wal = Arc::new(Mutex::new(wal));
@@ -187,7 +192,7 @@ impl Node {
             },
         )?;
         let transport = config.cluster.as_ref().map(|cluster| {
-            Transport::new(config.node_id, cluster.dial.clone(), runtime, &paths, shared.sender.clone())
+            Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone())
         });
         // With two snapshots the log reaches back to the older one.
         let behind = if snapshots < 2 { 0 } else { config.snapshot_after_bytes };
@@ -203,6 +208,7 @@ impl Node {
             urgent: 0,
             lazy_since: None,
             behind: Vec::new(),
+            shunned: None,
             next_tick: None,
             flush_time: Duration::ZERO,
             flushing: None,
@@ -298,13 +304,13 @@ impl Node {
         if self.next_tick.is_some_and(|at| at <= Instant::now()) {
             self.next_tick = Some(Instant::now() + TICK);
             self.core.tick(&mut self.out);
+            self.shunned = None;
             self.expire();
             self.drive()?;
         }
         self.propose()?;
         self.drive()?;
         self.flush_if_due(false);
-        self.publish_status();
         Ok(())
     }
 
@@ -444,15 +450,16 @@ impl Node {
         let text = Chain(error).to_string();
         tracing::error!(error = text, "the store stopped; restart the process when the cause is gone");
         self.failed = Some(text);
-        self.shared.alone.store(false, Release);
+        self.publish();
     }
 
-    /// What others may read without asking the thread.
-    fn publish(&self) {
+    /// What others may read without asking the thread; before anybody gets an answer.
+    fn publish(&mut self) {
         let counters = &self.shared.counters;
         counters.transactions.store(self.core.applied_transactions(), Relaxed);
         counters.keys.store(self.core.state.meta.count, Relaxed);
         self.shared.alone.store(self.core.is_alone() && self.failed.is_none(), Release);
         self.shared.revision.store(self.core.state.meta.revision, Release);
+        self.publish_status();
     }
 }

@@ -33,6 +33,13 @@ pub(crate) struct SnapshotId {
     pub(crate) members: ConfState,
 }
 
+impl SnapshotId {
+    fn knows(&self, id: u64) -> bool {
+        let ConfState { voters, learners, voters_outgoing, .. } = &self.members;
+        [voters, learners, voters_outgoing].into_iter().any(|ids| ids.contains(&id))
+    }
+}
+
 /// Entries kept beyond the usual while a snapshot is under way, in bytes.
 const HOLD_BYTES: usize = 64 << 20;
 
@@ -67,11 +74,6 @@ impl RaftLog {
 
     pub(crate) fn set_hold(&mut self, hold: Option<u64>) {
         self.hold = hold;
-    }
-
-    /// The memory that entries take.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(crate) fn last(&self) -> u64 {
@@ -165,11 +167,12 @@ impl Storage for RaftLog {
         Ok(self.last())
     }
 
-    /// Names the snapshot; the file travels on a stream of its own. It must join the entries that are here.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    /// Names the snapshot; the file travels on a stream of its own. It must join the entries that are here,
+    /// and know the one who gets it, or that one would not take it.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let least = request_index.max(self.base_index).max(1);
         match &self.snapshot {
-            Some(found) if found.index >= least => {
+            Some(found) if found.index >= least && found.knows(to) => {
                 let mut snapshot = Snapshot::default();
                 let metadata = snapshot.mut_metadata();
                 (metadata.index, metadata.term) = (found.index, found.term);

@@ -18,7 +18,7 @@ use crate::snapshot;
 use crate::state::{Meta, State};
 use crate::stats::Counters;
 use crate::types::{Bootstrap, Config, Op, Txn};
-use crate::wal::{self, Recovered, Wal};
+use crate::wal::{self, Wal};
 
 /// How many bytes of objects go to the engine in one batch when it is rebuilt.
 const REBUILD_BATCH: usize = 1 << 20;
@@ -124,20 +124,21 @@ pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> 
         return Err(Error::LogLost { path: paths.wal.clone(), what });
     }
     let replay_bytes = recovered.entries.iter().map(|entry| entry.data.len() as u64).sum();
-    let log = raft_log(config, &state.meta, recovered);
+    let log = raft_log(config.node_id, &state.meta, recovered.hard_state, recovered.entries);
     Ok(Opened { lock, engine, state, wal, log, replay_bytes, snapshots: snapshots.len() })
 }
 
-fn raft_log(config: &Config, meta: &Meta, recovered: Recovered) -> RaftLog {
-    let mut hard_state = recovered.hard_state;
-    hard_state.commit = hard_state.commit.clamp(meta.applied, recovered.last_index);
+/// The log as Raft finds it, after the state that `meta` describes. `entries` are all that the disk has.
+pub(crate) fn raft_log(node_id: u64, meta: &Meta, mut hard_state: HardState, mut entries: Vec<Entry>) -> RaftLog {
+    entries.retain(|entry| entry.index > meta.applied);
+    let last = entries.last().map_or(meta.applied, |entry| entry.index);
+    hard_state.commit = hard_state.commit.clamp(meta.applied, last);
     // What a sole voter has on its disk is committed: nobody else has a say.
-    let changes = recovered.entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal);
-    if is_sole_voter(&meta.members, config.node_id) && !changes {
-        hard_state.commit = recovered.last_index;
+    let changes = entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal);
+    if is_sole_voter(&meta.members, node_id) && !changes {
+        hard_state.commit = last;
     }
-    let base = (meta.applied, meta.applied_term);
-    RaftLog::new(hard_state, meta.members.clone(), base, recovered.entries)
+    RaftLog::new(hard_state, meta.members.clone(), (meta.applied, meta.applied_term), entries)
 }
 
 /// Whether this node alone decides what is committed.

@@ -44,6 +44,8 @@ pub struct Status {
     pub term: u64,
     /// The loss of any one voter does no harm.
     pub high_availability: bool,
+    /// The group is on its way from one set of voters to another and needs majorities of both.
+    pub changing: bool,
     /// In the order of their ids.
     pub members: Vec<MemberStatus>,
     /// Why the leader cannot make the group what its members ask for.

@@ -76,7 +76,6 @@ pub(crate) struct Transport {
 
 /// What all tasks of the transport need.
 pub(crate) struct Context {
-    id: u64,
     dial: Arc<dyn Dial>,
     runtime: Handle,
     tasks: Tasks,
@@ -86,14 +85,13 @@ pub(crate) struct Context {
 
 impl Transport {
     pub(crate) fn new(
-        id: u64,
         dial: Arc<dyn Dial>,
         runtime: Handle,
         paths: &Paths,
         sender: Sender<Msg>,
     ) -> Self {
         let tasks = Tasks::new("store-transport");
-        let context = Context { id, dial, runtime, tasks, snapshots: paths.snapshots.clone(), sender };
+        let context = Context { dial, runtime, tasks, snapshots: paths.snapshots.clone(), sender };
         Self { context: Arc::new(context), peers: HashMap::new() }
     }
 

@@ -396,11 +396,6 @@ impl Wal {
         Ok(())
     }
 
-    /// The last entry's index.
-    pub(crate) fn last_index(&self) -> u64 {
-        self.last_index
-    }
-
     pub(crate) fn hard_state(&self) -> &HardState {
         &self.hard_state
     }

@@ -43,6 +43,12 @@ impl<T, R> Core<T, R> {
         self.raw.mut_store().members = members.clone();
         self.state.meta.members = members;
         self.configured_version += 1;
+        // A leader never plans its own removal, but it may have inherited it from the one before. Raft itself
+        // would go on leading a group that it is no part of.
+        if self.is_leader() && !self.raw.raft.promotable() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
         self.settle();
         Ok(self.state.meta.revision)
     }
@@ -85,18 +91,16 @@ impl<T, R> Core<T, R> {
         result: Result<Revision, CommitError>,
         out: &mut Output<T, R>,
     ) {
-        while let Some(pending) = self.pending.front() {
-            if pending.index > entry.index {
-                return;
-            }
-            let ours = (pending.index, pending.term) == (entry.index, entry.term);
+        let mut result = Some(result);
+        while self.pending.front().is_some_and(|pending| pending.index <= entry.index) {
             let Some(pending) = self.pending.pop_front() else { return };
-            if ours {
-                out.commits.push((pending.token, result));
-                return;
-            }
-            // Another leader's entry took its place: it did not happen, and never will.
-            out.commits.push((pending.token, Err(CommitError::NoLeader)));
+            let ours = (pending.index, pending.term) == (entry.index, entry.term);
+            let answer = match result.take_if(|_| ours) {
+                Some(result) => result,
+                // Another leader's entry is in its place for good: it did not happen, and never will.
+                None => Err(CommitError::NoLeader),
+            };
+            out.commits.push((pending.token, answer));
         }
     }
 }

@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
-use super::{Core, HEALTHY, Output};
-use crate::error::Error;
+use super::{Core, HEALTHY};
 use crate::membership::{Health, Step, plan};
 
 /// How often the leader looks, in ticks.
 const EVERY: u64 = 4;
-/// A log that lacks no more entries than this is as good as complete.
-const LAG: u64 = 1000;
 
 /// What a core knows about the place of one member in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +98,9 @@ impl<T, R> Core<T, R> {
     }
 
     fn health(&self) -> BTreeMap<u64, Health> {
-        let known = self.state.members().keys().copied();
+        // One that is to leave still counts for the majority.
+        let config = &self.state.meta.members;
+        let known = self.state.members().keys().chain(&config.voters).chain(&config.learners).copied();
         let progress = self.raw.raft.prs();
         let last = self.raw.raft.raft_log.last_index();
         known
@@ -109,7 +108,7 @@ impl<T, R> Core<T, R> {
                 let heard = self.seen.contains_key(&id) || self.silence(id) == 0;
                 let caught_up = progress
                     .get(id)
-                    .is_some_and(|p| p.state == ProgressState::Replicate && p.matched + LAG >= last);
+                    .is_some_and(|p| p.state != ProgressState::Snapshot && p.matched + self.settings.lag >= last);
                 let silent = self.silence(id);
                 let healthy = heard && silent <= HEALTHY;
                 (id, Health { healthy, dead: silent > self.settings.replace_after, caught_up })
@@ -118,7 +117,7 @@ impl<T, R> Core<T, R> {
     }
 
     /// Leadership goes to the member that is best prepared for it. Returns false if there is none.
-    pub(crate) fn transfer(&mut self, _out: &mut Output<T, R>) -> bool {
+    pub(crate) fn transfer(&mut self) -> bool {
         if !self.is_leader() {
             return false;
         }
@@ -170,12 +169,5 @@ impl<T, R> Core<T, R> {
         let config = &self.state.meta.members;
         self.state.members().contains_key(&id)
             || config.voters.iter().chain(&config.learners).chain(&config.voters_outgoing).any(|&m| m == id)
-    }
-
-    /// Starts the group's life as a leader without waiting for an election.
-    pub(crate) fn start(&mut self, out: &mut Output<T, R>) -> Result<(), Error> {
-        self.drive(out)?;
-        self.lead()?;
-        self.drive(out)
     }
 }

@@ -64,13 +64,13 @@ pub(crate) fn plan(members: &Members, config: &ConfState, health: &BTreeMap<u64,
     let voters: BTreeSet<u64> = config.voters.iter().copied().collect();
     let learners: BTreeSet<u64> = config.learners.iter().copied().collect();
     let view = View { members, voters: &voters, learners: &learners, health, leader };
-    let chosen = match view.choose() {
-        Ok(chosen) => chosen,
-        Err(step) => return step,
+    let step = match view.choose() {
+        Ok(chosen) => view.check(&chosen),
+        Err(step) => step,
     };
     let unchanged =
         |step: &Step| matches!(step, Step::Change { voters: v, learners: l } if *v == voters && *l == learners);
-    match view.check(&chosen) {
+    match step {
         // The rest need not wait for the voters: newcomers are let in as learners meanwhile.
         waits @ Step::Wait(_) => match view.check(&voters) {
             same if unchanged(&same) => waits,

@@ -14,7 +14,7 @@ impl Node {
             return;
         }
         let mut until = Instant::now();
-        if self.failed.is_none() && self.transport.is_some() && self.core.transfer(&mut self.out) {
+        if self.failed.is_none() && self.transport.is_some() && self.core.transfer() {
             until += HANDOVER;
         }
         self.closing = Some(Closing { reply, until });

@@ -18,6 +18,11 @@ const STALL_BYTES: u64 = 16 << 20;
 
 impl Node {
     pub(super) fn enqueue(&mut self, proposal: Proposal) {
+        // From one member to the next it goes only once.
+        if proposal.remote && !self.core.is_leader() {
+            proposal.ticket.answer(Err(CommitError::NoLeader));
+            return;
+        }
         if proposal.lazy {
             self.lazy_since.get_or_insert(proposal.since);
         } else {
@@ -34,13 +39,14 @@ impl Node {
     /// Whether somebody is known who takes transactions.
     pub(super) fn can_propose(&self) -> bool {
         let leader = self.core.leader();
-        self.core.is_leader() || self.core.is_sole_voter() || leader.is_some() || self.transport.is_none()
+        let reachable = leader.is_some() && leader != self.shunned;
+        self.core.is_leader() || self.core.is_sole_voter() || reachable || self.transport.is_none()
     }
 
     /// Hands waiting transactions to Raft, as many as share one frame, or to the leader.
     pub(super) fn propose(&mut self) -> Result<(), Error> {
         let due = self.urgent > 0 || self.lazy_since.is_some_and(|since| since.elapsed() >= LAZY);
-        if !due || self.is_stalled() {
+        if !due || self.is_stalled() || !self.can_propose() {
             return Ok(());
         }
         self.core.lead()?;
@@ -76,7 +82,6 @@ impl Node {
             (self.urgent, self.lazy_since) = (0, None);
             return;
         }
-        // From one member to the next it goes only once.
         for proposal in self.take_queued(|proposal| proposal.remote) {
             proposal.ticket.answer(Err(CommitError::NoLeader));
         }
@@ -106,7 +111,8 @@ impl Node {
     pub(super) fn forwarded(&mut self, proposal: Proposal, outcome: Outcome) {
         match outcome {
             Outcome::NotSent if proposal.since.elapsed() < PATIENCE => {
-                // The next tick tries again: by then there may be another leader.
+                // The next tick tries again, or the next leader.
+                self.shunned = self.core.leader();
                 self.queue.push_back(proposal);
                 self.recount();
                 self.lazy_since.get_or_insert_with(Instant::now);
@@ -126,6 +132,10 @@ impl Node {
     pub(super) fn expire(&mut self) {
         let mut expired = false;
         if !self.core.is_leader() {
+            for proposal in self.take_queued(|proposal| proposal.remote) {
+                proposal.ticket.answer(Err(CommitError::NoLeader));
+                expired = true;
+            }
             for proposal in self.take_queued(|proposal| proposal.since.elapsed() >= PATIENCE) {
                 proposal.ticket.answer(Err(no_leader()));
                 expired = true;

@@ -73,11 +73,13 @@ impl Node {
             .map(|placement| self.member_status(&placement, leader))
             .collect();
         let voters = members.iter().filter(|member| member.role == Role::Voter).count();
+        let changing = !core.state.meta.members.voters_outgoing.is_empty();
         Status {
             id: core.id(),
             leader,
             term: core.term(),
-            high_availability: voters >= 3 && leader.is_some(),
+            high_availability: voters >= 3 && leader.is_some() && !changing,
+            changing,
             members,
             waits: core.waits().map(str::to_owned),
             removed: self.removed,

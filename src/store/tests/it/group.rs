@@ -1,0 +1,264 @@
+//! Several stores on real connections.
+
+use std::time::{Duration, Instant};
+
+use kedge_store::{Bootstrap, CommitError, Error, Member, MemberError, Role, Store, Txn};
+
+use crate::model::{put, txn};
+use crate::net::{Group, Node, voters};
+
+async fn write(node: &Node, key: &str, value: &[u8]) -> u64 {
+    node.store.commit(txn(&[], vec![put(key, value)])).await.unwrap()
+}
+
+/// Writes until it is acknowledged, as a client that may repeat its write would.
+async fn write_at_last(node: &Node, key: &str, value: &[u8]) -> u64 {
+    loop {
+        match node.store.commit(txn(&[], vec![put(key, value)])).await {
+            Ok(revision) => return revision,
+            Err(CommitError::NoLeader | CommitError::Unavailable(_) | CommitError::Unknown(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn three(group: &Group) -> Vec<Node> {
+    let first = group.first().await;
+    write(&first, "before", b"1").await;
+    let second = group.join(2, None, &first).await;
+    let third = group.join(3, None, &first).await;
+    first.wait_voters(&[1, 2, 3]).await;
+    vec![first, second, third]
+}
+
+fn same(nodes: &[Node]) {
+    for node in &nodes[1..] {
+        assert_eq!(node.mirror.content(), nodes[0].mirror.content(), "node {}", node.id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_are_highly_available_by_themselves() {
+    let group = Group::new();
+    let first = group.first().await;
+    assert_eq!(first.store.members().len(), 1);
+    let revision = write(&first, "before", b"1").await;
+    let second = group.join(2, None, &first).await;
+    let status = first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    assert_eq!(voters(&status), [1], "two voters are no better than one");
+    assert!(!status.high_availability);
+    second.wait_revision(revision).await;
+    let third = group.join(3, None, &second).await;
+    let status = first.wait_voters(&[1, 2, 3]).await;
+    assert!(status.high_availability);
+    let nodes = [first, second, third];
+    // Every node takes every write, and whoever wrote sees what it wrote.
+    for (i, node) in nodes.iter().enumerate() {
+        let revision = write(node, &format!("k{i}"), b"v").await;
+        assert!(node.mirror.revision() >= revision);
+        assert!(node.mirror.content().contains_key(&format!("k{i}")));
+    }
+    let newest = nodes[0].store.revision();
+    for node in &nodes {
+        assert!(node.store.read_barrier().await.unwrap() >= newest);
+        assert!(node.mirror.content().keys().all(|key| !key.starts_with("kedge.")), "the store's own keys");
+    }
+    same(&nodes);
+    for node in nodes {
+        node.store.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_and_comes_back() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let mut took = Vec::new();
+    for round in 0..5 {
+        let leader = nodes[0].wait_leader().await;
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        write(&nodes[at], &format!("round{round}"), b"before").await;
+        let killed = nodes.remove(at);
+        let started = Instant::now();
+        killed.kill().await;
+        let revision = write_at_last(&nodes[0], &format!("round{round}"), b"after").await;
+        took.push(started.elapsed());
+        let back = group.open(leader, Bootstrap::New).await.unwrap();
+        back.wait_revision(revision).await;
+        nodes.push(back);
+    }
+    took.sort();
+    println_figure("leader killed until the next acknowledged write, median of 5", took[2]);
+    let revision = nodes[0].store.revision();
+    for node in &nodes {
+        node.wait_revision(revision).await;
+    }
+    same(&nodes);
+}
+
+#[expect(clippy::print_stdout, reason = "a figure for whoever runs the test")]
+fn println_figure(what: &str, took: Duration) {
+    println!("{what}: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_for_long_gets_a_snapshot() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    nodes[0].store.close().await.unwrap();
+    let away = nodes.remove(0);
+    away.kill().await;
+    let leader = nodes[0].wait("another leader", |s| s.leader.is_some_and(|id| id != 1)).await.leader.unwrap();
+    let leader = nodes.iter().find(|node| node.id == leader).unwrap();
+    let value = vec![7; 50_000];
+    for i in 0..200 {
+        write_at_last(leader, &format!("large{}", i % 50), &value).await;
+    }
+    let revision = leader.store.revision();
+    let back = group.open(1, Bootstrap::New).await.unwrap();
+    back.wait_revision(revision).await;
+    assert!(back.mirror.resets() > 1, "a snapshot replaced the state");
+    nodes.push(back);
+    for node in &nodes {
+        node.wait_revision(revision).await;
+    }
+    same(&nodes);
+    // What was installed survives a restart.
+    let back = nodes.pop().unwrap();
+    back.kill().await;
+    let back = group.open(1, Bootstrap::New).await.unwrap();
+    back.wait_revision(revision).await;
+    nodes.push(back);
+    same(&nodes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_three_the_group_steps_back_and_the_leader_may_be_the_one_that_goes() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[1].wait_leader().await;
+    let others: Vec<&Node> = nodes.iter().filter(|node| node.id != leader).collect();
+    others[0].store.remove(leader, Txn::default()).await.unwrap();
+    let status = others[0].wait("one voter", |s| s.members.len() == 2 && voters(s).len() == 1).await;
+    assert_ne!(status.leader, Some(leader));
+    let gone = nodes.iter().find(|node| node.id == leader).unwrap();
+    gone.wait("the news that it was removed", |s| s.removed).await;
+    write_at_last(others[1], "after", b"1").await;
+    let left = others[1].id;
+    others[0].store.remove(left, Txn::default()).await.unwrap();
+    others[0].wait("being alone", |s| s.members.len() == 1).await;
+    write(others[0], "alone", b"1").await;
+    let own = others[0].id;
+    assert_eq!(others[0].store.remove(own, Txn::default()).await, Err(MemberError::Last));
+    assert_eq!(others[0].store.remove(77, Txn::default()).await, Err(MemberError::Unknown(77)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_writes_fail_and_recovery_makes_a_group_of_one() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let revision = write(&nodes[0], "kept", b"1").await;
+    for node in &nodes {
+        node.wait_revision(revision).await;
+    }
+    for node in nodes.drain(1..) {
+        node.kill().await;
+    }
+    let last = nodes.remove(0);
+    last.wait("the loss of the leader", |s| s.leader.is_none()).await;
+    let failed = last.store.commit(txn(&[], vec![put("lost", b"1")])).await;
+    assert!(matches!(failed, Err(CommitError::Unavailable(_))), "{failed:?}");
+    assert!(matches!(last.store.read_barrier().await, Err(Error::Unavailable(_))));
+    assert!(last.mirror.content().contains_key("kept"), "plain reads go on");
+    let config = group.config(1, Bootstrap::New);
+    assert!(matches!(Store::recover(config.clone()).await, Err(Error::InUse(_))));
+    last.kill().await;
+    let recovered = Store::recover(config).await.unwrap();
+    let mut names: Vec<_> = recovered.removed.iter().map(|member| member.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["node2", "node3"]);
+    let alone = group.open(1, Bootstrap::New).await.unwrap();
+    assert!(alone.mirror.content().contains_key("kept"));
+    assert!(alone.store.revision() >= recovered.revision);
+    write(&alone, "again", b"1").await;
+    assert_eq!(alone.store.members().len(), 1);
+    // And it can grow again.
+    let fresh = group.join(4, None, &alone).await;
+    fresh.wait_revision(alone.store.revision()).await;
+    assert!(fresh.mirror.content().contains_key("kept"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_voter_is_replaced_by_a_standby() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let fourth = group.join(4, None, &nodes[0]).await;
+    fourth.wait("its place as a standby", |s| s.members.len() == 4).await;
+    nodes[0].wait("a ready standby", |s| s.members.iter().any(|m| m.id == 4 && m.role == Role::Standby)).await;
+    let leader = nodes[0].wait_leader().await;
+    let at = nodes.iter().position(|node| node.id != leader).unwrap();
+    let dead = nodes.remove(at);
+    let id = dead.id;
+    dead.kill().await;
+    let status = nodes[0].wait("the standby's promotion", |s| voters(s).contains(&4)).await;
+    assert!(!voters(&status).contains(&id) && voters(&status).len() == 3, "{status:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_names_and_addresses_are_unique_and_a_used_token_admits_nobody() {
+    let group = Group::new();
+    let first = group.open(1, Bootstrap::New).await.unwrap();
+    let member = |id, name: &str, address: &str| Member {
+        id,
+        name: name.into(),
+        address: address.into(),
+        failure_domain: None,
+    };
+    let admit = |m: Member| first.store.admit(m, Txn::default());
+    assert_eq!(admit(member(2, "b", "h:2")).await, Err(MemberError::NotAnnounced));
+    first.store.announce("a", "h:1", None).await.unwrap();
+    first.store.announce("a", "h:1", None).await.unwrap();
+    assert_eq!(admit(member(1, "b", "h:2")).await, Err(MemberError::IdTaken(1)));
+    assert_eq!(admit(member(2, "a", "h:2")).await, Err(MemberError::NameTaken("a".into())));
+    assert_eq!(admit(member(2, "b", "h:1")).await, Err(MemberError::AddressTaken("h:1".into())));
+    assert!(matches!(admit(member(2, "b", "nowhere")).await, Err(MemberError::Invalid(_))));
+    write(&first, "token", b"unused").await;
+    let consume = || txn(&[("token", kedge_store::Check::Any)], vec![crate::model::delete("token")]);
+    first.store.admit(member(2, "b", "h:2"), consume()).await.unwrap();
+    let again = first.store.admit(member(3, "c", "h:3"), consume()).await;
+    assert!(
+        matches!(&again, Err(MemberError::Commit(CommitError::Conflict { key, .. })) if &**key == "token"),
+        "{again:?}"
+    );
+    first.store.update_address(2, "h:9").await.unwrap();
+    first.store.admit(member(3, "c", "h:2"), Txn::default()).await.unwrap();
+    first.store.announce("a", "h:10", Some("rack1")).await.unwrap();
+    let own = first.wait("its new record", |s| {
+        s.members[0].member.as_ref().is_some_and(|m| m.failure_domain.is_some())
+    });
+    assert_eq!(own.await.members[0].member.as_ref().unwrap().address, "h:10");
+    let forged = first.store.commit(txn(&[], vec![put("kedge.member/0000000000000009", b"")])).await;
+    assert!(matches!(forged, Err(CommitError::Invalid(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_off_leader_steps_down_and_loses_nothing_acknowledged() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let others: Vec<u64> = nodes.iter().map(|node| node.id).filter(|&id| id != leader).collect();
+    let (old, rest): (Vec<&Node>, Vec<&Node>) = nodes.iter().partition(|node| node.id == leader);
+    group.net.isolate(leader, &others);
+    rest[0].wait("a new leader", |s| s.leader.is_some_and(|id| id != leader)).await;
+    let revision = write_at_last(rest[0], "during", b"1").await;
+    old[0].wait("stepping down", |s| s.leader.is_none()).await;
+    assert!(old[0].store.read_barrier().await.is_err(), "it cannot know what is committed");
+    group.net.heal();
+    old[0].wait_revision(revision).await;
+    write_at_last(old[0], "after", b"1").await;
+    let newest = old[0].store.revision();
+    for node in &nodes {
+        node.wait_revision(newest).await;
+    }
+    same(&nodes);
+}
