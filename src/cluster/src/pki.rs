@@ -202,6 +202,7 @@ impl Pki {
         &self.ca_pem
     }
 
+    #[cfg(test)]
     pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
         &self.ca
     }
@@ -396,6 +397,7 @@ impl Pki {
         self.slots.get(&leaf).ok_or(Error::NoAuthority("have this certificate"))
     }
 
+    #[cfg(test)]
     pub(crate) fn front_proxy_ca_der(&self) -> Option<&CertificateDer<'static>> {
         self.authorities.as_ref().map(|authorities| &authorities.front_proxy_ca.der)
     }

@@ -205,7 +205,7 @@ async fn a_worker_joins_renews_moves_and_leaves() {
     let joiner = Joiner::new("w1", 2, Role::Worker);
     let admitted = joiner.join(&string).await.unwrap();
     assert_eq!(admitted.control_plane, None);
-    assert_eq!(cluster.memory.members().len(), 0, "the founder is the store's business, a worker is none");
+    assert_eq!(cluster.memory.members().len(), 1, "a worker is no member of the store");
     let pki = Arc::new(joiner.open());
     assert_eq!(pki.role(), Role::Worker);
     assert!(!joiner.pki().join("ca.key").exists());
