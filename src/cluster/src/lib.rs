@@ -47,4 +47,6 @@ pub use service::{ClusterFacts, Service};
 pub use sign::{Requester, Signer};
 pub use staging::Staging;
 pub use token::{DEFAULT_TTL, Token, TokenHash, TokenOptions, TokenRecord, UsedBy};
-pub use wire::{Admitted, ClusterConfig, ControlPlaneKeys, NodeFacts, NodeRecord, Peer, RemovedRecord, Standing, Version};
+pub use wire::{
+    Admitted, ClusterConfig, ControlPlaneKeys, NodeFacts, NodeRecord, Peer, RemovedRecord, Standing, Version,
+};

@@ -122,7 +122,11 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, permit: O
     }
 }
 
-async fn respond(port: Port, asker: Arc<Asker>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn respond(
+    port: Port,
+    asker: Arc<Asker>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
         return Ok(store(port, &asker, request).await);
     };

@@ -100,10 +100,7 @@ impl Pki {
         let (service_account_key, service_account_public) = token_key(dir)?;
         let authorities = Authorities { ca, front_proxy_ca, service_account_key, service_account_public };
         let key = node_key(dir)?;
-        let own = Own {
-            id: NodeId::of_public_key(&key.subject_public_key_info()),
-            role: Role::ControlPlane,
-        };
+        let own = Own { id: NodeId::of_public_key(&key.subject_public_key_info()), role: Role::ControlPlane };
         let mut slots = BTreeMap::new();
         for leaf in Leaf::ALL {
             let authority = authorities.of(leaf);
@@ -311,7 +308,8 @@ impl Pki {
             node.addresses = addresses.to_vec();
             (before, node.clone())
         };
-        let differs = |leaf: &Leaf| Profile::of(*leaf, &before, self.own) != Profile::of(*leaf, &node, self.own);
+        let differs =
+            |leaf: &Leaf| Profile::of(*leaf, &before, self.own) != Profile::of(*leaf, &node, self.own);
         let changed: Vec<Leaf> = self.slots.keys().copied().filter(differs).collect();
         if self.authorities.is_some() {
             self.rotate(&changed)?;
@@ -337,8 +335,9 @@ impl Pki {
     /// [`Error::Request`] when it is not the one that was asked for; the old one then stays in use.
     pub fn install(&self, pending: &Pending, certificate: &str) -> Result<(), Error> {
         let (leaf, stem) = (pending.leaf, pending.leaf.file_stem());
-        let slot = Slot::new(certificate.to_owned(), pending.key.clone())
-            .map_err(|error| Error::Request(format!("the certificate that came back is of no use: {error}")))?;
+        let slot = Slot::new(certificate.to_owned(), pending.key.clone()).map_err(|error| {
+            Error::Request(format!("the certificate that came back is of no use: {error}"))
+        })?;
         let reason = if signed_by(&slot.certificate(), &self.ca) {
             outdated(&slot, &Profile::of(leaf, &self.identity(), self.own), self.clock.now())
         } else {
@@ -388,8 +387,9 @@ impl Pki {
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         request.params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
         seal(&mut request.params, self.clock.now(), ttl)?;
-        let certificate =
-            request.signed_by(&self.authorities()?.ca.issuer).map_err(|error| Error::Request(error.to_string()))?;
+        let certificate = request
+            .signed_by(&self.authorities()?.ca.issuer)
+            .map_err(|error| Error::Request(error.to_string()))?;
         Ok(certificate.pem())
     }
 
@@ -532,7 +532,9 @@ pub(crate) fn signed_by(certificate: &CertificateDer<'_>, authority: &Certificat
     let parsed = x509_parser::parse_x509_certificate(certificate);
     let authority = x509_parser::parse_x509_certificate(authority);
     match (parsed, authority) {
-        (Ok((_, parsed)), Ok((_, authority))) => parsed.verify_signature(Some(authority.public_key())).is_ok(),
+        (Ok((_, parsed)), Ok((_, authority))) => {
+            parsed.verify_signature(Some(authority.public_key())).is_ok()
+        }
         _ => false,
     }
 }

@@ -230,7 +230,8 @@ impl Registry {
             Transaction { checks: vec![Check::At(node_key(id), revision)], ..Transaction::default() };
         if record.role == Role::ControlPlane {
             let nodes = self.nodes().await?;
-            if !nodes.iter().any(|node| node.role == Role::ControlPlane && node.id != id) {
+            let another = nodes.iter().find(|node| node.role == Role::ControlPlane && node.id != id);
+            let Some(another) = another else {
                 return Err(Refusal::Unsafe {
                     message: format!(
                         "{} is the only control-plane node, so the cluster would be gone; to start anew, run \
@@ -238,7 +239,12 @@ impl Registry {
                         record.name
                     ),
                 });
-            }
+            };
+            // That one must still be there when this one goes: both may leave at the same time.
+            let Some((_, revision)) = self.get::<NodeRecord>(&node_key(another.id)).await? else {
+                return Ok(None);
+            };
+            transaction.checks.push(Check::At(node_key(another.id), revision));
             transaction.member = Some(MemberChange::Remove(id));
         }
         let now = self.now();
@@ -247,6 +253,25 @@ impl Registry {
         let removed = RemovedRecord { id, name: record.name.clone(), at: now, left };
         transaction.puts.push((removed_key(id), encode(&removed)?));
         Ok(self.commit(transaction).await?.then_some(record))
+    }
+
+    /// Nobody gets a certificate for another node's address.
+    pub(crate) async fn check_addresses(
+        &self,
+        id: NodeId,
+        addresses: &[std::net::IpAddr],
+    ) -> Result<(), Refusal> {
+        let nodes = self.nodes().await?;
+        let owner = nodes.iter().find(|node| {
+            let own = node.address.address().filter(|address| !address.is_loopback());
+            node.id != id && own.is_some_and(|address| addresses.contains(&address))
+        });
+        match owner {
+            Some(owner) => {
+                Err(Refusal::AddressTaken { address: owner.address.host.clone(), by: owner.name.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Every node, in the order of ids.
@@ -262,7 +287,8 @@ impl Registry {
     /// # Errors
     /// [`Refusal::Removed`] or [`Refusal::NotAMember`].
     pub fn standing(&self, id: NodeId) -> Result<NodeRecord, Refusal> {
-        let decode = |record: Option<Record>| record.and_then(|record| serde_json::from_slice(&record.bytes).ok());
+        let decode =
+            |record: Option<Record>| record.and_then(|record| serde_json::from_slice(&record.bytes).ok());
         if let Some(node) = decode(self.records.local(&node_key(id))) {
             return Ok(node);
         }
@@ -280,7 +306,8 @@ impl Registry {
     /// The control-plane nodes, by this node's copy.
     pub fn control_plane(&self) -> Vec<Peer> {
         let nodes = self.records.local_list(NODES);
-        let nodes = nodes.iter().filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok());
+        let nodes =
+            nodes.iter().filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok());
         nodes.filter(|node| node.role == Role::ControlPlane).map(|node| node.peer()).collect()
     }
 

@@ -46,8 +46,7 @@ pub async fn renew_by_request(pki: &Pki, client: &Client, leaf: Leaf) -> Result<
     };
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let failed = |error: &dyn std::error::Error| Error::NotSigned(Chain(error).to_string());
-    let name =
-        api.create(&PostParams::default(), &object).await.map_err(|error| failed(&error))?.name_any();
+    let name = api.create(&PostParams::default(), &object).await.map_err(|error| failed(&error))?.name_any();
     let decided = await_condition(api, &name, |object: Option<&CertificateSigningRequest>| {
         object.is_none_or(|object| outcome(object).is_some())
     });

@@ -17,9 +17,7 @@ use crate::wire::{
     Admitted, AnnounceRequest, Call, ClusterConfig, JoinRequest, LeaveRequest, NodeFacts, NodeRecord,
     RenewRequest, Renewed, Standing, StandingRequest, Version,
 };
-use crate::{
-    Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token,
-};
+use crate::{Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token};
 
 /// Clocks of nodes may be so far apart.
 pub(crate) const CLOCK_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -76,7 +74,7 @@ impl Service {
         match path {
             JoinRequest::PATH => encode(&self.limited(asker, body).await?),
             StandingRequest::PATH => encode(&self.standing(member(asker)?)?),
-            RenewRequest::PATH => encode(&self.renew(member(asker)?, &decode(body)?)?),
+            RenewRequest::PATH => encode(&self.renew(member(asker)?, &decode(body)?).await?),
             LeaveRequest::PATH => {
                 let peer = member(asker)?;
                 let record = self.registry.leave(peer.id).await?;
@@ -136,6 +134,7 @@ impl Service {
                 cluster: own_version.to_string(),
             });
         }
+        self.check_own(id, &request.facts.addresses).await?;
         let own = Own { id, role: request.facts.role };
         let identity = self.identity(&request.facts.name, &request.facts.addresses);
         let mut certificates = std::collections::BTreeMap::new();
@@ -180,14 +179,18 @@ impl Service {
         })
     }
 
-    fn renew(&self, peer: &PeerIdentity, request: &RenewRequest) -> Result<Renewed, Refusal> {
+    async fn renew(&self, peer: &PeerIdentity, request: &RenewRequest) -> Result<Renewed, Refusal> {
         let record = self.registry.standing(peer.id)?;
         if !Leaf::WORKER.contains(&request.leaf) {
             return Err(Refusal::Forbidden {
-                message: format!("the certificate {:?} is not signed for other nodes", request.leaf.file_stem()),
+                message: format!(
+                    "the certificate {:?} is not signed for other nodes",
+                    request.leaf.file_stem()
+                ),
             });
         }
         check_addresses(&request.addresses)?;
+        self.check_own(peer.id, &request.addresses).await?;
         let key = parse_request(&request.request).map_err(|error| invalid(&error))?.public_key;
         if request.leaf == Leaf::Node && NodeId::of_public_key(&key.subject_public_key_info()) != peer.id {
             return Err(Refusal::Forbidden { message: "a node's own key cannot be replaced".into() });
@@ -203,6 +206,7 @@ impl Service {
 
     async fn announce(&self, peer: &PeerIdentity, request: AnnounceRequest) -> Result<NodeRecord, Refusal> {
         check_addresses(&request.addresses)?;
+        self.check_own(peer.id, &request.addresses).await?;
         let record = self.registry.standing(peer.id)?;
         let facts = NodeFacts {
             name: record.name,
@@ -212,6 +216,19 @@ impl Service {
             failure_domain: record.failure_domain,
         };
         self.registry.enroll(peer.id, &facts).await
+    }
+
+    /// A certificate for an address is the right to be trusted there, so nobody gets one for what belongs to
+    /// Services or to another node.
+    async fn check_own(&self, id: NodeId, addresses: &[IpAddr]) -> Result<(), Refusal> {
+        let config = self.facts.config();
+        let mut services = config.kubernetes_service.iter().chain(&config.cluster_dns);
+        if let Some(address) = services.find(|address| addresses.contains(address)) {
+            return Err(Refusal::Invalid {
+                message: format!("{address} is a Service's address in the cluster and cannot be a node's"),
+            });
+        }
+        self.registry.check_addresses(id, addresses).await
     }
 
     fn identity(&self, name: &str, addresses: &[IpAddr]) -> NodeIdentity {
@@ -239,6 +256,16 @@ fn check_facts(facts: &NodeFacts) -> Result<(), Refusal> {
                  with a letter or digit",
                 facts.name
             ),
+        });
+    }
+    // A certificate names its node, and these names are not nodes'.
+    let reserved = ["kubernetes", "localhost"].contains(&facts.name.as_str())
+        || facts.name.starts_with("kubernetes.default")
+        || [".svc", ".kedge.internal"].iter().any(|end| facts.name.ends_with(end))
+        || facts.name.contains(".svc.");
+    if reserved {
+        return Err(Refusal::Invalid {
+            message: format!("the node name {:?} is reserved; choose another one", facts.name),
         });
     }
     check_addresses(&facts.addresses)

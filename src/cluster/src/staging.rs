@@ -54,9 +54,8 @@ impl Staging {
     pub(crate) fn requests(&self, facts: &NodeFacts) -> Result<BTreeMap<Leaf, String>, Error> {
         let pki = self.pki();
         fs::create_dir_all(&pki).map_err(|source| self.failed("create", source))?;
-        // An answer from another cluster, or for another name: it is of no use now.
-        remove(&self.answer()).map_err(|source| self.failed("clear", source))?;
-        remove(&pki.join("node.crt")).map_err(|source| self.failed("clear", source))?;
+        // An answer from another cluster, or for another name: nothing of it may stay.
+        self.forget_answer(&pki).map_err(|source| self.failed("clear", source))?;
         let node = node_key(&pki)?;
         let own = Own { id: NodeId::of_public_key(&node.subject_public_key_info()), role: facts.role };
         let identity = NodeIdentity {
@@ -82,7 +81,8 @@ impl Staging {
             return Err(bad("it names another authority"));
         }
         for leaf in Leaf::WORKER {
-            let certificate = admitted.certificates.get(&leaf).ok_or_else(|| bad("a certificate is missing"))?;
+            let certificate =
+                admitted.certificates.get(&leaf).ok_or_else(|| bad("a certificate is missing"))?;
             let der = CertificateDer::from_pem_slice(certificate.as_bytes())
                 .map_err(|_| bad("a certificate cannot be read"))?;
             let key = if leaf == Leaf::Node { node_key(&pki)? } else { key(&pki, leaf)? };
@@ -147,6 +147,23 @@ impl Staging {
     pub fn finish(&self, pki_dir: &Path) -> Result<(), Error> {
         remove_folder(&self.dir).map_err(|source| self.failed("remove", source))?;
         remove_folder(&beside(pki_dir)).map_err(|source| self.failed("remove", source))
+    }
+
+    /// Forget the keys made for former attempts.
+    pub(crate) fn forget_keys(&self) -> Result<(), Error> {
+        remove_folder(&self.dir).map_err(|source| self.failed("clear", source))
+    }
+
+    fn forget_answer(&self, pki: &Path) -> io::Result<()> {
+        remove(&self.answer())?;
+        let own: Vec<String> = Leaf::WORKER.iter().map(|leaf| format!("{}.key", leaf.file_stem())).collect();
+        for entry in fs::read_dir(pki)? {
+            let entry = entry?;
+            if !own.iter().any(|name| entry.file_name() == name.as_str()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn pki(&self) -> PathBuf {

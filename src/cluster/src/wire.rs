@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn versions_fit_by_minor() {
-        let version = |kedge: &str, kubernetes: &str| Version { kedge: kedge.into(), kubernetes: kubernetes.into() };
+        let version =
+            |kedge: &str, kubernetes: &str| Version { kedge: kedge.into(), kubernetes: kubernetes.into() };
         let own = version("0.1.0", "1.36.0");
         for (other, fits) in [
             (version("0.1.9", "1.36.2"), true),

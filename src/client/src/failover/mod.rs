@@ -47,7 +47,12 @@ pub struct NoServer(String);
 ///
 /// A request that no server has seen is repeated with the next one; one that a server may have seen only if
 /// it reads. A watch that breaks ends with an error, and whoever watches resumes it on another server.
-pub fn client(servers: &Servers, tls: Arc<ClientConfig>, default_namespace: &str, tasks: &Tasks) -> kube::Client {
+pub fn client(
+    servers: &Servers,
+    tls: Arc<ClientConfig>,
+    default_namespace: &str,
+    tasks: &Tasks,
+) -> kube::Client {
     kube::Client::new(Failover::new(servers.clone(), tls, tasks), default_namespace)
 }
 
@@ -99,7 +104,8 @@ async fn learn(servers: Servers, client: kube::Client) {
 /// `host:port` of the endpoints that serve.
 fn addresses(slice: &EndpointSlice) -> Vec<String> {
     let ports = slice.ports.iter().flatten();
-    let Some(port) = ports.filter(|port| port.name.as_deref() == Some("https")).find_map(|port| port.port) else {
+    let Some(port) = ports.filter(|port| port.name.as_deref() == Some("https")).find_map(|port| port.port)
+    else {
         return Vec::new();
     };
     let ready = slice.endpoints.iter().flatten().filter(|endpoint| {
@@ -107,7 +113,15 @@ fn addresses(slice: &EndpointSlice) -> Vec<String> {
     });
     ready
         .flat_map(|endpoint| &endpoint.addresses)
-        .map(|address| if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
+        .map(
+            |address| {
+                if address.contains(':') {
+                    format!("[{address}]:{port}")
+                } else {
+                    format!("{address}:{port}")
+                }
+            },
+        )
         .collect()
 }
 
@@ -217,7 +231,6 @@ impl tower::Service<Request<kube::client::Body>> for Failover {
         Box::pin(async move { inner.send(request).await })
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -71,8 +71,7 @@ impl Servers {
         if known.is_empty() {
             return Err(Error::other(format!("no API server's address is known (given: {first:?})")));
         }
-        let servers =
-            Self(Arc::new(Shared { seed: node_name.to_owned(), file, state: Mutex::default() }));
+        let servers = Self(Arc::new(Shared { seed: node_name.to_owned(), file, state: Mutex::default() }));
         servers.0.state.lock().known = servers.by_preference(known);
         Ok(servers)
     }
@@ -108,7 +107,8 @@ impl Servers {
         let Some(path) = &self.0.file else { return Ok(()) };
         let mut servers = self.addresses();
         servers.sort();
-        let text = serde_json::to_vec(&OnDisk { servers }).map_err(|error| Error::other(error.to_string()))?;
+        let text =
+            serde_json::to_vec(&OnDisk { servers }).map_err(|error| Error::other(error.to_string()))?;
         write_atomic(path, &text, 0o600)
             .map_err(|error| Error::other(format!("cannot write {}: {error}", path.display())))
     }
@@ -126,7 +126,9 @@ impl Servers {
     pub(super) fn in_order(&self) -> Vec<Authority> {
         let state = self.0.state.lock();
         let now = Instant::now();
-        let resting = |server: &Authority| state.failures.get(server).map(|failure| failure.until).filter(|until| *until > now);
+        let resting = |server: &Authority| {
+            state.failures.get(server).map(|failure| failure.until).filter(|until| *until > now)
+        };
         let mut servers = state.known.clone();
         // Stable: preference decides among equals.
         servers.sort_by_key(resting);

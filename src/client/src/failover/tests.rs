@@ -32,7 +32,11 @@ impl Ca {
         Arc::new(roots)
     }
 
-    fn leaf(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    fn leaf(
+        &self,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+    ) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.extended_key_usages = vec![purpose];
@@ -43,15 +47,18 @@ impl Ca {
     fn client(&self) -> Arc<ClientConfig> {
         let (chain, key) = self.leaf("n1", ExtendedKeyUsagePurpose::ClientAuth);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         Arc::new(config.with_root_certificates(self.roots()).with_client_auth_cert(chain, key).unwrap())
     }
 
     fn server(&self) -> TlsAcceptor {
         let (chain, key) = self.leaf("kubernetes.default.svc", ExtendedKeyUsagePurpose::ServerAuth);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let clients = WebPkiClientVerifier::builder_with_provider(self.roots(), provider.clone()).build().unwrap();
-        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(self.roots(), provider.clone()).build().unwrap();
+        let config =
+            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = config.with_client_cert_verifier(clients).with_single_cert(chain, key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         TlsAcceptor::from(Arc::new(config))
@@ -159,7 +166,10 @@ async fn requests_stay_with_one_server_until_it_is_gone() {
     second.kill().await;
     let error = api.get("x").await.unwrap_err();
     let text = Chain(&error).to_string();
-    assert!(text.contains(&first.address.to_string()) && text.contains(&second.address.to_string()), "{text}");
+    assert!(
+        text.contains(&first.address.to_string()) && text.contains(&second.address.to_string()),
+        "{text}"
+    );
 }
 
 #[tokio::test]
