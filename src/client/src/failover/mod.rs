@@ -5,6 +5,7 @@
 //! follows from the list alone, so that a list that grows or shrinks moves as few nodes as possible.
 
 mod connect;
+mod forward;
 mod servers;
 
 use std::future::Future;
@@ -29,6 +30,7 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 
 use self::connect::{Connector, Executor};
+pub use self::forward::forward;
 pub use self::servers::Servers;
 
 /// A ping on every connection, and how long its answer may take: a server that lost its power ends no

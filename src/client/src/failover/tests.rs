@@ -7,6 +7,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use k8s_openapi::api::core::v1::ConfigMap;
+use kedge_base::Backoff;
 use kube::api::{ListParams, PostParams};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::server::WebPkiClientVerifier;
@@ -236,4 +237,74 @@ fn addresses_come_from_ready_endpoints() {
     }))
     .unwrap();
     assert_eq!(addresses(&slice), ["192.0.2.1:6443", "[2001:db8::3]:6443"]);
+}
+
+#[tokio::test]
+async fn a_local_address_leads_to_whoever_answers() {
+    let ca = Ca::new();
+    let (one, two) = (Server::start(&ca).await, Server::start(&ca).await);
+    let servers = Servers::open("n1", None, &[one.address.to_string(), two.address.to_string()]).unwrap();
+    let tasks = Tasks::new("client");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let local = [listener.local_addr().unwrap().to_string()];
+    forward(&servers, listener, &tasks);
+    let local = Servers::open("tool", None, &local).unwrap();
+    let api: Api<ConfigMap> = Api::default_namespaced(client(&local, ca.client(), "default", &tasks));
+    let before = api.get("x").await.unwrap();
+    let (dead, alive) = if name(&before) == one.address.to_string() { (one, two) } else { (two, one) };
+    dead.kill().await;
+    local.reconnect();
+    assert_eq!(name(&api.get("x").await.unwrap()), alive.address.to_string());
+}
+
+/// A slice with these addresses.
+fn slice(revision: u32, addresses: &[&str]) -> serde_json::Value {
+    let endpoints: Vec<_> = addresses.iter().map(|one| serde_json::json!({"addresses": [one]})).collect();
+    serde_json::json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "kubernetes", "namespace": "default", "resourceVersion": revision.to_string()},
+        "endpoints": endpoints,
+        "ports": [{"name": "https", "port": 6443}],
+    })
+}
+
+#[tokio::test]
+async fn servers_are_learned_from_the_cluster_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("servers.json");
+    let servers = Servers::open("n1", Some(file.clone()), &["192.0.2.1:6443".to_owned()]).unwrap();
+    // One list, then a watch with one event that stays open.
+    let service = tower::service_fn(|request: Request<kube::client::Body>| async move {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let body = if query.contains("watch=") {
+            let event = serde_json::json!({
+                "type": "MODIFIED", "object": slice(2, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]),
+            });
+            let event = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n")))]);
+            let open =
+                event.chain(futures::stream::pending()).map(|bytes| bytes.map(hyper::body::Frame::data));
+            http_body_util::StreamBody::new(open).boxed_unsync()
+        } else {
+            let list = serde_json::json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList",
+                "metadata": {"resourceVersion": "1"}, "items": [slice(1, &["192.0.2.1", "192.0.2.2"])],
+            });
+            Full::new(Bytes::from(list.to_string())).map_err(std::io::Error::other).boxed_unsync()
+        };
+        Ok::<_, std::io::Error>(Response::new(body))
+    });
+    let tasks = Tasks::new("client");
+    follow(&servers, kube::Client::new(service, "default"), &tasks);
+    let mut waits = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
+    while servers.addresses().len() < 3 || !file.exists() {
+        tokio::time::sleep(waits.next_delay()).await;
+    }
+    let written = loop {
+        let text = std::fs::read_to_string(&file).unwrap();
+        if text.contains("192.0.2.3") {
+            break text;
+        }
+        tokio::time::sleep(waits.next_delay()).await;
+    };
+    assert_eq!(written, r#"{"servers":["192.0.2.1:6443","192.0.2.2:6443","192.0.2.3:6443"]}"#);
 }
