@@ -41,7 +41,9 @@ pub use listener::{Body, BoxError, StoreService, serve};
 pub use member::{Dialer, Members};
 pub use pki::{Pending, Pki};
 pub use refusal::Refusal;
-pub use registry::{Check, MemberChange, Record, Records, RecordsError, Registry, TokenSummary, Transaction};
+pub use registry::{
+    Check, MemberChange, Record, Records, RecordsError, Registry, Replica, TokenSummary, Transaction,
+};
 pub use renew::{Renewal, renew_by_request};
 pub use service::{ClusterFacts, Service};
 pub use sign::{Requester, Signer};

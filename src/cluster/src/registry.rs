@@ -3,8 +3,10 @@
 //!
 //! It lies in the replicated store, which this module knows only as [`Records`].
 
+mod replica;
 mod tokens;
 
+pub use replica::Replica;
 pub use tokens::TokenSummary;
 
 use std::sync::Arc;
@@ -49,7 +51,8 @@ pub enum Check {
 /// A change of the control plane that goes with a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
-    /// A new member (or a known one with another address), at first without a vote.
+    /// A new member, at first without a vote. Only a join with a token admits; the founder, and a member
+    /// whose address changed, announce themselves to the store.
     Admit(Peer),
     /// The member is gone.
     Remove(NodeId),
@@ -112,8 +115,9 @@ impl Registry {
         Self { records, clock }
     }
 
-    /// Write down a node that needs no token: the founder at its first start, and every node whose address
-    /// changed. Repeating it changes nothing.
+    /// Write down a node that needs no token: a control-plane node itself at each start (the founder has no
+    /// other way into the book), and every node whose address changed. Repeating it changes nothing. The
+    /// store's own record of a member is not touched: a member announces itself there.
     ///
     /// # Errors
     /// [`Refusal::NameTaken`], [`Refusal::AddressTaken`], [`Refusal::Removed`], [`Refusal::Unavailable`].
@@ -167,6 +171,9 @@ impl Registry {
                     .await?
                     .map_err(|_| Refusal::NameTaken { name: record.name.clone() })?;
                 transaction.checks.push(Check::Absent(node_key(id)));
+                if token.is_some() && record.role == Role::ControlPlane {
+                    transaction.member = Some(MemberChange::Admit(record.peer()));
+                }
             }
             Some((known, revision)) => {
                 if known.name != record.name || known.role != record.role {
@@ -192,9 +199,6 @@ impl Registry {
             }
             if let Some(known) = &known {
                 transaction.deletes.push(address_key(&known.address));
-            }
-            if record.role == Role::ControlPlane {
-                transaction.member = Some(MemberChange::Admit(record.peer()));
             }
         }
         if known.as_ref() == Some(&record) && transaction.puts.is_empty() {

@@ -106,7 +106,7 @@ impl Service {
     }
 
     async fn join(&self, body: &[u8]) -> Result<Admitted, Refusal> {
-        let request: JoinRequest = decode(body)?;
+        let request: JoinRequest = decode(body).map_err(|refusal| other_version(body).unwrap_or(refusal))?;
         let token = request.token.parse::<Token>().map_err(|_| Refusal::UnknownToken)?.hash();
         check_facts(&request.facts)?;
         let csr = |leaf: Leaf| {
@@ -127,13 +127,7 @@ impl Service {
                 limit_seconds: CLOCK_LIMIT.as_secs(),
             });
         }
-        let own_version = Version::own();
-        if !own_version.fits(&request.version) {
-            return Err(Refusal::VersionsApart {
-                joiner: request.version.to_string(),
-                cluster: own_version.to_string(),
-            });
-        }
+        check_version(&request.version)?;
         self.check_own(id, &request.facts.addresses).await?;
         let own = Own { id, role: request.facts.role };
         let identity = self.identity(&request.facts.name, &request.facts.addresses);
@@ -239,6 +233,23 @@ impl Service {
 /// The node that asks.
 fn member(asker: &Asker) -> Result<&PeerIdentity, Refusal> {
     asker.peer.as_ref().ok_or_else(|| Refusal::Unauthenticated { message: "none was shown".into() })
+}
+
+fn check_version(joiner: &Version) -> Result<(), Refusal> {
+    let own = Version::own();
+    if own.fits(joiner) {
+        return Ok(());
+    }
+    Err(Refusal::VersionsApart { joiner: joiner.to_string(), cluster: own.to_string() })
+}
+
+/// What cannot be understood may come from another version, which is the better thing to say.
+fn other_version(body: &[u8]) -> Option<Refusal> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: Version,
+    }
+    check_version(&serde_json::from_slice::<Versioned>(body).ok()?.version).err()
 }
 
 /// A node's name is a DNS subdomain of RFC 1123, as Node objects demand.

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kedge_base::sync_dir;
+use kedge_base::{read_optional, sync_dir, write_atomic};
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -21,6 +21,9 @@ use crate::issue::Profile;
 use crate::pki::{generate, node_key, public_key_hash, read_text, request, signed_by, write};
 use crate::wire::{Admitted, NodeFacts};
 use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
+
+/// Beside the keys, see [`crate::Clock`].
+const TIME_FLOOR: &str = "time-floor";
 
 /// A join under way.
 #[derive(Debug)]
@@ -131,6 +134,10 @@ impl Staging {
         let before = beside(pki_dir);
         let run = || -> io::Result<()> {
             if pki_dir.exists() {
+                // Boards without a clock need it at the next start.
+                if let Some(floor) = read_optional(&pki_dir.join(TIME_FLOOR))? {
+                    write_atomic(&prepared.join(TIME_FLOOR), &floor, 0o600)?;
+                }
                 remove_folder(&before)?;
                 fs::rename(pki_dir, &before)?;
             }
