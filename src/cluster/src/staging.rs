@@ -25,6 +25,9 @@ use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
 /// Beside the keys, see [`crate::Clock`].
 const TIME_FLOOR: &str = "time-floor";
 
+/// Beside the keys: the answer without private keys.
+const MEMBERSHIP: &str = "membership.json";
+
 /// A join under way.
 #[derive(Debug)]
 pub struct Staging {
@@ -113,9 +116,8 @@ impl Staging {
                 write(&pki.join(format!("{}.crt", leaf.file_stem())), certificate)?;
             }
         }
-        let public = Admitted { control_plane: None, ..admitted.clone() };
-        let text = serde_json::to_string(&public).map_err(|error| bad(&error.to_string()))?;
-        write(&self.answer(), &text)
+        admitted.write(&pki)?;
+        write(&self.answer(), &admitted.public()?)
     }
 
     /// Put the prepared keys where the node's were; those are kept beside it, as `NAME.before-join`. It
@@ -183,6 +185,38 @@ impl Staging {
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::File { action, path: self.dir.clone(), source }
+    }
+}
+
+impl Admitted {
+    /// What joining wrote beside the node's keys; `None` on a node that never joined: the founder of a
+    /// cluster. It says as what to start ([`NodeFacts::role`]) and whom to ask.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn read(pki_dir: &Path) -> Result<Option<Self>, Error> {
+        let path = pki_dir.join(MEMBERSHIP);
+        let Some(text) = read_text(&path)? else { return Ok(None) };
+        let parsed = serde_json::from_str(&text);
+        parsed.map(Some).map_err(|error| Error::Damaged {
+            path,
+            reason: error.to_string(),
+            remedy: "restore the file from a backup, or run kedge leave --force and join the cluster again",
+        })
+    }
+
+    /// Write it again, with other peers or API servers.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, pki_dir: &Path) -> Result<(), Error> {
+        write(&pki_dir.join(MEMBERSHIP), &self.public()?)
+    }
+
+    /// JSON without private keys.
+    fn public(&self) -> Result<String, Error> {
+        let public = Self { control_plane: None, ..self.clone() };
+        serde_json::to_string(&public).map_err(|error| Error::Request(error.to_string()))
     }
 }
 

@@ -174,6 +174,12 @@ async fn a_control_plane_node_joins() {
     assert!(pki.renew_due(pki.clock().system_time()).is_empty());
     assert_eq!(cluster.memory.members().keys().collect::<Vec<_>>(), [&admitted.id]);
     assert!(!joiner.dir.path().join("join").exists());
+    let mut kept = Admitted::read(&joiner.pki()).unwrap().unwrap();
+    assert_eq!(kept, Admitted { control_plane: None, ..admitted.clone() });
+    kept.peers.clear();
+    kept.write(&joiner.pki()).unwrap();
+    assert_eq!(Admitted::read(&joiner.pki()).unwrap().unwrap().peers, []);
+    assert_eq!(Admitted::read(joiner.dir.path()).unwrap(), None);
 
     // And it reaches the store there, as itself.
     let stream =
