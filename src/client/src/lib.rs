@@ -1,10 +1,12 @@
 //! How components reach an API server: shared informers, work queues, controllers' workers and
 //! events, all on top of a `kube::Client`. The client may speak HTTPS or call a router in the same
-//! process; nothing here knows which. This crate never imports the API server or the store.
+//! process; nothing here knows which. On a worker it goes to whichever control-plane node answers
+//! ([`failover`]). This crate never imports the API server or the store.
 
 mod controller;
 mod error;
 mod events;
+pub mod failover;
 pub mod https;
 mod informer;
 mod key;

@@ -45,7 +45,11 @@ pub(crate) async fn connect(server: &HostPort) -> Result<TcpStream, Error> {
             Err(_) => None,
         };
         last = Error::Unreachable {
-            address: if server.address().is_some() { server.to_string() } else { format!("{server} ({address})") },
+            address: if server.address().is_some() {
+                server.to_string()
+            } else {
+                format!("{server} ({address})")
+            },
             reason: remedy(failure.as_ref(), address.port()),
         };
     }

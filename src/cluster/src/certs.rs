@@ -68,7 +68,8 @@ fn status(path: PathBuf, now: Timestamp) -> Result<CertificateStatus, Error> {
     };
     let text = read_text(&path)?.unwrap_or_default();
     let der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| damaged(error.to_string()))?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| damaged(error.to_string()))?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(&der).map_err(|error| damaged(error.to_string()))?;
     let time = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
     let (from, to) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let authority = parsed.is_ca();

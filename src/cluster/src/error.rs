@@ -56,7 +56,9 @@ pub enum Error {
     #[error("this node is a worker and cannot {0}; only control-plane nodes can")]
     NoAuthority(&'static str),
     /// The join string cannot be understood.
-    #[error("the join string is not valid: {0}; it must look like HOST:PORT/TOKEN/CA-HASH, as kedge add-node prints it")]
+    #[error(
+        "the join string is not valid: {0}; it must look like HOST:PORT/TOKEN/CA-HASH, as kedge add-node prints it"
+    )]
     JoinString(String),
     /// No token, or several, with this id.
     #[error("no token, or more than one, has the id {0:?}; kedge add-node --list shows them")]
@@ -66,8 +68,9 @@ pub enum Error {
     Refused(#[from] Refusal),
     /// The other side is not the cluster of the join string.
     #[error(
-        "{address} does not belong to the cluster of the join string: its authority's hash is {} and not          {expected}; nothing was sent to it. Run kedge add-node again and compare, somebody may be in between",
-        .found.as_deref().unwrap_or("not shown")
+        "{address} does not belong to the cluster of the join string: {}, but the join string says {expected}; \
+         nothing was sent to it. Run kedge add-node again and compare: somebody may be in between",
+        shown(.found)
     )]
     WrongAuthority {
         /// Where the connection went.
@@ -109,9 +112,7 @@ pub enum Error {
         reason: String,
     },
     /// Joining is for nodes without a cluster.
-    #[error(
-        "this node is already in a cluster ({cluster}); run kedge leave first. Nothing was changed"
-    )]
+    #[error("this node is already in a cluster ({cluster}); run kedge leave first. Nothing was changed")]
     AlreadyInCluster {
         /// What is known of it: its other nodes.
         cluster: String,
@@ -135,6 +136,13 @@ fn bounds(not_before: &Option<Timestamp>, not_after: &Option<Timestamp>) -> Stri
         (Some(time), _) => format!("from {time} on"),
         (None, Some(time)) => format!("until {time}"),
         (None, None) => "at another time".into(),
+    }
+}
+
+fn shown(found: &Option<String>) -> String {
+    match found {
+        Some(hash) => format!("its authority's hash is {hash}"),
+        None => "it shows no authority (is this the cluster port of a Kedge node?)".into(),
     }
 }
 

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
-use crate::identity::{NODE_PREFIX, Own};
 use crate::Error;
+use crate::identity::{NODE_PREFIX, Own};
 
 /// Certificates are valid from this long ago on, for peers whose clock is behind.
 pub(crate) const BACK_DATED: u64 = 24 * 60 * 60;

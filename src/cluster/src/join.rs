@@ -18,7 +18,7 @@ use crate::call::{connect, exchange, secure};
 use crate::pki::public_key_hash;
 use crate::tls::provider;
 use crate::wire::{Admitted, JoinRequest, NodeFacts, Version};
-use crate::{Clock, Error, JoinString, PeerIdentity, Role, Staging};
+use crate::{Clock, Error, JoinString, PeerIdentity, Refusal, Role, Staging};
 
 /// What joining would replace on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +65,25 @@ pub async fn join(
     {
         return Ok(admitted);
     }
+    let admitted = match ask(string, facts, staging, clock).await {
+        // An attempt before came through but its answer did not, and then the node was taken off again. The
+        // token is a new invitation, so the node comes with a new key.
+        Err(Error::Refused(Refusal::Removed { .. })) => {
+            staging.forget_keys()?;
+            ask(string, facts, staging, clock).await?
+        }
+        asked => asked?,
+    };
+    staging.save(&admitted, &string.ca_hash)?;
+    Ok(admitted)
+}
+
+async fn ask(
+    string: &JoinString,
+    facts: &NodeFacts,
+    staging: &Staging,
+    clock: &Arc<Clock>,
+) -> Result<Admitted, Error> {
     let address = string.server.to_string();
     let pin = Arc::new(Pin::new(&string.ca_hash));
     let mut config = ClientConfig::builder_with_details(provider(), clock.clone())
@@ -86,9 +105,7 @@ pub async fn join(
         clock: now.unwrap_or(Timestamp::MAX),
         requests: staging.requests(facts)?,
     };
-    let admitted = exchange(stream, &address, &request).await?;
-    staging.save(&admitted, &string.ca_hash)?;
-    Ok(admitted)
+    exchange(stream, &address, &request).await
 }
 
 /// What a failed handshake means.
@@ -111,12 +128,14 @@ fn explain(error: &io::Error, address: &str, pin: &Pin) -> Error {
         not_after,
     };
     match inner {
-        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time: now, not_before })) => {
-            apart(*now, time(*not_before), None)
-        }
-        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time: now, not_after })) => {
-            apart(*now, None, time(*not_after))
-        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            time: now,
+            not_before,
+        })) => apart(*now, time(*not_before), None),
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            time: now,
+            not_after,
+        })) => apart(*now, None, time(*not_after)),
         _ => Error::Exchange {
             address: address.to_owned(),
             reason: format!("no secure connection ({error}); is this the cluster port of a Kedge node?"),
@@ -160,8 +179,9 @@ impl ServerCertVerifier for Pin {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let matches = |hash: &String| hash.starts_with(&self.expected);
-        let Some(authority) =
-            intermediates.iter().find(|certificate| public_key_hash(certificate).as_ref().is_some_and(matches))
+        let Some(authority) = intermediates
+            .iter()
+            .find(|certificate| public_key_hash(certificate).as_ref().is_some_and(matches))
         else {
             return Err(self.refuse(intermediates.last().and_then(public_key_hash)));
         };
@@ -169,17 +189,19 @@ impl ServerCertVerifier for Pin {
         roots.add(authority.clone().into_owned())?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, &[], now, algorithms).map_err(|error| {
-            match error {
-                // The right authority is shown, but it did not sign for this server.
-                rustls::Error::InvalidCertificate(
-                    CertificateError::UnknownIssuer
-                    | CertificateError::BadSignature
-                    | CertificateError::NotValidForName,
-                ) => self.refuse(None),
-                other => other,
-            }
-        })?;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, &[], now, algorithms).map_err(
+            |error| {
+                match error {
+                    // The right authority is shown, but it did not sign for this server.
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::UnknownIssuer
+                        | CertificateError::BadSignature
+                        | CertificateError::NotValidForName,
+                    ) => self.refuse(None),
+                    other => other,
+                }
+            },
+        )?;
         // A worker's certificate comes from the same authority: it must not pass for the control plane.
         match PeerIdentity::of(end_entity) {
             Some(peer) if peer.role == Role::ControlPlane => Ok(ServerCertVerified::assertion()),

@@ -41,10 +41,14 @@ pub use listener::{Body, BoxError, StoreService, serve};
 pub use member::{Dialer, Members};
 pub use pki::{Pending, Pki};
 pub use refusal::Refusal;
-pub use registry::{Check, MemberChange, Record, Records, RecordsError, Registry, TokenSummary, Transaction};
+pub use registry::{
+    Check, MemberChange, Record, Records, RecordsError, Registry, Replica, TokenSummary, Transaction,
+};
 pub use renew::{Renewal, renew_by_request};
 pub use service::{ClusterFacts, Service};
 pub use sign::{Requester, Signer};
 pub use staging::Staging;
 pub use token::{DEFAULT_TTL, Token, TokenHash, TokenOptions, TokenRecord, UsedBy};
-pub use wire::{Admitted, ClusterConfig, ControlPlaneKeys, NodeFacts, NodeRecord, Peer, RemovedRecord, Standing, Version};
+pub use wire::{
+    Admitted, ClusterConfig, ControlPlaneKeys, NodeFacts, NodeRecord, Peer, RemovedRecord, Standing, Version,
+};

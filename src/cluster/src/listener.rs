@@ -2,8 +2,9 @@
 //! what is not the cluster's own business goes to the store's service, with [`PeerIdentity`] in the
 //! request's extensions.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kedge_base::{Backoff, Tasks};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::util::BoxCloneSyncService;
 use tower::{Service as _, ServiceExt as _};
@@ -29,8 +30,9 @@ use crate::{Error, Leaf, PeerIdentity, Refusal, Role};
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A stranger's connection ends after this time.
 const STRANGER_LIMIT: Duration = Duration::from_secs(90);
-/// So many connections at once that have not shown a member's certificate.
-const STRANGERS: usize = 64;
+/// So many connections at once, from one source and from all, that have not shown a member's certificate.
+const STRANGERS_OF_SOURCE: usize = 16;
+const STRANGERS: usize = 256;
 /// A connection on which nothing comes back to a ping for so long is dead.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
@@ -67,15 +69,17 @@ struct Port {
 }
 
 async fn accept(listener: TcpListener, port: Port) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let doors = Arc::new(Doors::default());
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
-        // Waiting connections stay in the kernel's queue while too many strangers are here.
-        let Ok(permit) = strangers.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, source)) => {
                 backoff.reset();
-                let future = Box::pin(connection(port.clone(), stream, source, permit));
+                let Some(stranger) = Doors::enter(&doors, source.ip().to_canonical()) else {
+                    tracing::debug!(%source, "too many connections without a certificate");
+                    continue;
+                };
+                let future = Box::pin(connection(port.clone(), stream, source, stranger));
                 port.tasks.spawn_until_stopped("cluster connection", future);
             }
             Err(error) => {
@@ -87,7 +91,40 @@ async fn accept(listener: TcpListener, port: Port) {
     }
 }
 
-async fn connection(port: Port, stream: TcpStream, source: SocketAddr, permit: OwnedSemaphorePermit) {
+/// Counts connections that have not shown who they are, so that strangers keep no member out.
+#[derive(Debug, Default)]
+struct Doors(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of them, until it shows a certificate or goes.
+#[derive(Debug)]
+struct Stranger(Arc<Doors>, IpAddr);
+
+impl Doors {
+    fn enter(doors: &Arc<Self>, source: IpAddr) -> Option<Stranger> {
+        let mut counts = doors.0.lock();
+        let total: usize = counts.values().sum();
+        let own = counts.get(&source).copied().unwrap_or(0);
+        if total >= STRANGERS || own >= STRANGERS_OF_SOURCE {
+            return None;
+        }
+        counts.insert(source, own + 1);
+        Some(Stranger(doors.clone(), source))
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock();
+        match counts.get_mut(&self.1) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
+async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger: Stranger) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, port.acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -110,11 +147,11 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, permit: O
         .max_concurrent_streams(256);
     let serving = builder.serve_connection(TokioIo::new(stream), answering);
     let ended = if is_member {
-        drop(permit);
+        drop(stranger);
         serving.await
     } else {
         let ended = tokio::time::timeout(STRANGER_LIMIT, serving).await.unwrap_or(Ok(()));
-        drop(permit);
+        drop(stranger);
         ended
     };
     if let Err(error) = ended {
@@ -122,7 +159,11 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, permit: O
     }
 }
 
-async fn respond(port: Port, asker: Arc<Asker>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn respond(
+    port: Port,
+    asker: Arc<Asker>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
         return Ok(store(port, &asker, request).await);
     };
@@ -183,5 +224,30 @@ where
 {
     fn execute(&self, future: F) {
         self.0.spawn_until_stopped("cluster stream", future);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_are_few_and_make_room_when_they_go() {
+        let doors = Arc::new(Doors::default());
+        let source = |number: u32| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + number));
+        let mut inside: Vec<Stranger> =
+            (0..STRANGERS_OF_SOURCE).map(|_| Doors::enter(&doors, source(1)).unwrap()).collect();
+        assert!(Doors::enter(&doors, source(1)).is_none());
+        for number in 2.. {
+            match Doors::enter(&doors, source(number)) {
+                Some(stranger) => inside.push(stranger),
+                None => break,
+            }
+        }
+        assert_eq!(inside.len(), STRANGERS);
+        inside.remove(0);
+        assert!(Doors::enter(&doors, source(1)).is_some());
+        inside.clear();
+        assert!(doors.0.lock().is_empty(), "nothing is remembered of who is gone");
     }
 }

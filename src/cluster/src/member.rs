@@ -118,8 +118,7 @@ impl Members {
     pub async fn renew(&self, leaf: Leaf) -> Result<(), Error> {
         let pending = self.pki.pending(leaf)?;
         let addresses = self.pki.identity().addresses;
-        let renewed =
-            self.ask(&RenewRequest { leaf, request: pending.request.clone(), addresses }).await?;
+        let renewed = self.ask(&RenewRequest { leaf, request: pending.request.clone(), addresses }).await?;
         self.pki.install(&pending, &renewed.certificate)
     }
 

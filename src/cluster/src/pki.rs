@@ -7,6 +7,8 @@
 //! what can be derived again (leaf certificates, the public half of a key) is replaced with a warning,
 //! what cannot (the authorities, the token key) is never overwritten.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,23 +16,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kedge_base::{Chain, read_optional, write_atomic};
-use rcgen::{CertificateSigningRequestParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _};
+use rcgen::{IsCa, KeyPair, KeyUsagePurpose, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use self::files::{Authority, REJOIN, chained, issue, load, outdated, token_key};
+pub(crate) use self::files::{
+    generate, node_key, parse_request, public_key_hash, read_text, request, signed_by, write,
+};
 use crate::identity::Own;
-use crate::issue::{Leaf, NodeIdentity, Profile, Usage, authority_params, seal};
+use crate::issue::{Leaf, NodeIdentity, Profile, Usage, seal};
 use crate::tls::Slot;
-use crate::token::hex;
 use crate::wire::ControlPlaneKeys;
 use crate::{Clock, Error, NodeId, Role};
-
-const RESTORE: &str = "restore the file from a backup of the folder; every node and kubeconfig trusts this key, \
-                       so it is not replaced by itself";
-
-const REJOIN: &str =
-    "restore the file from a backup of the folder, or run kedge leave --force and join the cluster again";
 
 /// The cluster's authorities, the token key and this node's certificates.
 #[derive(Debug)]
@@ -75,15 +73,6 @@ impl std::fmt::Debug for Pending {
         f.debug_struct("Pending").field("leaf", &self.leaf).finish_non_exhaustive()
     }
 }
-
-/// An authority that can sign.
-#[derive(Debug)]
-struct Authority {
-    pem: String,
-    der: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
 impl Pki {
     /// Open the folder for this node: make what is missing, renew what is past two thirds of its life or
     /// names other addresses than `node`. The folder's own time floor (`time-floor`) stands in for a
@@ -100,10 +89,7 @@ impl Pki {
         let (service_account_key, service_account_public) = token_key(dir)?;
         let authorities = Authorities { ca, front_proxy_ca, service_account_key, service_account_public };
         let key = node_key(dir)?;
-        let own = Own {
-            id: NodeId::of_public_key(&key.subject_public_key_info()),
-            role: Role::ControlPlane,
-        };
+        let own = Own { id: NodeId::of_public_key(&key.subject_public_key_info()), role: Role::ControlPlane };
         let mut slots = BTreeMap::new();
         for leaf in Leaf::ALL {
             let authority = authorities.of(leaf);
@@ -202,6 +188,7 @@ impl Pki {
         &self.ca_pem
     }
 
+    #[cfg(test)]
     pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
         &self.ca
     }
@@ -310,7 +297,8 @@ impl Pki {
             node.addresses = addresses.to_vec();
             (before, node.clone())
         };
-        let differs = |leaf: &Leaf| Profile::of(*leaf, &before, self.own) != Profile::of(*leaf, &node, self.own);
+        let differs =
+            |leaf: &Leaf| Profile::of(*leaf, &before, self.own) != Profile::of(*leaf, &node, self.own);
         let changed: Vec<Leaf> = self.slots.keys().copied().filter(differs).collect();
         if self.authorities.is_some() {
             self.rotate(&changed)?;
@@ -336,8 +324,9 @@ impl Pki {
     /// [`Error::Request`] when it is not the one that was asked for; the old one then stays in use.
     pub fn install(&self, pending: &Pending, certificate: &str) -> Result<(), Error> {
         let (leaf, stem) = (pending.leaf, pending.leaf.file_stem());
-        let slot = Slot::new(certificate.to_owned(), pending.key.clone())
-            .map_err(|error| Error::Request(format!("the certificate that came back is of no use: {error}")))?;
+        let slot = Slot::new(certificate.to_owned(), pending.key.clone()).map_err(|error| {
+            Error::Request(format!("the certificate that came back is of no use: {error}"))
+        })?;
         let reason = if signed_by(&slot.certificate(), &self.ca) {
             outdated(&slot, &Profile::of(leaf, &self.identity(), self.own), self.clock.now())
         } else {
@@ -387,8 +376,9 @@ impl Pki {
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         request.params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
         seal(&mut request.params, self.clock.now(), ttl)?;
-        let certificate =
-            request.signed_by(&self.authorities()?.ca.issuer).map_err(|error| Error::Request(error.to_string()))?;
+        let certificate = request
+            .signed_by(&self.authorities()?.ca.issuer)
+            .map_err(|error| Error::Request(error.to_string()))?;
         Ok(certificate.pem())
     }
 
@@ -396,6 +386,7 @@ impl Pki {
         self.slots.get(&leaf).ok_or(Error::NoAuthority("have this certificate"))
     }
 
+    #[cfg(test)]
     pub(crate) fn front_proxy_ca_der(&self) -> Option<&CertificateDer<'static>> {
         self.authorities.as_ref().map(|authorities| &authorities.front_proxy_ca.der)
     }
@@ -405,332 +396,5 @@ impl Pki {
     }
 }
 
-impl Authority {
-    fn open(dir: &Path, stem: &str, common_name: &str, now: u64) -> Result<Self, Error> {
-        let key_path = dir.join(format!("{stem}.key"));
-        let certificate_path = dir.join(format!("{stem}.crt"));
-        let certificate = read_text(&certificate_path)?;
-        let key = match read_text(&key_path)? {
-            Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&key_path, &error))?,
-            None if certificate.is_some() => {
-                return Err(Error::Damaged {
-                    path: key_path,
-                    reason: "it is missing, but its certificate is there".into(),
-                    remedy: RESTORE,
-                });
-            }
-            None => {
-                let key = generate(stem)?;
-                write(&key_path, &key.serialize_pem())?;
-                key
-            }
-        };
-        let pem = match certificate {
-            Some(pem) => pem,
-            None => {
-                let certificate = authority_params(common_name, now)?
-                    .self_signed(&key)
-                    .map_err(|source| Error::Issue { name: stem.into(), source })?;
-                write(&certificate_path, &certificate.pem())?;
-                certificate.pem()
-            }
-        };
-        let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|error| damaged(&certificate_path, &error))?;
-        {
-            let (_, parsed) = x509_parser::parse_x509_certificate(&der)
-                .map_err(|error| damaged(&certificate_path, &error))?;
-            if parsed.public_key().raw != key.subject_public_key_info().as_slice() {
-                return Err(Error::Damaged {
-                    path: certificate_path,
-                    reason: format!("it does not belong to the key in {}", key_path.display()),
-                    remedy: RESTORE,
-                });
-            }
-            if parsed.validity().not_after.timestamp() < i64::try_from(now).unwrap_or(i64::MAX) {
-                tracing::warn!(file = %certificate_path.display(), "the certificate authority has expired");
-            }
-        }
-        let issuer =
-            Issuer::from_ca_cert_der(&der, key).map_err(|error| damaged(&certificate_path, &error))?;
-        Ok(Self { pem, der, issuer })
-    }
-}
-
-/// The ServiceAccount key pair.
-fn token_key(dir: &Path) -> Result<(String, String), Error> {
-    let path = dir.join("sa.key");
-    let key = match read_text(&path)? {
-        Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&path, &error))?,
-        None => {
-            let key = generate("sa")?;
-            write(&path, &key.serialize_pem())?;
-            key
-        }
-    };
-    let public_path = dir.join("sa.pub");
-    let public = key.public_key_pem();
-    if read_text(&public_path)?.as_deref() != Some(public.as_str()) {
-        write(&public_path, &public)?;
-    }
-    Ok((key.serialize_pem(), public))
-}
-
-/// The key that is the node's identity: made once.
-pub(crate) fn node_key(dir: &Path) -> Result<KeyPair, Error> {
-    let path = dir.join("node.key");
-    match read_text(&path)? {
-        Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&path, &error)),
-        None if dir.join("node.crt").exists() => Err(Error::Damaged {
-            path,
-            reason: "it is missing, but its certificate is there".into(),
-            remedy: REJOIN,
-        }),
-        None => {
-            let key = generate("node")?;
-            write(&path, &key.serialize_pem())?;
-            Ok(key)
-        }
-    }
-}
-
-/// The leaf on disk, unless it is missing, damaged or another authority's.
-fn load(dir: &Path, leaf: Leaf, authority: &CertificateDer<'_>) -> Result<Option<Slot>, Error> {
-    let stem = leaf.file_stem();
-    let certificate = read_text(&dir.join(format!("{stem}.crt")))?;
-    let key = read_text(&dir.join(format!("{stem}.key")))?;
-    let (Some(certificate), Some(key)) = (certificate, key) else {
-        return Ok(None);
-    };
-    match Slot::new(certificate, key) {
-        Ok(slot) if signed_by(&slot.certificate(), authority) => Ok(Some(slot)),
-        Ok(_) => {
-            tracing::info!(certificate = stem, "the certificate was signed by another authority");
-            Ok(None)
-        }
-        Err(error) => {
-            tracing::warn!(certificate = stem, error = %Chain(&error), "the certificate is damaged");
-            Ok(None)
-        }
-    }
-}
-
-/// Why a certificate has to be issued again.
-fn outdated(slot: &Slot, profile: &Profile, now: u64) -> Option<&'static str> {
-    let der = slot.certificate();
-    match x509_parser::parse_x509_certificate(&der) {
-        Err(_) => Some("it cannot be read"),
-        Ok(_) if now >= slot.renew_at() => Some("it is past two thirds of its life"),
-        Ok((_, parsed)) if !profile.matches(&parsed) => Some("the node's name or addresses changed"),
-        Ok(_) => None,
-    }
-}
-
-pub(crate) fn signed_by(certificate: &CertificateDer<'_>, authority: &CertificateDer<'_>) -> bool {
-    let parsed = x509_parser::parse_x509_certificate(certificate);
-    let authority = x509_parser::parse_x509_certificate(authority);
-    match (parsed, authority) {
-        (Ok((_, parsed)), Ok((_, authority))) => parsed.verify_signature(Some(authority.public_key())).is_ok(),
-        _ => false,
-    }
-}
-
-/// SHA-256 over a certificate's SubjectPublicKeyInfo, in hexadecimal.
-pub(crate) fn public_key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(hex(ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw).as_ref()))
-}
-
-pub(crate) fn parse_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, Error> {
-    CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| Error::Request(error.to_string()))
-}
-
-/// A certificate signing request (PEM) for what the profile says.
-pub(crate) fn request(profile: &Profile, key: &KeyPair) -> Result<String, Error> {
-    let issue = |source| Error::Issue { name: profile.common_name.clone(), source };
-    profile.request_params()?.serialize_request(key).and_then(|request| request.pem()).map_err(issue)
-}
-
-/// A node's certificate is followed by its authority's, because a joiner knows that one only by its hash.
-fn chained(leaf: Leaf, certificate: String, authority: &str) -> String {
-    if leaf == Leaf::Node { format!("{certificate}{authority}") } else { certificate }
-}
-
-fn issue(
-    dir: &Path,
-    leaf: Leaf,
-    node: &NodeIdentity,
-    own: Own,
-    authority: &Authority,
-    now: u64,
-) -> Result<Slot, Error> {
-    let stem = leaf.file_stem();
-    let key = if leaf == Leaf::Node { node_key(dir)? } else { generate(stem)? };
-    let certificate = Profile::of(leaf, node, own)
-        .params(now)?
-        .signed_by(&key, &authority.issuer)
-        .map_err(|source| Error::Issue { name: stem.into(), source })?;
-    let (certificate, key) = (chained(leaf, certificate.pem(), &authority.pem), key.serialize_pem());
-    if leaf != Leaf::Node {
-        write(&dir.join(format!("{stem}.key")), &key)?;
-    }
-    write(&dir.join(format!("{stem}.crt")), &certificate)?;
-    Slot::new(certificate, key)
-}
-
-pub(crate) fn generate(name: &str) -> Result<KeyPair, Error> {
-    KeyPair::generate().map_err(|source| Error::Issue { name: name.into(), source })
-}
-
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>, Error> {
-    let bytes =
-        read_optional(path).map_err(|source| Error::File { action: "read", path: path.into(), source })?;
-    // A file that is not text will not parse as PEM either, which gives the better message.
-    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-}
-
-pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
-    write_atomic(path, text.as_bytes(), 0o600).map_err(|source| Error::File {
-        action: "write",
-        path: path.into(),
-        source,
-    })
-}
-
-fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Damaged { path: path.into(), reason: error.to_string(), remedy: RESTORE }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::issue::{LEAF_LIFE, alternative_names};
-
-    fn node() -> NodeIdentity {
-        NodeIdentity {
-            name: "n1".into(),
-            addresses: vec!["192.0.2.1".parse().unwrap()],
-            service_addresses: vec!["10.96.0.1".parse().unwrap()],
-            cluster_domain: "cluster.local".into(),
-        }
-    }
-
-    fn names(pem: &str) -> std::collections::BTreeSet<String> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-        alternative_names(&parsed)
-    }
-
-    #[test]
-    fn opens_again_without_changing_anything() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Pki::open(dir.path(), &node()).unwrap();
-        let second = Pki::open(dir.path(), &node()).unwrap();
-        assert_eq!(first.ca_pem(), second.ca_pem());
-        assert_eq!(first.ca_hash(), second.ca_hash());
-        assert_eq!(first.ca_hash().len(), 64);
-        assert_eq!(first.service_account_key_pem(), second.service_account_key_pem());
-        for leaf in Leaf::ALL {
-            assert_eq!(first.pem(leaf), second.pem(leaf), "{leaf:?}");
-        }
-        for entry in fs::read_dir(dir.path()).unwrap() {
-            let entry = entry.unwrap();
-            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
-        }
-    }
-
-    #[test]
-    fn every_leaf_is_signed_by_its_authority() {
-        let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path(), &node()).unwrap();
-        for leaf in Leaf::ALL {
-            let front_proxy_ca = pki.front_proxy_ca_der().unwrap();
-            let (own, other) = if leaf == Leaf::FrontProxyClient {
-                (front_proxy_ca, pki.ca_der())
-            } else {
-                (pki.ca_der(), front_proxy_ca)
-            };
-            let der = pki.slot(leaf).unwrap().certificate();
-            assert!(signed_by(&der, own), "{leaf:?}");
-            assert!(!signed_by(&der, other), "{leaf:?}");
-        }
-    }
-
-    #[test]
-    fn a_new_address_issues_only_what_names_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let before = Pki::open(dir.path(), &node()).unwrap();
-        let mut moved = node();
-        moved.addresses.push("198.51.100.7".parse().unwrap());
-        let after = Pki::open(dir.path(), &moved).unwrap();
-        assert!(names(&after.pem(Leaf::Apiserver).0).contains("198.51.100.7"));
-        assert_ne!(before.pem(Leaf::Kubelet), after.pem(Leaf::Kubelet));
-        assert_eq!(before.pem(Leaf::Admin), after.pem(Leaf::Admin));
-        let changed = after.set_addresses(&["203.0.113.9".parse().unwrap()]).unwrap();
-        assert_eq!(changed, [Leaf::Apiserver, Leaf::Kubelet]);
-        assert!(names(&after.pem(Leaf::Apiserver).0).contains("203.0.113.9"));
-    }
-
-    #[test]
-    fn a_half_made_folder_is_completed() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Pki::open(dir.path(), &node()).unwrap();
-        fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        fs::remove_file(dir.path().join("admin.crt")).unwrap();
-        fs::remove_file(dir.path().join("sa.pub")).unwrap();
-        fs::write(dir.path().join("kubelet.key"), "cut short").unwrap();
-        let second = Pki::open(dir.path(), &node()).unwrap();
-        assert_eq!(first.ca_hash(), second.ca_hash(), "the authority's key was kept");
-        assert_eq!(first.service_account_public_pem(), second.service_account_public_pem());
-        assert!(dir.path().join("admin.crt").exists());
-        assert_ne!(first.pem(Leaf::Kubelet), second.pem(Leaf::Kubelet));
-    }
-
-    #[test]
-    fn what_cannot_be_made_again_is_named_and_kept() {
-        for (file, content) in
-            [("ca.key", Some("garbage")), ("ca.crt", Some("garbage")), ("sa.key", Some("")), ("ca.key", None)]
-        {
-            let dir = tempfile::tempdir().unwrap();
-            drop(Pki::open(dir.path(), &node()).unwrap());
-            let path = dir.path().join(file);
-            match content {
-                Some(content) => fs::write(&path, content).unwrap(),
-                None => fs::remove_file(&path).unwrap(),
-            }
-            let error = Pki::open(dir.path(), &node()).unwrap_err().to_string();
-            assert!(error.contains(&path.display().to_string()), "{error}");
-            assert!(error.contains("restore"), "{error}");
-            assert_eq!(fs::read_to_string(&path).ok().as_deref(), content);
-        }
-    }
-
-    #[test]
-    fn leaves_are_due_at_two_thirds_of_their_life() {
-        let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path(), &node()).unwrap();
-        let now = pki.clock().system_time();
-        assert!(pki.renew_due(now).is_empty());
-        assert!(pki.renew_due(now + Duration::from_secs(LEAF_LIFE / 2)).is_empty());
-        assert_eq!(pki.renew_due(now + Duration::from_secs(LEAF_LIFE * 2 / 3)), Leaf::ALL);
-        assert!(pki.next_renewal() > now);
-    }
-
-    #[test]
-    fn a_request_gets_the_usages_it_is_given_and_no_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path(), &node()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["n2".to_owned()]).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:n2");
-        let request = params.serialize_request(&key).unwrap().pem().unwrap();
-        let signed = pki.sign_csr(&request, &[Usage::Client], Duration::from_secs(3600)).unwrap();
-        let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-        assert!(signed_by(&der, pki.ca_der()));
-        assert!(!parsed.is_ca());
-        let usages = parsed.extended_key_usage().unwrap().unwrap().value;
-        assert!(usages.client_auth && !usages.server_auth);
-        assert!(pki.sign_csr("no request", &[], Duration::from_secs(1)).is_err());
-    }
-}
+mod tests;

@@ -3,8 +3,10 @@
 //!
 //! It lies in the replicated store, which this module knows only as [`Records`].
 
+mod replica;
 mod tokens;
 
+pub use replica::Replica;
 pub use tokens::TokenSummary;
 
 use std::sync::Arc;
@@ -49,7 +51,8 @@ pub enum Check {
 /// A change of the control plane that goes with a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
-    /// A new member (or a known one with another address), at first without a vote.
+    /// A new member, at first without a vote. Only a join with a token admits; the founder, and a member
+    /// whose address changed, announce themselves to the store.
     Admit(Peer),
     /// The member is gone.
     Remove(NodeId),
@@ -112,8 +115,9 @@ impl Registry {
         Self { records, clock }
     }
 
-    /// Write down a node that needs no token: the founder at its first start, and every node whose address
-    /// changed. Repeating it changes nothing.
+    /// Write down a node that needs no token: a control-plane node itself at each start (the founder has no
+    /// other way into the book), and every node whose address changed. Repeating it changes nothing. The
+    /// store's own record of a member is not touched: a member announces itself there.
     ///
     /// # Errors
     /// [`Refusal::NameTaken`], [`Refusal::AddressTaken`], [`Refusal::Removed`], [`Refusal::Unavailable`].
@@ -167,6 +171,9 @@ impl Registry {
                     .await?
                     .map_err(|_| Refusal::NameTaken { name: record.name.clone() })?;
                 transaction.checks.push(Check::Absent(node_key(id)));
+                if token.is_some() && record.role == Role::ControlPlane {
+                    transaction.member = Some(MemberChange::Admit(record.peer()));
+                }
             }
             Some((known, revision)) => {
                 if known.name != record.name || known.role != record.role {
@@ -192,9 +199,6 @@ impl Registry {
             }
             if let Some(known) = &known {
                 transaction.deletes.push(address_key(&known.address));
-            }
-            if record.role == Role::ControlPlane {
-                transaction.member = Some(MemberChange::Admit(record.peer()));
             }
         }
         if known.as_ref() == Some(&record) && transaction.puts.is_empty() {
@@ -230,7 +234,8 @@ impl Registry {
             Transaction { checks: vec![Check::At(node_key(id), revision)], ..Transaction::default() };
         if record.role == Role::ControlPlane {
             let nodes = self.nodes().await?;
-            if !nodes.iter().any(|node| node.role == Role::ControlPlane && node.id != id) {
+            let another = nodes.iter().find(|node| node.role == Role::ControlPlane && node.id != id);
+            let Some(another) = another else {
                 return Err(Refusal::Unsafe {
                     message: format!(
                         "{} is the only control-plane node, so the cluster would be gone; to start anew, run \
@@ -238,7 +243,12 @@ impl Registry {
                         record.name
                     ),
                 });
-            }
+            };
+            // That one must still be there when this one goes: both may leave at the same time.
+            let Some((_, revision)) = self.get::<NodeRecord>(&node_key(another.id)).await? else {
+                return Ok(None);
+            };
+            transaction.checks.push(Check::At(node_key(another.id), revision));
             transaction.member = Some(MemberChange::Remove(id));
         }
         let now = self.now();
@@ -247,6 +257,25 @@ impl Registry {
         let removed = RemovedRecord { id, name: record.name.clone(), at: now, left };
         transaction.puts.push((removed_key(id), encode(&removed)?));
         Ok(self.commit(transaction).await?.then_some(record))
+    }
+
+    /// Nobody gets a certificate for another node's address.
+    pub(crate) async fn check_addresses(
+        &self,
+        id: NodeId,
+        addresses: &[std::net::IpAddr],
+    ) -> Result<(), Refusal> {
+        let nodes = self.nodes().await?;
+        let owner = nodes.iter().find(|node| {
+            let own = node.address.address().filter(|address| !address.is_loopback());
+            node.id != id && own.is_some_and(|address| addresses.contains(&address))
+        });
+        match owner {
+            Some(owner) => {
+                Err(Refusal::AddressTaken { address: owner.address.host.clone(), by: owner.name.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Every node, in the order of ids.
@@ -270,7 +299,8 @@ impl Registry {
     /// # Errors
     /// [`Refusal::Removed`] or [`Refusal::NotAMember`].
     pub fn standing(&self, id: NodeId) -> Result<NodeRecord, Refusal> {
-        let decode = |record: Option<Record>| record.and_then(|record| serde_json::from_slice(&record.bytes).ok());
+        let decode =
+            |record: Option<Record>| record.and_then(|record| serde_json::from_slice(&record.bytes).ok());
         if let Some(node) = decode(self.records.local(&node_key(id))) {
             return Ok(node);
         }
@@ -288,7 +318,8 @@ impl Registry {
     /// The control-plane nodes, by this node's copy.
     pub fn control_plane(&self) -> Vec<Peer> {
         let nodes = self.records.local_list(NODES);
-        let nodes = nodes.iter().filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok());
+        let nodes =
+            nodes.iter().filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok());
         nodes.filter(|node| node.role == Role::ControlPlane).map(|node| node.peer()).collect()
     }
 

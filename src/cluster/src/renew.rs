@@ -46,8 +46,7 @@ pub async fn renew_by_request(pki: &Pki, client: &Client, leaf: Leaf) -> Result<
     };
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let failed = |error: &dyn std::error::Error| Error::NotSigned(Chain(error).to_string());
-    let name =
-        api.create(&PostParams::default(), &object).await.map_err(|error| failed(&error))?.name_any();
+    let name = api.create(&PostParams::default(), &object).await.map_err(|error| failed(&error))?.name_any();
     let decided = await_condition(api, &name, |object: Option<&CertificateSigningRequest>| {
         object.is_none_or(|object| outcome(object).is_some())
     });
@@ -176,6 +175,8 @@ impl Renewal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, Full};
     use kedge_client::k8s_openapi::api::certificates::v1::{
         CertificateSigningRequestCondition, CertificateSigningRequestStatus,
     };
@@ -206,5 +207,88 @@ mod tests {
         for kind in ["Denied", "Failed"] {
             assert_eq!(outcome(&object(&[(kind, "True")], None)), Some(Err(format!("{kind}: because"))));
         }
+    }
+
+    fn node() -> crate::NodeIdentity {
+        crate::NodeIdentity {
+            name: "w1".into(),
+            addresses: vec!["192.0.2.9".parse().unwrap()],
+            service_addresses: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+
+    /// An API server with one CertificateSigningRequest, signed by a controller as soon as it is there, or
+    /// denied.
+    fn api_server(authority: Arc<Pki>, deny: bool) -> Client {
+        let made: Arc<parking_lot::Mutex<Option<CertificateSigningRequest>>> = Arc::default();
+        let service = tower::service_fn(move |request: http::Request<kedge_client::kube::client::Body>| {
+            let (authority, made) = (authority.clone(), made.clone());
+            async move {
+                if request.method() == http::Method::POST {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let mut object: CertificateSigningRequest = serde_json::from_slice(&body).unwrap();
+                    assert_eq!(object.metadata.generate_name.as_deref(), Some("csr-"));
+                    object.metadata.name = Some("csr-x".into());
+                    let pem = String::from_utf8(object.spec.request.0.clone()).unwrap();
+                    let signer = Signer::from_name(&object.spec.signer_name).unwrap();
+                    let usages = object.spec.usages.clone().unwrap();
+                    let certificate = authority.sign(signer, &pem, &usages, None).unwrap();
+                    let mut status = CertificateSigningRequestStatus::default();
+                    if deny {
+                        status.conditions = Some(vec![CertificateSigningRequestCondition {
+                            type_: "Denied".into(),
+                            status: "True".into(),
+                            message: Some("not you".into()),
+                            ..CertificateSigningRequestCondition::default()
+                        }]);
+                    } else {
+                        status.certificate = Some(ByteString(certificate.into_bytes()));
+                    }
+                    let answer = serde_json::to_vec(&object).unwrap();
+                    object.status = Some(status);
+                    *made.lock() = Some(object);
+                    return Ok::<_, std::io::Error>(http::Response::new(Full::new(Bytes::from(answer))));
+                }
+                assert!(
+                    request.uri().query().unwrap().contains("metadata.name%3Dcsr-x"),
+                    "{}",
+                    request.uri()
+                );
+                let list = serde_json::json!({
+                    "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequestList",
+                    "metadata": {"resourceVersion": "1"}, "items": [made.lock().clone().unwrap()],
+                });
+                Ok(http::Response::new(Full::new(Bytes::from(list.to_string()))))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn the_kubelets_certificates_are_renewed_by_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Arc::new(Pki::open(dir.path(), &node()).unwrap());
+        for leaf in [Leaf::Kubelet, Leaf::KubeletClient] {
+            let before = pki.pem(leaf);
+            renew_by_request(&pki, &api_server(pki.clone(), false), leaf).await.unwrap();
+            let after = pki.pem(leaf);
+            assert!(before.0 != after.0 && before.1 != after.1, "{leaf:?}");
+            let kept = std::fs::read_to_string(pki.certificate_path(leaf)).unwrap();
+            assert_eq!(kept, after.0);
+            let denied = renew_by_request(&pki, &api_server(pki.clone(), true), leaf).await.unwrap_err();
+            assert!(denied.to_string().contains("Denied: not you"), "{denied}");
+            assert_eq!(pki.pem(leaf), after);
+        }
+        let client = api_server(pki.clone(), false);
+        assert!(renew_by_request(&pki, &client, Leaf::Admin).await.is_err());
+        // What another authority signed is not put in place.
+        let other_dir = tempfile::tempdir().unwrap();
+        let other = Arc::new(Pki::open(other_dir.path(), &node()).unwrap());
+        let before = pki.pem(Leaf::Kubelet);
+        let error = renew_by_request(&pki, &api_server(other, false), Leaf::Kubelet).await.unwrap_err();
+        assert!(error.to_string().contains("another authority"), "{error}");
+        assert_eq!(pki.pem(Leaf::Kubelet), before);
+        assert!(pki.renew_due(pki.clock().system_time()).is_empty());
     }
 }

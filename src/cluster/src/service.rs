@@ -17,9 +17,7 @@ use crate::wire::{
     Admitted, AnnounceRequest, Call, ClusterConfig, JoinRequest, LeaveRequest, NodeFacts, NodeRecord,
     RenewRequest, Renewed, Standing, StandingRequest, Version,
 };
-use crate::{
-    Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token,
-};
+use crate::{Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token};
 
 /// Clocks of nodes may be so far apart.
 pub(crate) const CLOCK_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -76,7 +74,7 @@ impl Service {
         match path {
             JoinRequest::PATH => encode(&self.limited(asker, body).await?),
             StandingRequest::PATH => encode(&self.standing(member(asker)?)?),
-            RenewRequest::PATH => encode(&self.renew(member(asker)?, &decode(body)?)?),
+            RenewRequest::PATH => encode(&self.renew(member(asker)?, &decode(body)?).await?),
             LeaveRequest::PATH => {
                 let peer = member(asker)?;
                 let record = self.registry.leave(peer.id).await?;
@@ -108,7 +106,7 @@ impl Service {
     }
 
     async fn join(&self, body: &[u8]) -> Result<Admitted, Refusal> {
-        let request: JoinRequest = decode(body)?;
+        let request: JoinRequest = decode(body).map_err(|refusal| other_version(body).unwrap_or(refusal))?;
         let token = request.token.parse::<Token>().map_err(|_| Refusal::UnknownToken)?.hash();
         check_facts(&request.facts)?;
         let csr = |leaf: Leaf| {
@@ -129,13 +127,8 @@ impl Service {
                 limit_seconds: CLOCK_LIMIT.as_secs(),
             });
         }
-        let own_version = Version::own();
-        if !own_version.fits(&request.version) {
-            return Err(Refusal::VersionsApart {
-                joiner: request.version.to_string(),
-                cluster: own_version.to_string(),
-            });
-        }
+        check_version(&request.version)?;
+        self.check_own(id, &request.facts.addresses).await?;
         let own = Own { id, role: request.facts.role };
         let identity = self.identity(&request.facts.name, &request.facts.addresses);
         let mut certificates = std::collections::BTreeMap::new();
@@ -180,14 +173,18 @@ impl Service {
         })
     }
 
-    fn renew(&self, peer: &PeerIdentity, request: &RenewRequest) -> Result<Renewed, Refusal> {
+    async fn renew(&self, peer: &PeerIdentity, request: &RenewRequest) -> Result<Renewed, Refusal> {
         let record = self.registry.standing(peer.id)?;
         if !Leaf::WORKER.contains(&request.leaf) {
             return Err(Refusal::Forbidden {
-                message: format!("the certificate {:?} is not signed for other nodes", request.leaf.file_stem()),
+                message: format!(
+                    "the certificate {:?} is not signed for other nodes",
+                    request.leaf.file_stem()
+                ),
             });
         }
         check_addresses(&request.addresses)?;
+        self.check_own(peer.id, &request.addresses).await?;
         let key = parse_request(&request.request).map_err(|error| invalid(&error))?.public_key;
         if request.leaf == Leaf::Node && NodeId::of_public_key(&key.subject_public_key_info()) != peer.id {
             return Err(Refusal::Forbidden { message: "a node's own key cannot be replaced".into() });
@@ -203,6 +200,7 @@ impl Service {
 
     async fn announce(&self, peer: &PeerIdentity, request: AnnounceRequest) -> Result<NodeRecord, Refusal> {
         check_addresses(&request.addresses)?;
+        self.check_own(peer.id, &request.addresses).await?;
         let record = self.registry.standing(peer.id)?;
         let facts = NodeFacts {
             name: record.name,
@@ -214,6 +212,19 @@ impl Service {
         self.registry.enroll(peer.id, &facts).await
     }
 
+    /// A certificate for an address is the right to be trusted there, so nobody gets one for what belongs to
+    /// Services or to another node.
+    async fn check_own(&self, id: NodeId, addresses: &[IpAddr]) -> Result<(), Refusal> {
+        let config = self.facts.config();
+        let mut services = config.kubernetes_service.iter().chain(&config.cluster_dns);
+        if let Some(address) = services.find(|address| addresses.contains(address)) {
+            return Err(Refusal::Invalid {
+                message: format!("{address} is a Service's address in the cluster and cannot be a node's"),
+            });
+        }
+        self.registry.check_addresses(id, addresses).await
+    }
+
     fn identity(&self, name: &str, addresses: &[IpAddr]) -> NodeIdentity {
         NodeIdentity { name: name.to_owned(), addresses: addresses.to_vec(), ..self.pki.identity() }
     }
@@ -222,6 +233,23 @@ impl Service {
 /// The node that asks.
 fn member(asker: &Asker) -> Result<&PeerIdentity, Refusal> {
     asker.peer.as_ref().ok_or_else(|| Refusal::Unauthenticated { message: "none was shown".into() })
+}
+
+fn check_version(joiner: &Version) -> Result<(), Refusal> {
+    let own = Version::own();
+    if own.fits(joiner) {
+        return Ok(());
+    }
+    Err(Refusal::VersionsApart { joiner: joiner.to_string(), cluster: own.to_string() })
+}
+
+/// What cannot be understood may come from another version, which is the better thing to say.
+fn other_version(body: &[u8]) -> Option<Refusal> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: Version,
+    }
+    check_version(&serde_json::from_slice::<Versioned>(body).ok()?.version).err()
 }
 
 /// A node's name is a DNS subdomain of RFC 1123, as Node objects demand.
@@ -239,6 +267,16 @@ fn check_facts(facts: &NodeFacts) -> Result<(), Refusal> {
                  with a letter or digit",
                 facts.name
             ),
+        });
+    }
+    // A certificate names its node, and these names are not nodes'.
+    let reserved = ["kubernetes", "localhost"].contains(&facts.name.as_str())
+        || facts.name.starts_with("kubernetes.default")
+        || [".svc", ".kedge.internal"].iter().any(|end| facts.name.ends_with(end))
+        || facts.name.contains(".svc.");
+    if reserved {
+        return Err(Refusal::Invalid {
+            message: format!("the node name {:?} is reserved; choose another one", facts.name),
         });
     }
     check_addresses(&facts.addresses)

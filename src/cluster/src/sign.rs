@@ -95,7 +95,9 @@ impl Signer {
         }
         let (required, allowed): (&[&str], &[&str]) = match self {
             Self::KubeApiserverClient => (&["client auth"], &["digital signature", "key encipherment"]),
-            Self::KubeApiserverClientKubelet => (&["client auth", "digital signature"], &["key encipherment"]),
+            Self::KubeApiserverClientKubelet => {
+                (&["client auth", "digital signature"], &["key encipherment"])
+            }
             Self::KubeletServing => (&["server auth", "digital signature"], &["key encipherment"]),
         };
         let has = |usage: &str| usages.iter().any(|other| other == usage);
@@ -175,7 +177,9 @@ fn text(value: &DnValue) -> Result<String, Error> {
         DnValue::PrintableString(text) => text.as_str().to_owned(),
         DnValue::Ia5String(text) => text.as_str().to_owned(),
         DnValue::TeletexString(text) => text.as_str().to_owned(),
-        _ => return Err(Error::Request("the subject is in a character set that is not used any more".into())),
+        _ => {
+            return Err(Error::Request("the subject is in a character set that is not used any more".into()));
+        }
     })
 }
 

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kedge_base::sync_dir;
+use kedge_base::{read_optional, sync_dir, write_atomic};
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -21,6 +21,12 @@ use crate::issue::Profile;
 use crate::pki::{generate, node_key, public_key_hash, read_text, request, signed_by, write};
 use crate::wire::{Admitted, NodeFacts};
 use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
+
+/// Beside the keys, see [`crate::Clock`].
+const TIME_FLOOR: &str = "time-floor";
+
+/// Beside the keys: the answer without private keys.
+const MEMBERSHIP: &str = "membership.json";
 
 /// A join under way.
 #[derive(Debug)]
@@ -54,9 +60,8 @@ impl Staging {
     pub(crate) fn requests(&self, facts: &NodeFacts) -> Result<BTreeMap<Leaf, String>, Error> {
         let pki = self.pki();
         fs::create_dir_all(&pki).map_err(|source| self.failed("create", source))?;
-        // An answer from another cluster, or for another name: it is of no use now.
-        remove(&self.answer()).map_err(|source| self.failed("clear", source))?;
-        remove(&pki.join("node.crt")).map_err(|source| self.failed("clear", source))?;
+        // An answer from another cluster, or for another name: nothing of it may stay.
+        self.forget_answer(&pki).map_err(|source| self.failed("clear", source))?;
         let node = node_key(&pki)?;
         let own = Own { id: NodeId::of_public_key(&node.subject_public_key_info()), role: facts.role };
         let identity = NodeIdentity {
@@ -82,7 +87,8 @@ impl Staging {
             return Err(bad("it names another authority"));
         }
         for leaf in Leaf::WORKER {
-            let certificate = admitted.certificates.get(&leaf).ok_or_else(|| bad("a certificate is missing"))?;
+            let certificate =
+                admitted.certificates.get(&leaf).ok_or_else(|| bad("a certificate is missing"))?;
             let der = CertificateDer::from_pem_slice(certificate.as_bytes())
                 .map_err(|_| bad("a certificate cannot be read"))?;
             let key = if leaf == Leaf::Node { node_key(&pki)? } else { key(&pki, leaf)? };
@@ -110,9 +116,8 @@ impl Staging {
                 write(&pki.join(format!("{}.crt", leaf.file_stem())), certificate)?;
             }
         }
-        let public = Admitted { control_plane: None, ..admitted.clone() };
-        let text = serde_json::to_string(&public).map_err(|error| bad(&error.to_string()))?;
-        write(&self.answer(), &text)
+        admitted.write(&pki)?;
+        write(&self.answer(), &admitted.public()?)
     }
 
     /// Put the prepared keys where the node's were; those are kept beside it, as `NAME.before-join`. It
@@ -131,6 +136,10 @@ impl Staging {
         let before = beside(pki_dir);
         let run = || -> io::Result<()> {
             if pki_dir.exists() {
+                // Boards without a clock need it at the next start.
+                if let Some(floor) = read_optional(&pki_dir.join(TIME_FLOOR))? {
+                    write_atomic(&prepared.join(TIME_FLOOR), &floor, 0o600)?;
+                }
                 remove_folder(&before)?;
                 fs::rename(pki_dir, &before)?;
             }
@@ -149,6 +158,23 @@ impl Staging {
         remove_folder(&beside(pki_dir)).map_err(|source| self.failed("remove", source))
     }
 
+    /// Forget the keys made for former attempts.
+    pub(crate) fn forget_keys(&self) -> Result<(), Error> {
+        remove_folder(&self.dir).map_err(|source| self.failed("clear", source))
+    }
+
+    fn forget_answer(&self, pki: &Path) -> io::Result<()> {
+        remove(&self.answer())?;
+        let own: Vec<String> = Leaf::WORKER.iter().map(|leaf| format!("{}.key", leaf.file_stem())).collect();
+        for entry in fs::read_dir(pki)? {
+            let entry = entry?;
+            if !own.iter().any(|name| entry.file_name() == name.as_str()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     fn pki(&self) -> PathBuf {
         self.dir.join("pki")
     }
@@ -159,6 +185,38 @@ impl Staging {
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::File { action, path: self.dir.clone(), source }
+    }
+}
+
+impl Admitted {
+    /// What joining wrote beside the node's keys; `None` on a node that never joined: the founder of a
+    /// cluster. It says as what to start ([`NodeFacts::role`]) and whom to ask.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn read(pki_dir: &Path) -> Result<Option<Self>, Error> {
+        let path = pki_dir.join(MEMBERSHIP);
+        let Some(text) = read_text(&path)? else { return Ok(None) };
+        let parsed = serde_json::from_str(&text);
+        parsed.map(Some).map_err(|error| Error::Damaged {
+            path,
+            reason: error.to_string(),
+            remedy: "restore the file from a backup, or run kedge leave --force and join the cluster again",
+        })
+    }
+
+    /// Write it again, with other peers or API servers.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, pki_dir: &Path) -> Result<(), Error> {
+        write(&pki_dir.join(MEMBERSHIP), &self.public()?)
+    }
+
+    /// JSON without private keys.
+    fn public(&self) -> Result<String, Error> {
+        let public = Self { control_plane: None, ..self.clone() };
+        serde_json::to_string(&public).map_err(|error| Error::Request(error.to_string()))
     }
 }
 

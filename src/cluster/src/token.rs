@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn tokens_survive_being_typed() {
-        for bytes in [[0; 32], [0xff; 32], [0xa5; 32], std::array::from_fn(|i| u8::try_from(i * 7).unwrap())] {
+        for bytes in [[0; 32], [0xff; 32], [0xa5; 32], std::array::from_fn(|i| u8::try_from(i * 7).unwrap())]
+        {
             let token = Token(bytes);
             let text = token.to_string();
             assert_eq!(text.len(), CHARACTERS);

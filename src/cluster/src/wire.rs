@@ -1,4 +1,4 @@
-//! What nodes say to each other on the cluster port besides Raft: JSON over HTTP/1.1 over TLS 1.3.
+//! What nodes say to each other on the cluster port besides Raft: JSON over HTTP/1.1 over TLS.
 //!
 //! Fields are only ever added; a node ignores what it does not know, and what a newer node needs from an
 //! older one is optional. Nothing here is Kubernetes' business: ranges and domains pass through as text.
@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn versions_fit_by_minor() {
-        let version = |kedge: &str, kubernetes: &str| Version { kedge: kedge.into(), kubernetes: kubernetes.into() };
+        let version =
+            |kedge: &str, kubernetes: &str| Version { kedge: kedge.into(), kubernetes: kubernetes.into() };
         let own = version("0.1.0", "1.36.0");
         for (other, fits) in [
             (version("0.1.9", "1.36.2"), true),

@@ -16,8 +16,8 @@ use super::*;
 use crate::registry::memory::Memory;
 use crate::wire::Peer;
 use crate::{
-    Body, ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, Members, NodeId, NodeIdentity, Pki, Refusal,
-    Registry, Service, TokenOptions, serve,
+    Body, ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, Members, NodeId, NodeIdentity, Pki, Registry,
+    Service, TokenOptions, serve,
 };
 
 const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -30,6 +30,7 @@ impl ClusterFacts for Facts {
             cluster_id: "c1".into(),
             pod_cidrs: vec!["10.244.0.0/16".into()],
             cluster_domain: "cluster.local".into(),
+            kubernetes_service: vec!["10.96.0.1".parse().unwrap()],
             ..ClusterConfig::default()
         }
     }
@@ -171,11 +172,18 @@ async fn a_control_plane_node_joins() {
     assert_eq!(pki.front_proxy_ca_pem(), cluster.pki.front_proxy_ca_pem());
     assert_eq!(pki.service_account_key_pem(), cluster.pki.service_account_key_pem());
     assert!(pki.renew_due(pki.clock().system_time()).is_empty());
-    assert_eq!(cluster.memory.members().len(), 2);
+    assert_eq!(cluster.memory.members().keys().collect::<Vec<_>>(), [&admitted.id]);
     assert!(!joiner.dir.path().join("join").exists());
+    let mut kept = Admitted::read(&joiner.pki()).unwrap().unwrap();
+    assert_eq!(kept, Admitted { control_plane: None, ..admitted.clone() });
+    kept.peers.clear();
+    kept.write(&joiner.pki()).unwrap();
+    assert_eq!(Admitted::read(&joiner.pki()).unwrap().unwrap().peers, []);
+    assert_eq!(Admitted::read(joiner.dir.path()).unwrap(), None);
 
     // And it reaches the store there, as itself.
-    let stream = Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &string.server.to_string()).await.unwrap();
+    let stream =
+        Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &string.server.to_string()).await.unwrap();
     assert_eq!(ask_store(stream).await, (200, "n2".into()));
     let wrong = Dialer::new(&pki).unwrap().dial(admitted.id, &string.server.to_string()).await;
     assert!(wrong.is_err(), "the certificate must carry the member's id");
@@ -205,7 +213,7 @@ async fn a_worker_joins_renews_moves_and_leaves() {
     let joiner = Joiner::new("w1", 2, Role::Worker);
     let admitted = joiner.join(&string).await.unwrap();
     assert_eq!(admitted.control_plane, None);
-    assert_eq!(cluster.memory.members().len(), 0, "the founder is the store's business, a worker is none");
+    assert_eq!(cluster.memory.members().len(), 0, "a worker is no member of the store");
     let pki = Arc::new(joiner.open());
     assert_eq!(pki.role(), Role::Worker);
     assert!(!joiner.pki().join("ca.key").exists());
@@ -228,7 +236,8 @@ async fn a_worker_joins_renews_moves_and_leaves() {
     assert!(members.renew(Leaf::Admin).await.is_err());
     members.announce("198.51.100.7:25000".parse().unwrap(), moved).await.unwrap();
     // A worker has no business in the store.
-    let stream = Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &string.server.to_string()).await.unwrap();
+    let stream =
+        Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &string.server.to_string()).await.unwrap();
     assert_eq!(ask_store(stream).await.0, 403);
 
     assert_eq!(members.leave().await.unwrap().unwrap().name, "w1");
@@ -244,7 +253,8 @@ async fn a_removed_control_plane_node_is_shut_out_and_told() {
     let admitted = joiner.join(&cluster.invite(&TokenOptions::default()).await).await.unwrap();
     let pki = Arc::new(joiner.open());
     cluster.registry.remove("n2").await.unwrap();
-    let stream = Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &cluster.address.to_string()).await.unwrap();
+    let stream =
+        Dialer::new(&pki).unwrap().dial(cluster.pki.node_id(), &cluster.address.to_string()).await.unwrap();
     assert_eq!(ask_store(stream).await.0, 403);
     let told = Members::new(pki, admitted.peers).unwrap().standing().await;
     assert!(matches!(told, Err(Error::Refused(Refusal::Removed { .. }))), "{told:?}");
@@ -323,13 +333,17 @@ async fn clocks_and_versions_must_fit() {
     request.version.kubernetes = "1.35.9".into();
     let service = Service::new(cluster.pki.clone(), cluster.registry.clone(), Arc::new(Facts));
     let asker = crate::service::Asker { source: LOCAL, peer: None };
-    let answer = service.answer(&asker, "join", &serde_json::to_vec(&request).unwrap()).await;
-    match answer {
-        Err(refusal @ Refusal::VersionsApart { .. }) => {
-            let text = refusal.to_string();
-            assert!(text.contains("1.35.9") && text.contains(kedge_base::KUBERNETES_VERSION), "{text}");
+    let mut changed = serde_json::to_value(&request).unwrap();
+    changed.as_object_mut().unwrap().remove("facts");
+    // Also when the other version's request has another form.
+    for body in [serde_json::to_vec(&request).unwrap(), serde_json::to_vec(&changed).unwrap()] {
+        match service.answer(&asker, "join", &body).await {
+            Err(refusal @ Refusal::VersionsApart { .. }) => {
+                let text = refusal.to_string();
+                assert!(text.contains("1.35.9") && text.contains(kedge_base::KUBERNETES_VERSION), "{text}");
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
     }
 }
 
@@ -438,4 +452,44 @@ fn ids_of_peers_are_those_of_their_keys() {
         assert_eq!(PeerIdentity::of(&der(leaf)), None, "{leaf:?}");
     }
     assert_ne!(pki.node_id(), NodeId::new(1));
+}
+
+#[tokio::test]
+async fn a_node_removed_before_its_answer_arrived_comes_with_a_new_key() {
+    let cluster = Cluster::start().await;
+    let joiner = Joiner::new("n2", 2, Role::ControlPlane);
+    let first = joiner.join(&cluster.invite(&TokenOptions::default()).await).await.unwrap();
+    std::fs::remove_file(joiner.dir.path().join("join/admitted.json")).unwrap();
+    cluster.registry.remove("n2").await.unwrap();
+    let second = joiner.join(&cluster.invite(&TokenOptions::default()).await).await.unwrap();
+    assert_ne!(first.id, second.id);
+    assert_eq!(joiner.open().node_id(), second.id);
+}
+
+#[tokio::test]
+async fn keys_of_another_answer_do_not_stay() {
+    let (one, two) = (Cluster::start().await, Cluster::start().await);
+    let mut joiner = Joiner::new("n2", 2, Role::ControlPlane);
+    joiner.join(&one.invite(&TokenOptions::default()).await).await.unwrap();
+    joiner.facts.role = Role::Worker;
+    joiner.join(&two.invite(&TokenOptions::default()).await).await.unwrap();
+    let pki = joiner.open();
+    assert_eq!(pki.ca_pem(), two.pki.ca_pem());
+    for file in ["ca.key", "sa.key", "front-proxy-ca.key"] {
+        assert!(!joiner.pki().join(file).exists(), "{file}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_joins_as_the_api_server() {
+    let cluster = Cluster::start().await;
+    let string = cluster.invite(&TokenOptions::default()).await;
+    for name in ["kubernetes", "localhost", "kubernetes.default.svc", "web.default.svc.cluster.local"] {
+        let refusal = refused(Joiner::new(name, 2, Role::Worker).join(&string).await);
+        assert!(matches!(refusal, Refusal::Invalid { .. }), "{name}: {refusal:?}");
+    }
+    let mut joiner = Joiner::new("n2", 2, Role::Worker);
+    joiner.facts.addresses.push("10.96.0.1".parse().unwrap());
+    let refusal = refused(joiner.join(&string).await);
+    assert!(matches!(refusal, Refusal::Invalid { .. }), "{refusal:?}");
 }

@@ -6,18 +6,18 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use super::{Check, MemberChange, Record, Records, RecordsError, Transaction};
+use super::{Check, MemberChange, Record, Records, RecordsError, Replica, Transaction};
 use crate::NodeId;
 
 #[derive(Default)]
 pub(crate) struct Memory {
+    replica: Replica,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     revision: u64,
-    records: BTreeMap<String, Record>,
     members: BTreeMap<NodeId, String>,
     refuse: Option<RecordsError>,
 }
@@ -25,9 +25,8 @@ struct State {
 impl Memory {
     /// Every key and value, to show that nothing changed.
     pub(crate) fn dump(&self) -> Vec<(String, String)> {
-        let state = self.state.lock();
-        let text = |record: &Record| String::from_utf8(record.bytes.clone()).unwrap();
-        state.records.iter().map(|(key, record)| (key.clone(), text(record))).collect()
+        let text = |record: Record| String::from_utf8(record.bytes).unwrap();
+        self.replica.list("").into_iter().map(|(key, record)| (key, text(record))).collect()
     }
 
     pub(crate) fn members(&self) -> BTreeMap<NodeId, String> {
@@ -55,13 +54,11 @@ impl Records for Memory {
     }
 
     fn local(&self, key: &str) -> Option<Record> {
-        self.state.lock().records.get(key).cloned()
+        self.replica.get(key)
     }
 
     fn local_list(&self, prefix: &str) -> Vec<(String, Record)> {
-        let state = self.state.lock();
-        let hits = state.records.iter().filter(|(key, _)| key.starts_with(prefix));
-        hits.map(|(key, record)| (key.clone(), record.clone())).collect()
+        self.replica.list(prefix)
     }
 
     fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>> {
@@ -71,9 +68,9 @@ impl Records for Memory {
                 return Err(error.clone());
             }
             let holds = |check: &Check| match check {
-                Check::Absent(key) => !state.records.contains_key(key),
+                Check::Absent(key) => self.replica.get(key).is_none(),
                 Check::At(key, revision) => {
-                    state.records.get(key).is_some_and(|record| record.revision == *revision)
+                    self.replica.get(key).is_some_and(|record| record.revision == *revision)
                 }
             };
             if !transaction.checks.iter().all(holds) {
@@ -82,10 +79,10 @@ impl Records for Memory {
             state.revision += 1;
             let revision = state.revision;
             for key in transaction.deletes {
-                state.records.remove(&key);
+                self.replica.delete(&key);
             }
             for (key, bytes) in transaction.puts {
-                state.records.insert(key, Record { bytes, revision });
+                self.replica.put(&key, bytes, revision);
             }
             match transaction.member {
                 Some(MemberChange::Admit(peer)) => {

@@ -78,7 +78,7 @@ async fn a_refused_join_leaves_the_token_usable() {
     book.memory.refuse(None);
     assert_eq!(book.memory.dump(), before);
     book.registry.admit(&token.hash(), id(2), &n2).await.unwrap();
-    assert_eq!(book.memory.members().len(), 2);
+    assert_eq!(book.memory.members().len(), 1);
 }
 
 #[tokio::test]
@@ -91,7 +91,8 @@ async fn two_nodes_race_with_one_token() {
         let joins = (1..=6).map(|number| {
             let (registry, hash) = (book.registry.clone(), hash.clone());
             async move {
-                let facts = facts(&format!("n{number}"), &format!("192.0.2.{number}:25000"), Role::ControlPlane);
+                let facts =
+                    facts(&format!("n{number}"), &format!("192.0.2.{number}:25000"), Role::ControlPlane);
                 registry.admit(&hash, id(number), &facts).await
             }
         });
@@ -140,7 +141,6 @@ async fn a_removed_node_is_told_so_and_its_name_is_free() {
         assert!(matches!(&standing, Refusal::Removed { .. }), "{standing:?}");
         assert!(standing.to_string().contains("run kedge leave and join again"), "{standing}");
     }
-    assert_eq!(book.memory.members().len(), 1);
     let again = facts("n2", "192.0.2.2:25000", Role::ControlPlane);
     let refused = book.registry.enroll(id(2), &again).await;
     assert!(matches!(refused, Err(Refusal::Removed { .. })), "{refused:?}");
@@ -174,4 +174,28 @@ async fn a_node_moves_to_another_address() {
     assert_eq!(book.memory.dump(), before, "repeating it changes nothing");
     let other_role = book.registry.enroll(id(2), &facts("n2", "192.0.2.1:25000", Role::ControlPlane)).await;
     assert!(matches!(other_role, Err(Refusal::Forbidden { .. })), "{other_role:?}");
+}
+
+#[tokio::test]
+async fn two_that_leave_at_once_do_not_leave_nothing() {
+    let book = book();
+    for number in [1, 2] {
+        let facts = facts(&format!("n{number}"), &format!("192.0.2.{number}:25000"), Role::ControlPlane);
+        book.registry.enroll(id(number), &facts).await.unwrap();
+    }
+    let (one, two) = futures::join!(book.registry.leave(id(1)), book.registry.leave(id(2)));
+    assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+    assert_eq!(book.registry.nodes().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_gets_a_certificate_for_another_nodes_address() {
+    let book = book();
+    book.registry.enroll(id(1), &facts("n1", "192.0.2.1:25000", Role::ControlPlane)).await.unwrap();
+    let check = async |number, address: &str| {
+        book.registry.check_addresses(id(number), &[address.parse().unwrap()]).await.is_ok()
+    };
+    assert!(check(1, "192.0.2.1").await);
+    assert!(!check(2, "192.0.2.1").await);
+    assert!(check(2, "192.0.2.2").await);
 }

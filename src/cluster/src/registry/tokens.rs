@@ -96,8 +96,7 @@ impl Registry {
         let (Some(record), None) = (hits.next().filter(|_| id.len() >= 4), hits.next()) else {
             return Err(Error::NoSuchToken(id));
         };
-        let transaction =
-            Transaction { deletes: vec![token_key(&record.hash)], ..Transaction::default() };
+        let transaction = Transaction { deletes: vec![token_key(&record.hash)], ..Transaction::default() };
         self.commit(transaction).await?;
         Ok(record)
     }
@@ -107,8 +106,7 @@ impl Registry {
     /// # Errors
     /// What is wrong with it.
     pub(crate) async fn check_token(&self, token: &TokenHash, id: NodeId, role: Role) -> Result<(), Refusal> {
-        let (record, _) =
-            self.get::<TokenRecord>(&token_key(token)).await?.ok_or(Refusal::UnknownToken)?;
+        let (record, _) = self.get::<TokenRecord>(&token_key(token)).await?.ok_or(Refusal::UnknownToken)?;
         record.admits(id, role, self.now()).map(|_| ())
     }
 
