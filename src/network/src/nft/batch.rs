@@ -80,9 +80,10 @@ pub(crate) struct SetSpec {
     pub(crate) timeout: Option<u64>,
 }
 
-/// The messages of one transaction on one table of the `inet` family.
+/// The messages of one transaction on one table.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    family: u8,
     out: Builder,
     table: String,
     sequence: u32,
@@ -90,8 +91,15 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// On a table of family `inet`.
     pub(crate) fn new(table: &str) -> Self {
-        let mut batch = Self { out: Builder::default(), table: table.to_owned(), sequence: 0, next_set: 1 };
+        Self::of_family(FAMILY_INET, table)
+    }
+
+    /// On a table of another family (`NFPROTO_*`).
+    pub(crate) fn of_family(family: u8, table: &str) -> Self {
+        let (out, table) = (Builder::default(), table.to_owned());
+        let mut batch = Self { family, out, table, sequence: 0, next_set: 1 };
         batch.frame(BATCH_BEGIN);
         batch
     }
@@ -123,7 +131,7 @@ impl Batch {
 
     fn message(&mut self, message: u16, flags: u16, fill: impl FnOnce(&mut Builder)) {
         self.out.begin(kind(message), NLM_F_REQUEST | flags, self.sequence);
-        self.out.raw(&header(FAMILY_INET));
+        self.out.raw(&header(self.family));
         self.out.string(1, &self.table);
         fill(&mut self.out);
         self.out.end();
@@ -180,6 +188,24 @@ impl Batch {
         self.message(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |out| {
             out.string(2, chain);
             out.nested(4, |out| rule.iter().for_each(|expr| expr.encode(out, random_map)));
+        });
+    }
+
+    /// Put a rule before all others of its chain. `comment` shows in `nft list`.
+    pub(crate) fn insert_rule(&mut self, chain: &str, rule: &[Expr], comment: &str) {
+        self.message(NEWRULE, NLM_F_CREATE, |out| {
+            out.string(2, chain);
+            out.nested(4, |out| rule.iter().for_each(|expr| expr.encode(out, 0)));
+            // NFTA_RULE_USERDATA
+            out.attribute(7, &user_comment(comment));
+        });
+    }
+
+    /// Remove one rule by the number that the kernel has given it.
+    pub(crate) fn delete_rule(&mut self, chain: &str, handle: u64) {
+        self.message(DELRULE, 0, |out| {
+            out.string(2, chain);
+            out.be64(3, handle);
         });
     }
 
@@ -290,7 +316,7 @@ impl Batch {
     }
 }
 
-/// `NFTNL_UDATA_CHAIN_COMMENT`: type, length, text with its zero; at most 128 bytes for nft.
+/// `NFTNL_UDATA_CHAIN_COMMENT` and `NFTNL_UDATA_RULE_COMMENT`, both 0: type, length, text with its zero; at most 128 bytes for nft.
 fn user_comment(comment: &str) -> Vec<u8> {
     let mut end = comment.len().min(126);
     while !comment.is_char_boundary(end) {

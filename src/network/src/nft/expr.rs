@@ -13,6 +13,7 @@ const DATA_VERDICT: u16 = 2;
 /// What happens to a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    Accept,
     Drop,
     Return,
     Jump(String),
@@ -23,6 +24,7 @@ impl Verdict {
     /// As the content of a data attribute (an element's data, an immediate's data).
     pub(super) fn encode(&self, out: &mut Builder, kind: u16) {
         let (code, chain): (i32, Option<&str>) = match self {
+            Self::Accept => (1, None),
             Self::Drop => (0, None),
             Self::Jump(chain) => (-3, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
@@ -67,6 +69,8 @@ pub(crate) enum Expr {
     Random(Vec<Verdict>),
     /// Load data into a register.
     Load { register: u32, data: Vec<u8> },
+    /// Count packets and bytes.
+    Counter,
     /// Do it.
     Verdict(Verdict),
     /// The connection's state bits into a register.
@@ -149,6 +153,10 @@ impl Expr {
             Self::Load { register, data } => element(out, "immediate", |out| {
                 out.be32(1, *register);
                 value(out, 2, data);
+            }),
+            Self::Counter => element(out, "counter", |out| {
+                out.be64(1, 0);
+                out.be64(2, 0);
             }),
             Self::Verdict(verdict) => element(out, "immediate", |out| {
                 out.be32(1, 0);

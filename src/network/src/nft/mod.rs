@@ -3,13 +3,15 @@
 
 mod batch;
 mod expr;
+mod foreign;
 mod transaction;
 mod watch;
 
 pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
 pub(crate) use expr::{Compare, Expr, Verdict};
+pub(crate) use foreign::{ForwardChain, commented_rules, forward_chains};
 pub(crate) use transaction::{TransactionError, Writer, delete_table};
-pub(crate) use watch::{ForeignChain, Noticed, Watcher, dropping_forward_chains};
+pub(crate) use watch::{Noticed, Watcher};
 
 /// linux/netfilter/nfnetlink.h
 const SUBSYSTEM: u16 = 10;
