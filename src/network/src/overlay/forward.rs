@@ -51,7 +51,7 @@ async fn run(mut networks: watch::Receiver<Vec<IpNet>>) {
             return std::future::pending().await;
         }
     };
-    let mut fought = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut fought = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     let mut last: Option<Instant> = None;
     loop {
         // Before the check, so that nothing happens unseen in between.

@@ -44,6 +44,8 @@ struct Inner {
     told: Mutex<BTreeSet<String>>,
     /// What the pass before wanted.
     last: Mutex<Option<Desired>>,
+    /// The version of the Node that was patched last, and with what: its change may not have come back.
+    patched: Mutex<Option<(Option<String>, BTreeMap<String, String>)>>,
 }
 
 /// What of a node matters here.
@@ -62,8 +64,9 @@ impl Runner {
     ) -> Self {
         let kernel = Arc::new(kernel);
         let (changed, networks) = (Arc::default(), watch::Sender::default());
-        let (told, last) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { config, client, nodes, kernel, state, changed, networks, told, last }))
+        let (told, last, patched) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let inner = Inner { config, client, nodes, kernel, state, changed, networks, told, last, patched };
+        Self(Arc::new(inner))
     }
 
     /// The cluster's pod networks; empty until they are known.
@@ -91,7 +94,7 @@ impl Runner {
         this.networks.send_replace(network.networks.clone());
         this.nodes.synced().await;
         let mut failed = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-        let mut fought = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
+        let mut fought = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut last_repair: Option<Instant> = None;
         let mut watcher: Option<RtWatcher> = None;
         let mut by_kernel = false;
@@ -121,7 +124,11 @@ impl Runner {
                     "the pod network was changed by somebody else, it is repaired"
                 );
                 if last_repair.is_some_and(|last| last.elapsed() < QUIET) {
-                    tokio::time::sleep(fought.next_delay()).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(fought.next_delay()) => {}
+                        // Kept for below, where it is waited for again.
+                        () = this.changed.notified() => this.changed.notify_one(),
+                    }
                 } else {
                     fought.reset();
                 }
@@ -264,12 +271,14 @@ impl Inner {
     async fn announce(&self, node: &Node, outcome: &Outcome) -> Result<(), kube::Error> {
         let Some(lease) = &outcome.lease else { return Ok(()) };
         let missing = lease.missing_annotations(node);
-        if missing.is_empty() {
+        let patched = Some((node.metadata.resource_version.clone(), missing.clone()));
+        if missing.is_empty() || *self.patched.lock() == patched {
             return Ok(());
         }
         let nodes = kube::Api::<Node>::all(self.client.clone());
         let patch = json!({ "metadata": { "annotations": missing } });
         nodes.patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        *self.patched.lock() = patched;
         tracing::info!(backend = %lease.backend, mtu = outcome.mtu, "pod network announced");
         Ok(())
     }

@@ -27,7 +27,7 @@ const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
-const VXLAN_GBP: u16 = 25;
+const VXLAN_GBP: u16 = 23;
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -176,10 +176,13 @@ async fn vxlan() {
         "{device}"
     );
     assert!(device.contains("nolearning"), "{device}");
+    // Made once, not again and again: its number stays.
+    let number = |device: &str| device.split(':').next().map(str::to_owned);
     let patched = api.patches();
     assert_eq!(patched.len(), 3, "one patch for each node: {patched:?}");
 
     all_reach_all("at first", &nodes).await;
+    assert_eq!(number(&nodes[1].host.ip("-d link show flannel.1")), number(&device));
     // The machine itself reaches pods elsewhere, from its address in the pod network.
     let answer = nodes[0].host.within(|| ask("10.244.2.2:8080")).unwrap();
     assert_eq!(answer.trim_end(), "10.244.1.0");
@@ -253,7 +256,10 @@ async fn firewalls(nodes: &[Node]) {
     host.exec("iptables-nft", "-F FORWARD");
     eventually("its rules are flushed", nodes[0].reaches(2)).await;
     host.exec("nft", "add table inet fire");
-    host.exec("nft", "add chain inet fire all { type filter hook forward priority 10 ; policy drop ; }");
+    host.exec(
+        "nft",
+        "add chain inet fire forward-all { type filter hook forward priority 10 ; policy drop ; }",
+    );
     eventually("a second one", nodes[0].reaches(2)).await;
 }
 
