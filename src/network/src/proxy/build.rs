@@ -1,5 +1,5 @@
 //! From a Service and its EndpointSlices to [`ServiceState`]: pure functions. Semantics follow
-//! kube-proxy (pkg/proxy/serviceport.go, topology.go, nftables/proxier.go) and KEP-1669.
+//! kube-proxy (pkg/proxy/serviceport.go, nftables/proxier.go).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,42 +9,31 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use super::endpoints::{Endpoint, Place, endpoints, slice_family, usable_anywhere, usable_here};
 use super::model::{
     Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState,
     Target, UdpPort,
 };
 
 /// A Service or slice with this label belongs to another proxy.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Slices of headless Services carry it.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` by default: three hours.
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 
-/// One endpoint of one service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Endpoint {
-    address: SocketAddr,
-    local: bool,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
 /// The state for a Service as this node sees it. Empty for those that are not proxied.
-pub(crate) fn service_state(node: &str, service: &Service, slices: &[Arc<EndpointSlice>]) -> ServiceState {
+pub(crate) fn service_state(place: &Place, service: &Service, slices: &[Arc<EndpointSlice>]) -> ServiceState {
     let mut state = ServiceState::default();
     let Some(spec) = service.spec.as_ref().filter(|_| is_proxied(service)) else { return state };
     for family in Family::BOTH {
         let Some(cluster_ip) = cluster_ip(spec, family) else { continue };
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
-            let endpoints = endpoints(node, slices, family, port, protocol);
+            let endpoints = endpoints(place, slices, family, port, protocol);
             let mut builder = PortBuilder::new(service, spec, family, cluster_ip, port, protocol, &mut state);
             builder.build(&endpoints);
         }
     }
-    state.health = health_check(node, spec, slices);
+    state.health = health_check(&place.node, spec, slices);
     state
 }
 
@@ -74,76 +63,6 @@ fn load_balancer_ips(service: &Service, family: Family) -> Vec<IpAddr> {
     // ipMode Proxy: the load balancer wants to see the traffic itself.
     let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
     addresses(direct.filter_map(|ingress| ingress.ip.as_ref()), family)
-}
-
-fn slice_family(slice: &EndpointSlice) -> Option<Family> {
-    let labels = slice.metadata.labels.as_ref();
-    if labels
-        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
-    {
-        return None;
-    }
-    match slice.address_type.as_str() {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    }
-}
-
-fn endpoints(
-    node: &str,
-    slices: &[Arc<EndpointSlice>],
-    family: Family,
-    port: &ServicePort,
-    protocol: Protocol,
-) -> Vec<Endpoint> {
-    let mut found = BTreeSet::new();
-    for slice in slices.iter().filter(|slice| slice_family(slice) == Some(family)) {
-        let matching = slice.ports.iter().flatten().filter(|candidate| {
-            candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
-                && Protocol::parse(candidate.protocol.as_deref()) == Some(protocol)
-        });
-        for number in matching.filter_map(|port| port.port.and_then(|number| u16::try_from(number).ok())) {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // All addresses of an endpoint are the same endpoint: the first one counts.
-                let Some(address) = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok())
-                else {
-                    continue;
-                };
-                if Family::of(address) != family {
-                    continue;
-                }
-                let conditions = endpoint.conditions.as_ref();
-                let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-                found.insert(Endpoint {
-                    address: SocketAddr::new(address, number),
-                    local: endpoint.node_name.as_deref() == Some(node),
-                    ready,
-                    serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
-                    terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-                });
-            }
-        }
-    }
-    // An endpoint can be in two slices for a moment: the last in order is the ready one.
-    let mut unique: Vec<Endpoint> = Vec::new();
-    for endpoint in found {
-        match unique.last_mut() {
-            Some(last) if last.address == endpoint.address => *last = endpoint,
-            _ => unique.push(endpoint),
-        }
-    }
-    unique
-}
-
-/// Ready endpoints, or those that still serve while they terminate when there is none (KEP-1669).
-fn usable(endpoints: &[Endpoint], local_only: bool) -> Vec<SocketAddr> {
-    let candidates = || endpoints.iter().filter(move |endpoint| endpoint.local || !local_only);
-    let ready: Vec<SocketAddr> = candidates().filter(|e| e.ready).map(|e| e.address).collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    candidates().filter(|e| e.serving && e.terminating).map(|e| e.address).collect()
 }
 
 fn is_local_external(spec: &ServiceSpec) -> bool {
@@ -228,8 +147,8 @@ impl<'a> PortBuilder<'a> {
         let internal_local = self.spec.internal_traffic_policy.as_deref() == Some("Local");
         let external_local = is_local_external(self.spec);
 
-        let cluster = usable(endpoints, false);
-        let local = usable(endpoints, true);
+        let cluster = usable_anywhere(endpoints);
+        let local = usable_here(endpoints);
         let uses_cluster = !internal_local || is_external;
         let uses_local = internal_local || (external_local && is_external);
 

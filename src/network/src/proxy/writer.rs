@@ -15,6 +15,7 @@ use super::ProxyConfig;
 use super::build::service_state;
 use super::changes::Changes;
 use super::conntrack::StaleFlows;
+use super::endpoints::Place;
 use super::health::HealthServers;
 use super::rules::{SERVICES_CHAIN, fixed_chains};
 use super::table::{Delta, Garbage, Table};
@@ -55,11 +56,12 @@ impl ProxyWriter {
     ) -> Result<bool, TransactionError> {
         let mut delta = Delta::default();
         let mut again: Vec<ObjectKey> = Vec::new();
-        for (key, slices) in changes.take() {
+        let taken = changes.take();
+        // Asked afterwards: when the zone changes now, the Services are marked once more.
+        let place = Place { node: self.config.node_name.clone(), zone: changes.zone() };
+        for (key, slices) in taken {
             let service = services.get_key(&key);
-            let state = service
-                .map(|service| service_state(&self.config.node_name, &service, &slices))
-                .unwrap_or_default();
+            let state = service.map(|service| service_state(&place, &service, &slices)).unwrap_or_default();
             let old = self.table.service(&key);
             let old_health = old.and_then(|old| old.health);
             if old_health != state.health {

@@ -4,4 +4,5 @@
 mod api;
 mod overlay;
 mod proxy;
+mod services;
 mod world;

@@ -47,7 +47,7 @@ impl Node {
         pod.ip(&format!("route add default via 10.244.{number}.1"));
         // Far more than one packet, so that an MTU that is too large shows.
         pod.run(move || {
-            serve(&TcpListener::bind((IpAddr::from([10, 244, number, 2]), 8080)).unwrap(), 200_000)
+            serve(&TcpListener::bind((IpAddr::from([10, 244, number, 2]), 8080)).unwrap(), "pod", 200_000)
         });
 
         let (tasks, files) = (Tasks::new("node"), tempfile::tempdir().unwrap());
@@ -91,7 +91,7 @@ impl Node {
                 ask(&format!("10.244.{other}.2:8080"))
             });
             let answer = asked.join().unwrap().map_err(|error| error.to_string())?;
-            let whole = answer.len() > 200_000 && answer.trim_end() == format!("10.244.{number}.2");
+            let whole = answer.len() > 200_000 && answer.trim_end() == format!("10.244.{number}.2 pod");
             if whole { Ok(()) } else { Err(format!("{} bytes from {}", answer.len(), answer.trim_end())) }
         }
     }
@@ -185,7 +185,7 @@ async fn vxlan() {
     assert_eq!(number(&nodes[1].host.ip("-d link show flannel.1")), number(&device));
     // The machine itself reaches pods elsewhere, from its address in the pod network.
     let answer = nodes[0].host.within(|| ask("10.244.2.2:8080")).unwrap();
-    assert_eq!(answer.trim_end(), "10.244.1.0");
+    assert_eq!(answer.trim_end(), "10.244.1.0 pod");
 
     for damage in [
         "route del 10.244.2.0/24",

@@ -66,9 +66,13 @@ async fn scenario() {
     }
     ip("route add default via 192.0.2.2");
     prepare_host().unwrap();
-    pod.run(|| serve(&TcpListener::bind("10.244.0.5:8080").unwrap(), 0));
+    pod.run(|| serve(&TcpListener::bind("10.244.0.5:8080").unwrap(), "pod", 0));
 
-    let api = Api::new([("services", vec![service()]), ("endpointslices", vec![slice(1, &["10.244.0.5"])])]);
+    let api = Api::new([
+        ("services", vec![service()]),
+        ("endpointslices", vec![slice(1, &["10.244.0.5"])]),
+        ("nodes", Vec::new()),
+    ]);
     let tasks = Tasks::new("test");
     let informers = Informers::new(api.client(), &tasks);
     let net = |text: &str| text.parse::<IpNet>().unwrap();
@@ -91,8 +95,8 @@ async fn scenario() {
         tokio::task::spawn_blocking(move || (from_client.join().unwrap(), from_itself.join().unwrap()))
             .await
             .unwrap();
-    assert_eq!(from_client.unwrap(), "10.244.0.1", "a node port masquerades clients from outside");
-    assert_eq!(from_itself.unwrap(), "10.244.0.1", "a pod that reaches itself is masqueraded");
+    assert_eq!(from_client.unwrap(), "10.244.0.1 pod", "a node port masquerades clients from outside");
+    assert_eq!(from_itself.unwrap(), "10.244.0.1 pod", "a pod that reaches itself is masqueraded");
 
     api.set("endpointslices", &slice(2, &[]));
     let refused = |address: &'static str| {

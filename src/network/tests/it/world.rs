@@ -95,10 +95,15 @@ pub(crate) fn in_own_namespace<F: Future<Output = ()>>(scenario: impl FnOnce() -
     .unwrap();
 }
 
-/// What the server answers: its name and the client's address as the server sees it.
+/// What a server answers: the client's address as it sees it, and its own name.
 pub(crate) fn ask(address: &str) -> std::io::Result<String> {
+    ask_within(address, Duration::from_secs(10))
+}
+
+/// The same when no answer is likely.
+pub(crate) fn ask_within(address: &str, limit: Duration) -> std::io::Result<String> {
     let address: SocketAddr = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -114,13 +119,21 @@ pub(crate) fn ask_udp(socket: &UdpSocket, address: &str) -> std::io::Result<Stri
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// Answers every connection with the client's address, followed by `padding` bytes.
-pub(crate) fn serve(listener: &TcpListener, padding: usize) {
+/// Answers every connection with the client's address, a space, `name` and `padding` more spaces.
+pub(crate) fn serve(listener: &TcpListener, name: &str, padding: usize) {
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
-        let peer = stream.peer_addr().unwrap().ip().to_string();
-        let _ = stream.write_all(peer.as_bytes());
+        let peer = stream.peer_addr().unwrap().ip().to_canonical();
+        let _ = stream.write_all(format!("{peer} {name}").as_bytes());
         let _ = stream.write_all(&vec![b' '; padding]);
+    }
+}
+
+/// The same for datagrams.
+pub(crate) fn serve_udp(socket: &UdpSocket, name: &str) {
+    let mut buffer = [0; 100];
+    while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+        let _ = socket.send_to(format!("{} {name}", peer.ip().to_canonical()).as_bytes(), peer);
     }
 }
 
