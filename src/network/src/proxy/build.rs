@@ -76,16 +76,17 @@ fn health_check(node: &str, spec: &ServiceSpec, slices: &[Arc<EndpointSlice>]) -
     }
     let port =
         spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
-    let mut local = BTreeSet::new();
-    for slice in slices.iter().filter(|slice| slice_family(slice).is_some()) {
-        for endpoint in slice.endpoints.iter().flatten() {
+    let local_in = |family: Family| {
+        let of_family = slices.iter().filter(|slice| slice_family(slice) == Some(family));
+        let here = of_family.flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            if ready && endpoint.node_name.as_deref() == Some(node) {
-                local.extend(endpoint.addresses.first().cloned());
-            }
-        }
-    }
-    Some(HealthCheck { port, local_endpoints: local.len() })
+            ready && endpoint.node_name.as_deref() == Some(node)
+        });
+        here.filter_map(|endpoint| endpoint.addresses.first()).collect::<BTreeSet<_>>().len()
+    };
+    // A pod with addresses of both families is one endpoint.
+    let local_endpoints = Family::BOTH.into_iter().map(local_in).max().unwrap_or(0);
+    Some(HealthCheck { port, local_endpoints })
 }
 
 /// Adds one port in one family to the state.

@@ -98,6 +98,13 @@ impl Proxy {
         *self.writes.borrow()
     }
 
+    /// Returns when there are more than `writes` transactions (see [`Proxy::writes`]), or the proxy has
+    /// stopped.
+    pub async fn written_since(&self, writes: u64) {
+        let mut current = self.writes.clone();
+        let _ = current.wait_for(|current| *current > writes).await;
+    }
+
     /// Returns when the table was written for the first time, or the proxy has stopped.
     pub async fn ready(&self) {
         let mut writes = self.writes.clone();

@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use kedge_base::Tasks;
 use kedge_client::Informers;
-use kedge_network::{IpNet, Proxy, ProxyConfig, cleanup, prepare_host, start_proxy};
+use kedge_network::{IpNet, ProxyConfig, cleanup, prepare_host, start_proxy};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -25,7 +27,7 @@ struct Node {
     client: Namespace,
     api: Api,
     tasks: Tasks,
-    proxy: Proxy,
+    markers: AtomicU8,
 }
 
 impl Node {
@@ -54,7 +56,7 @@ impl Node {
         config.service_cidrs.push(net("fd00:96::/112"));
         let proxy = start_proxy(config, &informers, &tasks).await.unwrap();
         tokio::time::timeout(PATIENCE, proxy.ready()).await.unwrap();
-        Self { pods, client, api, tasks, proxy }
+        Self { pods, client, api, tasks, markers: AtomicU8::new(1) }
     }
 
     /// A Service with one port, and its endpoints.
@@ -102,12 +104,11 @@ impl Node {
         }
     }
 
-    /// Returns when the proxy has looked at what `make` changed: a Service made afterwards is there.
+    /// Returns when the proxy has written what `make` changed: each informer keeps the order of what it is
+    /// told, so a Service and a slice that are changed afterwards show it.
     async fn change(&self, make: impl FnOnce()) {
         make();
-        // Informers and the writer keep the order of what they are told; a marker that is seen in the
-        // table means that all before it is, too.
-        let marker = self.proxy.writes() % 200 + 1;
+        let marker = self.markers.fetch_add(1, Ordering::Relaxed);
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": { "namespace": "ns", "name": "marker" },
@@ -116,21 +117,31 @@ impl Node {
                 "ports": [{ "port": 1, "protocol": "TCP" }],
             },
         });
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "namespace": "ns", "name": "marker",
+                "labels": { "kubernetes.io/service-name": "marker" },
+            },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": [format!("10.244.77.{marker}")], "conditions": { "ready": true } }],
+            "ports": [{ "port": 1, "protocol": "TCP" }],
+        });
         self.api.set("services", &service);
+        self.api.set("endpointslices", &slice);
         eventually("the change is in the table", move || {
-            let set = run("nft", "list set inet kedge cluster-ips-4");
-            if set.contains(&format!("10.96.77.{marker}")) { Ok(()) } else { Err(set) }
+            let table = run("nft", "list table inet kedge");
+            let service = table.contains(&format!("10.96.77.{marker} . tcp . 1 : goto service-"));
+            let endpoint = table.contains(&format!("dnat ip to 10.244.77.{marker}:1\n"));
+            if service && endpoint { Ok(()) } else { Err(table) }
         })
         .await;
     }
 
-    fn finish(self) -> impl Future<Output = ()> {
-        async move {
-            assert!(self.tasks.shutdown(PATIENCE).await.is_empty());
-            cleanup("kedge", "kedge0", std::path::Path::new("/nonexistent")).unwrap();
-            assert!(!run("nft", "list tables").contains("kedge"));
-        }
+    async fn finish(self) {
+        assert!(self.tasks.shutdown(PATIENCE).await.is_empty());
+        cleanup("kedge", "kedge0", std::path::Path::new("/nonexistent")).unwrap();
+        assert!(!run("nft", "list tables").contains("kedge"));
     }
 }
 
@@ -353,8 +364,11 @@ async fn policies() {
         json!({ "spec": { "clusterIP": "None", "clusterIPs": ["None"] } }),
     ] {
         node.service(change, &both).await;
-        let table = run("nft", "list table inet kedge");
-        assert!(!table.contains("10.96.0.7") && !table.contains("chain endpoint-"), "{table}");
+        eventually("nothing is left of it", || {
+            let table = run("nft", "list table inet kedge");
+            if table.contains("10.96.0.7") || table.contains("dnat ip to 10.244.0.") { Err(table) } else { Ok(()) }
+        })
+        .await;
     }
     node.finish().await;
 }
@@ -368,14 +382,15 @@ fn udp_flows_follow_their_service() {
 
 async fn udp() {
     let node = Node::start("udp").await;
-    let ports = json!([{ "name": "web", "port": 53, "targetPort": 8080, "nodePort": 30053, "protocol": "UDP" }]);
+    let ports =
+        json!([{ "name": "web", "port": 53, "targetPort": 8080, "nodePort": 30053, "protocol": "UDP" }]);
     let service = json!({ "spec": { "type": "NodePort", "ports": ports } });
     node.service(service, &[(1, "node1", "")]).await;
     // One socket, so that connection tracking takes all of it for one flow.
-    let inside = node.pods[2].within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    let outside = node.client.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let inside = Arc::new(node.pods[2].within(|| UdpSocket::bind("0.0.0.0:0").unwrap()));
+    let outside = Arc::new(node.client.within(|| UdpSocket::bind("0.0.0.0:0").unwrap()));
     let both = |what: &'static str, expected: &'static str| {
-        let (inside, outside) = (inside.try_clone().unwrap(), outside.try_clone().unwrap());
+        let (inside, outside) = (inside.clone(), outside.clone());
         eventually(what, move || {
             let answers = [ask_udp(&inside, "10.96.0.7:53"), ask_udp(&outside, "192.0.2.1:30053")];
             let found = answers.map(|answer| answer.map_or_else(|e| e.to_string(), |a| server(&a)));
