@@ -153,9 +153,8 @@ impl<'a> PortBuilder<'a> {
         let uses_cluster = !internal_local || is_external;
         let uses_local = internal_local || (external_local && is_external);
 
-        let service_chain =
-            if uses_cluster { self.balance(Kind::Service, &cluster, !internal_local) } else { None };
-        let local_chain = if uses_local { self.balance(Kind::Local, &local, internal_local) } else { None };
+        let service_chain = if uses_cluster { self.balance(Kind::Service, &cluster) } else { None };
+        let local_chain = if uses_local { self.balance(Kind::Local, &local) } else { None };
 
         // No endpoint anywhere: refuse, so that clients need not wait. None here: drop, so that a
         // load balancer can try another node.
@@ -212,24 +211,28 @@ impl<'a> PortBuilder<'a> {
         }
     }
 
-    /// A chain that chooses among the endpoints, with their chains. None when there are none.
-    fn balance(&mut self, kind: Kind, endpoints: &[SocketAddr], is_internal: bool) -> Option<Name> {
+    /// A chain that chooses among the endpoints. None when there are none.
+    fn balance(&mut self, kind: Kind, endpoints: &[SocketAddr]) -> Option<Name> {
         if endpoints.is_empty() {
             return None;
         }
+        for to in endpoints {
+            self.element(Map::Hairpin, Some(to.ip()), None, Target::Member);
+        }
+        let Some(seconds) = self.affinity_seconds else {
+            let chain = Chain::Direct { protocol: self.protocol, targets: endpoints.to_vec() };
+            return Some(self.add_chain(kind, "", chain));
+        };
         let mut choices = Vec::with_capacity(endpoints.len());
         for &to in endpoints {
-            let affinity = self.affinity_seconds.map(|seconds| {
-                let set = self.name(Kind::Affinity, &format!("{to}/{seconds}"));
-                self.state.affinity_sets.insert(set, (self.family, seconds));
-                Affinity { set, seconds }
-            });
+            let set = self.name(Kind::Affinity, &format!("{to}/{seconds}"));
+            self.state.affinity_sets.insert(set, (self.family, seconds));
+            let affinity = Affinity { set, seconds };
             let chain = Chain::Endpoint { to, protocol: self.protocol, affinity };
             let endpoint = self.add_chain(Kind::Endpoint, &to.to_string(), chain);
-            choices.push(Choice { endpoint, affinity: affinity.map(|affinity| affinity.set) });
+            choices.push(Choice { endpoint, affinity: set });
         }
-        let cluster_ip = is_internal.then_some(self.cluster_ip);
-        Some(self.add_chain(kind, "", Chain::Balance { cluster_ip, family: self.family, choices }))
+        Some(self.add_chain(kind, "", Chain::Balance { family: self.family, choices }))
     }
 
     fn firewall(&mut self, balancer_ips: &[IpAddr]) {

@@ -88,6 +88,7 @@ fn reached(state: &ServiceState, element: &ElementKey) -> BTreeSet<SocketAddr> {
 fn reached_from(state: &ServiceState, name: &Name) -> BTreeSet<SocketAddr> {
     match &state.chains[name] {
         Chain::Endpoint { to, .. } => BTreeSet::from([*to]),
+        Chain::Direct { targets, .. } => targets.iter().copied().collect(),
         Chain::Balance { choices, .. } => {
             choices.iter().flat_map(|choice| reached_from(state, &choice.endpoint)).collect()
         }

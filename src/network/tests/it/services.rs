@@ -366,7 +366,11 @@ async fn policies() {
         node.service(change, &both).await;
         eventually("nothing is left of it", || {
             let table = run("nft", "list table inet kedge");
-            if table.contains("10.96.0.7") || table.contains("dnat ip to 10.244.0.") { Err(table) } else { Ok(()) }
+            if table.contains("10.96.0.7") || table.contains("dnat ip to 10.244.0.") {
+                Err(table)
+            } else {
+                Ok(())
+            }
         })
         .await;
     }
