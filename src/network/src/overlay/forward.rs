@@ -138,7 +138,7 @@ fn is_in(net: &IpNet, source: bool) -> Vec<Expr> {
         (false, false) => (24, 16),
     };
     let mut data = Expr::address_bytes(net.trunc().addr());
-    let whole_bytes = net.prefix_len() % 8 == 0 && net.prefix_len() > 0;
+    let whole_bytes = net.prefix_len().is_multiple_of(8) && net.prefix_len() > 0;
     let length = if whole_bytes { usize::from(net.prefix_len() / 8) } else { size };
     data.truncate(length);
     let length = u32::try_from(length).unwrap_or(4);

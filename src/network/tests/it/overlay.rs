@@ -1,6 +1,6 @@
 //! The pod network: three nodes on one bridge, each in a namespace with its own overlay and one pod.
 
-use std::net::{IpAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::mpsc;
 
 use kedge_base::Tasks;
@@ -25,6 +25,13 @@ struct Node {
     files: tempfile::TempDir,
 }
 
+/// With pods of both IP families.
+fn dual_node_object(number: u8) -> Value {
+    let mut node = node_object(number);
+    node["spec"]["podCIDRs"] = json!([format!("10.244.{number}.0/24"), format!("fd00:244:{number}::/64")]);
+    node
+}
+
 fn node_object(number: u8) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
@@ -45,16 +52,32 @@ impl Node {
         host.cable("veth0", &pod, &format!("10.244.{number}.2/24"));
         host.ip("link set veth0 master kedge0");
         pod.ip(&format!("route add default via 10.244.{number}.1"));
+        // Whether they are used is up to the Node object.
+        host.ip(&format!("address add 2001:db8::{number}/64 dev eth0 nodad"));
+        host.ip(&format!("address add fd00:244:{number}::1/64 dev kedge0 nodad"));
+        pod.ip(&format!("address add fd00:244:{number}::2/64 dev eth0 nodad"));
+        pod.ip(&format!("-6 route add default via fd00:244:{number}::1"));
         // Far more than one packet, so that an MTU that is too large shows.
-        pod.run(move || {
-            serve(&TcpListener::bind((IpAddr::from([10, 244, number, 2]), 8080)).unwrap(), "pod", 200_000)
-        });
+        pod.run(|| serve(&TcpListener::bind("[::]:8080").unwrap(), "pod", 200_000));
 
-        let (tasks, files) = (Tasks::new("node"), tempfile::tempdir().unwrap());
-        let network =
-            NetworkConfig { networks: vec!["10.244.0.0/16".parse().unwrap()], backend: backend.clone() };
+        let files = tempfile::tempdir().unwrap();
+        let (overlay, tasks, thread) = Self::run(number, &host, api, backend, &files);
+        Self { number, host, pod, overlay, tasks, thread, files }
+    }
+
+    fn run(
+        number: u8,
+        host: &Namespace,
+        api: &Api,
+        backend: &Backend,
+        files: &tempfile::TempDir,
+    ) -> (Overlay, Tasks, std::thread::JoinHandle<()>) {
+        let tasks = Tasks::new("node");
+        let networks = ["10.244.0.0/16", "fd00:244::/32"].map(|net| net.parse().unwrap()).into();
+        let network = NetworkConfig { networks, backend: backend.clone() };
         let config = OverlayConfig {
             network,
+            node_ips: ["192.0.2.", "2001:db8::"].map(|ip| format!("{ip}{number}").parse().unwrap()).into(),
             cni: Some(CniFiles { dir: files.path().into(), host_local_dir: files.path().join("leases") }),
             ..OverlayConfig::new(
                 format!("node{number}"),
@@ -76,22 +99,34 @@ impl Node {
                 assert!(own_tasks.shutdown(PATIENCE).await.is_empty());
             });
         });
-        let overlay = receiver.recv().unwrap();
-        Self { number, host, pod, overlay, tasks, thread, files }
+        (receiver.recv().unwrap(), tasks, thread)
     }
 
     /// The pod asks the pod of another node; both see each other's own addresses.
     fn reaches(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
-        let (name, number) = (self.pod.0.clone(), self.number);
+        self.reaches_at(format!("10.244.{other}.2:8080"), format!("10.244.{}.2", self.number))
+    }
+
+    fn reaches_by_ipv6(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
+        self.reaches_at(format!("[fd00:244:{other}::2]:8080"), format!("fd00:244:{}::2", self.number))
+    }
+
+    fn reaches_at(
+        &self,
+        to: String,
+        own: String,
+    ) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
+        let name = self.pod.0.clone();
         move || {
             let file =
                 std::fs::File::open(format!("/run/netns/{name}")).map_err(|error| error.to_string())?;
+            let to = to.clone();
             let asked = std::thread::spawn(move || {
                 nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                ask(&format!("10.244.{other}.2:8080"))
+                ask(&to)
             });
             let answer = asked.join().unwrap().map_err(|error| error.to_string())?;
-            let whole = answer.len() > 200_000 && answer.trim_end() == format!("10.244.{number}.2 pod");
+            let whole = answer.len() > 200_000 && answer.trim_end() == format!("{own} pod");
             if whole { Ok(()) } else { Err(format!("{} bytes from {}", answer.len(), answer.trim_end())) }
         }
     }
@@ -295,5 +330,61 @@ async fn host_gw() {
     nodes[0].has_routes(0).await;
     let routes = nodes[0].host.ip("route show");
     assert!(!routes.contains("10.244.2.") && routes.contains("10.250."), "{routes}");
+    nodes.into_iter().for_each(Node::stop);
+}
+
+#[test]
+fn both_families_and_direct_routing() {
+    if is_enabled() {
+        in_own_namespace(both_families);
+    }
+}
+
+async fn both_families() {
+    let wire = wire();
+    let api = Api::new([("nodes", (1..=2).map(dual_node_object).collect()), ("configmaps", Vec::new())]);
+    let tunnel = Backend::Vxlan(VxlanConfig::default());
+    let mut nodes: Vec<Node> =
+        (1..=2).map(|number| Node::start(number, "ds", &wire, &api, &tunnel)).collect();
+    for node in &nodes {
+        node.has_routes(2).await;
+        let state = node.overlay.state().unwrap();
+        assert_eq!((state.mtu, state.pod_cidrs.len()), (1430, 2), "IPv6 takes 20 bytes more: {state:?}");
+    }
+    let annotations = api.get("nodes", "node1").unwrap()["metadata"]["annotations"].clone();
+    assert_eq!(annotations["flannel.alpha.coreos.com/public-ipv6"], "2001:db8::1");
+    let device = nodes[0].host.ip("-d link show flannel-v6.1");
+    assert!(device.contains("local 2001:db8::1") && device.contains("mtu 1430"), "{device}");
+    eventually("IPv4", nodes[0].reaches(2)).await;
+    eventually("IPv6", nodes[0].reaches_by_ipv6(2)).await;
+    eventually("and back", nodes[1].reaches_by_ipv6(1)).await;
+    for damage in ["-6 route del fd00:244:2::/64", "link del flannel-v6.1"] {
+        nodes[0].host.ip(damage);
+        eventually(damage, nodes[0].reaches_by_ipv6(2)).await;
+    }
+
+    // Started again with direct routing on one side: devices and addresses stay, routes change.
+    let Node { host, pod, tasks, thread, files, .. } = nodes.remove(0);
+    let before = host.ip("link show flannel.1");
+    tasks.token().cancel();
+    thread.join().unwrap();
+    let (overlay, tasks, thread) = Node::run(
+        1,
+        &host,
+        &api,
+        &Backend::Vxlan(VxlanConfig { direct_routing: true, ..VxlanConfig::default() }),
+        &files,
+    );
+    nodes.insert(0, Node { number: 1, host, pod, overlay, tasks, thread, files });
+    nodes[0].has_routes(2).await;
+    let host = &nodes[0].host;
+    assert_eq!(host.ip("link show flannel.1"), before, "the device was taken over");
+    let route = host.ip("route show 10.244.2.0/24");
+    assert!(route.contains("via 192.0.2.2 dev eth0"), "{route}");
+    let route = host.ip("-6 route show fd00:244:2::/64");
+    assert!(route.contains("via 2001:db8::2 dev eth0") && !route.contains("flannel"), "{route}");
+    assert!(!host.exec("bridge", "fdb show dev flannel.1").contains("192.0.2.2"));
+    all_reach_all("one way direct, the other in the tunnel", &nodes).await;
+    eventually("IPv6", nodes[0].reaches_by_ipv6(2)).await;
     nodes.into_iter().for_each(Node::stop);
 }
