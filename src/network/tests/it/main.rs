@@ -3,6 +3,7 @@
 
 mod api;
 mod overlay;
+mod ports;
 mod proxy;
 mod services;
 mod world;

@@ -358,6 +358,14 @@ async fn policies() {
     node.endpoints("TCP", &far).await;
     health("503 Service Unavailable").await;
 
+    // The kernel takes SCTP into its tables whether or not it can carry it.
+    let sctp = json!([{ "name": "web", "port": 80, "targetPort": 8080, "protocol": "SCTP" }]);
+    node.service(json!({ "spec": { "ports": sctp } }), &[]).await;
+    node.endpoints("SCTP", &both).await;
+    let table = run("nft", "list table inet kedge");
+    assert!(table.contains("10.96.0.7 . sctp . 80 : goto service-"), "{table}");
+    assert!(table.contains("meta l4proto sctp dnat ip to numgen random mod 2 map"), "{table}");
+
     // Neither of these has anything to do here.
     for change in [
         json!({ "spec": { "type": "ExternalName", "externalName": "example.org", "clusterIP": "", "clusterIPs": [] } }),
