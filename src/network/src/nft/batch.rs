@@ -298,6 +298,12 @@ impl Batch {
         self.elements(NEWSETELEM, set, None, elements);
     }
 
+    /// Put back elements that leave the set by themselves after so many milliseconds.
+    pub(crate) fn restore_elements(&mut self, set: &str, elements: Vec<(Vec<u8>, u64)>) {
+        let elements = elements.into_iter().map(|(key, left)| (key, Data::Left(left)));
+        self.elements(NEWSETELEM, set, None, elements);
+    }
+
     /// Take elements out of a named set or map. An error for one that is not there.
     pub(crate) fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
         self.elements(DELSETELEM, set, None, keys.into_iter().map(|key| (key, Data::None)));
@@ -329,6 +335,8 @@ impl Batch {
                             match data {
                                 Data::None => {}
                                 Data::Verdict(verdict) => verdict.encode(out, 2),
+                                // NFTA_SET_ELEM_EXPIRATION
+                                Data::Left(left) => out.be64(5, left),
                                 Data::Bytes(bytes) => out.nested(2, |out| out.attribute(1, &bytes)),
                             }
                         });
@@ -344,6 +352,8 @@ enum Data {
     None,
     Verdict(Verdict),
     Bytes(Vec<u8>),
+    /// To nothing, and so many milliseconds are left of its time.
+    Left(u64),
 }
 
 /// Address and port, the latter padded.

@@ -9,7 +9,7 @@ use kedge_client::ObjectKey;
 use super::ProxyConfig;
 use super::model::{Chain, ElementKey, Family, Map, Name, ServiceState, Target};
 use super::rules::{affinity_set, chain_rules, fixed_chains, fixed_sets, key_bytes, target_verdict};
-use crate::nft::Batch;
+use crate::nft::{Batch, Remembered};
 
 /// Everything that should be in the kernel.
 #[derive(Debug, Default)]
@@ -167,8 +167,14 @@ impl Table {
         }
     }
 
-    /// The whole table in one transaction: whatever was there is replaced.
-    pub(crate) fn full(&self, config: &ProxyConfig) -> Batch {
+    /// The sets of clients that stick to an endpoint.
+    pub(crate) fn affinity_sets(&self) -> Vec<Name> {
+        self.services.values().flat_map(|state| state.affinity_sets.keys()).copied().collect()
+    }
+
+    /// The whole table in one transaction: whatever was there is replaced. `clients` are put back into
+    /// their sets.
+    pub(crate) fn full(&self, config: &ProxyConfig, clients: BTreeMap<Name, Remembered>) -> Batch {
         let mut delta = Delta::default();
         for (key, state) in &self.services {
             for (name, chain) in &state.chains {
@@ -195,6 +201,9 @@ impl Table {
             }
         }
         delta.write(config, &mut batch, true);
+        for (set, elements) in clients {
+            batch.restore_elements(&set.to_string(), elements);
+        }
         batch
     }
 }

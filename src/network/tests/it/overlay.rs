@@ -152,6 +152,10 @@ impl Node {
         assert!(!routes.contains("10.244."), "{routes}");
         let rules = self.host.exec("nft", "list ruleset");
         assert!(!rules.contains("kedge"), "{rules}");
+        if std::path::Path::new("/usr/sbin/iptables-legacy").exists() {
+            let rules = self.host.exec("iptables-legacy", "-S FORWARD");
+            assert!(!rules.contains("kedge"), "{rules}");
+        }
     }
 }
 
@@ -296,6 +300,14 @@ async fn firewalls(nodes: &[Node]) {
         "add chain inet fire forward-all { type filter hook forward priority 10 ; policy drop ; }",
     );
     eventually("a second one", nodes[0].reaches(2)).await;
+    if std::path::Path::new("/usr/sbin/iptables-legacy").exists() {
+        host.exec("iptables-legacy", "-P FORWARD DROP");
+        // x_tables tells nobody; it is looked at whenever nftables changes.
+        host.exec("nft", "add chain inet fire other");
+        eventually("x_tables", nodes[0].reaches(2)).await;
+        let rules = host.exec("iptables-legacy", "-S FORWARD");
+        assert!(rules.contains("-s 10.244.0.0/16") && rules.contains("-d 10.244.0.0/16"), "{rules}");
+    }
 }
 
 #[test]

@@ -268,6 +268,14 @@ async fn choices() {
     assert_eq!(servers(&node.client, "10.96.0.7:80", 20), first, "it came back");
     let table = run("nft", "list table inet kedge");
     assert!(table.contains("timeout 10m"), "{table}");
+    // The whole table is written again, as after a restart of Kedge.
+    run("nft", "add chain inet kedge foreign");
+    eventually("the table heals", || {
+        let table = run("nft", "list table inet kedge");
+        if table.contains("foreign") { Err(table) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(servers(&node.client, "10.96.0.7:80", 20), first, "the table was written again");
     node.endpoints("TCP", &without(chosen)).await;
     let second = servers(&node.client, "10.96.0.7:80", 20);
     assert_eq!(second.len(), 1, "{second:?}");
