@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::links::{Address, DefaultRoute, Link, Links};
 use crate::Error;
+use crate::rt::{Address, DefaultRoute, Link, Rt};
 
 /// The address of the default route's interface (IPv4 before IPv6, the lowest metric first). Without a
 /// default route, as on an isolated network, the first global address of an interface that is up.
@@ -12,7 +12,7 @@ use crate::Error;
 /// [`Error::NoAddress`] with the remedy when there is none; a netlink failure.
 pub fn default_address() -> Result<IpAddr, Error> {
     let read = || -> std::io::Result<_> {
-        let links = Links::open()?;
+        let links = Rt::open()?;
         Ok((links.links()?, links.addresses()?, links.default_routes()?))
     };
     let (links, addresses, routes) =

@@ -4,41 +4,41 @@ use std::io;
 use std::path::Path;
 
 use super::cni::NETWORK;
-use super::links::Links;
-use crate::{Error, nft};
+use super::portmap;
+use crate::rt::{Rt, gone};
+use crate::{Error, nft, overlay};
 
-/// For `uninstall`, after all pods are gone: deletes the nftables table, the pods' bridge with the
-/// devices that hang on it, and host-local's address leases under `host_local_dir`. What is not there
-/// is no error, so it may run again. Rules that the portmap plugin made belong to the pods and go with
-/// them.
+/// For `uninstall`, after all pods are gone: deletes the nftables table, the pod network's routes and
+/// devices, the rules that let pods' packets through other programs' chains, the pods' bridge with the
+/// devices that hang on it, what the portmap plugin left in iptables, and host-local's address leases
+/// under `host_local_dir`. What is not there is no error, so it may run again.
 ///
 /// # Errors
 /// The first thing that could not be removed; the others are tried all the same.
 pub fn cleanup(table_name: &str, bridge: &str, host_local_dir: &Path) -> Result<(), Error> {
-    let table = nft::delete_table(table_name).map(|_| ()).map_err(Error::from);
-    let links = delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source));
-    table.and(links).and(delete_leases(host_local_dir))
+    let steps = [
+        nft::delete_table(table_name).map(|_| ()).map_err(Error::from),
+        overlay::remove_rules().map_err(Error::from),
+        overlay::remove(),
+        delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source)),
+        portmap::remove_port_mappings()
+            .map_err(|source| Error::netlink("remove port mappings of pods", source)),
+        delete_leases(host_local_dir),
+    ];
+    steps.into_iter().collect()
 }
 
 fn delete_bridge(name: &str) -> io::Result<()> {
-    let netlink = Links::open()?;
+    let netlink = Rt::open()?;
     let links = netlink.links()?;
     let Some(bridge) = links.iter().find(|link| link.name == name) else { return Ok(()) };
     if bridge.kind != "bridge" {
         return Err(io::Error::other(format!("{name} is no bridge")));
     }
     for port in links.iter().filter(|link| link.master == Some(bridge.index) && link.kind == "veth") {
-        gone(netlink.delete(port.index))?;
+        gone(netlink.delete_link(port.index))?;
     }
-    gone(netlink.delete(bridge.index))
-}
-
-/// Deleting what has vanished meanwhile is fine.
-fn gone(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) => Ok(()),
-        other => other,
-    }
+    gone(netlink.delete_link(bridge.index))
 }
 
 fn delete_leases(host_local_dir: &Path) -> Result<(), Error> {

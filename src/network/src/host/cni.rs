@@ -27,8 +27,22 @@ pub fn write_cni_config(
     mtu: Option<u32>,
     host_local_dir: &Path,
 ) -> Result<(), Error> {
+    write_cni_config_for(dir, bridge, &[pod_cidr], mtu, host_local_dir)
+}
+
+/// As [`write_cni_config`], with one range per IP family.
+///
+/// # Errors
+/// When the folder or file cannot be written.
+pub fn write_cni_config_for(
+    dir: &Path,
+    bridge: &str,
+    pod_cidrs: &[IpNet],
+    mtu: Option<u32>,
+    host_local_dir: &Path,
+) -> Result<(), Error> {
     let path = dir.join(FILE);
-    let mut text = serde_json::to_string_pretty(&config(bridge, pod_cidr, mtu, host_local_dir))
+    let mut text = serde_json::to_string_pretty(&config(bridge, pod_cidrs, mtu, host_local_dir))
         .map_err(|error| Error::file("write", &path, error.into()))?;
     text.push('\n');
     let old = read_optional(&path).map_err(|source| Error::file("read", &path, source))?;
@@ -39,8 +53,9 @@ pub fn write_cni_config(
     write_atomic(&path, text.as_bytes(), 0o644).map_err(|source| Error::file("write", &path, source))
 }
 
-fn config(bridge: &str, pod_cidr: IpNet, mtu: Option<u32>, host_local_dir: &Path) -> Value {
-    let everywhere = if pod_cidr.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+fn config(bridge: &str, pod_cidrs: &[IpNet], mtu: Option<u32>, host_local_dir: &Path) -> Value {
+    let range = |net: &IpNet| json!([{ "subnet": net.trunc().to_string() }]);
+    let everywhere = |net: &IpNet| json!({ "dst": if net.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } });
     let mut bridge = json!({
         "type": "bridge",
         "bridge": bridge,
@@ -51,8 +66,8 @@ fn config(bridge: &str, pod_cidr: IpNet, mtu: Option<u32>, host_local_dir: &Path
         "ipMasq": false,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{ "subnet": pod_cidr.trunc().to_string() }]],
-            "routes": [{ "dst": everywhere }],
+            "ranges": pod_cidrs.iter().map(range).collect::<Vec<_>>(),
+            "routes": pod_cidrs.iter().map(everywhere).collect::<Vec<_>>(),
             "dataDir": host_local_dir,
         },
     });
@@ -96,5 +111,11 @@ mod tests {
         assert_ne!(inode(), first);
         let json: Value = serde_json::from_slice(&std::fs::read(dir.join(FILE)).unwrap()).unwrap();
         assert_eq!(json["plugins"][0]["mtu"], 1450);
+
+        let both = [net, "fd00:3::/64".parse().unwrap()];
+        write_cni_config_for(&dir, "kedge0", &both, Some(1430), leases).unwrap();
+        let json: Value = serde_json::from_slice(&std::fs::read(dir.join(FILE)).unwrap()).unwrap();
+        assert_eq!(json["plugins"][0]["ipam"]["ranges"][1][0]["subnet"], "fd00:3::/64");
+        assert_eq!(json["plugins"][0]["ipam"]["routes"], json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]));
     }
 }

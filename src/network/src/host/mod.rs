@@ -4,10 +4,11 @@
 mod address;
 mod cleanup;
 mod cni;
-mod links;
+mod portmap;
 mod prepare;
 
 pub use address::default_address;
 pub use cleanup::cleanup;
-pub use cni::write_cni_config;
+pub use cni::{write_cni_config, write_cni_config_for};
+pub(crate) use prepare::prepare_ipv6;
 pub use prepare::{Warning, prepare_host};

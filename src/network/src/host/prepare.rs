@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{Error, nft};
+use crate::Error;
 
 /// Something that does not stop Kedge but will bite, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,29 +53,25 @@ pub fn prepare_host() -> Result<Vec<Warning>, Error> {
                 .into(),
         });
     }
-    match nft::dropping_forward_chains("") {
-        Ok(chains) => warnings.extend(chains.iter().map(dropping)),
-        Err(error) => tracing::debug!(%error, "nftables chains of others could not be read"),
-    }
     Ok(warnings)
 }
 
-fn dropping(chain: &nft::ForeignChain) -> Warning {
-    let nft::ForeignChain { family, table, chain } = chain;
-    // The chain of Docker and of iptables users.
-    let remedy = if *family == "ip" && table == "filter" && chain == "FORWARD" {
-        "allow it, for example with: iptables -P FORWARD ACCEPT".to_owned()
-    } else {
-        format!(
-            "allow it, for example with: nft insert rule {family} {table} {chain} ip saddr POD-NETWORK accept (and the same for daddr)"
-        )
-    };
-    Warning {
-        problem: format!(
-            "the nftables chain {family} {table} {chain} drops forwarded packets by default, pods may be cut off"
-        ),
-        remedy,
+/// The same for IPv6, where pods have such addresses. Interfaces that take their address from router
+/// advertisements go on doing so: the kernel stops that for routers unless it is told otherwise.
+pub(crate) fn prepare_ipv6() -> Result<(), Error> {
+    let interfaces = Path::new("/proc/sys/net/ipv6/conf");
+    if let Ok(entries) = std::fs::read_dir(interfaces) {
+        for entry in entries.flatten() {
+            let path = entry.path().join("accept_ra");
+            if std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+                // An interface may vanish meanwhile.
+                let _ = set(&path, "2");
+            }
+        }
     }
+    set(&interfaces.join("all/forwarding"), "1")?;
+    let bridge = Path::new("/proc/sys/net/bridge/bridge-nf-call-ip6tables");
+    if bridge.exists() { set(bridge, "1") } else { Ok(()) }
 }
 
 fn set(path: &Path, wanted: &str) -> Result<(), Error> {
@@ -104,15 +100,5 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n", "not written again");
         let error = set(&folder.path().join("missing"), "1").unwrap_err();
         assert!(error.to_string().ends_with("missing"), "{error}");
-    }
-
-    #[test]
-    fn the_warning_names_chain_and_remedy() {
-        let chain = nft::ForeignChain { family: "ip", table: "filter".into(), chain: "FORWARD".into() };
-        let shown = dropping(&chain).to_string();
-        assert!(
-            shown.contains("ip filter FORWARD") && shown.contains("iptables -P FORWARD ACCEPT"),
-            "{shown}"
-        );
     }
 }

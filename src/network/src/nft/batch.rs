@@ -1,5 +1,7 @@
 //! One transaction under construction: the messages between `NFNL_MSG_BATCH_BEGIN` and `_END`.
 
+use std::net::SocketAddr;
+
 use super::expr::{Expr, Verdict};
 use super::{
     DELCHAIN, DELRULE, DELSET, DELSETELEM, DELTABLE, FAMILY_INET, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM,
@@ -80,9 +82,10 @@ pub(crate) struct SetSpec {
     pub(crate) timeout: Option<u64>,
 }
 
-/// The messages of one transaction on one table of the `inet` family.
+/// The messages of one transaction on one table.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    family: u8,
     out: Builder,
     table: String,
     sequence: u32,
@@ -90,8 +93,15 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// On a table of family `inet`.
     pub(crate) fn new(table: &str) -> Self {
-        let mut batch = Self { out: Builder::default(), table: table.to_owned(), sequence: 0, next_set: 1 };
+        Self::of_family(FAMILY_INET, table)
+    }
+
+    /// On a table of another family (`NFPROTO_*`).
+    pub(crate) fn of_family(family: u8, table: &str) -> Self {
+        let (out, table) = (Builder::default(), table.to_owned());
+        let mut batch = Self { family, out, table, sequence: 0, next_set: 1 };
         batch.frame(BATCH_BEGIN);
         batch
     }
@@ -123,7 +133,7 @@ impl Batch {
 
     fn message(&mut self, message: u16, flags: u16, fill: impl FnOnce(&mut Builder)) {
         self.out.begin(kind(message), NLM_F_REQUEST | flags, self.sequence);
-        self.out.raw(&header(FAMILY_INET));
+        self.out.raw(&header(self.family));
         self.out.string(1, &self.table);
         fill(&mut self.out);
         self.out.end();
@@ -169,12 +179,24 @@ impl Batch {
         self.message(DELRULE, 0, |out| out.string(2, name));
     }
 
-    /// Append a rule. At most one [`Expr::Random`] in it.
+    /// Append a rule. At most one [`Expr::Random`] or [`Expr::DnatRandom`] in it.
     pub(crate) fn add_rule(&mut self, chain: &str, rule: &[Expr]) {
         let mut random_map = 0;
         for expr in rule {
-            if let Expr::Random(choices) = expr {
-                random_map = self.anonymous_map(choices);
+            match expr {
+                Expr::Random(choices) => {
+                    let values = choices.iter().cloned().map(Data::Verdict).collect();
+                    random_map = self.anonymous_map(TYPE_VERDICT, 0, values);
+                }
+                Expr::DnatRandom(targets) => {
+                    let ipv6 = targets.first().is_some_and(SocketAddr::is_ipv6);
+                    let address = if ipv6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
+                    let kind = address.number() << 6 | KeyType::Port.number();
+                    let length = address.length() + KeyType::Port.length();
+                    let values = targets.iter().map(target_data).collect();
+                    random_map = self.anonymous_map(kind, length, values);
+                }
+                _ => {}
             }
         }
         self.message(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |out| {
@@ -183,7 +205,26 @@ impl Batch {
         });
     }
 
-    fn anonymous_map(&mut self, choices: &[Verdict]) -> u32 {
+    /// Put a rule before all others of its chain. `comment` shows in `nft list`.
+    pub(crate) fn insert_rule(&mut self, chain: &str, rule: &[Expr], comment: &str) {
+        self.message(NEWRULE, NLM_F_CREATE, |out| {
+            out.string(2, chain);
+            out.nested(4, |out| rule.iter().for_each(|expr| expr.encode(out, 0)));
+            // NFTA_RULE_USERDATA
+            out.attribute(7, &user_comment(comment));
+        });
+    }
+
+    /// Remove one rule by the number that the kernel has given it.
+    pub(crate) fn delete_rule(&mut self, chain: &str, handle: u64) {
+        self.message(DELRULE, 0, |out| {
+            out.string(2, chain);
+            out.be64(3, handle);
+        });
+    }
+
+    /// From 0, 1, ... to the values.
+    fn anonymous_map(&mut self, data_type: u32, data_length: u32, values: Vec<Data>) -> u32 {
         let id = self.next_set;
         self.next_set += 1;
         self.message(NEWSET, NLM_F_CREATE, |out| {
@@ -191,18 +232,22 @@ impl Batch {
             out.be32(3, SET_ANONYMOUS | SET_CONSTANT | SET_MAP);
             out.be32(4, TYPE_INTEGER);
             out.be32(5, 4);
-            out.be32(6, TYPE_VERDICT);
-            out.be32(7, 0);
+            out.be32(6, data_type);
+            out.be32(7, data_length);
             out.be32(10, id);
             // NFTA_SET_DESC { NFTA_SET_DESC_SIZE }
-            out.nested(9, |out| out.be32(1, u32::try_from(choices.len()).unwrap_or(u32::MAX)));
+            out.nested(9, |out| out.be32(1, u32::try_from(values.len()).unwrap_or(u32::MAX)));
             // NFTNL_UDATA_SET_KEYBYTEORDER = host: for `nft list` only.
             let mut order = vec![0, 4];
             order.extend_from_slice(&1u32.to_ne_bytes());
+            if data_length > 0 {
+                // NFTNL_UDATA_SET_DATABYTEORDER = network.
+                order.extend_from_slice(&[1, 4]);
+                order.extend_from_slice(&2u32.to_ne_bytes());
+            }
             out.attribute(13, &order);
         });
-        let keyed =
-            (0u32..).zip(choices).map(|(n, verdict)| (n.to_ne_bytes().to_vec(), Some(verdict.clone())));
+        let keyed = (0u32..).zip(values).map(|(n, value)| (n.to_ne_bytes().to_vec(), value));
         self.elements(NEWSETELEM, ANONYMOUS_MAP, Some(id), keyed);
         id
     }
@@ -248,12 +293,20 @@ impl Batch {
         set: &str,
         elements: impl IntoIterator<Item = (Vec<u8>, Option<Verdict>)>,
     ) {
+        let data = |verdict: Option<Verdict>| verdict.map_or(Data::None, Data::Verdict);
+        let elements = elements.into_iter().map(|(key, verdict)| (key, data(verdict)));
+        self.elements(NEWSETELEM, set, None, elements);
+    }
+
+    /// Put back elements that leave the set by themselves after so many milliseconds.
+    pub(crate) fn restore_elements(&mut self, set: &str, elements: Vec<(Vec<u8>, u64)>) {
+        let elements = elements.into_iter().map(|(key, left)| (key, Data::Left(left)));
         self.elements(NEWSETELEM, set, None, elements);
     }
 
     /// Take elements out of a named set or map. An error for one that is not there.
     pub(crate) fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
-        self.elements(DELSETELEM, set, None, keys.into_iter().map(|key| (key, None)));
+        self.elements(DELSETELEM, set, None, keys.into_iter().map(|key| (key, Data::None)));
     }
 
     fn elements(
@@ -261,7 +314,7 @@ impl Batch {
         message: u16,
         set: &str,
         id: Option<u32>,
-        elements: impl IntoIterator<Item = (Vec<u8>, Option<Verdict>)>,
+        elements: impl IntoIterator<Item = (Vec<u8>, Data)>,
     ) {
         let mut elements = elements.into_iter().peekable();
         let flags = if message == NEWSETELEM { NLM_F_CREATE } else { 0 };
@@ -275,12 +328,16 @@ impl Batch {
                 out.nested(3, |out| {
                     let start = out.len();
                     while out.len() - start < LIST_LIMIT
-                        && let Some((key, verdict)) = elements.next()
+                        && let Some((key, data)) = elements.next()
                     {
                         out.nested(1, |out| {
                             out.nested(1, |out| out.attribute(1, &key));
-                            if let Some(verdict) = verdict {
-                                verdict.encode(out, 2);
+                            match data {
+                                Data::None => {}
+                                Data::Verdict(verdict) => verdict.encode(out, 2),
+                                // NFTA_SET_ELEM_EXPIRATION
+                                Data::Left(left) => out.be64(5, left),
+                                Data::Bytes(bytes) => out.nested(2, |out| out.attribute(1, &bytes)),
                             }
                         });
                     }
@@ -290,7 +347,24 @@ impl Batch {
     }
 }
 
-/// `NFTNL_UDATA_CHAIN_COMMENT`: type, length, text with its zero; at most 128 bytes for nft.
+/// What an element maps to.
+enum Data {
+    None,
+    Verdict(Verdict),
+    Bytes(Vec<u8>),
+    /// To nothing, and so many milliseconds are left of its time.
+    Left(u64),
+}
+
+/// Address and port, the latter padded.
+fn target_data(target: &SocketAddr) -> Data {
+    let mut bytes = Expr::address_bytes(target.ip());
+    bytes.extend(target.port().to_be_bytes());
+    bytes.extend([0, 0]);
+    Data::Bytes(bytes)
+}
+
+/// `NFTNL_UDATA_CHAIN_COMMENT` and `NFTNL_UDATA_RULE_COMMENT`, both 0: type, length, text with its zero; at most 128 bytes for nft.
 fn user_comment(comment: &str) -> Vec<u8> {
     let mut end = comment.len().min(126);
     while !comment.is_char_boundary(end) {

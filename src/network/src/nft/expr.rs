@@ -2,7 +2,7 @@
 //! of a rule. Registers are numbered as the kernel numbers them: 1 to 4 hold 16 bytes each, 8 to 23
 //! hold 4 bytes each of the same memory.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::netlink::Builder;
 
@@ -13,6 +13,7 @@ const DATA_VERDICT: u16 = 2;
 /// What happens to a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    Accept,
     Drop,
     Return,
     Jump(String),
@@ -23,6 +24,7 @@ impl Verdict {
     /// As the content of a data attribute (an element's data, an immediate's data).
     pub(super) fn encode(&self, out: &mut Builder, kind: u16) {
         let (code, chain): (i32, Option<&str>) = match self {
+            Self::Accept => (1, None),
             Self::Drop => (0, None),
             Self::Jump(chain) => (-3, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
@@ -65,12 +67,19 @@ pub(crate) enum Expr {
     VerdictMap { register: u32, map: String },
     /// One of the verdicts with equal chance; becomes an anonymous map.
     Random(Vec<Verdict>),
+    /// Change the destination to one of these with equal chance, all of one family; becomes an anonymous
+    /// map.
+    DnatRandom(Vec<SocketAddr>),
     /// Load data into a register.
     Load { register: u32, data: Vec<u8> },
+    /// Count packets and bytes.
+    Counter,
     /// Do it.
     Verdict(Verdict),
     /// The connection's state bits into a register.
     CtState { register: u32 },
+    /// The connection's status bits (`IPS_*`) into a register.
+    CtStatus { register: u32 },
     /// The address type (`RTN_*`) of the source or destination into a register.
     FibType { source: bool, register: u32 },
     /// Change the destination to the address in `address` and the port in `port` (registers).
@@ -146,9 +155,30 @@ impl Expr {
                     out.be32(4, random_map);
                 });
             }
+            Self::DnatRandom(targets) => {
+                element(out, "numgen", |out| {
+                    out.be32(1, 1);
+                    out.be32(2, u32::try_from(targets.len()).unwrap_or(u32::MAX));
+                    out.be32(3, 1);
+                    out.be32(4, 0);
+                });
+                element(out, "lookup", |out| {
+                    out.string(1, super::batch::ANONYMOUS_MAP);
+                    out.be32(2, 1);
+                    out.be32(3, 1);
+                    out.be32(4, random_map);
+                });
+                let ipv6 = targets.first().is_some_and(SocketAddr::is_ipv6);
+                // The port lies behind the address: registers of 4 bytes begin at 8.
+                Self::Dnat { ipv6, address: 1, port: if ipv6 { 12 } else { 9 } }.encode(out, 0);
+            }
             Self::Load { register, data } => element(out, "immediate", |out| {
                 out.be32(1, *register);
                 value(out, 2, data);
+            }),
+            Self::Counter => element(out, "counter", |out| {
+                out.be64(1, 0);
+                out.be64(2, 0);
             }),
             Self::Verdict(verdict) => element(out, "immediate", |out| {
                 out.be32(1, 0);
@@ -156,6 +186,10 @@ impl Expr {
             }),
             Self::CtState { register } => element(out, "ct", |out| {
                 out.be32(2, 0);
+                out.be32(1, *register);
+            }),
+            Self::CtStatus { register } => element(out, "ct", |out| {
+                out.be32(2, 2);
                 out.be32(1, *register);
             }),
             Self::FibType { source, register } => element(out, "fib", |out| {

@@ -3,13 +3,15 @@
 
 mod batch;
 mod expr;
+mod foreign;
 mod transaction;
 mod watch;
 
 pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
 pub(crate) use expr::{Compare, Expr, Verdict};
-pub(crate) use transaction::{TransactionError, Writer, delete_table};
-pub(crate) use watch::{ForeignChain, Noticed, Watcher, dropping_forward_chains};
+pub(crate) use foreign::{ForwardChain, commented_rules, forward_chains};
+pub(crate) use transaction::{Remembered, TransactionError, Writer, delete_table};
+pub(crate) use watch::{Noticed, Watcher};
 
 /// linux/netfilter/nfnetlink.h
 const SUBSYSTEM: u16 = 10;
@@ -27,6 +29,7 @@ const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
+const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
 
 fn kind(message: u16) -> u16 {

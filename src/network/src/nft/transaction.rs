@@ -6,11 +6,12 @@ use std::io;
 use nix::errno::Errno;
 
 use super::{
-    Batch, DELCHAIN, DELRULE, DELSET, DELSETELEM, DELTABLE, FAMILY_INET, GETRULE, NEWCHAIN, NEWRULE, NEWSET,
-    NEWSETELEM, NEWTABLE, header, kind,
+    Batch, DELCHAIN, DELRULE, DELSET, DELSETELEM, DELTABLE, FAMILY_INET, GETRULE, GETSETELEM, NEWCHAIN,
+    NEWRULE, NEWSET, NEWSETELEM, NEWTABLE, header, kind,
 };
 use crate::netlink::{
-    Builder, Message, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Protocol, Socket, attribute, messages, text,
+    Builder, Message, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Protocol, Socket, attribute, attributes,
+    messages, text,
 };
 
 /// A batch below this size fits every system's default socket buffer.
@@ -97,6 +98,27 @@ impl Writer {
         if confirmed { Ok(()) } else { Err(TransactionError::NotConfirmed) }
     }
 
+    /// The elements of a set that was filled by rules; none when there is no such set.
+    pub(crate) fn remembered(&self, table: &str, set: &str) -> io::Result<Remembered> {
+        let mut request = Builder::default();
+        request.begin(kind(GETSETELEM), NLM_F_REQUEST | NLM_F_DUMP, 1);
+        request.raw(&header(FAMILY_INET));
+        request.string(1, table);
+        request.string(2, set);
+        request.end();
+        let mut found = Vec::new();
+        let dumped = self.socket.dump(request.bytes(), |message| {
+            if let Some(list) = attribute(message.attributes(4), 3) {
+                found.extend(remembered(list));
+            }
+        });
+        match dumped {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(()) => Ok(found),
+        }
+    }
+
     /// How many rules a chain has; 0 when there is no such chain.
     pub(crate) fn rule_count(&self, table: &str, chain: &str) -> io::Result<usize> {
         let mut request = Builder::default();
@@ -111,6 +133,20 @@ impl Writer {
         })?;
         Ok(count)
     }
+}
+
+/// Elements of a set that leave it by themselves: keys, and milliseconds until then.
+pub(crate) type Remembered = Vec<(Vec<u8>, u64)>;
+
+fn remembered(list: &[u8]) -> Remembered {
+    let element = |(_, element): (u16, &[u8])| {
+        let parts = attributes(element);
+        let key = attribute(attributes(attribute(parts, 1)?), 1)?.to_vec();
+        // NFTA_SET_ELEM_EXPIRATION
+        let left = u64::from_be_bytes(attribute(parts, 5)?.try_into().ok()?);
+        (left > 0).then_some((key, left))
+    };
+    attributes(list).filter_map(element).collect()
 }
 
 fn failure(built: &Builder, sequence: u32, errno: i32) -> Failure {
@@ -160,6 +196,16 @@ pub(crate) fn delete_table(table: &str) -> Result<bool, TransactionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remembered_elements_are_read_as_they_are_written() {
+        let mut batch = Batch::new("kedge");
+        batch.restore_elements("set", vec![(vec![192, 0, 2, 7], 1234), (vec![192, 0, 2, 8], 5)]);
+        let built = batch.finish();
+        let message = messages(built.bytes()).nth(1).unwrap();
+        let list = attribute(message.attributes(4), 3).unwrap();
+        assert_eq!(remembered(list), [(vec![192, 0, 2, 7], 1234), (vec![192, 0, 2, 8], 5)]);
+    }
 
     #[test]
     fn a_refusal_names_the_object() {

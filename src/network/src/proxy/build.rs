@@ -1,5 +1,5 @@
 //! From a Service and its EndpointSlices to [`ServiceState`]: pure functions. Semantics follow
-//! kube-proxy (pkg/proxy/serviceport.go, topology.go, nftables/proxier.go) and KEP-1669.
+//! kube-proxy (pkg/proxy/serviceport.go, nftables/proxier.go).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,42 +9,31 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use super::endpoints::{Endpoint, Place, endpoints, slice_family, usable_anywhere, usable_here};
 use super::model::{
     Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState,
     Target, UdpPort,
 };
 
 /// A Service or slice with this label belongs to another proxy.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Slices of headless Services carry it.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` by default: three hours.
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 
-/// One endpoint of one service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Endpoint {
-    address: SocketAddr,
-    local: bool,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
 /// The state for a Service as this node sees it. Empty for those that are not proxied.
-pub(crate) fn service_state(node: &str, service: &Service, slices: &[Arc<EndpointSlice>]) -> ServiceState {
+pub(crate) fn service_state(place: &Place, service: &Service, slices: &[Arc<EndpointSlice>]) -> ServiceState {
     let mut state = ServiceState::default();
     let Some(spec) = service.spec.as_ref().filter(|_| is_proxied(service)) else { return state };
     for family in Family::BOTH {
         let Some(cluster_ip) = cluster_ip(spec, family) else { continue };
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
-            let endpoints = endpoints(node, slices, family, port, protocol);
+            let endpoints = endpoints(place, slices, family, port, protocol);
             let mut builder = PortBuilder::new(service, spec, family, cluster_ip, port, protocol, &mut state);
             builder.build(&endpoints);
         }
     }
-    state.health = health_check(node, spec, slices);
+    state.health = health_check(&place.node, spec, slices);
     state
 }
 
@@ -76,76 +65,6 @@ fn load_balancer_ips(service: &Service, family: Family) -> Vec<IpAddr> {
     addresses(direct.filter_map(|ingress| ingress.ip.as_ref()), family)
 }
 
-fn slice_family(slice: &EndpointSlice) -> Option<Family> {
-    let labels = slice.metadata.labels.as_ref();
-    if labels
-        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
-    {
-        return None;
-    }
-    match slice.address_type.as_str() {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    }
-}
-
-fn endpoints(
-    node: &str,
-    slices: &[Arc<EndpointSlice>],
-    family: Family,
-    port: &ServicePort,
-    protocol: Protocol,
-) -> Vec<Endpoint> {
-    let mut found = BTreeSet::new();
-    for slice in slices.iter().filter(|slice| slice_family(slice) == Some(family)) {
-        let matching = slice.ports.iter().flatten().filter(|candidate| {
-            candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
-                && Protocol::parse(candidate.protocol.as_deref()) == Some(protocol)
-        });
-        for number in matching.filter_map(|port| port.port.and_then(|number| u16::try_from(number).ok())) {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // All addresses of an endpoint are the same endpoint: the first one counts.
-                let Some(address) = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok())
-                else {
-                    continue;
-                };
-                if Family::of(address) != family {
-                    continue;
-                }
-                let conditions = endpoint.conditions.as_ref();
-                let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-                found.insert(Endpoint {
-                    address: SocketAddr::new(address, number),
-                    local: endpoint.node_name.as_deref() == Some(node),
-                    ready,
-                    serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
-                    terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-                });
-            }
-        }
-    }
-    // An endpoint can be in two slices for a moment: the last in order is the ready one.
-    let mut unique: Vec<Endpoint> = Vec::new();
-    for endpoint in found {
-        match unique.last_mut() {
-            Some(last) if last.address == endpoint.address => *last = endpoint,
-            _ => unique.push(endpoint),
-        }
-    }
-    unique
-}
-
-/// Ready endpoints, or those that still serve while they terminate when there is none (KEP-1669).
-fn usable(endpoints: &[Endpoint], local_only: bool) -> Vec<SocketAddr> {
-    let candidates = || endpoints.iter().filter(move |endpoint| endpoint.local || !local_only);
-    let ready: Vec<SocketAddr> = candidates().filter(|e| e.ready).map(|e| e.address).collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    candidates().filter(|e| e.serving && e.terminating).map(|e| e.address).collect()
-}
-
 fn is_local_external(spec: &ServiceSpec) -> bool {
     spec.external_traffic_policy.as_deref() == Some("Local")
 }
@@ -157,16 +76,17 @@ fn health_check(node: &str, spec: &ServiceSpec, slices: &[Arc<EndpointSlice>]) -
     }
     let port =
         spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
-    let mut local = BTreeSet::new();
-    for slice in slices.iter().filter(|slice| slice_family(slice).is_some()) {
-        for endpoint in slice.endpoints.iter().flatten() {
+    let local_in = |family: Family| {
+        let of_family = slices.iter().filter(|slice| slice_family(slice) == Some(family));
+        let here = of_family.flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            if ready && endpoint.node_name.as_deref() == Some(node) {
-                local.extend(endpoint.addresses.first().cloned());
-            }
-        }
-    }
-    Some(HealthCheck { port, local_endpoints: local.len() })
+            ready && endpoint.node_name.as_deref() == Some(node)
+        });
+        here.filter_map(|endpoint| endpoint.addresses.first()).collect::<BTreeSet<_>>().len()
+    };
+    // A pod with addresses of both families is one endpoint.
+    let local_endpoints = Family::BOTH.into_iter().map(local_in).max().unwrap_or(0);
+    Some(HealthCheck { port, local_endpoints })
 }
 
 /// Adds one port in one family to the state.
@@ -228,14 +148,13 @@ impl<'a> PortBuilder<'a> {
         let internal_local = self.spec.internal_traffic_policy.as_deref() == Some("Local");
         let external_local = is_local_external(self.spec);
 
-        let cluster = usable(endpoints, false);
-        let local = usable(endpoints, true);
+        let cluster = usable_anywhere(endpoints);
+        let local = usable_here(endpoints);
         let uses_cluster = !internal_local || is_external;
         let uses_local = internal_local || (external_local && is_external);
 
-        let service_chain =
-            if uses_cluster { self.balance(Kind::Service, &cluster, !internal_local) } else { None };
-        let local_chain = if uses_local { self.balance(Kind::Local, &local, internal_local) } else { None };
+        let service_chain = if uses_cluster { self.balance(Kind::Service, &cluster) } else { None };
+        let local_chain = if uses_local { self.balance(Kind::Local, &local) } else { None };
 
         // No endpoint anywhere: refuse, so that clients need not wait. None here: drop, so that a
         // load balancer can try another node.
@@ -292,24 +211,28 @@ impl<'a> PortBuilder<'a> {
         }
     }
 
-    /// A chain that chooses among the endpoints, with their chains. None when there are none.
-    fn balance(&mut self, kind: Kind, endpoints: &[SocketAddr], is_internal: bool) -> Option<Name> {
+    /// A chain that chooses among the endpoints. None when there are none.
+    fn balance(&mut self, kind: Kind, endpoints: &[SocketAddr]) -> Option<Name> {
         if endpoints.is_empty() {
             return None;
         }
+        for to in endpoints {
+            self.element(Map::Hairpin, Some(to.ip()), None, Target::Member);
+        }
+        let Some(seconds) = self.affinity_seconds else {
+            let chain = Chain::Direct { protocol: self.protocol, targets: endpoints.to_vec() };
+            return Some(self.add_chain(kind, "", chain));
+        };
         let mut choices = Vec::with_capacity(endpoints.len());
         for &to in endpoints {
-            let affinity = self.affinity_seconds.map(|seconds| {
-                let set = self.name(Kind::Affinity, &format!("{to}/{seconds}"));
-                self.state.affinity_sets.insert(set, (self.family, seconds));
-                Affinity { set, seconds }
-            });
+            let set = self.name(Kind::Affinity, &format!("{to}/{seconds}"));
+            self.state.affinity_sets.insert(set, (self.family, seconds));
+            let affinity = Affinity { set, seconds };
             let chain = Chain::Endpoint { to, protocol: self.protocol, affinity };
             let endpoint = self.add_chain(Kind::Endpoint, &to.to_string(), chain);
-            choices.push(Choice { endpoint, affinity: affinity.map(|affinity| affinity.set) });
+            choices.push(Choice { endpoint, affinity: set });
         }
-        let cluster_ip = is_internal.then_some(self.cluster_ip);
-        Some(self.add_chain(kind, "", Chain::Balance { cluster_ip, family: self.family, choices }))
+        Some(self.add_chain(kind, "", Chain::Balance { family: self.family, choices }))
     }
 
     fn firewall(&mut self, balancer_ips: &[IpAddr]) {

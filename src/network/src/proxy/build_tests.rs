@@ -11,7 +11,12 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 
 use super::build::service_state;
+use super::endpoints::Place;
 use super::model::{Chain, ElementKey, Family, Map, Name, Protocol, ServiceState, Target};
+
+fn place() -> Place {
+    Place { node: "node1".into(), zone: "zone1".into() }
+}
 
 const VIP: &str = "10.96.0.7";
 
@@ -64,7 +69,7 @@ const HERE: Spec = ("node1", "10.244.0.5", true, true, false);
 const THERE: Spec = ("node2", "10.244.1.5", true, true, false);
 
 fn state(service: &Service, endpoints: &[Spec]) -> ServiceState {
-    service_state("node1", service, &[slice("http", 8080, endpoints)])
+    service_state(&place(), service, &[slice("http", 8080, endpoints)])
 }
 
 fn element(map: Map, address: Option<&str>, port: u16) -> ElementKey {
@@ -83,6 +88,7 @@ fn reached(state: &ServiceState, element: &ElementKey) -> BTreeSet<SocketAddr> {
 fn reached_from(state: &ServiceState, name: &Name) -> BTreeSet<SocketAddr> {
     match &state.chains[name] {
         Chain::Endpoint { to, .. } => BTreeSet::from([*to]),
+        Chain::Direct { targets, .. } => targets.iter().copied().collect(),
         Chain::Balance { choices, .. } => {
             choices.iter().flat_map(|choice| reached_from(state, &choice.endpoint)).collect()
         }
@@ -228,13 +234,13 @@ fn what_is_not_proxied() {
 fn ports_are_matched_by_name_and_chains_are_per_port() {
     let two = service(|spec| spec.ports = Some(vec![port("http", 80), port("admin", 81)]));
     let slices = [slice("http", 8080, &[HERE]), slice("admin", 9090, &[HERE, THERE])];
-    let state = service_state("node1", &two, &slices);
+    let state = service_state(&place(), &two, &slices);
     assert_eq!(reached(&state, &element(Map::ServiceIps, Some(VIP), 80)), sockets(&["10.244.0.5:8080"]));
     assert_eq!(
         reached(&state, &element(Map::ServiceIps, Some(VIP), 81)),
         sockets(&["10.244.0.5:9090", "10.244.1.5:9090"])
     );
-    let again = service_state("node1", &two, &slices);
+    let again = service_state(&place(), &two, &slices);
     assert_eq!(state, again, "the same input gives the same names");
 }
 
@@ -258,7 +264,7 @@ fn udp_ports_remember_what_flows_may_use() {
     });
     let mut udp_slice = (*slice("http", 8053, &[HERE])).clone();
     udp_slice.ports.iter_mut().flatten().for_each(|port| port.protocol = Some("UDP".into()));
-    let state = service_state("node1", &dns, &[Arc::new(udp_slice)]);
+    let state = service_state(&place(), &dns, &[Arc::new(udp_slice)]);
     assert_eq!(state.udp.len(), 1);
     assert_eq!(
         state.udp[0].endpoints.iter().copied().collect::<BTreeSet<_>>(),

@@ -24,6 +24,8 @@ struct State {
     dirty: BTreeSet<ObjectKey>,
     /// The slices of each Service by their own names.
     slices: HashMap<ObjectKey, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// Where this node is.
+    zone: String,
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
@@ -56,6 +58,23 @@ impl Changes {
         }
         drop(state);
         self.notify.notify_one();
+    }
+
+    /// This node's zone: every Service with endpoints may use others now.
+    pub(crate) fn set_zone(&self, zone: &str) {
+        let mut state = self.state.lock();
+        if state.zone == zone {
+            return;
+        }
+        zone.clone_into(&mut state.zone);
+        let with_endpoints: Vec<ObjectKey> = state.slices.keys().cloned().collect();
+        state.dirty.extend(with_endpoints);
+        drop(state);
+        self.notify.notify_one();
+    }
+
+    pub(crate) fn zone(&self) -> String {
+        self.state.lock().zone.clone()
     }
 
     /// Mark Services to be built again.
@@ -112,6 +131,19 @@ mod tests {
         changes.slice(&Change { old: Some(moved), new: None });
         assert_eq!(changes.take()[0].1.len(), 0);
         assert!(changes.state.lock().slices.is_empty());
+    }
+
+    #[test]
+    fn another_zone_concerns_every_service_with_endpoints() {
+        let changes = Changes::default();
+        changes.slice(&Change { old: None, new: Some(slice("s", "a")) });
+        changes.add([ObjectKey::new("ns", "b")]);
+        changes.take();
+        changes.set_zone("");
+        assert!(changes.take().is_empty(), "it is the same");
+        changes.set_zone("z");
+        let taken: Vec<String> = changes.take().into_iter().map(|(key, _)| key.name).collect();
+        assert_eq!((taken, changes.zone().as_str()), (vec!["a".to_owned()], "z"));
     }
 
     #[tokio::test]

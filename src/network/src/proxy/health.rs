@@ -99,12 +99,11 @@ async fn respond(mut stream: TcpStream, answer: String) -> io::Result<()> {
 
 fn answer(service: &ObjectKey, local_endpoints: usize) -> String {
     let status = if local_endpoints > 0 { "200 OK" } else { "503 Service Unavailable" };
-    let body = serde_json::json!({
-        "service": { "namespace": service.namespace, "name": service.name },
-        "localEndpoints": local_endpoints,
-        "serviceProxyHealthy": true,
-    })
-    .to_string();
+    // Names of objects need no escaping. The shape, tabs included, is kube-proxy's.
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": true\n}}",
+        service.namespace, service.name
+    );
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n\
          X-Load-Balancing-Endpoint-Weight: {local_endpoints}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -2,13 +2,13 @@
 //!
 //! `build` turns objects into plain data (`model`), `table` finds what changed, `rules` turns that into
 //! rules, `writer` sends it as one transaction and heals the table when somebody else changes it.
-//! Differences from kube-proxy: topology hints of EndpointSlices are not used.
 
 mod build;
 #[cfg(test)]
 mod build_tests;
 mod changes;
 mod conntrack;
+mod endpoints;
 mod health;
 mod model;
 mod rules;
@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kedge_base::Tasks;
 use kedge_client::Informers;
@@ -98,6 +98,13 @@ impl Proxy {
         *self.writes.borrow()
     }
 
+    /// Returns when there are more than `writes` transactions (see [`Proxy::writes`]), or the proxy has
+    /// stopped.
+    pub async fn written_since(&self, writes: u64) {
+        let mut current = self.writes.clone();
+        let _ = current.wait_for(|current| *current > writes).await;
+    }
+
     /// Returns when the table was written for the first time, or the proxy has stopped.
     pub async fn ready(&self) {
         let mut writes = self.writes.clone();
@@ -105,7 +112,11 @@ impl Proxy {
     }
 }
 
-/// Start to follow Services and EndpointSlices. The table is written when both are known completely,
+fn zone(node: &Node) -> Option<&str> {
+    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").map(String::as_str)
+}
+
+/// Start to follow Services, EndpointSlices and this node's zone. The table is written when they are known,
 /// so a restart never empties the table that the process before has left.
 ///
 /// # Errors
@@ -114,24 +125,29 @@ pub async fn start_proxy(config: ProxyConfig, informers: &Informers, tasks: &Tas
     config.check()?;
     let services = informers.informer::<Service>();
     let slices = informers.informer::<EndpointSlice>();
+    // This node's zone decides which endpoints are hinted to it.
+    let node = informers.informer_with_fields::<Node>(&format!("metadata.name={}", config.node_name));
     let writer = ProxyWriter::open(config)
         .map_err(|source| Error::netlink("open a netlink socket for nftables", source))?;
 
     let changes = Arc::new(Changes::default());
-    let (told, heard) = (changes.clone(), changes.clone());
+    let (told, heard, moved) = (changes.clone(), changes.clone(), changes.clone());
     services.on_change(move |change| told.service(change));
     slices.on_change(move |change| heard.slice(change));
+    node.on_change(move |change| moved.set_zone(change.new.as_deref().and_then(zone).unwrap_or_default()));
 
     let (sender, writes) = watch::channel(0);
     let proxy_tasks = tasks.child("service proxy");
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     let health = health::HealthServers::new(&proxy_tasks);
     tasks.spawn_restarting("service proxy", move || {
-        let (writer, services, slices) = (writer.clone(), services.clone(), slices.clone());
+        let (writer, services, slices, node) =
+            (writer.clone(), services.clone(), slices.clone(), node.clone());
         let (changes, sender, health) = (changes.clone(), sender.clone(), health.clone());
         async move {
             services.synced().await;
             slices.synced().await;
+            node.synced().await;
             writer::run(writer, services, changes, sender, health).await;
         }
     });

@@ -122,7 +122,7 @@ pub(crate) struct Affinity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) endpoint: Name,
-    pub(crate) affinity: Option<Name>,
+    pub(crate) affinity: Name,
 }
 
 /// The content of a chain.
@@ -131,11 +131,16 @@ pub(crate) enum Chain {
     Endpoint {
         to: SocketAddr,
         protocol: Protocol,
-        affinity: Option<Affinity>,
+        affinity: Affinity,
     },
+    /// Any endpoint will do. All in one rule: the kernel looks at every chain of the table again when a
+    /// rule is added, so there must not be one for each endpoint.
+    Direct {
+        protocol: Protocol,
+        targets: Vec<SocketAddr>,
+    },
+    /// Clients stick to endpoints, each of which has a chain.
     Balance {
-        /// Traffic to this address from outside the pod network is masqueraded.
-        cluster_ip: Option<IpAddr>,
         family: Family,
         choices: Vec<Choice>,
     },
@@ -165,16 +170,19 @@ pub(crate) enum Map {
     FirewallIps,
     /// A set: all cluster IPs.
     ClusterIps,
+    /// A set: each endpoint's address twice, as source and destination.
+    Hairpin,
 }
 
 impl Map {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
         Self::NoEndpointServices,
         Self::NoEndpointNodePorts,
         Self::FirewallIps,
         Self::ClusterIps,
+        Self::Hairpin,
     ];
 
     pub(crate) fn name(self, family: Family) -> String {
@@ -185,6 +193,7 @@ impl Map {
             Self::NoEndpointNodePorts => "no-endpoint-nodeports",
             Self::FirewallIps => "firewall-ips",
             Self::ClusterIps => "cluster-ips",
+            Self::Hairpin => "hairpin-endpoints",
         };
         format!("{name}-{}", family.digit())
     }
@@ -194,18 +203,23 @@ impl Map {
     }
 
     pub(crate) fn has_port(self) -> bool {
-        self != Self::ClusterIps
+        !self.is_set()
+    }
+
+    /// Elements have no verdict.
+    pub(crate) fn is_set(self) -> bool {
+        matches!(self, Self::ClusterIps | Self::Hairpin)
     }
 }
 
-/// The key of one element of one map. At most one Service can have it.
+/// The key of one element of one map. At most one Service can have it, sets excepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ElementKey {
     pub(crate) map: Map,
     pub(crate) family: Family,
     /// Absent in maps that are keyed by protocol and port only.
     pub(crate) address: Option<IpAddr>,
-    /// Absent for [`Map::ClusterIps`].
+    /// Absent in sets.
     pub(crate) port: Option<(Protocol, u16)>,
 }
 

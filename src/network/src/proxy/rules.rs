@@ -1,7 +1,7 @@
 //! The rules of the table: the fixed chains that every node has, and the content of a Service's chains.
 //! Shape and hook priorities follow kube-proxy's nftables mode (pkg/proxy/nftables/proxier.go).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -27,6 +27,8 @@ const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 /// NF_CT_STATE_BIT(IP_CT_NEW)
 const CT_NEW: u32 = 8;
+/// IPS_DST_NAT
+const CT_DNAT: u32 = 0x20;
 /// RTN_LOCAL
 const LOCAL: u32 = 2;
 
@@ -49,12 +51,10 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
             if map.has_port() {
                 key.extend([KeyType::Protocol, KeyType::Port]);
             }
-            sets.push(SetSpec {
-                name: map.name(family),
-                key,
-                verdicts: map != Map::ClusterIps,
-                timeout: None,
-            });
+            if map == Map::Hairpin {
+                key.extend(key.clone());
+            }
+            sets.push(SetSpec { name: map.name(family), key, verdicts: !map.is_set(), timeout: None });
         }
     }
     sets
@@ -73,6 +73,9 @@ fn milliseconds(seconds: u32) -> u64 {
 /// An element's key as the kernel wants it: each part padded to four bytes.
 pub(crate) fn key_bytes(key: &ElementKey) -> Vec<u8> {
     let mut bytes = key.address.map(Expr::address_bytes).unwrap_or_default();
+    if key.map == Map::Hairpin {
+        bytes.extend(bytes.clone());
+    }
     if let Some((protocol, port)) = key.port {
         bytes.extend([protocol.number(), 0, 0, 0]);
         bytes.extend(port.to_be_bytes());
@@ -109,7 +112,15 @@ pub(crate) fn fixed_chains(config: &ProxyConfig) -> Vec<FixedChain> {
     let reject_tcp =
         Rule::default().meta(META_L4PROTO).equals(&[Protocol::Tcp.number()]).push(Expr::RejectTcp);
 
-    let mut services = both(&|family| lookup(family, Map::ServiceIps));
+    // What comes to a cluster IP from outside the pod network.
+    let from_outside = |net: &IpNet| {
+        let family = Family::of_net(net);
+        let rule = Rule::default().address(true, net, Compare::NotEqual).load_address(false, family);
+        let set = Map::ClusterIps.name(family);
+        rule.push(Expr::InSet { register: 1, set }).verdict(Verdict::Jump(MARK_CHAIN.into())).0
+    };
+    let mut services: Vec<Vec<Expr>> = config.pod_cidrs.iter().map(from_outside).collect();
+    services.extend(both(&|family| lookup(family, Map::ServiceIps)));
     services.extend(node_port_rules(config, NODEPORTS_CHAIN));
     let mut input = node_port_rules(config, NO_ENDPOINT_NODEPORTS_CHAIN);
     input.iter_mut().for_each(|rule| *rule = new(std::mem::take(rule)));
@@ -219,6 +230,7 @@ fn masquerading(config: &ProxyConfig) -> Vec<Vec<Expr>> {
         .push(Expr::MetaSet { key: META_MARK, register: 1 })
         .push(Expr::Masquerade);
     let mut rules = vec![unmark.0];
+    rules.extend(Family::BOTH.map(hairpin));
     for net in &config.pod_cidrs {
         let multicast: IpNet = if net.addr().is_ipv4() {
             ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).into()
@@ -235,13 +247,32 @@ fn masquerading(config: &ProxyConfig) -> Vec<Vec<Expr>> {
     rules
 }
 
+/// A pod that reaches itself through a Service must not see its own address as source: it would answer
+/// itself without the packet ever coming back through here.
+fn hairpin(family: Family) -> Vec<Expr> {
+    let (source, destination, length, second) = match family {
+        Family::V4 => (12, 16, 4, 9),
+        Family::V6 => (8, 24, 16, 2),
+    };
+    let set = Map::Hairpin.name(family);
+    Rule::default()
+        .family(family)
+        .push(Expr::CtStatus { register: 1 })
+        .bitwise(CT_DNAT, 0)
+        .compare(Compare::NotEqual, &0u32.to_ne_bytes())
+        .push(Expr::Payload { base: NETWORK, offset: source, length, register: 1 })
+        .push(Expr::Payload { base: NETWORK, offset: destination, length, register: second })
+        .push(Expr::InSet { register: 1, set })
+        .push(Expr::Masquerade)
+        .0
+}
+
 /// The rules of a Service's chain.
 pub(crate) fn chain_rules(config: &ProxyConfig, chain: &Chain) -> Vec<Vec<Expr>> {
     match chain {
         Chain::Endpoint { to, protocol, affinity } => endpoint_rules(*to, *protocol, *affinity),
-        Chain::Balance { cluster_ip, family, choices } => {
-            balance_rules(config, *cluster_ip, *family, choices)
-        }
+        Chain::Direct { protocol, targets } => vec![direct_rule(*protocol, targets)],
+        Chain::Balance { family, choices } => balance_rules(*family, choices),
         Chain::ExternalCluster { service } => {
             vec![mark_rule(), vec![Expr::Verdict(Verdict::Goto(service.to_string()))]]
         }
@@ -282,57 +313,34 @@ fn mark_rule() -> Vec<Expr> {
     vec![Expr::Verdict(Verdict::Jump(MARK_CHAIN.into()))]
 }
 
-fn endpoint_rules(
-    to: std::net::SocketAddr,
-    protocol: Protocol,
-    affinity: Option<Affinity>,
-) -> Vec<Vec<Expr>> {
-    let family = Family::of(to.ip());
-    // Hairpin: a pod that reaches itself must not see its own address as source.
-    let own = Rule::default()
-        .address(true, &IpNet::from(to.ip()), Compare::Equal)
-        .verdict(Verdict::Jump(MARK_CHAIN.into()));
-    let mut rules = vec![own.0];
-    if let Some(affinity) = affinity {
-        let timeout = milliseconds(affinity.seconds);
-        let remember = Expr::Remember { register: 1, set: affinity.set.to_string(), timeout };
-        rules.push(Rule::default().family(family).load_address(true, family).push(remember).0);
-    }
-    let translate = Rule::default()
-        .meta(META_L4PROTO)
-        .equals(&[protocol.number()])
-        .push(Expr::Load { register: 1, data: Expr::address_bytes(to.ip()) })
+/// The destination becomes one of the targets.
+fn direct_rule(protocol: Protocol, targets: &[SocketAddr]) -> Vec<Expr> {
+    // nft wants to know the protocol before it shows ports.
+    let rule = Rule::default().meta(META_L4PROTO).equals(&[protocol.number()]);
+    let [to] = targets else { return rule.push(Expr::DnatRandom(targets.to_vec())).0 };
+    rule.push(Expr::Load { register: 1, data: Expr::address_bytes(to.ip()) })
         .push(Expr::Load { register: 2, data: to.port().to_be_bytes().to_vec() })
-        .push(Expr::Dnat { ipv6: family == Family::V6, address: 1, port: 2 });
-    rules.push(translate.0);
-    rules
+        .push(Expr::Dnat { ipv6: to.is_ipv6(), address: 1, port: 2 })
+        .0
 }
 
-fn balance_rules(
-    config: &ProxyConfig,
-    cluster_ip: Option<IpAddr>,
-    family: Family,
-    choices: &[Choice],
-) -> Vec<Vec<Expr>> {
+fn endpoint_rules(to: SocketAddr, protocol: Protocol, affinity: Affinity) -> Vec<Vec<Expr>> {
+    let family = Family::of(to.ip());
+    let timeout = milliseconds(affinity.seconds);
+    let remember = Expr::Remember { register: 1, set: affinity.set.to_string(), timeout };
+    let remember = Rule::default().family(family).load_address(true, family).push(remember);
+    vec![remember.0, direct_rule(protocol, &[to])]
+}
+
+fn balance_rules(family: Family, choices: &[Choice]) -> Vec<Vec<Expr>> {
     let mut rules = Vec::new();
-    if let Some(cluster_ip) = cluster_ip {
-        for net in config.pod_cidrs.iter().filter(|net| Family::of_net(net) == family) {
-            let from_outside = Rule::default()
-                .address(false, &IpNet::from(cluster_ip), Compare::Equal)
-                .address(true, net, Compare::NotEqual)
-                .verdict(Verdict::Jump(MARK_CHAIN.into()));
-            rules.push(from_outside.0);
-        }
-    }
     for choice in choices {
-        if let Some(set) = choice.affinity {
-            let remembered = Rule::default()
-                .family(family)
-                .load_address(true, family)
-                .push(Expr::InSet { register: 1, set: set.to_string() })
-                .verdict(Verdict::Goto(choice.endpoint.to_string()));
-            rules.push(remembered.0);
-        }
+        let remembered = Rule::default()
+            .family(family)
+            .load_address(true, family)
+            .push(Expr::InSet { register: 1, set: choice.affinity.to_string() })
+            .verdict(Verdict::Goto(choice.endpoint.to_string()));
+        rules.push(remembered.0);
     }
     let mut verdicts: Vec<Verdict> =
         choices.iter().map(|choice| Verdict::Goto(choice.endpoint.to_string())).collect();
@@ -438,12 +446,13 @@ mod tests {
                     address: map.has_address().then(|| address.parse().unwrap()),
                     port: map.has_port().then_some((Protocol::Udp, 53)),
                 };
-                let parts = usize::from(map.has_address()) + if map.has_port() { 2 } else { 0 };
+                let double = map == Map::Hairpin;
+                let addresses = if double { 2 } else { usize::from(map.has_address()) };
+                let parts = addresses + if map.has_port() { 2 } else { 0 };
                 let spec = fixed_sets().into_iter().find(|set| set.name == map.name(family)).unwrap();
                 assert_eq!(spec.key.len(), parts);
                 let address_length = if family == Family::V4 { 4 } else { 16 };
-                let expected =
-                    if map.has_address() { address_length } else { 0 } + if map.has_port() { 8 } else { 0 };
+                let expected = addresses * address_length + if map.has_port() { 8 } else { 0 };
                 assert_eq!(key_bytes(&key).len(), expected, "{}", map.name(family));
             }
         }
@@ -452,14 +461,23 @@ mod tests {
     #[test]
     fn one_endpoint_needs_no_dice() {
         let config = ProxyConfig::for_tests();
-        let choice = |detail| Choice { endpoint: Name::new(Kind::Endpoint, &[detail]), affinity: None };
-        let one = chain_rules(
-            &config,
-            &Chain::Balance { cluster_ip: None, family: Family::V4, choices: vec![choice("a")] },
-        );
-        assert_eq!(one, [[Expr::Verdict(Verdict::Goto(choice("a").endpoint.to_string()))]]);
-        let choices = vec![choice("a"), choice("b")];
-        let two = chain_rules(&config, &Chain::Balance { cluster_ip: None, family: Family::V4, choices });
-        assert!(matches!(&two[0][0], Expr::Random(choices) if choices.len() == 2));
+        let target = |n: u8| SocketAddr::from(([10, 244, 0, n], 80));
+        let rules = |targets: Vec<SocketAddr>| {
+            chain_rules(&config, &Chain::Direct { protocol: Protocol::Tcp, targets })
+        };
+        let (one, two) = (rules(vec![target(1)]), rules(vec![target(1), target(2)]));
+        assert!(matches!(one[0].last(), Some(Expr::Dnat { ipv6: false, .. })));
+        assert_eq!(two[0].last(), Some(&Expr::DnatRandom(vec![target(1), target(2)])));
+
+        let choice = |detail| Choice {
+            endpoint: Name::new(Kind::Endpoint, &[detail]),
+            affinity: Name::new(Kind::Affinity, &[detail]),
+        };
+        let sticky =
+            |choices: Vec<Choice>| chain_rules(&config, &Chain::Balance { family: Family::V4, choices });
+        let (one, two) = (sticky(vec![choice("a")]), sticky(vec![choice("a"), choice("b")]));
+        assert_eq!((one.len(), two.len()), (2, 3), "who is remembered comes first");
+        assert_eq!(one[1], [Expr::Verdict(Verdict::Goto(choice("a").endpoint.to_string()))]);
+        assert!(matches!(&two[2][0], Expr::Random(choices) if choices.len() == 2));
     }
 }

@@ -9,7 +9,7 @@ use kedge_client::ObjectKey;
 use super::ProxyConfig;
 use super::model::{Chain, ElementKey, Family, Map, Name, ServiceState, Target};
 use super::rules::{affinity_set, chain_rules, fixed_chains, fixed_sets, key_bytes, target_verdict};
-use crate::nft::Batch;
+use crate::nft::{Batch, Remembered};
 
 /// Everything that should be in the kernel.
 #[derive(Debug, Default)]
@@ -94,6 +94,9 @@ impl Table {
         for (element, target) in &old.elements {
             let is_owner = self.owners.get(element) == Some(&owner);
             let new = state.elements.get(element);
+            if is_owner && new.is_none() && self.inherit(element, *target) {
+                continue;
+            }
             if is_owner && new != Some(target) {
                 delta.removed_elements.insert(*element);
             }
@@ -110,7 +113,9 @@ impl Table {
             let is_newly_owned = !self.owners.contains_key(element);
             let current = self.owners.entry(*element).or_insert_with(|| owner.clone());
             if *current != owner {
-                if self.waiting.entry(*element).or_default().insert(owner.clone()) {
+                // Several Services may well have the same endpoint.
+                let is_shared = element.map.is_set();
+                if self.waiting.entry(*element).or_default().insert(owner.clone()) && !is_shared {
                     tracing::warn!(service = %owner, other = %current, element = ?element, "address and port belong to another service already");
                 }
                 continue;
@@ -124,6 +129,21 @@ impl Table {
             self.services.insert(owner, state);
         }
         released
+    }
+
+    /// Gives a free element to one that waits for the very same, so that the kernel need not know. False
+    /// when there is none.
+    fn inherit(&mut self, element: &ElementKey, target: Target) -> bool {
+        let same = |key: &&Arc<ObjectKey>| {
+            self.services.get(*key).is_some_and(|state| state.elements.get(element) == Some(&target))
+        };
+        let Some(next) = self.waiting.get(element).and_then(|waiting| waiting.iter().find(same)).cloned()
+        else {
+            return false;
+        };
+        self.stop_waiting(element, &next);
+        self.owners.insert(*element, next);
+        true
     }
 
     /// Gives a free element to the first that waits, in such a way that building that Service again
@@ -147,8 +167,14 @@ impl Table {
         }
     }
 
-    /// The whole table in one transaction: whatever was there is replaced.
-    pub(crate) fn full(&self, config: &ProxyConfig) -> Batch {
+    /// The sets of clients that stick to an endpoint.
+    pub(crate) fn affinity_sets(&self) -> Vec<Name> {
+        self.services.values().flat_map(|state| state.affinity_sets.keys()).copied().collect()
+    }
+
+    /// The whole table in one transaction: whatever was there is replaced. `clients` are put back into
+    /// their sets.
+    pub(crate) fn full(&self, config: &ProxyConfig, clients: BTreeMap<Name, Remembered>) -> Batch {
         let mut delta = Delta::default();
         for (key, state) in &self.services {
             for (name, chain) in &state.chains {
@@ -175,6 +201,9 @@ impl Table {
             }
         }
         delta.write(config, &mut batch, true);
+        for (set, elements) in clients {
+            batch.restore_elements(&set.to_string(), elements);
+        }
         batch
     }
 }
@@ -248,10 +277,9 @@ mod tests {
     }
 
     fn state(chains: &[(&str, u16)], elements: &[(&str, Target)]) -> ServiceState {
-        let chain = |port: u16| Chain::Endpoint {
-            to: (IpAddr::from([10, 244, 0, 5]), port).into(),
+        let chain = |port: u16| Chain::Direct {
+            targets: vec![(IpAddr::from([10, 244, 0, 5]), port).into()],
             protocol: Protocol::Tcp,
-            affinity: None,
         };
         ServiceState {
             chains: chains
@@ -316,6 +344,21 @@ mod tests {
         let mut fifth = Delta::default();
         table.set(&key("b"), ServiceState::default(), &mut fifth);
         assert_eq!(fifth.removed_elements.len(), 1);
+        assert!(table.owners.is_empty() && table.waiting.is_empty());
+    }
+
+    #[test]
+    fn what_two_have_stays_until_both_are_gone() {
+        let mut table = Table::default();
+        let same = || state(&[], &[("192.0.2.1", Target::Member)]);
+        table.set(&key("a"), same(), &mut Delta::default());
+        table.set(&key("b"), same(), &mut Delta::default());
+        let mut first = Delta::default();
+        assert_eq!(table.set(&key("a"), ServiceState::default(), &mut first), []);
+        assert!(first.is_empty(), "{first:?}");
+        let mut second = Delta::default();
+        table.set(&key("b"), ServiceState::default(), &mut second);
+        assert_eq!(second.removed_elements.len(), 1);
         assert!(table.owners.is_empty() && table.waiting.is_empty());
     }
 

@@ -1,6 +1,7 @@
 //! The one task that writes the table. A change is written as soon as the one before is done; timers
 //! are for retries only.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +16,12 @@ use super::ProxyConfig;
 use super::build::service_state;
 use super::changes::Changes;
 use super::conntrack::StaleFlows;
+use super::endpoints::Place;
 use super::health::HealthServers;
+use super::model::Name;
 use super::rules::{SERVICES_CHAIN, fixed_chains};
 use super::table::{Delta, Garbage, Table};
-use crate::nft::{Batch, Noticed, TransactionError, Watcher, Writer};
+use crate::nft::{Batch, Noticed, Remembered, TransactionError, Watcher, Writer};
 
 /// Heals that follow each other closer than this are slowed down: somebody fights for the table.
 const QUIET: Duration = Duration::from_secs(30);
@@ -55,11 +58,12 @@ impl ProxyWriter {
     ) -> Result<bool, TransactionError> {
         let mut delta = Delta::default();
         let mut again: Vec<ObjectKey> = Vec::new();
-        for (key, slices) in changes.take() {
+        let taken = changes.take();
+        // Asked afterwards: when the zone changes now, the Services are marked once more.
+        let place = Place { node: self.config.node_name.clone(), zone: changes.zone() };
+        for (key, slices) in taken {
             let service = services.get_key(&key);
-            let state = service
-                .map(|service| service_state(&self.config.node_name, &service, &slices))
-                .unwrap_or_default();
+            let state = service.map(|service| service_state(&place, &service, &slices)).unwrap_or_default();
             let old = self.table.service(&key);
             let old_health = old.and_then(|old| old.health);
             if old_health != state.health {
@@ -76,7 +80,8 @@ impl ProxyWriter {
         }
 
         let batch = if self.needs_full {
-            self.table.full(&self.config)
+            let clients = self.clients().await;
+            self.table.full(&self.config, clients)
         } else if delta.is_empty() {
             return Ok(false);
         } else {
@@ -92,6 +97,18 @@ impl ProxyWriter {
             self.garbage = Garbage::default();
         }
         Ok(true)
+    }
+
+    /// Which clients stick to which endpoints in the table that is there now: after a restart of Kedge
+    /// they go on doing so.
+    async fn clients(&self) -> BTreeMap<Name, Remembered> {
+        let (kernel, table) = (self.kernel.clone(), self.config.table_name.clone());
+        let sets = self.table.affinity_sets();
+        let read = tokio::task::spawn_blocking(move || {
+            let known = |set: Name| Some((set, kernel.remembered(&table, &set.to_string()).ok()?));
+            sets.into_iter().filter_map(known).filter(|(_, clients)| !clients.is_empty()).collect()
+        });
+        read.await.unwrap_or_default()
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), TransactionError> {

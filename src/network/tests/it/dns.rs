@@ -11,7 +11,7 @@ use kedge_network::dns::{self, Config};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
-use super::PATIENCE;
+use super::world::PATIENCE;
 use super::api::Api;
 
 fn loopback() -> SocketAddr {
@@ -76,7 +76,7 @@ async fn a_new_service_has_a_name_at_once() {
     assert_eq!(ask(address, second).await.metadata.response_code, ResponseCode::NXDomain);
 
     let begun = Instant::now();
-    api.update("services", &service("second", 4, "10.96.0.30"));
+    api.set("services", &service("second", 4, "10.96.0.30"));
     while ask(address, second).await.answers.is_empty() {
         assert!(begun.elapsed() < PATIENCE, "the new Service has no name");
     }
@@ -87,7 +87,7 @@ async fn a_new_service_has_a_name_at_once() {
         "metadata": { "namespace": "default", "name": "db", "resourceVersion": "5" },
         "spec": { "clusterIP": "None" },
     });
-    api.update("services", &headless);
+    api.set("services", &headless);
     let begun = Instant::now();
     let pod = "db-0.db.default.svc.cluster.local.";
     while ask(address, pod).await.answers.is_empty() {
