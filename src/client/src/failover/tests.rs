@@ -96,9 +96,15 @@ impl Server {
                     let answer = service_fn(move |request: Request<Incoming>| {
                         requests.fetch_add(1, Ordering::SeqCst);
                         let status = status.load(Ordering::SeqCst);
+                        let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+                        let list = request.uri().path().ends_with("/configmaps");
+                        let list = list && request.method() == Method::GET;
                         async move {
+                            if watch {
+                                return Ok(watched(address));
+                            }
                             request.into_body().collect().await.map_err(std::io::Error::other)?;
-                            answer(status, address)
+                            answer(status, list, address)
                         }
                     });
                     let _ = auto::Builder::new(executor).serve_connection(TokioIo::new(stream), answer).await;
@@ -121,9 +127,25 @@ impl Server {
     }
 }
 
-fn answer(status: u16, address: SocketAddr) -> std::io::Result<Response<Full<Bytes>>> {
+type AnswerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// One event, then silence.
+fn watched(address: SocketAddr) -> Response<AnswerBody> {
+    let event = format!(
+        r#"{{"type":"ADDED","object":{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{address}","resourceVersion":"2"}}}}}}"#
+    );
+    let event = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from(event + "\n"))]);
+    let open = event.chain(futures::stream::pending()).map(|bytes| bytes.map(hyper::body::Frame::data));
+    Response::new(http_body_util::StreamBody::new(open).boxed_unsync())
+}
+
+fn answer(status: u16, list: bool, address: SocketAddr) -> std::io::Result<Response<AnswerBody>> {
     let body = match status {
         0 => return Err(std::io::Error::other("broken")),
+        200 if list => {
+            r#"{"apiVersion":"v1","kind":"ConfigMapList","metadata":{"resourceVersion":"1"},"items":[]}"#
+                .to_owned()
+        }
         200 => format!(
             r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{address}","resourceVersion":"1"}}}}"#
         ),
@@ -131,7 +153,8 @@ fn answer(status: u16, address: SocketAddr) -> std::io::Result<Response<Full<Byt
             r#"{{"apiVersion":"v1","kind":"Status","status":"Failure","message":"no","reason":"ServiceUnavailable","code":{code}}}"#
         ),
     };
-    Ok(Response::builder().status(status).body(Full::new(Bytes::from(body))).unwrap())
+    let body = Full::new(Bytes::from(body)).map_err(std::io::Error::other).boxed_unsync();
+    Ok(Response::builder().status(status).body(body).unwrap())
 }
 
 /// Two servers, the preferred one first, and a client.
@@ -221,6 +244,22 @@ async fn strangers_are_not_trusted_and_new_servers_are_used() {
     servers.reconnect();
     assert_eq!(name(&api.get("x").await.unwrap()), second.address.to_string());
     assert_eq!(first.count(), 0);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_at_another_server() {
+    let (first, second, api, _, _tasks) = pair().await;
+    let events =
+        watcher::watcher(api, watcher::Config::default().fields("metadata.name=x")).default_backoff();
+    let mut seen = std::pin::pin!(events.filter_map(|event| async move {
+        match event {
+            Ok(watcher::Event::Apply(object)) => object.metadata.name,
+            _ => None,
+        }
+    }));
+    assert_eq!(seen.next().await, Some(first.address.to_string()));
+    first.kill().await;
+    assert_eq!(seen.next().await, Some(second.address.to_string()));
 }
 
 #[test]

@@ -219,9 +219,14 @@ async fn a_worker_joins_renews_moves_and_leaves() {
     assert!(!joiner.pki().join("ca.key").exists());
     assert!(pki.renew_due(pki.clock().system_time()).is_empty());
 
-    let members = Members::new(pki.clone(), admitted.peers).unwrap();
+    // The first one it knows is dead.
+    let dead = Peer { id: NodeId::new(9), address: "127.0.0.1:1".parse().unwrap(), ..cluster.peer() };
+    let members = Members::new(pki.clone(), vec![dead.clone()]).unwrap();
+    assert!(matches!(members.standing().await, Err(Error::NoControlPlane(_))));
+    members.set_peers(vec![dead, cluster.peer()]);
     let standing = members.standing().await.unwrap();
     assert_eq!((standing.node.name.as_str(), standing.control_plane.len()), ("w1", 1));
+    assert_eq!(members.peers(), [cluster.peer()], "what it learned is kept");
     let moved = vec![LOCAL, "198.51.100.7".parse().unwrap()];
     assert_eq!(pki.set_addresses(&moved).unwrap(), [Leaf::Kubelet]);
     assert_eq!(pki.renew_due(pki.clock().system_time()), [Leaf::Kubelet]);
