@@ -199,11 +199,6 @@ impl Config {
         self.data_dir.join("pki")
     }
 
-    /// What a joined node knows of its cluster.
-    pub(crate) fn membership_file(&self) -> PathBuf {
-        self.data_dir.join("cluster.json")
-    }
-
     /// The replicated store's folder.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.data_dir.join("store")

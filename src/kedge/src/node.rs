@@ -7,8 +7,8 @@ mod book;
 mod control_plane;
 mod drain;
 mod leading;
-pub(crate) mod membership;
 pub(crate) mod ops;
+mod shared;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,17 +16,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Node;
 use kedge_apiserver::User;
-use kedge_base::Tasks;
+use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
-use kedge_cluster::{Leaf, Members, NodeIdentity, Pki, Renewal, Role};
+use kedge_client::failover::{self, Servers};
+use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
 use kedge_kubelet::containerd;
+use kedge_network::{CniFiles, OverlayConfig};
 use kedge_store::Store;
 
 use self::control_plane::ControlPlane;
 use self::leading::Leading;
-use self::membership::Membership;
 use self::ops::Ops;
 use crate::config::Config;
 use crate::image_build;
@@ -42,12 +42,12 @@ const QUORUM_PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a part cannot start; the error names it and the remedy.
 pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let joined = Membership::load(&config)?;
-    if let Some(membership) = &joined {
-        membership::adopt(&mut config, &membership.config)?;
+    let joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
+    if let Some(admitted) = &joined {
+        shared::adopt(&mut config, &admitted.config)?;
     }
     let config = config;
-    let role = joined.as_ref().map_or(Role::ControlPlane, |membership| membership.role);
+    let role = joined.as_ref().map_or(Role::ControlPlane, |admitted| admitted.facts.role);
     let board = Board::serve(&config, role, &tasks)?;
     let node_ip = match config.node_ip {
         Some(address) => address,
@@ -63,7 +63,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         .spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
     let members = match &joined {
-        Some(membership) => Some(Arc::new(Members::new(pki.clone(), membership.peers.clone())?)),
+        Some(admitted) => Some(Arc::new(Members::new(pki.clone(), admitted.peers.clone())?)),
         None => None,
     };
     let server_tasks = tasks.child("server");
@@ -80,8 +80,12 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             lead(&config, node_ip, &pki, control_plane, &board, &component_tasks).await;
             kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
         }
-        None => worker_client(&config, &pki, joined.as_ref())?,
+        None => worker_client(&config, &pki, joined.as_ref(), &component_tasks)?,
     };
+    if let (Some(members), Some(admitted)) = (&members, &joined) {
+        let keep = standing(members.clone(), admitted.clone(), config.pki_dir(), board.clone());
+        tasks.spawn_until_stopped("standing in the cluster", keep);
+    }
     let informers = Informers::new(client.clone(), &component_tasks);
     board.serve_operations(Ops {
         client: client.clone(),
@@ -99,7 +103,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     image_build::ensure(&socket, &config.data_dir.join("images")).await.context("import Kedge's images")?;
 
     let node_tasks = tasks.child("node");
-    let network = network(&config, node_ip, &informers, &node_tasks).await?;
+    let network = network(&config, node_ip, client.clone(), &informers, &node_tasks).await?;
     board.ready("network");
     kedge_kubelet::start(kubelet_config(&config, &pki, node_ip, role)?, &informers, &node_tasks)
         .await
@@ -185,19 +189,50 @@ fn open_pki(config: &Config, node_ip: IpAddr, role: Role) -> anyhow::Result<Arc<
     Ok(Arc::new(pki.context("open the cluster's keys")?))
 }
 
-/// A worker's way to the API servers, with the kubelet's identity.
+/// A worker's way to the API servers, with the kubelet's identity: it knows all of them and keeps them on
+/// the disk.
 fn worker_client(
     config: &Config,
-    pki: &Arc<Pki>,
-    joined: Option<&Membership>,
+    pki: &Pki,
+    joined: Option<&Admitted>,
+    tasks: &Tasks,
 ) -> anyhow::Result<kube::Client> {
-    let _ = config;
-    let server = joined
-        .and_then(|membership| membership.api_servers.first())
-        .context("the cluster named no API server; run kedge leave --force and join again")?;
-    let (chain, key) = pki.pem(Leaf::KubeletClient);
-    let identity = kedge_client::https::Identity::Certificate { chain, key };
-    Ok(kedge_client::https::client(&format!("https://{server}"), pki.ca_pem(), identity, "default")?)
+    let known: Vec<String> =
+        joined.into_iter().flat_map(|admitted| &admitted.api_servers).map(ToString::to_string).collect();
+    let servers = Servers::open(&config.node_name, Some(config.data_dir.join("api-servers.json")), &known)
+        .context("run kedge leave --force and join again")?;
+    let tls = pki.client_config(Some(Leaf::KubeletClient), pki.ca_pem())?;
+    let client = failover::client(&servers, tls, "default", tasks);
+    failover::follow(&servers, client.clone(), tasks);
+    Ok(client)
+}
+
+/// Learns from the others who belongs to the control plane, and whether this node still does.
+async fn standing(members: Arc<Members>, mut admitted: Admitted, pki_dir: PathBuf, board: Board) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    loop {
+        match members.standing().await {
+            Ok(standing) => {
+                admitted.peers.retain(|_| false);
+                admitted
+                    .peers
+                    .extend(standing.control_plane.into_iter().filter(|peer| peer.id != standing.node.id));
+                admitted.api_servers = standing.api_servers;
+                if let Err(error) = admitted.write(&pki_dir) {
+                    tracing::warn!(error = %kedge_base::Chain(&error), "the control plane's addresses were not kept");
+                }
+                return;
+            }
+            Err(kedge_cluster::Error::Refused(refusal)) => {
+                board.removed(&refusal.to_string());
+                tracing::error!(%refusal, "the cluster does not know this node");
+            }
+            Err(error) => {
+                tracing::debug!(error = %kedge_base::Chain(&error), "nobody says how this node stands")
+            }
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
 }
 
 fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> {
@@ -224,12 +259,18 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
 async fn network(
     config: &Config,
     node_ip: IpAddr,
+    client: kube::Client,
     informers: &Informers,
     tasks: &Tasks,
 ) -> anyhow::Result<kedge_network::Proxy> {
     for warning in kedge_network::prepare_host().context("prepare the host's network")? {
         tracing::warn!(%warning, "host network");
     }
+    let mut overlay =
+        OverlayConfig::new(config.node_name.clone(), node_ip, config.pod_cidr, &config.bridge_name);
+    // The control plane gives every node its part of the pods' range; pods wait for it.
+    overlay.cni = Some(CniFiles { dir: config.cni_config_dir(), host_local_dir: config.cni_address_dir() });
+    kedge_network::start_overlay(overlay, client, informers, tasks).await.context("start the pod network")?;
     let mut proxy = kedge_network::ProxyConfig::new(
         config.node_name.clone(),
         vec![node_ip],
@@ -237,20 +278,7 @@ async fn network(
         config.service_cidr,
     );
     proxy.table_name.clone_from(&config.table_name);
-    let proxy =
-        kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")?;
-    // The control plane gives every node its part of the pods' range; pods wait for it.
-    let node = informers.informer_with_fields::<Node>(&format!("metadata.name={}", config.node_name));
-    let (dir, bridge, addresses) =
-        (config.cni_config_dir(), config.bridge_name.clone(), config.cni_address_dir());
-    node.on_change(move |change| {
-        let range = change.new.as_ref().and_then(|node| node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok());
-        let Some(range) = range else { return };
-        if let Err(error) = kedge_network::write_cni_config(&dir, &bridge, range, None, &addresses) {
-            tracing::error!(error = %kedge_base::Chain(&error), "the pod network's configuration was not written");
-        }
-    });
-    Ok(proxy)
+    kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")
 }
 
 fn kubelet_config(

@@ -110,6 +110,12 @@ impl Board {
         self.set(part, true, None, None);
     }
 
+    /// The cluster says that this node is none of its.
+    pub(crate) fn removed(&self, why: &str) {
+        let remedy = "run kedge leave --force to make this a single node, then join again";
+        self.set("kubelet", false, Some(why.to_owned()), Some(remedy.to_owned()));
+    }
+
     fn set(&self, part: &str, ready: bool, error: Option<String>, remedy: Option<String>) {
         self.0.status.send_if_modified(|status| {
             let before = status.clone();

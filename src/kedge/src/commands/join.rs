@@ -20,7 +20,6 @@ use super::{block_on, install, require_root, uninstall};
 use crate::cli::{Failure, JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
 use crate::control::{self, CallError};
-use crate::node::membership::Membership;
 use crate::node::ops;
 use crate::output::{self, Step};
 use crate::status::{State, Status};
@@ -70,7 +69,7 @@ fn replace(
     let facts = facts(config, args)?;
     fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
     let clock = Arc::new(Clock::open(&config.pki_dir()).context("open the clock's floor")?);
-    let admitted = block_on(kedge_cluster::join(string, &facts, staging, &clock))
+    block_on(kedge_cluster::join(string, &facts, staging, &clock))
         .map_err(failure)?
         .context("join the cluster")?;
 
@@ -79,7 +78,6 @@ fn replace(
     for path in [config.store_dir(), config.kubeconfig()] {
         remove(&path)?;
     }
-    membership(&admitted).save(&config.membership_file())?;
     staging.install(&config.pki_dir()).context("put the cluster's keys in place")?;
     // Where a service manager runs, it must find the node after the next boot too.
     if service::systemd_runs() {
@@ -126,23 +124,14 @@ fn facts(config: &Config, args: &JoinArgs) -> anyhow::Result<NodeFacts> {
     })
 }
 
-fn membership(admitted: &Admitted) -> Membership {
-    Membership {
-        role: admitted.facts.role,
-        peers: admitted.peers.clone(),
-        api_servers: admitted.api_servers.clone(),
-        config: admitted.config.clone(),
-    }
-}
-
 /// What joining would replace, from the running node or from what a stopped one left.
 fn local_state(config: &Config) -> anyhow::Result<LocalState> {
     match control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), SOON) {
         Ok(state) => Ok(LocalState { other_nodes: state.other_nodes, workloads: state.workloads }),
         Err(CallError::NotRunning) => {
-            let membership = Membership::load(config)?;
+            let joined = Admitted::read(&config.pki_dir())?;
             let other_nodes =
-                membership.map(|membership| membership.peers.into_iter().map(|peer| peer.name).collect());
+                joined.map(|admitted| admitted.peers.into_iter().map(|peer| peer.name).collect());
             let pods = fs::read_dir(config.data_dir.join("kubelet/pods")).into_iter().flatten().flatten();
             let workloads =
                 pods.map(|pod| format!("pod {} of the stopped node", pod.file_name().to_string_lossy()));
@@ -156,7 +145,7 @@ fn local_state(config: &Config) -> anyhow::Result<LocalState> {
 pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     let staging = Staging::new(config.data_dir.join("join"));
-    if Membership::load(config).is_ok_and(|membership| membership.is_none())
+    if Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
         && staging.admitted()?.is_none()
         && !has_others(config)
     {
@@ -203,7 +192,7 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
         config.store_dir(),
         config.kubeconfig(),
         config.pki_dir(),
-        config.membership_file(),
+        config.data_dir.join("api-servers.json"),
         config.data_dir.join("kubelet"),
     ] {
         remove(&path)?;

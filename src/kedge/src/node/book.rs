@@ -1,92 +1,55 @@
 //! The cluster's book (nodes, tokens) inside the replicated store: a few keys beside the API's objects,
 //! kept here as they are applied, written through the store's transactions.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use kedge_cluster::{Check, MemberChange, Record, Records, RecordsError, Transaction};
+use kedge_cluster::{Check, MemberChange, Record, Records, RecordsError, Replica, Transaction};
 use kedge_store::{
     Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn,
     Value,
 };
 
-/// The end of the group of every key of the book; no API group may end so.
-const OWN: &str = ".cluster.kedge.internal/";
-
-fn is_own(key: &str) -> bool {
-    key.split_once('/')
-        .is_some_and(|(resource, _)| resource.len() < key.len() && key[..=resource.len()].ends_with(OWN))
-}
-
-/// This node's copy.
-#[derive(Default)]
-pub(crate) struct Book(RwLock<BTreeMap<Key, Record>>);
-
-fn record(entry: &Entry) -> Record {
-    Record { bytes: entry.bytes.to_vec(), revision: entry.modified }
-}
-
-impl Book {
-    fn get(&self, key: &str) -> Option<Record> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
-    }
-
-    fn list(&self, prefix: &str) -> Vec<(String, Record)> {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        records
-            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, record)| (key.to_string(), record.clone()))
-            .collect()
-    }
-}
-
 /// Tells the API server of its objects and the book of its records.
 pub(crate) struct Observers {
     pub(crate) api: Arc<dyn Observer>,
-    pub(crate) book: Arc<Book>,
+    pub(crate) book: Arc<Replica>,
 }
 
 impl Observer for Observers {
     fn reset(&self, revision: Revision, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
-        let mut own = BTreeMap::new();
-        let mut others = entries.filter_map(|(key, entry)| {
-            if is_own(&key) {
-                own.insert(key, record(&entry));
-                return None;
-            }
-            Some((key, entry))
+        self.book.clear();
+        let mut others = entries.filter(|(key, entry)| {
+            self.book.put(key, entry.bytes.to_vec(), entry.modified);
+            !Replica::owns(key)
         });
         self.api.reset(revision, &mut others);
-        *self.book.0.write().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
     fn applied(&self, revision: Revision, changes: &[Change]) {
-        if !changes.iter().any(|change| is_own(&change.key)) {
+        if !changes.iter().any(|change| Replica::owns(&change.key)) {
             return self.api.applied(revision, changes);
         }
         let (own, others): (Vec<Change>, Vec<Change>) =
-            changes.iter().cloned().partition(|change| is_own(&change.key));
-        self.api.applied(revision, &others);
-        let mut records = self.book.0.write().unwrap_or_else(PoisonError::into_inner);
+            changes.iter().cloned().partition(|change| Replica::owns(&change.key));
         for change in own {
-            match &change.entry {
-                Some(entry) => records.insert(change.key, record(entry)),
-                None => records.remove(&change.key),
-            };
+            match change.entry {
+                Some(entry) => self.book.put(&change.key, entry.bytes.to_vec(), entry.modified),
+                None => self.book.delete(&change.key),
+            }
         }
+        self.api.applied(revision, &others);
     }
 }
 
 /// The store as the cluster's book sees it.
 pub(crate) struct StoreRecords {
     pub(crate) store: Store,
-    pub(crate) book: Arc<Book>,
+    pub(crate) book: Arc<Replica>,
 }
 
 impl StoreRecords {
-    async fn fresh(&self) -> Result<&Book, RecordsError> {
+    async fn fresh(&self) -> Result<&Replica, RecordsError> {
         match self.store.read_barrier().await {
             Ok(_) => Ok(&self.book),
             Err(error) => Err(RecordsError::Unavailable(kedge_base::Chain(&error).to_string())),
@@ -175,6 +138,10 @@ fn refused(error: CommitError) -> RecordsError {
 fn not_changed(error: MemberError) -> RecordsError {
     match error {
         MemberError::Commit(error) => refused(error),
+        // Another node was faster: the book is asked again and knows the words.
+        MemberError::IdTaken(_) | MemberError::NameTaken(_) | MemberError::AddressTaken(_) => {
+            RecordsError::Conflict
+        }
         other => RecordsError::Unsafe(other.to_string()),
     }
 }
@@ -203,7 +170,7 @@ mod tests {
 
     #[test]
     fn records_and_objects_go_different_ways() {
-        let (api, book) = (Arc::new(Seen::default()), Arc::new(Book::default()));
+        let (api, book) = (Arc::new(Seen::default()), Arc::new(Replica::default()));
         let observers = Observers { api: api.clone(), book: book.clone() };
         let own = "nodes.cluster.kedge.internal//a";
         let all = [("pods/ns/a.cluster.kedge.internal", "p"), (own, "n")];
@@ -216,17 +183,5 @@ mod tests {
         observers.applied(5, &[Change { key: "pods//x".into(), revision: 5, entry: Some(entry("")) }]);
         assert_eq!(api.0.lock()[1..], ["4:0", "5:1"]);
         assert_eq!(book.get(own), None);
-    }
-
-    #[test]
-    fn a_list_ends_with_its_prefix() {
-        let book = Book::default();
-        for key in
-            ["a.cluster.kedge.internal//1", "b.cluster.kedge.internal//1", "b.cluster.kedge.internal//2"]
-        {
-            book.0.write().unwrap().insert(key.into(), record(&entry("")));
-        }
-        assert_eq!(book.list("b.cluster.kedge.internal//").len(), 2);
-        assert_eq!(book.list("c").len(), 0);
     }
 }

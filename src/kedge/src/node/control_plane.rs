@@ -10,16 +10,16 @@ use http_body_util::BodyExt as _;
 use kedge_apiserver::ApiServer;
 use kedge_base::{Backoff, Tasks};
 use kedge_cluster::{
-    ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, NodeFacts, NodeId, PeerIdentity, Pki, Registry,
-    Role, Service, StoreService,
+    Admitted, ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, NodeFacts, NodeId, PeerIdentity, Pki,
+    Registry, Replica, Role, Service, StoreService,
 };
 use kedge_store::{Bootstrap, Cluster, Connection, Dial, Dialing, Member, Store};
 use tokio::net::TcpListener;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use super::book::{Book, Observers, StoreRecords};
-use super::membership::{self, Membership};
+use super::book::{Observers, StoreRecords};
+use super::shared;
 use crate::config::Config;
 
 /// The running control plane.
@@ -43,7 +43,7 @@ pub(crate) async fn start(
     config: &Config,
     node_ip: IpAddr,
     pki: &Arc<Pki>,
-    joined: Option<&Membership>,
+    joined: Option<&Admitted>,
     tasks: &Tasks,
 ) -> anyhow::Result<ControlPlane> {
     let prepared =
@@ -51,17 +51,15 @@ pub(crate) async fn start(
     let address = SocketAddr::new(config.bind_address, config.cluster_port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
 
-    let book = Arc::new(Book::default());
+    let book = Arc::new(Replica::default());
     let observers = Observers { api: prepared.observer(), book: book.clone() };
     let store = Store::open(store_config(config, pki, joined)?, Arc::new(observers), tasks)
         .await
         .context("open the datastore")?;
     let registry = Registry::new(Arc::new(StoreRecords { store: store.clone(), book }), pki.clock().clone());
     let facts = Facts {
-        shared: joined.map_or_else(
-            || membership::shared_settings(config, pki.ca_hash()),
-            |membership| membership.config.clone(),
-        ),
+        shared: joined
+            .map_or_else(|| shared::settings(config, pki.ca_hash()), |admitted| admitted.config.clone()),
         registry: registry.clone(),
         port: config.port,
         own: HostPort { host: node_ip.to_string(), port: config.port },
@@ -92,19 +90,19 @@ async fn enroll(registry: Registry, id: NodeId, own: NodeFacts) {
 fn store_config(
     config: &Config,
     pki: &Pki,
-    joined: Option<&Membership>,
+    joined: Option<&Admitted>,
 ) -> anyhow::Result<kedge_store::Config> {
     let mut store = kedge_store::Config::new(config.store_dir());
     store.node_id = pki.node_id().get();
     let mut cluster = Cluster::new(Arc::new(StoreDial(Dialer::new(pki)?)));
-    if let Some(membership) = joined {
+    if let Some(admitted) = joined {
         let peer = |peer: &kedge_cluster::Peer| Member {
             id: peer.id.get(),
             name: peer.name.clone(),
             address: peer.address.to_string(),
             failure_domain: peer.failure_domain.clone(),
         };
-        cluster.bootstrap = Bootstrap::Join { peers: membership.peers.iter().map(peer).collect() };
+        cluster.bootstrap = Bootstrap::Join { peers: admitted.peers.iter().map(peer).collect() };
     }
     store.cluster = Some(cluster);
     Ok(store)
