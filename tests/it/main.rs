@@ -7,6 +7,7 @@ mod access;
 mod bad_input;
 mod binary;
 mod cli;
+mod cluster;
 mod damage;
 mod node;
 mod probes;

@@ -190,6 +190,14 @@ impl Cluster {
             (status.code == 0).then_some(status)
         });
         assert_eq!(status.json()["state"], "ready");
+        self.write_kubeconfig();
+    }
+
+    /// Writes the kubeconfig that kubectl uses here.
+    ///
+    /// # Panics
+    /// When there is no cluster yet.
+    pub fn write_kubeconfig(&self) {
         let kubeconfig = self.kedge(&["config", "--server", &self.server]).ok();
         fs::write(self.kubeconfig(), kubeconfig).expect("write the kubeconfig");
     }
@@ -223,9 +231,20 @@ impl Cluster {
     /// # Panics
     /// When it does not run.
     pub fn kill9(&mut self) {
-        let mut child = self.child.take().expect("the node runs");
-        child.kill().expect("send SIGKILL");
-        child.wait().expect("wait for the node");
+        if let Some(mut child) =
+            self.child.take_if(|child| child.try_wait().is_ok_and(|ended| ended.is_none()))
+        {
+            child.kill().expect("send SIGKILL");
+            child.wait().expect("wait for the node");
+            return;
+        }
+        // `kedge join` and `kedge start` leave it in the background.
+        self.child = None;
+        let file = fs::read_to_string(self.dir.join("run/kedge.pid")).expect("the node runs");
+        let pid = file.lines().next().and_then(|line| line.parse().ok()).expect("a process id");
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("send SIGKILL");
+        crate::eventually("the killed node to end", || nix::sys::signal::kill(pid, None).err());
     }
 
     /// Ends `kedge run` as a service manager does, and gives the exit code.

@@ -90,6 +90,8 @@ async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
 /// Keeps the list of API servers behind that Service (`pkg/controlplane/reconcilers`). One server of a
 /// cluster does so for all.
 pub(crate) async fn publish(state: Arc<State>, mut addresses: watch::Receiver<Vec<IpAddr>>) {
+    // The sender lives in the state, so the channel cannot close.
+    let _ = state.bootstrapped.subscribe().wait_for(|done| *done).await;
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     loop {
         let known = addresses.borrow_and_update().clone();

@@ -68,7 +68,8 @@ fn replace(
 ) -> anyhow::Result<Status> {
     let facts = facts(config, args)?;
     fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
-    let clock = Arc::new(Clock::open(&config.pki_dir()).context("open the clock's floor")?);
+    let clock =
+        Arc::new(Clock::open(&config.pki_dir().join("time-floor")).context("open the clock's floor")?);
     block_on(kedge_cluster::join(string, &facts, staging, &clock))
         .map_err(failure)?
         .context("join the cluster")?;

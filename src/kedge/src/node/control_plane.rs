@@ -74,15 +74,25 @@ pub(crate) async fn start(
         addresses: vec![node_ip],
         failure_domain: config.failure_domain.clone(),
     };
-    tasks.spawn_until_stopped("enrolment", enroll(registry.clone(), pki.node_id(), own));
+    tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
     Ok(ControlPlane { server: prepared.start(store, tasks), registry })
 }
 
-/// Writes down who and where this node is, as soon as the store takes writes.
-async fn enroll(registry: Registry, id: NodeId, own: NodeFacts) {
+/// Writes down who and where this node is, as soon as the store takes writes: in the store's group and in
+/// the cluster's book.
+async fn enroll(store: Store, registry: Registry, id: NodeId, own: NodeFacts) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-    while let Err(refusal) = registry.enroll(id, &own).await {
-        tracing::warn!(%refusal, "this node's record in the cluster is not written yet");
+    loop {
+        let announced =
+            store.announce(&own.name, &own.address.to_string(), own.failure_domain.as_deref()).await;
+        let done = match announced {
+            Ok(()) => registry.enroll(id, &own).await.map(drop).map_err(|refusal| refusal.to_string()),
+            Err(error) => Err(kedge_base::Chain(&error).to_string()),
+        };
+        match done {
+            Ok(()) => return,
+            Err(reason) => tracing::warn!(reason, "this node's record in the cluster is not written yet"),
+        }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }

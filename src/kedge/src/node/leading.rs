@@ -32,6 +32,17 @@ impl Leading {
     pub(crate) async fn follow(self, mut status: watch::Receiver<Status>, tasks: Tasks) {
         let stopped = tasks.token().clone();
         loop {
+            let known = status.wait_for(|status| status.leader.is_some());
+            let Some(Ok(known)) =
+                stopped.run_until_cancelled(known).await.map(|known| known.map(|known| known.clone()))
+            else {
+                return;
+            };
+            if known.leader != Some(known.id) {
+                // They run on the node that leads; that one's status tells of them.
+                self.board.ready("controllers");
+                self.board.ready("scheduler");
+            }
             let leads = status.wait_for(|status| status.leader == Some(status.id));
             let Some(Ok(_)) = stopped.run_until_cancelled(leads).await else { return };
             let term = tasks.child("leading");

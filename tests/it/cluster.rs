@@ -1,0 +1,120 @@
+//! Several nodes, each in a network namespace of its own: joining, high availability, workers, leaving.
+
+use kedge_tests::{Cluster, Network, assert_has, eventually, step};
+use serde_json::Value;
+
+/// What `kedge join` takes, from `kedge add-node`.
+fn invitation(node: &Cluster, arguments: &[&str]) -> String {
+    let mut all = vec!["add-node", "--format", "json"];
+    all.extend(arguments);
+    let invitation = node.kedge(&all).json();
+    invitation["join"][0].as_str().expect("a join string").to_owned()
+}
+
+fn status(node: &Cluster) -> Value {
+    node.kedge(&["status", "--format", "json"]).json()["datastore"].clone()
+}
+
+#[test]
+fn three_control_planes_and_a_worker() {
+    let network = Network::new(4);
+    let mut first = Cluster::prepare_on(&network, 1);
+    first.run();
+    first.wait_ready();
+
+    step("a worker joins");
+    let worker = Cluster::prepare_on(&network, 4);
+    let join = invitation(&first, &[]);
+    worker.kedge(&["join", &join, "--worker", "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", worker.node), "condition=Ready");
+
+    step("a used token is refused and nothing changes");
+    let second = Cluster::prepare_on(&network, 2);
+    let refused = second.kedge(&["join", &join]).failed(1);
+    assert_has(&refused, &["this token was already used", &worker.node, "kedge add-node"]);
+
+    step("two more control-plane nodes join: high availability by itself");
+    second.kedge(&["join", &invitation(&first, &[]), "--timeout", "90"]).ok();
+    let before = status(&first);
+    assert_eq!(before["highAvailability"], false, "{before}");
+    let mut third = Cluster::prepare_on(&network, 3);
+    third.kedge(&["join", &invitation(&second, &[]), "--timeout", "90"]).ok();
+    eventually("three voters", || {
+        let now = status(&first);
+        let voters = now["members"].as_array()?.iter().filter(|member| member["role"] == "voter").count();
+        (voters == 3 && now["highAvailability"] == true).then_some(())
+    });
+    assert_has(&first.kedge(&["status"]).ok(), &["high-availability: yes", "datastore voters:", "leader:"]);
+
+    step("pods on every node reach each other, and every node's port answers");
+    first.apply(&format!(
+        r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 4
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      tolerations: [{{operator: Exists}}]
+      affinity:
+        podAntiAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+          - topologyKey: kubernetes.io/hostname
+            labelSelector: {{matchLabels: {{app: web}}}}
+      containers:
+      - name: hello
+        image: kedge.dev/hello:1.0
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec:
+  type: NodePort
+  selector: {{app: web}}
+  ports: [{{port: 80, targetPort: 8080}}]
+"#
+    ));
+    first.rolled_out("deployment/web");
+    let port = first.field("service/web", ".spec.ports[0].nodePort");
+    for host in 1..=4 {
+        first.http(&format!("{}:{port}", network.address(host)), "/");
+    }
+    let nodes = first.field("pods", ".items[*].spec.nodeName");
+    assert_eq!(nodes.split(' ').collect::<std::collections::BTreeSet<_>>().len(), 4, "{nodes}");
+
+    step("the leader dies: another one leads, nothing is lost, the worker goes on");
+    first.kubectl(&["create", "configmap", "kept", "--from-literal=k=v"]).ok();
+    first.kill9();
+    second.write_kubeconfig();
+    eventually("a write by another node", || {
+        (second.kubectl(&["create", "configmap", "after", "--from-literal=k=v"]).code == 0).then_some(())
+    });
+    assert_eq!(second.field("configmap/kept", ".data.k"), "v");
+    let name =
+        second.field("pods", &format!(".items[?(@.spec.nodeName==\"{}\")].metadata.name", worker.node));
+    eventually("logs from the worker", || second.kubectl(&["logs", &name]).code.eq(&0).then_some(()));
+    first.run();
+    first.wait_ready();
+
+    step("a worker leaves: its Node is gone, it is a single node again");
+    worker.kedge(&["leave"]).ok();
+    let names = first.field("nodes", ".items[*].metadata.name");
+    assert!(!names.contains(&worker.node), "{names}");
+    assert_eq!(worker.kedge(&["status", "--format", "json"]).json()["state"], "ready");
+    assert_eq!(
+        worker.kedge(&["status", "--format", "json"]).json()["datastore"]["members"][0]["name"],
+        worker.node.as_str()
+    );
+
+    step("a dead node is removed by name");
+    third.kill9();
+    first.kedge(&["remove-node", &third.node, "--force"]).ok();
+    eventually("two members", || {
+        let now = status(&first);
+        let names: Vec<&str> = now["members"].as_array()?.iter().filter_map(|m| m["name"].as_str()).collect();
+        (!names.contains(&third.node.as_str()) && now["highAvailability"] == false).then_some(())
+    });
+}
