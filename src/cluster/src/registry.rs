@@ -9,6 +9,7 @@ mod tokens;
 pub use replica::Replica;
 pub use tokens::TokenSummary;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -313,6 +314,20 @@ impl Registry {
     /// Was this node taken off, as far as this node's copy says?
     pub fn gone(&self, id: NodeId) -> Option<RemovedRecord> {
         serde_json::from_slice(&self.records.local(&removed_key(id))?.bytes).ok()
+    }
+
+    /// The names of nodes that went and that no node has now, by this node's copy.
+    pub fn departed(&self) -> Vec<String> {
+        let read = |prefix| self.records.local_list(prefix).into_iter();
+        let present: BTreeSet<String> = read(NODES)
+            .filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok())
+            .map(|node| node.name)
+            .collect();
+        read(REMOVED)
+            .filter_map(|(_, record)| serde_json::from_slice::<RemovedRecord>(&record.bytes).ok())
+            .map(|removed| removed.name)
+            .filter(|name| !present.contains(name))
+            .collect()
     }
 
     /// The control-plane nodes, by this node's copy.

@@ -155,6 +155,8 @@ async fn lead(
         server: control_plane.server.clone(),
         controllers: kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr)),
         board: board.clone(),
+        registry: control_plane.registry.clone(),
+        book_changes: control_plane.book_changes.clone(),
         own_address: node_ip,
     };
     tasks.spawn("leading", leading.follow(store.status(), tasks.clone()));

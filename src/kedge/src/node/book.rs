@@ -9,11 +9,14 @@ use kedge_store::{
     Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn,
     Value,
 };
+use tokio::sync::watch;
 
 /// Tells the API server of its objects and the book of its records.
 pub(crate) struct Observers {
     pub(crate) api: Arc<dyn Observer>,
     pub(crate) book: Arc<Replica>,
+    /// Counts the changes of the book.
+    pub(crate) changes: watch::Sender<u64>,
 }
 
 impl Observer for Observers {
@@ -24,6 +27,7 @@ impl Observer for Observers {
             !Replica::owns(key)
         });
         self.api.reset(revision, &mut others);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     fn applied(&self, revision: Revision, changes: &[Change]) {
@@ -39,6 +43,7 @@ impl Observer for Observers {
             }
         }
         self.api.applied(revision, &others);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 }
 
@@ -171,7 +176,8 @@ mod tests {
     #[test]
     fn records_and_objects_go_different_ways() {
         let (api, book) = (Arc::new(Seen::default()), Arc::new(Replica::default()));
-        let observers = Observers { api: api.clone(), book: book.clone() };
+        let changes = watch::Sender::new(0);
+        let observers = Observers { api: api.clone(), book: book.clone(), changes: changes.clone() };
         let own = "nodes.cluster.kedge.internal//a";
         let all = [("pods/ns/a.cluster.kedge.internal", "p"), (own, "n")];
         observers.reset(3, &mut all.into_iter().map(|(key, text)| (key.into(), entry(text))));
@@ -183,5 +189,6 @@ mod tests {
         observers.applied(5, &[Change { key: "pods//x".into(), revision: 5, entry: Some(entry("")) }]);
         assert_eq!(api.0.lock()[1..], ["4:0", "5:1"]);
         assert_eq!(book.get(own), None);
+        assert_eq!(*changes.borrow(), 2);
     }
 }

@@ -15,6 +15,7 @@ use kedge_cluster::{
 };
 use kedge_store::{Bootstrap, Cluster, Connection, Dial, Dialing, Member, Store};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
@@ -26,6 +27,8 @@ use crate::config::Config;
 pub(crate) struct ControlPlane {
     pub(crate) server: ApiServer,
     pub(crate) registry: Registry,
+    /// Counts the changes of the cluster's book.
+    pub(crate) book_changes: watch::Receiver<u64>,
 }
 
 impl ControlPlane {
@@ -52,7 +55,8 @@ pub(crate) async fn start(
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
 
     let book = Arc::new(Replica::default());
-    let observers = Observers { api: prepared.observer(), book: book.clone() };
+    let changes = watch::Sender::new(0);
+    let observers = Observers { api: prepared.observer(), book: book.clone(), changes: changes.clone() };
     let store = Store::open(store_config(config, pki, joined)?, Arc::new(observers), tasks)
         .await
         .context("open the datastore")?;
@@ -75,7 +79,7 @@ pub(crate) async fn start(
         failure_domain: config.failure_domain.clone(),
     };
     tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
-    Ok(ControlPlane { server: prepared.start(store, tasks), registry })
+    Ok(ControlPlane { server: prepared.start(store, tasks), registry, book_changes: changes.subscribe() })
 }
 
 /// Writes down who and where this node is, as soon as the store takes writes: in the store's group and in

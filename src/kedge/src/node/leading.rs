@@ -7,10 +7,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use kedge_apiserver::{ApiServer, User};
-use kedge_base::Tasks;
+use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
+use kedge_cluster::Registry;
 use kedge_store::Status;
+use kube::api::{Api, DeleteParams};
 use tokio::sync::watch;
 
 use crate::node_status::Board;
@@ -23,6 +26,8 @@ pub(crate) struct Leading {
     pub(crate) server: ApiServer,
     pub(crate) controllers: kedge_controllers::Config,
     pub(crate) board: Board,
+    pub(crate) registry: Registry,
+    pub(crate) book_changes: watch::Receiver<u64>,
     /// This node's address, for as long as the store names no members.
     pub(crate) own_address: IpAddr,
 }
@@ -79,6 +84,9 @@ impl Leading {
         let client_of =
             |component: &str| kube::Client::new(self.server.local(User::component(component)), "default");
         self.server.lead(addresses.subscribe(), term);
+        let (registry, changes) = (self.registry.clone(), self.book_changes.clone());
+        let forget = forget_nodes(registry, changes, client_of("kedge"));
+        term.spawn_until_stopped("nodes that have left", forget);
         let informers = Informers::new(client_of("kedge"), term);
         let manager = client_of("system:kube-controller-manager");
         kedge_controllers::start(self.controllers.clone(), &manager, &informers, term)?;
@@ -86,6 +94,36 @@ impl Leading {
         kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, term)?;
         self.board.ready("scheduler");
         Ok(())
+    }
+}
+
+/// Deletes the Node objects of nodes that have left the cluster or were removed: by the book, so that one
+/// who dies in between is no reason for a ghost.
+async fn forget_nodes(registry: Registry, mut changes: watch::Receiver<u64>, client: kube::Client) {
+    let nodes: Api<Node> = Api::all(client);
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    loop {
+        changes.mark_unchanged();
+        let mut failed = false;
+        for name in registry.departed() {
+            // A list of names from memory first: usually none of them has an object any more.
+            let result = match nodes.get_opt(&name).await {
+                Ok(Some(_)) => nodes.delete(&name, &DeleteParams::default()).await.map(drop),
+                other => other.map(drop),
+            };
+            if let Err(error) = result {
+                tracing::warn!(node = name, %error, "the Node of a node that has left is still there");
+                failed = true;
+            }
+        }
+        if failed {
+            tokio::time::sleep(backoff.next_delay()).await;
+        } else {
+            backoff.reset();
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use kedge_cluster::{
     HostPort, JoinString, Members, NodeRecord, Pki, Registry, Role, TokenOptions, TokenSummary,
 };
 use kedge_store::Store;
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::{Api, ListParams};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -149,9 +149,7 @@ impl Ops {
         if ready && !wish.force {
             drain::drain(&self.client, &record.name).await?;
         }
-        let record = registry.remove(&record.id.to_string()).await?;
-        self.forget(&record.name).await?;
-        Ok(record.name)
+        Ok(registry.remove(&record.id.to_string()).await?.name)
     }
 
     async fn leave(&self, wish: &Leave) -> anyhow::Result<String> {
@@ -160,11 +158,6 @@ impl Ops {
         }
         let id = self.pki.node_id();
         if let Some((registry, store)) = &self.control_plane {
-            // The Node object first: afterwards this node may not write any more.
-            let others = registry.nodes().await?.into_iter().filter(|node| node.id != id).count();
-            if others > 0 {
-                self.forget(&self.node_name).await?;
-            }
             registry.leave(id).await?;
             let mut status = store.status();
             let gone = status.wait_for(|status| {
@@ -174,19 +167,9 @@ impl Ops {
                 tracing::warn!("the others did not confirm in time that they do without this node");
             }
         } else if let Some(members) = &self.members {
-            self.forget(&self.node_name).await?;
             members.leave().await?;
         }
         Ok(self.node_name.clone())
-    }
-
-    async fn forget(&self, node: &str) -> anyhow::Result<()> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        match nodes.delete(node, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(error).context(format!("delete the Node {node}")),
-        }
     }
 
     async fn local_state(&self) -> anyhow::Result<LocalState> {
