@@ -39,6 +39,8 @@ pub(crate) struct Desired {
     pub(crate) networks: Vec<IpNet>,
     pub(crate) backend: Backend,
     pub(crate) own: Vec<OwnShare>,
+    /// This node's pods in all families, also in one that it has no address of its own in.
+    pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) leases: BTreeMap<String, Lease>,
     /// The pods' bridge.
     pub(crate) bridge: String,
@@ -56,6 +58,8 @@ pub(crate) struct Outcome {
     /// The interfaces that matter: the VXLAN devices and those to the other nodes.
     pub(crate) devices: Vec<u32>,
     pub(crate) uplinks: Vec<u32>,
+    /// The pods' bridge, once there is one.
+    pub(crate) bridge: Option<u32>,
     pub(crate) routes: Vec<IpNet>,
     /// What does not work, each with what to do. They last until something changes.
     pub(crate) problems: Vec<String>,
@@ -141,12 +145,19 @@ impl Kernel {
                 gone(self.0.delete_link(link.index))?;
             }
         }
+        let bridge = links.iter().find(|link| link.name == desired.bridge && link.kind == "bridge");
+        if let Some(bridge) = bridge {
+            outcome.bridge = Some(bridge.index);
+            self.bridge_addresses(bridge, &desired.pod_cidrs, &mut outcome)?;
+        }
         if lease.shares.is_empty() {
             return Ok(outcome);
         }
         outcome.mtu = mtu;
         outcome.lease = Some(lease);
-        self.bridge(&links, &desired.bridge, mtu, &mut outcome);
+        if let Some(bridge) = bridge {
+            self.bridge_mtu(bridge, mtu, &mut outcome);
+        }
         self.entries(&own, desired, &mut outcome)?;
         Ok(outcome)
     }
@@ -211,15 +222,28 @@ impl Kernel {
         Ok((link.index, mtu))
     }
 
+    /// A node that joins or leaves a cluster gets another range. With its old address the bridge would go
+    /// on claiming pods that are somebody else's now, and the bridge plugin would refuse to start pods.
+    fn bridge_addresses(&self, bridge: &Link, pods: &[IpNet], outcome: &mut Outcome) -> io::Result<()> {
+        let stale = |net: &IpNet| !pods.iter().any(|pods| pods.contains(&net.addr()));
+        for address in self.0.addresses_of(bridge.index)?.iter().filter(|net| stale(net)) {
+            tracing::info!(bridge = %bridge.name, %address, "an address that is not of this node's pods is removed");
+            gone(self.0.delete_address(bridge.index, address))?;
+            outcome.changes += 1;
+        }
+        Ok(())
+    }
+
     /// The bridge would otherwise let packets in that do not fit through.
-    fn bridge(&self, links: &[Link], name: &str, mtu: u32, outcome: &mut Outcome) {
-        let bridge = links.iter().find(|link| link.name == name && link.kind == "bridge");
-        if let Some(bridge) = bridge.filter(|bridge| bridge.mtu != mtu) {
-            match self.0.change_link(bridge.index, bridge.is_up, Some(mtu), None, None) {
-                Ok(()) => outcome.changes += 1,
-                Err(error) => {
-                    outcome.problems.push(format!("the MTU of {name} cannot be set to {mtu}: {error}"));
-                }
+    fn bridge_mtu(&self, bridge: &Link, mtu: u32, outcome: &mut Outcome) {
+        if bridge.mtu == mtu {
+            return;
+        }
+        match self.0.change_link(bridge.index, bridge.is_up, Some(mtu), None, None) {
+            Ok(()) => outcome.changes += 1,
+            Err(error) => {
+                let name = &bridge.name;
+                outcome.problems.push(format!("the MTU of {name} cannot be set to {mtu}: {error}"));
             }
         }
     }

@@ -255,6 +255,7 @@ impl Inner {
             networks: network.networks.clone(),
             backend: network.backend.clone(),
             own: subnets.iter().filter_map(own).collect(),
+            pod_cidrs: subnets.to_vec(),
             leases: self.nodes.list().iter().filter_map(lease).collect(),
             bridge: self.config.bridge.clone(),
         }
@@ -316,7 +317,9 @@ impl Inner {
             Event::Lost => true,
             Event::Neighbour(link) => outcome.devices.contains(link),
             // Without an uplink our address may appear anywhere.
-            Event::Address(link) => matters(*link) || outcome.uplinks.is_empty(),
+            Event::Address(link) => {
+                matters(*link) || outcome.uplinks.is_empty() || outcome.bridge == Some(*link)
+            }
             Event::Link(link) => {
                 let is_device = |is_ipv4| match &network.backend {
                     Backend::Vxlan(vxlan) => link.name == device_name(vxlan.vni, is_ipv4),

@@ -252,6 +252,10 @@ async fn vxlan() {
     })
     .await;
 
+    // As after joining another cluster: the range that was ours is another node's.
+    nodes[0].host.ip("address add 10.244.2.1/24 dev kedge0");
+    eventually("an old address of the bridge", nodes[0].reaches(2)).await;
+
     firewalls(&nodes).await;
 
     // A node that runs flanneld, as its Node object looks.
