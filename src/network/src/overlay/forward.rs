@@ -107,21 +107,30 @@ fn mention_input(backend: &Backend) {
 /// Put our rules where they are missing. The chains that got some.
 fn check(writer: &Writer, networks: &[IpNet]) -> Result<Vec<ForeignChain>, TransactionError> {
     let mut opened = Vec::new();
+    let mut result = Ok(());
     for chain in base_chains(ForeignHook::Forward)?.into_iter().filter(|chain| chain.drops) {
-        let wanted: Vec<(String, Vec<Expr>)> = networks.iter().flat_map(|net| rules(&chain, net)).collect();
-        let has: BTreeSet<String> =
-            commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
-        let mut batch = Batch::of_family(chain.family, &chain.table);
-        for (comment, rule) in wanted.iter().filter(|(comment, _)| !has.contains(comment)) {
-            batch.insert_rule(&chain.chain, rule, comment);
-        }
-        if !batch.is_empty() {
-            writer.commit(batch)?;
-            opened.push(chain);
+        match open_chain(writer, &chain, networks) {
+            Ok(true) => opened.push(chain),
+            Ok(false) => {}
+            // A table can belong to its program alone; the others are tried all the same.
+            Err(error) => result = Err(error),
         }
     }
     legacy(networks);
-    Ok(opened)
+    result.map(|()| opened)
+}
+
+/// False when nothing was missing.
+fn open_chain(writer: &Writer, chain: &ForeignChain, networks: &[IpNet]) -> Result<bool, TransactionError> {
+    let wanted = networks.iter().flat_map(|net| rules(chain, net));
+    let has: BTreeSet<String> = commented_rules(chain)?.into_iter().map(|(_, comment)| comment).collect();
+    let mut batch = Batch::of_family(chain.family, &chain.table);
+    for (comment, rule) in wanted.filter(|(comment, _)| !has.contains(comment)) {
+        batch.insert_rule(&chain.chain, &rule, &comment);
+    }
+    let missing = !batch.is_empty();
+    writer.commit(batch)?;
+    Ok(missing)
 }
 
 /// Accept what comes from the network and what goes to it, when the chain sees such packets.
