@@ -7,7 +7,7 @@ mod foreign;
 mod transaction;
 mod watch;
 
-pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
+pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec, Values};
 pub(crate) use expr::{Compare, Expr, Verdict};
 pub(crate) use foreign::{ForeignChain, ForeignHook, base_chains, commented_rules};
 pub(crate) use transaction::{Remembered, TransactionError, Writer, delete_table};
