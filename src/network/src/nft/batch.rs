@@ -471,6 +471,28 @@ mod tests {
     }
 
     #[test]
+    fn targets_are_padded_and_typed_as_nft_types_them() {
+        for (target, kind, length) in [("10.244.0.5:80", 7 << 6 | 13, 8), ("[fd00::5]:80", 8 << 6 | 13, 20)] {
+            let target: SocketAddr = target.parse().unwrap();
+            let mut batch = Batch::new("kedge");
+            batch.add_rule("c", &[Expr::DnatRandom(vec![target; 2])]);
+            let built = batch.finish();
+            let read: Vec<Message<'_>> = messages(built.bytes()).collect();
+            assert_eq!(attribute(read[1].attributes(4), 6).unwrap(), u32::to_be_bytes(kind));
+            assert_eq!(attribute(read[1].attributes(4), 7).unwrap(), u32::to_be_bytes(length));
+            let list = attributes(attribute(read[2].attributes(4), 3).unwrap());
+            let data: Vec<&[u8]> = list
+                .map(|(_, element)| {
+                    attribute(attributes(attribute(attributes(element), 2).unwrap()), 1).unwrap()
+                })
+                .collect();
+            assert_eq!(data.len(), 2);
+            assert_eq!(data[0].len(), usize::try_from(length).unwrap());
+            assert_eq!(data[0][data[0].len() - 4..], [0, 80, 0, 0]);
+        }
+    }
+
+    #[test]
     fn comments_are_cut_at_a_character() {
         let bytes = user_comment(&"ä".repeat(100));
         assert_eq!(bytes.len(), 2 + 126 + 1);
