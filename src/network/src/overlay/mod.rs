@@ -134,7 +134,7 @@ pub async fn start_overlay(
 }
 
 /// For uninstalling: what the pod network has made in the kernel.
-pub(crate) fn remove() -> Result<(), Error> {
-    let removed = Kernel::open().and_then(|kernel| kernel.remove());
+pub(crate) fn remove(bridge: &str) -> Result<(), Error> {
+    let removed = Kernel::open().and_then(|kernel| kernel.remove(bridge));
     removed.map_err(|source| Error::netlink("remove the pod network's routes and devices", source))
 }
