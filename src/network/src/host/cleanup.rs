@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::cni::NETWORK;
+use super::cni::network_name;
 use super::portmap;
 use crate::rt::{Rt, gone};
 use crate::{Error, nft, overlay};
@@ -19,11 +19,11 @@ pub fn cleanup(table_name: &str, bridge: &str, host_local_dir: &Path) -> Result<
     let steps = [
         nft::delete_table(table_name).map(|_| ()).map_err(Error::from),
         overlay::remove_rules().map_err(Error::from),
-        overlay::remove(),
+        overlay::remove(bridge),
         delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source)),
-        portmap::remove_port_mappings()
+        portmap::remove_port_mappings(&network_name(bridge))
             .map_err(|source| Error::netlink("remove port mappings of pods", source)),
-        delete_leases(host_local_dir),
+        delete_leases(host_local_dir, &network_name(bridge)),
     ];
     steps.into_iter().collect()
 }
@@ -41,8 +41,8 @@ fn delete_bridge(name: &str) -> io::Result<()> {
     gone(netlink.delete_link(bridge.index))
 }
 
-fn delete_leases(host_local_dir: &Path) -> Result<(), Error> {
-    let path = host_local_dir.join(NETWORK);
+fn delete_leases(host_local_dir: &Path, network: &str) -> Result<(), Error> {
+    let path = host_local_dir.join(network);
     match std::fs::remove_dir_all(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::file("delete", path, source)),
         _ => Ok(()),
@@ -56,12 +56,13 @@ mod tests {
     #[test]
     fn leases_go_and_may_be_gone() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join(NETWORK)).unwrap();
-        std::fs::write(folder.path().join(NETWORK).join("10.244.0.2"), "id").unwrap();
+        let network = network_name("kedge0");
+        std::fs::create_dir(folder.path().join(&network)).unwrap();
+        std::fs::write(folder.path().join(&network).join("10.244.0.2"), "id").unwrap();
         std::fs::create_dir(folder.path().join("other")).unwrap();
-        delete_leases(folder.path()).unwrap();
-        delete_leases(folder.path()).unwrap();
-        assert!(!folder.path().join(NETWORK).exists() && folder.path().join("other").exists());
+        delete_leases(folder.path(), &network).unwrap();
+        delete_leases(folder.path(), &network).unwrap();
+        assert!(!folder.path().join(&network).exists() && folder.path().join("other").exists());
     }
 
     #[test]

@@ -11,8 +11,15 @@ use crate::Error;
 
 /// Sorts before what other network add-ons write: the runtime takes the first file.
 const FILE: &str = "10-kedge.conflist";
-/// The network's name; host-local keeps its state in a folder of this name.
-pub(super) const NETWORK: &str = "kedge";
+
+/// The network's name: host-local keeps its state in a folder of this name, portmap marks its rules with
+/// it. Several Kedges on one machine have bridges of different names, and so different networks.
+pub(super) fn network_name(bridge: &str) -> String {
+    match bridge {
+        "kedge0" => "kedge".to_owned(),
+        other => other.to_owned(),
+    }
+}
 
 /// Write `10-kedge.conflist` into `dir`, whole or not at all, and only when its content changes.
 /// `pod_cidr` is this node's share of the pod network; `mtu` in bytes, `None` leaves the kernel's
@@ -53,12 +60,12 @@ pub fn write_cni_config_for(
     write_atomic(&path, text.as_bytes(), 0o644).map_err(|source| Error::file("write", &path, source))
 }
 
-fn config(bridge: &str, pod_cidrs: &[IpNet], mtu: Option<u32>, host_local_dir: &Path) -> Value {
+fn config(name: &str, pod_cidrs: &[IpNet], mtu: Option<u32>, host_local_dir: &Path) -> Value {
     let range = |net: &IpNet| json!([{ "subnet": net.trunc().to_string() }]);
     let everywhere = |net: &IpNet| json!({ "dst": if net.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } });
     let mut bridge = json!({
         "type": "bridge",
-        "bridge": bridge,
+        "bridge": name,
         "isGateway": true,
         // A pod reaches itself through its own Service.
         "hairpinMode": true,
@@ -77,7 +84,7 @@ fn config(bridge: &str, pod_cidrs: &[IpNet], mtu: Option<u32>, host_local_dir: &
     json!({
         // The newest that Debian 11's plugins know.
         "cniVersion": "0.4.0",
-        "name": NETWORK,
+        "name": network_name(name),
         "plugins": [bridge, { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }],
     })
 }

@@ -5,8 +5,6 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use super::cni::NETWORK;
-
 /// Chains that the pods of all networks share.
 const SHARED: &str = "CNI-HOSTPORT-";
 /// Where each pod has a rule.
@@ -19,7 +17,7 @@ const PROGRAMS: [&str; 4] = ["iptables-nft", "iptables-legacy", "ip6tables-nft",
 const PLAIN: [&str; 2] = ["iptables", "ip6tables"];
 
 /// Remove the rules of our network's pods, and what all networks share when nobody uses it any more.
-pub(super) fn remove_port_mappings() -> io::Result<()> {
+pub(super) fn remove_port_mappings(network: &str) -> io::Result<()> {
     let mut result = Ok(());
     let exists = |program: &str| save(program).is_ok();
     let plain = PLAIN.iter().filter(|plain| {
@@ -30,7 +28,7 @@ pub(super) fn remove_port_mappings() -> io::Result<()> {
             continue;
         }
         let Ok(saved) = save(program) else { continue };
-        if let Some(script) = removal(&saved, NETWORK)
+        if let Some(script) = removal(&saved, network)
             && let Err(error) = restore(program, &script)
         {
             result = Err(error);

@@ -51,6 +51,20 @@ pub(crate) enum KeyType {
     Ipv6,
     Protocol,
     Port,
+    /// A number in the machine's byte order. (nft calls it a mark: its plain integers have no size.)
+    Number,
+}
+
+/// What the elements of a named set map to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// Nothing: it is a set.
+    None,
+    Verdicts,
+    /// Address and port.
+    Targets {
+        ipv6: bool,
+    },
 }
 
 impl KeyType {
@@ -61,13 +75,14 @@ impl KeyType {
             Self::Ipv6 => 8,
             Self::Protocol => 12,
             Self::Port => 13,
+            Self::Number => 19,
         }
     }
 
     fn length(self) -> u32 {
         match self {
             Self::Ipv6 => 16,
-            Self::Ipv4 | Self::Protocol | Self::Port => 4,
+            Self::Ipv4 | Self::Protocol | Self::Port | Self::Number => 4,
         }
     }
 }
@@ -77,7 +92,7 @@ impl KeyType {
 pub(crate) struct SetSpec {
     pub(crate) name: String,
     pub(crate) key: Vec<KeyType>,
-    pub(crate) verdicts: bool,
+    pub(crate) values: Values,
     /// Filled by rules; elements leave after so many milliseconds.
     pub(crate) timeout: Option<u64>,
 }
@@ -190,9 +205,7 @@ impl Batch {
                 }
                 Expr::DnatRandom(targets) => {
                     let ipv6 = targets.first().is_some_and(SocketAddr::is_ipv6);
-                    let address = if ipv6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
-                    let kind = address.number() << 6 | KeyType::Port.number();
-                    let length = address.length() + KeyType::Port.length();
+                    let (kind, length) = target_type(ipv6);
                     let values = targets.iter().map(target_data).collect();
                     random_map = self.anonymous_map(kind, length, values);
                 }
@@ -259,7 +272,12 @@ impl Batch {
         let key_type = set.key.iter().fold(0, |whole, part| whole << 6 | part.number());
         let length: u32 = set.key.iter().map(|part| part.length()).sum();
         let mut flags = 0;
-        if set.verdicts {
+        let values = match set.values {
+            Values::None => None,
+            Values::Verdicts => Some((TYPE_VERDICT, 0)),
+            Values::Targets { ipv6 } => Some(target_type(ipv6)),
+        };
+        if values.is_some() {
             flags |= SET_MAP;
         }
         if set.timeout.is_some() {
@@ -270,9 +288,9 @@ impl Batch {
             out.be32(3, flags);
             out.be32(4, key_type);
             out.be32(5, length);
-            if set.verdicts {
-                out.be32(6, TYPE_VERDICT);
-                out.be32(7, 0);
+            if let Some((data_type, length)) = values {
+                out.be32(6, data_type);
+                out.be32(7, length);
             }
             out.be32(10, id);
             if let Some(timeout) = set.timeout {
@@ -296,6 +314,16 @@ impl Batch {
         let data = |verdict: Option<Verdict>| verdict.map_or(Data::None, Data::Verdict);
         let elements = elements.into_iter().map(|(key, verdict)| (key, data(verdict)));
         self.elements(NEWSETELEM, set, None, elements);
+    }
+
+    /// Put elements into a named map of targets.
+    pub(crate) fn add_targets(
+        &mut self,
+        map: &str,
+        elements: impl IntoIterator<Item = (Vec<u8>, SocketAddr)>,
+    ) {
+        let elements = elements.into_iter().map(|(key, target)| (key, target_data(&target)));
+        self.elements(NEWSETELEM, map, None, elements);
     }
 
     /// Put back elements that leave the set by themselves after so many milliseconds.
@@ -354,6 +382,12 @@ enum Data {
     Bytes(Vec<u8>),
     /// To nothing, and so many milliseconds are left of its time.
     Left(u64),
+}
+
+/// nft's number for an address with a port, and its length.
+fn target_type(ipv6: bool) -> (u32, u32) {
+    let address = if ipv6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
+    (address.number() << 6 | KeyType::Port.number(), address.length() + KeyType::Port.length())
 }
 
 /// Address and port, the latter padded.
@@ -420,7 +454,7 @@ mod tests {
     fn a_concatenated_key_has_the_type_number_nft_gives_it() {
         let mut batch = Batch::new("kedge");
         let key = vec![KeyType::Ipv4, KeyType::Protocol, KeyType::Port];
-        batch.add_set(&SetSpec { name: "m".into(), key, verdicts: true, timeout: None });
+        batch.add_set(&SetSpec { name: "m".into(), key, values: Values::Verdicts, timeout: None });
         let built = batch.finish();
         let set = messages(built.bytes()).nth(1).unwrap();
         assert_eq!(attribute(set.attributes(4), 4).unwrap(), [0, 0, 0x73, 0x0d]);
@@ -434,6 +468,28 @@ mod tests {
         let built = batch.finish();
         let kinds: Vec<u16> = messages(built.bytes()).map(|m| m.kind & 0xff).collect();
         assert_eq!(kinds, [BATCH_BEGIN, NEWSET, NEWSETELEM, NEWRULE, BATCH_END]);
+    }
+
+    #[test]
+    fn targets_are_padded_and_typed_as_nft_types_them() {
+        for (target, kind, length) in [("10.244.0.5:80", 7 << 6 | 13, 8), ("[fd00::5]:80", 8 << 6 | 13, 20)] {
+            let target: SocketAddr = target.parse().unwrap();
+            let mut batch = Batch::new("kedge");
+            batch.add_rule("c", &[Expr::DnatRandom(vec![target; 2])]);
+            let built = batch.finish();
+            let read: Vec<Message<'_>> = messages(built.bytes()).collect();
+            assert_eq!(attribute(read[1].attributes(4), 6).unwrap(), u32::to_be_bytes(kind));
+            assert_eq!(attribute(read[1].attributes(4), 7).unwrap(), u32::to_be_bytes(length));
+            let list = attributes(attribute(read[2].attributes(4), 3).unwrap());
+            let data: Vec<&[u8]> = list
+                .map(|(_, element)| {
+                    attribute(attributes(attribute(attributes(element), 2).unwrap()), 1).unwrap()
+                })
+                .collect();
+            assert_eq!(data.len(), 2);
+            assert_eq!(data[0].len(), usize::try_from(length).unwrap());
+            assert_eq!(data[0][data[0].len() - 4..], [0, 80, 0, 0]);
+        }
     }
 
     #[test]

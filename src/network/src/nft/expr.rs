@@ -70,6 +70,10 @@ pub(crate) enum Expr {
     /// Change the destination to one of these with equal chance, all of one family; becomes an anonymous
     /// map.
     DnatRandom(Vec<SocketAddr>),
+    /// A random number below the limit into a register.
+    Number { limit: u32, register: u32 },
+    /// What the map has for the key in the register, into a register.
+    Map { register: u32, map: String, into: u32 },
     /// Load data into a register.
     Load { register: u32, data: Vec<u8> },
     /// Count packets and bytes.
@@ -142,12 +146,7 @@ impl Expr {
                 out.be32(3, 0);
             }),
             Self::Random(choices) => {
-                element(out, "numgen", |out| {
-                    out.be32(1, 1);
-                    out.be32(2, u32::try_from(choices.len()).unwrap_or(u32::MAX));
-                    out.be32(3, 1);
-                    out.be32(4, 0);
-                });
+                number(out, choices.len(), 1);
                 element(out, "lookup", |out| {
                     out.string(1, super::batch::ANONYMOUS_MAP);
                     out.be32(2, 1);
@@ -156,12 +155,7 @@ impl Expr {
                 });
             }
             Self::DnatRandom(targets) => {
-                element(out, "numgen", |out| {
-                    out.be32(1, 1);
-                    out.be32(2, u32::try_from(targets.len()).unwrap_or(u32::MAX));
-                    out.be32(3, 1);
-                    out.be32(4, 0);
-                });
+                number(out, targets.len(), 1);
                 element(out, "lookup", |out| {
                     out.string(1, super::batch::ANONYMOUS_MAP);
                     out.be32(2, 1);
@@ -172,6 +166,14 @@ impl Expr {
                 // The port lies behind the address: registers of 4 bytes begin at 8.
                 Self::Dnat { ipv6, address: 1, port: if ipv6 { 12 } else { 9 } }.encode(out, 0);
             }
+            Self::Number { limit, register } => {
+                number(out, usize::try_from(*limit).unwrap_or(usize::MAX), *register);
+            }
+            Self::Map { register, map, into } => element(out, "lookup", |out| {
+                out.string(1, map);
+                out.be32(2, *register);
+                out.be32(3, *into);
+            }),
             Self::Load { register, data } => element(out, "immediate", |out| {
                 out.be32(1, *register);
                 value(out, 2, data);
@@ -217,6 +219,16 @@ impl Expr {
             }),
         }
     }
+}
+
+/// Random, below the limit.
+fn number(out: &mut Builder, limit: usize, register: u32) {
+    element(out, "numgen", |out| {
+        out.be32(1, register);
+        out.be32(2, u32::try_from(limit).unwrap_or(u32::MAX));
+        out.be32(3, 1);
+        out.be32(4, 0);
+    });
 }
 
 fn reject(out: &mut Builder, kind: u32, code: u8) {

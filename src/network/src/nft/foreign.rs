@@ -1,4 +1,4 @@
-//! Chains of other programs in the forward hook, and rules of ours among theirs.
+//! Base chains of other programs, and rules of ours among theirs.
 
 use std::fmt;
 use std::io;
@@ -8,9 +8,18 @@ use crate::netlink::{
     Builder, Message, NLM_F_DUMP, NLM_F_REQUEST, Protocol, Socket, attribute, attributes, text,
 };
 
-/// A base chain in the forward hook.
+const NF_DROP: [u8; 4] = [0; 4];
+
+/// Where a foreign base chain hangs (`NF_INET_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ForeignHook {
+    Input = 1,
+    Forward = 2,
+}
+
+/// A base chain in one of those hooks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ForwardChain {
+pub(crate) struct ForeignChain {
     /// `NFPROTO_*`.
     pub(crate) family: u8,
     pub(crate) table: String,
@@ -19,7 +28,7 @@ pub(crate) struct ForwardChain {
     pub(crate) drops: bool,
 }
 
-impl ForwardChain {
+impl ForeignChain {
     /// As nft calls it.
     pub(crate) fn family_name(&self) -> &'static str {
         match self.family {
@@ -30,28 +39,26 @@ impl ForwardChain {
     }
 }
 
-impl fmt::Display for ForwardChain {
+impl fmt::Display for ForeignChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family_name(), self.table, self.chain)
     }
 }
 
-/// All base chains in the forward hook outside `own_table`.
-pub(crate) fn forward_chains(own_table: &str) -> io::Result<Vec<ForwardChain>> {
+/// All base chains in the hook, of whatever table.
+pub(crate) fn base_chains(hook: ForeignHook) -> io::Result<Vec<ForeignChain>> {
     let socket = Socket::open(Protocol::Netfilter, 0)?;
     let mut request = Builder::default();
     request.begin(kind(GETCHAIN), NLM_F_REQUEST | NLM_F_DUMP, 1);
     request.raw(&header(0));
     request.end();
     let mut found = Vec::new();
-    socket.dump(request.bytes(), |message| {
-        found.extend(forward_chain(message).filter(|chain| chain.table != own_table));
-    })?;
+    socket.dump(request.bytes(), |message| found.extend(base_chain(message, hook)))?;
     Ok(found)
 }
 
 /// The numbers and comments of a chain's rules that have a comment.
-pub(crate) fn commented_rules(chain: &ForwardChain) -> io::Result<Vec<(u64, String)>> {
+pub(crate) fn commented_rules(chain: &ForeignChain) -> io::Result<Vec<(u64, String)>> {
     let socket = Socket::open(Protocol::Netfilter, 0)?;
     let mut request = Builder::default();
     request.begin(kind(GETRULE), NLM_F_REQUEST | NLM_F_DUMP, 1);
@@ -64,7 +71,7 @@ pub(crate) fn commented_rules(chain: &ForwardChain) -> io::Result<Vec<(u64, Stri
     Ok(found)
 }
 
-fn commented_rule(message: &Message<'_>, of: &ForwardChain) -> Option<(u64, String)> {
+fn commented_rule(message: &Message<'_>, of: &ForeignChain) -> Option<(u64, String)> {
     let parts = message.attributes(4);
     let is = |kind, name: &str| attribute(parts, kind).is_some_and(|found| text(found) == name);
     // Older kernels give the rules of all chains.
@@ -78,7 +85,7 @@ fn commented_rule(message: &Message<'_>, of: &ForwardChain) -> Option<(u64, Stri
     Some((handle, text(data.get(2..2 + length)?)))
 }
 
-fn forward_chain(message: &Message<'_>) -> Option<ForwardChain> {
+fn base_chain(message: &Message<'_>, wanted: ForeignHook) -> Option<ForeignChain> {
     let family = *message.body.first()?;
     if message.kind != kind(NEWCHAIN) || ![1, 2, 10].contains(&family) {
         return None;
@@ -86,10 +93,9 @@ fn forward_chain(message: &Message<'_>) -> Option<ForwardChain> {
     let parts = message.attributes(4);
     let hook = attribute(attributes(attribute(parts, 4)?), 1)?;
     let policy = attribute(parts, 5)?;
-    // NF_INET_FORWARD, NF_DROP
-    (hook == [0, 0, 0, 2]).then_some(())?;
+    (hook == (wanted as u32).to_be_bytes()).then_some(())?;
     let (table, chain) = (text(attribute(parts, 1)?), text(attribute(parts, 3)?));
-    Some(ForwardChain { family, table, chain, drops: policy == [0, 0, 0, 0] })
+    Some(ForeignChain { family, table, chain, drops: policy == NF_DROP })
 }
 
 #[cfg(test)]
@@ -105,20 +111,22 @@ mod tests {
         batch.add_chain("FORWARD", Some(base), "");
         let built = batch.finish();
         let mut bytes = built.bytes().to_vec();
-        let find = |bytes: &[u8]| messages(bytes).find_map(|message| forward_chain(&message));
+        let find =
+            |bytes: &[u8]| messages(bytes).find_map(|message| base_chain(&message, ForeignHook::Forward));
         let chain =
-            |drops| ForwardChain { family: 1, table: "filter".into(), chain: "FORWARD".into(), drops };
+            |drops| ForeignChain { family: 1, table: "filter".into(), chain: "FORWARD".into(), drops };
         assert_eq!(find(&bytes), Some(chain(false)));
         // The policy's value: turn accept into drop.
         let policy = bytes.windows(8).position(|w| w == [8, 0, 5, 0, 0, 0, 0, 1]);
         let at = policy.expect("the policy attribute is there");
         bytes[at + 7] = 0;
         assert_eq!(find(&bytes), Some(chain(true)));
+        assert!(messages(&bytes).all(|message| base_chain(&message, ForeignHook::Input).is_none()));
     }
 
     #[test]
     fn a_rule_with_our_comment_is_found_again() {
-        let chain = ForwardChain { family: 2, table: "filter".into(), chain: "FORWARD".into(), drops: true };
+        let chain = ForeignChain { family: 2, table: "filter".into(), chain: "FORWARD".into(), drops: true };
         let mut batch = Batch::of_family(2, "filter");
         batch.insert_rule("FORWARD", &[], "kedge: pods");
         let built = batch.finish();
@@ -131,7 +139,7 @@ mod tests {
         numbered.end();
         let message = messages(numbered.bytes()).next().unwrap();
         assert_eq!(commented_rule(&message, &chain), Some((42, "kedge: pods".into())));
-        let other = ForwardChain { chain: "OTHER".into(), ..chain };
+        let other = ForeignChain { chain: "OTHER".into(), ..chain };
         assert_eq!(commented_rule(&message, &other), None);
     }
 }

@@ -7,9 +7,9 @@ mod foreign;
 mod transaction;
 mod watch;
 
-pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec};
+pub(crate) use batch::{BaseChain, Batch, Hook, KeyType, SetSpec, Values};
 pub(crate) use expr::{Compare, Expr, Verdict};
-pub(crate) use foreign::{ForwardChain, commented_rules, forward_chains};
+pub(crate) use foreign::{ForeignChain, ForeignHook, base_chains, commented_rules};
 pub(crate) use transaction::{Remembered, TransactionError, Writer, delete_table};
 pub(crate) use watch::{Noticed, Watcher};
 

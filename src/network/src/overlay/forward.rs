@@ -17,9 +17,10 @@ use ipnet::IpNet;
 use kedge_base::{Backoff, Chain, Tasks};
 use tokio::sync::watch;
 
+use super::config::{Backend, NetworkConfig, VxlanConfig};
 use crate::nft::{
-    Batch, Compare, Expr, ForwardChain, TransactionError, Verdict, Watcher, Writer, commented_rules,
-    forward_chains,
+    Batch, Compare, Expr, ForeignChain, ForeignHook, TransactionError, Verdict, Watcher, Writer, base_chains,
+    commented_rules,
 };
 
 /// Begins the comment of every rule of ours in a foreign chain.
@@ -35,15 +36,16 @@ const FAMILY_IPV4: u8 = 2;
 const FAMILY_IPV6: u8 = 10;
 
 /// Start to keep forwarding open for the networks; begins when they are known.
-pub(super) fn start(networks: watch::Receiver<Vec<IpNet>>, tasks: &Tasks) {
-    tasks.spawn_restarting("forwarding of pods' packets", move || run(networks.clone()));
+pub(super) fn start(network: watch::Receiver<Option<NetworkConfig>>, tasks: &Tasks) {
+    tasks.spawn_restarting("forwarding of pods' packets", move || run(network.clone()));
 }
 
-async fn run(mut networks: watch::Receiver<Vec<IpNet>>) {
-    let Ok(networks) = networks.wait_for(|networks| !networks.is_empty()).await.map(|found| found.clone())
-    else {
+async fn run(mut network: watch::Receiver<Option<NetworkConfig>>) {
+    let known = network.wait_for(Option::is_some).await.map(|network| network.clone());
+    let Ok(Some(NetworkConfig { networks, backend })) = known else {
         return std::future::pending().await;
     };
+    mention_input(&backend);
     let writer = match Writer::open() {
         Ok(writer) => Arc::new(writer),
         Err(error) => {
@@ -89,28 +91,50 @@ async fn run(mut networks: watch::Receiver<Vec<IpNet>>) {
     }
 }
 
+/// Which ports of this machine are open is for its owner to say, so no rule is made for VXLAN's; but
+/// where packets that come in are dropped by default, this is what somebody will look for in the log.
+fn mention_input(backend: &Backend) {
+    let Backend::Vxlan(VxlanConfig { port, .. }) = backend else { return };
+    for chain in base_chains(ForeignHook::Input).into_iter().flatten().filter(|chain| chain.drops) {
+        tracing::info!(
+            %chain,
+            "this chain drops what comes in by default: pods of other nodes are reached only when it lets UDP port {port} \
+             in from the other nodes (with ufw: ufw allow proto udp from NODE to any port {port})"
+        );
+    }
+}
+
 /// Put our rules where they are missing. The chains that got some.
-fn check(writer: &Writer, networks: &[IpNet]) -> Result<Vec<ForwardChain>, TransactionError> {
+fn check(writer: &Writer, networks: &[IpNet]) -> Result<Vec<ForeignChain>, TransactionError> {
     let mut opened = Vec::new();
-    for chain in forward_chains("")?.into_iter().filter(|chain| chain.drops) {
-        let wanted: Vec<(String, Vec<Expr>)> = networks.iter().flat_map(|net| rules(&chain, net)).collect();
-        let has: BTreeSet<String> =
-            commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
-        let mut batch = Batch::of_family(chain.family, &chain.table);
-        for (comment, rule) in wanted.iter().filter(|(comment, _)| !has.contains(comment)) {
-            batch.insert_rule(&chain.chain, rule, comment);
-        }
-        if !batch.is_empty() {
-            writer.commit(batch)?;
-            opened.push(chain);
+    let mut result = Ok(());
+    for chain in base_chains(ForeignHook::Forward)?.into_iter().filter(|chain| chain.drops) {
+        match open_chain(writer, &chain, networks) {
+            Ok(true) => opened.push(chain),
+            Ok(false) => {}
+            // A table can belong to its program alone; the others are tried all the same.
+            Err(error) => result = Err(error),
         }
     }
     legacy(networks);
-    Ok(opened)
+    result.map(|()| opened)
+}
+
+/// False when nothing was missing.
+fn open_chain(writer: &Writer, chain: &ForeignChain, networks: &[IpNet]) -> Result<bool, TransactionError> {
+    let wanted = networks.iter().flat_map(|net| rules(chain, net));
+    let has: BTreeSet<String> = commented_rules(chain)?.into_iter().map(|(_, comment)| comment).collect();
+    let mut batch = Batch::of_family(chain.family, &chain.table);
+    for (comment, rule) in wanted.filter(|(comment, _)| !has.contains(comment)) {
+        batch.insert_rule(&chain.chain, &rule, &comment);
+    }
+    let missing = !batch.is_empty();
+    writer.commit(batch)?;
+    Ok(missing)
 }
 
 /// Accept what comes from the network and what goes to it, when the chain sees such packets.
-fn rules(chain: &ForwardChain, net: &IpNet) -> Vec<(String, Vec<Expr>)> {
+fn rules(chain: &ForeignChain, net: &IpNet) -> Vec<(String, Vec<Expr>)> {
     let family = if net.addr().is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
     if chain.family != FAMILY_INET && chain.family != family {
         return Vec::new();
@@ -155,7 +179,7 @@ fn is_in(net: &IpNet, source: bool) -> Vec<Expr> {
 /// Take our rules out of all foreign chains.
 pub(crate) fn remove_rules() -> Result<(), TransactionError> {
     let writer = Writer::open()?;
-    for chain in forward_chains("")? {
+    for chain in base_chains(ForeignHook::Forward)? {
         let mut batch = Batch::of_family(chain.family, &chain.table);
         for (handle, comment) in commented_rules(&chain)? {
             if comment.starts_with(COMMENT) {
@@ -268,8 +292,8 @@ fn split(line: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn chain(family: u8) -> ForwardChain {
-        ForwardChain { family, table: "filter".into(), chain: "FORWARD".into(), drops: true }
+    fn chain(family: u8) -> ForeignChain {
+        ForeignChain { family, table: "filter".into(), chain: "FORWARD".into(), drops: true }
     }
 
     #[test]

@@ -11,10 +11,20 @@ use nix::errno::Errno;
 use super::config::{Backend, VxlanConfig};
 use super::lease::{HOST_GW, Lease, Share, VXLAN, Vtep};
 use super::plan::{Actual, Changes, Own, ROUTE_PROTOCOL, Wanted};
-use crate::rt::{Link, Mac, Rt, Vxlan, gone};
+use crate::rt::{KernelRoute, Link, Mac, Rt, Vxlan, gone};
 
-/// Tells our devices from those of a flanneld. `IFLA_IFALIAS`.
-pub(super) const ALIAS: &str = "kedge pod network";
+/// Tells our devices from those of a flanneld, and those of several Kedges on one machine from each other
+/// (they have bridges of different names). `IFLA_IFALIAS`.
+const ALIAS: &str = "kedge pod network of ";
+
+fn alias(bridge: &str) -> String {
+    format!("{ALIAS}{bridge}")
+}
+
+/// The device of another Kedge on this machine.
+fn is_of_another(link: &Link, bridge: &str) -> bool {
+    link.alias.starts_with(ALIAS) && link.alias != alias(bridge)
+}
 /// What VXLAN puts around a packet, in IPv4 and in IPv6.
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
@@ -39,6 +49,8 @@ pub(crate) struct Desired {
     pub(crate) networks: Vec<IpNet>,
     pub(crate) backend: Backend,
     pub(crate) own: Vec<OwnShare>,
+    /// This node's pods in all families, also in one that it has no address of its own in.
+    pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) leases: BTreeMap<String, Lease>,
     /// The pods' bridge.
     pub(crate) bridge: String,
@@ -56,6 +68,8 @@ pub(crate) struct Outcome {
     /// The interfaces that matter: the VXLAN devices and those to the other nodes.
     pub(crate) devices: Vec<u32>,
     pub(crate) uplinks: Vec<u32>,
+    /// The pods' bridge, once there is one.
+    pub(crate) bridge: Option<u32>,
     pub(crate) routes: Vec<IpNet>,
     /// What does not work, each with what to do. They last until something changes.
     pub(crate) problems: Vec<String>,
@@ -108,7 +122,17 @@ impl Kernel {
             let mut announced = Share { subnet: share.subnet, public: share.announced, vtep: None };
             let mut share_mtu = uplink.mtu;
             if let Backend::Vxlan(config) = &desired.backend {
-                match self.device(&links, uplink, share, config, &mut outcome) {
+                let name = device_name(config.vni, share.subnet.addr().is_ipv4());
+                let of_another = |link: &&Link| link.name == name && is_of_another(link, &desired.bridge);
+                if let Some(link) = links.iter().find(of_another) {
+                    outcome.problems.push(format!(
+                        "the device {name} is the {} of another Kedge on this machine, so pods here cannot reach \
+                         other nodes; give this cluster another VNI",
+                        link.alias
+                    ));
+                    continue;
+                }
+                match self.device(&links, uplink, share, config, &desired.bridge, &mut outcome) {
                     Ok((index, device_mtu)) => {
                         share_mtu = device_mtu;
                         announced.vtep = Some(Vtep { vni: config.vni, mac: share.mac });
@@ -125,7 +149,6 @@ impl Kernel {
                     Err(error) => {
                         // Nothing is announced that does not work.
                         outcome.try_again = true;
-                        let name = device_name(config.vni, share.subnet.addr().is_ipv4());
                         outcome.problems.push(format!("the device {name} cannot be set up: {error}"));
                         continue;
                     }
@@ -136,17 +159,25 @@ impl Kernel {
         }
         if !outcome.try_again {
             // Left from another number or another backend.
-            let is_left = |link: &&Link| link.alias == ALIAS && !outcome.devices.contains(&link.index);
+            let alias = alias(&desired.bridge);
+            let is_left = |link: &&Link| link.alias == alias && !outcome.devices.contains(&link.index);
             for link in links.iter().filter(|link| link.kind == "vxlan").filter(is_left) {
                 gone(self.0.delete_link(link.index))?;
             }
+        }
+        let bridge = links.iter().find(|link| link.name == desired.bridge && link.kind == "bridge");
+        if let Some(bridge) = bridge {
+            outcome.bridge = Some(bridge.index);
+            self.bridge_addresses(bridge, &desired.pod_cidrs, &mut outcome)?;
         }
         if lease.shares.is_empty() {
             return Ok(outcome);
         }
         outcome.mtu = mtu;
         outcome.lease = Some(lease);
-        self.bridge(&links, &desired.bridge, mtu, &mut outcome);
+        if let Some(bridge) = bridge {
+            self.bridge_mtu(bridge, mtu, &mut outcome);
+        }
         self.entries(&own, desired, &mut outcome)?;
         Ok(outcome)
     }
@@ -158,6 +189,7 @@ impl Kernel {
         uplink: &Link,
         share: &OwnShare,
         config: &VxlanConfig,
+        bridge: &str,
         outcome: &mut Outcome,
     ) -> io::Result<(u32, u32)> {
         let is_ipv4 = share.subnet.addr().is_ipv4();
@@ -192,7 +224,8 @@ impl Kernel {
         };
         let mac = (link.mac != Some(share.mac)).then_some(share.mac);
         let differs = (link.mtu != mtu).then_some(mtu);
-        let alias = (link.alias != ALIAS).then_some(ALIAS);
+        let alias = alias(bridge);
+        let alias = (link.alias != alias).then_some(alias.as_str());
         if mac.is_some() || differs.is_some() || alias.is_some() || !link.is_up {
             self.0.change_link(link.index, true, differs, mac, alias)?;
             outcome.changes += 1;
@@ -211,15 +244,28 @@ impl Kernel {
         Ok((link.index, mtu))
     }
 
+    /// A node that joins or leaves a cluster gets another range. With its old address the bridge would go
+    /// on claiming pods that are somebody else's now, and the bridge plugin would refuse to start pods.
+    fn bridge_addresses(&self, bridge: &Link, pods: &[IpNet], outcome: &mut Outcome) -> io::Result<()> {
+        let stale = |net: &IpNet| !pods.iter().any(|pods| pods.contains(&net.addr()));
+        for address in self.0.addresses_of(bridge.index)?.iter().filter(|net| stale(net)) {
+            tracing::info!(bridge = %bridge.name, %address, "an address that is not of this node's pods is removed");
+            gone(self.0.delete_address(bridge.index, address))?;
+            outcome.changes += 1;
+        }
+        Ok(())
+    }
+
     /// The bridge would otherwise let packets in that do not fit through.
-    fn bridge(&self, links: &[Link], name: &str, mtu: u32, outcome: &mut Outcome) {
-        let bridge = links.iter().find(|link| link.name == name && link.kind == "bridge");
-        if let Some(bridge) = bridge.filter(|bridge| bridge.mtu != mtu) {
-            match self.0.change_link(bridge.index, bridge.is_up, Some(mtu), None, None) {
-                Ok(()) => outcome.changes += 1,
-                Err(error) => {
-                    outcome.problems.push(format!("the MTU of {name} cannot be set to {mtu}: {error}"));
-                }
+    fn bridge_mtu(&self, bridge: &Link, mtu: u32, outcome: &mut Outcome) {
+        if bridge.mtu == mtu {
+            return;
+        }
+        match self.0.change_link(bridge.index, bridge.is_up, Some(mtu), None, None) {
+            Ok(()) => outcome.changes += 1,
+            Err(error) => {
+                let name = &bridge.name;
+                outcome.problems.push(format!("the MTU of {name} cannot be set to {mtu}: {error}"));
             }
         }
     }
@@ -268,14 +314,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// For uninstalling: our routes and devices. What a flanneld made stays.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        let routes: Vec<_> =
-            self.0.routes()?.into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL).collect();
-        for route in &routes {
+    /// For uninstalling: our routes and devices. What a flanneld or another Kedge made stays.
+    pub(crate) fn remove(&self, bridge: &str) -> io::Result<()> {
+        let links = self.0.links()?;
+        let others: Vec<u32> =
+            links.iter().filter(|link| is_of_another(link, bridge)).map(|link| link.index).collect();
+        let is_ours =
+            |route: &&KernelRoute| route.protocol == ROUTE_PROTOCOL && !others.contains(&route.link);
+        for route in self.0.routes()?.iter().filter(is_ours) {
             gone(self.0.delete_route(route))?;
         }
-        for link in self.0.links()?.iter().filter(|link| link.alias == ALIAS && link.kind == "vxlan") {
+        let alias = alias(bridge);
+        for link in links.iter().filter(|link| link.alias == alias && link.kind == "vxlan") {
             gone(self.0.delete_link(link.index))?;
         }
         Ok(())
@@ -297,6 +347,14 @@ mod tests {
     fn a_kernel_without_vxlan_is_recognised() {
         assert!(is_unsupported(&io::Error::from_raw_os_error(Errno::EOPNOTSUPP as i32)));
         assert!(!is_unsupported(&io::Error::from_raw_os_error(Errno::EPERM as i32)));
+    }
+
+    #[test]
+    fn devices_of_others_are_told_apart() {
+        let link = |alias: &str| Link { alias: alias.to_owned(), ..Link::default() };
+        assert!(!is_of_another(&link(""), "kedge0"), "flanneld's is taken over");
+        assert!(!is_of_another(&link(&alias("kedge0")), "kedge0"));
+        assert!(is_of_another(&link(&alias("kedge1")), "kedge0"));
     }
 
     #[test]

@@ -139,7 +139,11 @@ impl Lease {
 
 fn read_vtep(text: &str) -> Option<Vtep> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let mac = value.get("VtepMAC")?.as_str()?.parse().ok()?;
+    let mac: Mac = value.get("VtepMAC")?.as_str()?.parse().ok()?;
+    // A device cannot have a multicast address, nor none.
+    if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
+        return None;
+    }
     // flannel before 0.13 announced no number.
     let vni = value.get("VNI").and_then(Value::as_u64).unwrap_or(0);
     Some(Vtep { vni: u32::try_from(vni).ok()?, mac })
@@ -226,12 +230,14 @@ mod tests {
         ] {
             assert_eq!(Lease::of(&node(cidrs, &annotations)), None, "{name}");
         }
-        let broken = flannel(&[
-            ("backend-type", "vxlan"),
-            ("kube-subnet-manager", "true"),
-            ("public-ip", "192.0.2.1"),
-            ("backend-data", r#"{"VtepMAC":"0e:2a"}"#),
-        ]);
-        assert_eq!(Lease::of(&node(cidr, &broken)).unwrap().shares[0].vtep, None);
+        for mac in ["0e:2a", "01:00:5e:00:00:01", "00:00:00:00:00:00", "0e:2a:00:00:00:0x"] {
+            let broken = flannel(&[
+                ("backend-type", "vxlan"),
+                ("kube-subnet-manager", "true"),
+                ("public-ip", "192.0.2.1"),
+                ("backend-data", &format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)),
+            ]);
+            assert_eq!(Lease::of(&node(cidr, &broken)).unwrap().shares[0].vtep, None, "{mac}");
+        }
     }
 }

@@ -23,7 +23,7 @@ use kedge_base::Tasks;
 use kedge_client::{Informers, kube};
 use tokio::sync::watch;
 
-use crate::{Error, host};
+use crate::Error;
 pub use config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, VxlanConfig};
 pub(crate) use forward::remove_rules;
 use kernel::Kernel;
@@ -122,22 +122,19 @@ pub async fn start_overlay(
     if config.node_ips.is_empty() || config.network.networks.is_empty() {
         return Err(Error::Invalid("the pod network needs an address of this node and a network".into()));
     }
-    if config.network.networks.iter().any(|net| net.addr().is_ipv6()) {
-        host::prepare_ipv6()?;
-    }
     let kernel =
         Kernel::open().map_err(|source| Error::netlink("open a netlink socket for routes", source))?;
     let nodes = informers.informer::<Node>();
     let (sender, state) = watch::channel(None);
     let runner = run::Runner::new(config, client, nodes, kernel, sender);
     runner.follow_nodes();
-    forward::start(runner.networks(), tasks);
+    forward::start(runner.network(), tasks);
     tasks.spawn_restarting("pod network", move || runner.clone().run());
     Ok(Overlay { state })
 }
 
 /// For uninstalling: what the pod network has made in the kernel.
-pub(crate) fn remove() -> Result<(), Error> {
-    let removed = Kernel::open().and_then(|kernel| kernel.remove());
+pub(crate) fn remove(bridge: &str) -> Result<(), Error> {
+    let removed = Kernel::open().and_then(|kernel| kernel.remove(bridge));
     removed.map_err(|source| Error::netlink("remove the pod network's routes and devices", source))
 }

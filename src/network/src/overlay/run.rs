@@ -38,8 +38,8 @@ struct Inner {
     state: watch::Sender<Option<PodNetwork>>,
     /// Told when a node changed in a way that matters.
     changed: Arc<Notify>,
-    /// The cluster's networks, once they are known.
-    networks: watch::Sender<Vec<IpNet>>,
+    /// The cluster's configuration, once it is known.
+    network: watch::Sender<Option<NetworkConfig>>,
     /// What was said already.
     told: Mutex<BTreeSet<String>>,
     /// What the pass before wanted.
@@ -63,15 +63,15 @@ impl Runner {
         state: watch::Sender<Option<PodNetwork>>,
     ) -> Self {
         let kernel = Arc::new(kernel);
-        let (changed, networks) = (Arc::default(), watch::Sender::default());
+        let (changed, network) = (Arc::default(), watch::Sender::default());
         let (told, last, patched) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let inner = Inner { config, client, nodes, kernel, state, changed, networks, told, last, patched };
+        let inner = Inner { config, client, nodes, kernel, state, changed, network, told, last, patched };
         Self(Arc::new(inner))
     }
 
-    /// The cluster's pod networks; empty until they are known.
-    pub(crate) fn networks(&self) -> watch::Receiver<Vec<IpNet>> {
-        self.0.networks.subscribe()
+    /// The cluster's configuration, once it is known.
+    pub(crate) fn network(&self) -> watch::Receiver<Option<NetworkConfig>> {
+        self.0.network.subscribe()
     }
 
     /// To be called once.
@@ -91,7 +91,19 @@ impl Runner {
     pub(crate) async fn run(self) {
         let this = &*self.0;
         let network = this.network_config().await;
-        this.networks.send_replace(network.networks.clone());
+        if network.networks != this.config.network.networks {
+            tracing::warn!(
+                cluster = ?network.networks, own = ?this.config.network.networks,
+                "ConfigMap {CONFIG_MAP_NAMESPACE}/{CONFIG_MAP_NAME} names other pod networks than this node's \
+                 configuration: pods are reached by the former, but Services take only the latter for pods"
+            );
+        }
+        if network.networks.iter().any(|net| net.addr().is_ipv6())
+            && let Err(error) = host::prepare_ipv6()
+        {
+            tracing::warn!(error = %Chain(&error), "pods' IPv6 packets may not be forwarded");
+        }
+        this.network.send_replace(Some(network.clone()));
         this.nodes.synced().await;
         let mut failed = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         let mut fought = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -255,6 +267,7 @@ impl Inner {
             networks: network.networks.clone(),
             backend: network.backend.clone(),
             own: subnets.iter().filter_map(own).collect(),
+            pod_cidrs: subnets.to_vec(),
             leases: self.nodes.list().iter().filter_map(lease).collect(),
             bridge: self.config.bridge.clone(),
         }
@@ -316,7 +329,9 @@ impl Inner {
             Event::Lost => true,
             Event::Neighbour(link) => outcome.devices.contains(link),
             // Without an uplink our address may appear anywhere.
-            Event::Address(link) => matters(*link) || outcome.uplinks.is_empty(),
+            Event::Address(link) => {
+                matters(*link) || outcome.uplinks.is_empty() || outcome.bridge == Some(*link)
+            }
             Event::Link(link) => {
                 let is_device = |is_ipv4| match &network.backend {
                     Backend::Vxlan(vxlan) => link.name == device_name(vxlan.vni, is_ipv4),

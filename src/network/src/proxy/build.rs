@@ -11,8 +11,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::endpoints::{Endpoint, Place, endpoints, slice_family, usable_anywhere, usable_here};
 use super::model::{
-    Affinity, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol, ServiceState,
-    Target, UdpPort,
+    Affinity, Balancer, Chain, Choice, ElementKey, Family, HealthCheck, Kind, Map, Name, Protocol,
+    ServiceState, Target, UdpPort,
 };
 
 /// A Service or slice with this label belongs to another proxy.
@@ -153,13 +153,19 @@ impl<'a> PortBuilder<'a> {
         let uses_cluster = !internal_local || is_external;
         let uses_local = internal_local || (external_local && is_external);
 
-        let service_chain = if uses_cluster { self.balance(Kind::Service, &cluster) } else { None };
-        let local_chain = if uses_local { self.balance(Kind::Local, &local) } else { None };
-
         // No endpoint anywhere: refuse, so that clients need not wait. None here: drop, so that a
         // load balancer can try another node.
         let without = if cluster.is_empty() && local.is_empty() { Target::Reject } else { Target::Drop };
         self.element(Map::ClusterIps, Some(self.cluster_ip), None, Target::Member);
+        if !is_external && self.affinity_seconds.is_none() {
+            self.share(if internal_local { &local } else { &cluster }, without);
+            self.udp_port(cluster, local, &[]);
+            return;
+        }
+
+        let service_chain = if uses_cluster { self.balance(Kind::Service, &cluster) } else { None };
+        let local_chain = if uses_local { self.balance(Kind::Local, &local) } else { None };
+
         match if internal_local { local_chain } else { service_chain } {
             Some(chain) => self.port_element(Map::ServiceIps, Some(self.cluster_ip), Target::Goto(chain)),
             None => self.port_element(Map::NoEndpointServices, Some(self.cluster_ip), without),
@@ -195,19 +201,38 @@ impl<'a> PortBuilder<'a> {
             self.firewall(&balancer_ips);
         }
 
-        if self.protocol == Protocol::Udp {
-            let mut targets = cluster;
-            targets.extend(local);
-            targets.sort_unstable();
-            targets.dedup();
-            let mut addresses = vec![self.cluster_ip];
-            addresses.extend(external_ips.iter().chain(&balancer_ips));
-            self.state.udp.push(UdpPort {
-                addresses,
-                port: self.port,
-                node_port: self.node_port,
-                endpoints: targets,
-            });
+        let addresses: Vec<IpAddr> = external_ips.into_iter().chain(balancer_ips).collect();
+        self.udp_port(cluster, local, &addresses);
+    }
+
+    /// What connection tracking has to forget when endpoints change.
+    fn udp_port(&mut self, cluster: Vec<SocketAddr>, local: Vec<SocketAddr>, external: &[IpAddr]) {
+        if self.protocol != Protocol::Udp {
+            return;
+        }
+        let mut endpoints = cluster;
+        endpoints.extend(local);
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        let mut addresses = vec![self.cluster_ip];
+        addresses.extend(external);
+        let (port, node_port) = (self.port, self.node_port);
+        self.state.udp.push(UdpPort { addresses, port, node_port, endpoints });
+    }
+
+    /// The cluster IP alone, with any endpoint: by a chain that is there already, as a rule.
+    fn share(&mut self, endpoints: &[SocketAddr], without: Target) {
+        let address = Some(self.cluster_ip);
+        let Ok(ways @ 1..) = u16::try_from(endpoints.len()) else {
+            return self.port_element(Map::NoEndpointServices, address, without);
+        };
+        let balancer = Balancer { family: self.family, protocol: self.protocol, ways };
+        self.port_element(Map::ServiceIps, address, Target::Balance(balancer));
+        for (number, to) in (0..).zip(endpoints) {
+            self.element(Map::Hairpin, Some(to.ip()), None, Target::Member);
+            let port = Some((self.protocol, self.port));
+            let key = ElementKey { map: Map::Endpoints, family: self.family, address, port, number };
+            self.state.elements.insert(key, Target::To(*to));
         }
     }
 
@@ -263,6 +288,6 @@ impl<'a> PortBuilder<'a> {
     }
 
     fn element(&mut self, map: Map, address: Option<IpAddr>, port: Option<(Protocol, u16)>, target: Target) {
-        self.state.elements.insert(ElementKey { map, family: self.family, address, port }, target);
+        self.state.elements.insert(ElementKey { map, family: self.family, address, port, number: 0 }, target);
     }
 }

@@ -74,13 +74,21 @@ fn state(service: &Service, endpoints: &[Spec]) -> ServiceState {
 
 fn element(map: Map, address: Option<&str>, port: u16) -> ElementKey {
     let address = address.map(|text| text.parse::<IpAddr>().unwrap());
-    ElementKey { map, family: Family::V4, address, port: Some((Protocol::Tcp, port)) }
+    ElementKey { map, family: Family::V4, address, port: Some((Protocol::Tcp, port)), number: 0 }
 }
 
 /// The endpoints that packets which match the element can reach, for clients from elsewhere.
 fn reached(state: &ServiceState, element: &ElementKey) -> BTreeSet<SocketAddr> {
     match state.elements.get(element) {
         Some(Target::Goto(chain)) => reached_from(state, chain),
+        Some(Target::Balance(balancer)) => {
+            let numbered = |number| ElementKey { map: Map::Endpoints, number, ..*element };
+            let targets = (0..balancer.ways).map(|number| match state.elements[&numbered(number)] {
+                Target::To(to) => to,
+                other => panic!("{other:?}"),
+            });
+            targets.collect()
+        }
         _ => BTreeSet::new(),
     }
 }

@@ -133,8 +133,7 @@ pub(crate) enum Chain {
         protocol: Protocol,
         affinity: Affinity,
     },
-    /// Any endpoint will do. All in one rule: the kernel looks at every chain of the table again when a
-    /// rule is added, so there must not be one for each endpoint.
+    /// Any endpoint will do. All in one rule: see [`Balancer`] about the cost of many.
     Direct {
         protocol: Protocol,
         targets: Vec<SocketAddr>,
@@ -170,18 +169,21 @@ pub(crate) enum Map {
     FirewallIps,
     /// A set: all cluster IPs.
     ClusterIps,
+    /// The endpoints of most cluster IPs, by number.
+    Endpoints,
     /// A set: each endpoint's address twice, as source and destination.
     Hairpin,
 }
 
 impl Map {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
         Self::NoEndpointServices,
         Self::NoEndpointNodePorts,
         Self::FirewallIps,
         Self::ClusterIps,
+        Self::Endpoints,
         Self::Hairpin,
     ];
 
@@ -193,6 +195,7 @@ impl Map {
             Self::NoEndpointNodePorts => "no-endpoint-nodeports",
             Self::FirewallIps => "firewall-ips",
             Self::ClusterIps => "cluster-ips",
+            Self::Endpoints => "endpoints",
             Self::Hairpin => "hairpin-endpoints",
         };
         format!("{name}-{}", family.digit())
@@ -221,6 +224,29 @@ pub(crate) struct ElementKey {
     pub(crate) address: Option<IpAddr>,
     /// Absent in sets.
     pub(crate) port: Option<(Protocol, u16)>,
+    /// Which of several, in [`Map::Endpoints`]; otherwise 0.
+    pub(crate) number: u16,
+}
+
+/// A chain that all Services share which have so many endpoints: it takes one of them out of
+/// [`Map::Endpoints`]. The kernel looks at all chains of a table again when a rule or a verdict is added,
+/// but not when such an element is; so a change of endpoints costs the same however many Services there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Balancer {
+    pub(crate) family: Family,
+    pub(crate) protocol: Protocol,
+    pub(crate) ways: u16,
+}
+
+impl fmt::Display for Balancer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        };
+        write!(f, "balance-{protocol}-{}-{}", self.ways, self.family.digit())
+    }
 }
 
 /// What a map says for a key.
@@ -229,6 +255,9 @@ pub(crate) enum Target {
     /// The element of a set: nothing.
     Member,
     Goto(Name),
+    Balance(Balancer),
+    /// The value of [`Map::Endpoints`].
+    To(SocketAddr),
     Reject,
     Drop,
 }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::ProxyConfig;
-use super::model::{Affinity, Chain, Choice, ElementKey, Family, Map, Protocol, Target};
-use crate::nft::{BaseChain, Compare, Expr, Hook, KeyType, SetSpec, Verdict};
+use super::model::{Affinity, Balancer, Chain, Choice, ElementKey, Family, Map, Protocol, Target};
+use crate::nft::{BaseChain, Compare, Expr, Hook, KeyType, SetSpec, Values, Verdict};
 
 /// Bit of the packet mark that asks for masquerading; kube-proxy's default too.
 const MASQUERADE_MARK: u32 = 0x4000;
@@ -51,10 +51,17 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
             if map.has_port() {
                 key.extend([KeyType::Protocol, KeyType::Port]);
             }
-            if map == Map::Hairpin {
-                key.extend(key.clone());
+            match map {
+                Map::Hairpin => key.extend(key.clone()),
+                Map::Endpoints => key.push(KeyType::Number),
+                _ => {}
             }
-            sets.push(SetSpec { name: map.name(family), key, verdicts: !map.is_set(), timeout: None });
+            let values = match map {
+                Map::Endpoints => Values::Targets { ipv6: family == Family::V6 },
+                _ if map.is_set() => Values::None,
+                _ => Values::Verdicts,
+            };
+            sets.push(SetSpec { name: map.name(family), key, values, timeout: None });
         }
     }
     sets
@@ -63,7 +70,7 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
 /// The set that remembers the clients of one endpoint.
 pub(crate) fn affinity_set(name: &str, family: Family, seconds: u32) -> SetSpec {
     let key = vec![if family == Family::V4 { KeyType::Ipv4 } else { KeyType::Ipv6 }];
-    SetSpec { name: name.to_owned(), key, verdicts: false, timeout: Some(milliseconds(seconds)) }
+    SetSpec { name: name.to_owned(), key, values: Values::None, timeout: Some(milliseconds(seconds)) }
 }
 
 fn milliseconds(seconds: u32) -> u64 {
@@ -81,13 +88,17 @@ pub(crate) fn key_bytes(key: &ElementKey) -> Vec<u8> {
         bytes.extend(port.to_be_bytes());
         bytes.extend([0, 0]);
     }
+    if key.map == Map::Endpoints {
+        bytes.extend(u32::from(key.number).to_ne_bytes());
+    }
     bytes
 }
 
 /// What a map element does.
 pub(crate) fn target_verdict(target: Target) -> Option<Verdict> {
     match target {
-        Target::Member => None,
+        Target::Member | Target::To(_) => None,
+        Target::Balance(balancer) => Some(Verdict::Goto(balancer.to_string())),
         Target::Goto(name) => Some(Verdict::Goto(name.to_string())),
         Target::Reject => Some(Verdict::Goto(REJECT_CHAIN.into())),
         Target::Drop => Some(Verdict::Drop),
@@ -313,6 +324,23 @@ fn mark_rule() -> Vec<Expr> {
     vec![Expr::Verdict(Verdict::Jump(MARK_CHAIN.into()))]
 }
 
+/// The only rule of a shared chain.
+pub(crate) fn balancer_rule(balancer: &Balancer) -> Vec<Expr> {
+    let Balancer { family, protocol, ways } = *balancer;
+    // Parts of a key lie in consecutive 4-byte registers, of which register 1 is the first four.
+    let (protocol_register, port) = if family == Family::V4 { (9, 9) } else { (12, 12) };
+    Rule::default()
+        .meta(META_L4PROTO)
+        .equals(&[protocol.number()])
+        .load_address(false, family)
+        .push(Expr::Meta { key: META_L4PROTO, register: protocol_register })
+        .push(Expr::Payload { base: TRANSPORT, offset: 2, length: 2, register: protocol_register + 1 })
+        .push(Expr::Number { limit: ways.into(), register: protocol_register + 2 })
+        .push(Expr::Map { register: 1, map: Map::Endpoints.name(family), into: 1 })
+        .push(Expr::Dnat { ipv6: family == Family::V6, address: 1, port })
+        .0
+}
+
 /// The destination becomes one of the targets.
 fn direct_rule(protocol: Protocol, targets: &[SocketAddr]) -> Vec<Expr> {
     // nft wants to know the protocol before it shows ports.
@@ -428,7 +456,11 @@ mod tests {
             family: Family::V4,
             address: Some("10.96.0.1".parse().unwrap()),
             port: Some((Protocol::Tcp, 443)),
+            number: 0,
         };
+        let endpoint = ElementKey { map: Map::Endpoints, number: 3, ..key };
+        let number = 3u32.to_ne_bytes();
+        assert_eq!(key_bytes(&endpoint), [&[10, 96, 0, 1, 6, 0, 0, 0, 1, 0xbb, 0, 0], &number[..]].concat());
         assert_eq!(key_bytes(&key), [10, 96, 0, 1, 6, 0, 0, 0, 1, 0xbb, 0, 0]);
         let node_port = ElementKey { map: Map::ServiceNodePorts, address: None, ..key };
         assert_eq!(key_bytes(&node_port), [6, 0, 0, 0, 1, 0xbb, 0, 0]);
@@ -445,14 +477,16 @@ mod tests {
                     family,
                     address: map.has_address().then(|| address.parse().unwrap()),
                     port: map.has_port().then_some((Protocol::Udp, 53)),
+                    number: 0,
                 };
                 let double = map == Map::Hairpin;
                 let addresses = if double { 2 } else { usize::from(map.has_address()) };
-                let parts = addresses + if map.has_port() { 2 } else { 0 };
+                let numbers = usize::from(map == Map::Endpoints);
+                let parts = addresses + if map.has_port() { 2 } else { 0 } + numbers;
                 let spec = fixed_sets().into_iter().find(|set| set.name == map.name(family)).unwrap();
                 assert_eq!(spec.key.len(), parts);
                 let address_length = if family == Family::V4 { 4 } else { 16 };
-                let expected = addresses * address_length + if map.has_port() { 8 } else { 0 };
+                let expected = addresses * address_length + if map.has_port() { 8 } else { 0 } + numbers * 4;
                 assert_eq!(key_bytes(&key).len(), expected, "{}", map.name(family));
             }
         }

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use kedge_client::ObjectKey;
 
 use super::ProxyConfig;
-use super::model::{Chain, ElementKey, Family, Map, Name, ServiceState, Target};
-use super::rules::{affinity_set, chain_rules, fixed_chains, fixed_sets, key_bytes, target_verdict};
+use super::model::{Balancer, Chain, ElementKey, Family, Map, Name, ServiceState, Target};
+use super::rules::{
+    affinity_set, balancer_rule, chain_rules, fixed_chains, fixed_sets, key_bytes, target_verdict,
+};
 use crate::nft::{Batch, Remembered};
 
 /// Everything that should be in the kernel.
@@ -19,12 +21,15 @@ pub(crate) struct Table {
     owners: HashMap<ElementKey, Arc<ObjectKey>>,
     /// The others that want it.
     waiting: HashMap<ElementKey, BTreeSet<Arc<ObjectKey>>>,
+    /// The shared chains that were ever used. They are few and stay.
+    balancers: BTreeSet<Balancer>,
 }
 
 /// What one or several changes of Services mean for the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Delta {
     sets: BTreeMap<Name, (Family, u32)>,
+    balancers: BTreeSet<Balancer>,
     /// New or different chains with the Service they belong to.
     chains: BTreeMap<Name, (Chain, Arc<ObjectKey>)>,
     removed_elements: BTreeSet<ElementKey>,
@@ -121,6 +126,11 @@ impl Table {
                 continue;
             }
             self.stop_waiting(element, &owner);
+            if let Target::Balance(balancer) = target
+                && self.balancers.insert(*balancer)
+            {
+                delta.balancers.insert(*balancer);
+            }
             if is_newly_owned || old.elements.get(element) != Some(target) {
                 delta.added_elements.insert(*element, *target);
             }
@@ -175,7 +185,7 @@ impl Table {
     /// The whole table in one transaction: whatever was there is replaced. `clients` are put back into
     /// their sets.
     pub(crate) fn full(&self, config: &ProxyConfig, clients: BTreeMap<Name, Remembered>) -> Batch {
-        let mut delta = Delta::default();
+        let mut delta = Delta { balancers: self.balancers.clone(), ..Delta::default() };
         for (key, state) in &self.services {
             for (name, chain) in &state.chains {
                 delta.chains.insert(*name, (chain.clone(), key.clone()));
@@ -225,6 +235,11 @@ impl Delta {
         for (name, (family, seconds)) in &self.sets {
             batch.add_set(&affinity_set(&name.to_string(), *family, *seconds));
         }
+        for balancer in &self.balancers {
+            let name = balancer.to_string();
+            batch.add_chain(&name, None, "");
+            batch.add_rule(&name, &balancer_rule(balancer));
+        }
         for (name, (_, owner)) in &self.chains {
             batch.add_chain(&name.to_string(), None, &owner.to_string());
         }
@@ -249,6 +264,14 @@ impl Delta {
             added.entry((element.map, element.family)).or_default().push((element, *target));
         }
         for ((map, family), elements) in added {
+            if map == Map::Endpoints {
+                let target = |(key, target): (&ElementKey, Target)| match target {
+                    Target::To(to) => Some((key_bytes(key), to)),
+                    _ => None,
+                };
+                batch.add_targets(&map.name(family), elements.into_iter().filter_map(target));
+                continue;
+            }
             let elements = elements.into_iter().map(|(key, target)| (key_bytes(key), target_verdict(target)));
             batch.add_elements(&map.name(family), elements);
         }
@@ -273,6 +296,7 @@ mod tests {
             family: Family::of(address),
             address: Some(address),
             port: Some((Protocol::Tcp, 80)),
+            number: 0,
         }
     }
 

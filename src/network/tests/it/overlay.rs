@@ -252,6 +252,10 @@ async fn vxlan() {
     })
     .await;
 
+    // As after joining another cluster: the range that was ours is another node's.
+    nodes[0].host.ip("address add 10.244.2.1/24 dev kedge0");
+    eventually("an old address of the bridge", nodes[0].reaches(2)).await;
+
     firewalls(&nodes).await;
 
     // A node that runs flanneld, as its Node object looks.
@@ -398,5 +402,49 @@ async fn both_families() {
     assert!(!host.exec("bridge", "fdb show dev flannel.1").contains("192.0.2.2"));
     all_reach_all("one way direct, the other in the tunnel", &nodes).await;
     eventually("IPv6", nodes[0].reaches_by_ipv6(2)).await;
+    nodes.into_iter().for_each(Node::stop);
+}
+
+#[test]
+fn nodes_with_and_without_vxlan() {
+    if is_enabled() {
+        in_own_namespace(mixed);
+    }
+}
+
+/// As where one node's kernel cannot make VXLAN devices.
+async fn mixed() {
+    let wire = wire();
+    let api = Api::new([("nodes", (1..=3).map(node_object).collect()), ("configmaps", Vec::new())]);
+    let tunnel = Backend::Vxlan(VxlanConfig::default());
+    let mut nodes: Vec<Node> = [&tunnel, &tunnel, &Backend::HostGw]
+        .into_iter()
+        .zip(1..)
+        .map(|(backend, number)| Node::start(number, "mx", &wire, &api, backend))
+        .collect();
+    for (node, backend) in nodes.iter().zip(["vxlan", "vxlan", "host-gw"]) {
+        node.has_routes(2).await;
+        assert_eq!(node.overlay.state().unwrap().backend, backend);
+    }
+    all_reach_all("a mixture", &nodes).await;
+    assert!(nodes[0].host.ip("route show 10.244.2.0/24").contains("dev flannel.1"));
+    assert!(nodes[0].host.ip("route show 10.244.3.0/24").contains("via 192.0.2.3 dev eth0"));
+
+    // The second gives up VXLAN: its device goes, and the first hears of it.
+    let Node { host, pod, tasks, thread, files, .. } = nodes.remove(1);
+    tasks.token().cancel();
+    thread.join().unwrap();
+    let (overlay, tasks, thread) = Node::run(2, &host, &api, &Backend::HostGw, &files);
+    nodes.insert(1, Node { number: 2, host, pod, overlay, tasks, thread, files });
+    nodes[1].has_routes(2).await;
+    assert!(!nodes[1].host.ip("link show").contains("flannel"));
+    assert!(nodes[1].host.ip("link show kedge0").contains("mtu 1500"));
+    all_reach_all("one fewer", &nodes).await;
+    let host = nodes[0].host.0.clone();
+    eventually("the first sends it packets as they are", move || {
+        let route = crate::world::run("ip", &format!("-n {host} route show 10.244.2.0/24"));
+        if route.contains("via 192.0.2.2 dev eth0") { Ok(()) } else { Err(route) }
+    })
+    .await;
     nodes.into_iter().for_each(Node::stop);
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,9 @@ pub(crate) struct Namespace(pub(crate) String);
 
 impl Namespace {
     pub(crate) fn new(name: &str) -> Self {
-        let name = format!("kedge-{name}-{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kedge-{name}-{}-{count}", std::process::id());
         ip(&format!("netns add {name}"));
         ip(&format!("-n {name} link set lo up"));
         Self(name)
