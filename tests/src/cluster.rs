@@ -416,9 +416,11 @@ impl Cluster {
     /// The whole log of all `kedge run` processes of this node.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read(self.log_file())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        // `kedge start` and `kedge join` leave the node in the background, with a log of its own.
+        let background = self.dir.join("log/kedge-data.log");
+        let read = |path: PathBuf| fs::read(path).unwrap_or_default();
+        let bytes = [read(self.log_file()), read(background)].concat();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     fn log_tail(&self, lines: usize) -> String {

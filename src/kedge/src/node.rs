@@ -230,7 +230,7 @@ async fn standing(members: Arc<Members>, mut admitted: Admitted, pki_dir: PathBu
                 tracing::error!(%refusal, "the cluster does not know this node");
             }
             Err(error) => {
-                tracing::debug!(error = %kedge_base::Chain(&error), "nobody says how this node stands")
+                tracing::debug!(error = %kedge_base::Chain(&error), "nobody says how this node stands");
             }
         }
         tokio::time::sleep(backoff.next_delay()).await;

@@ -1,12 +1,15 @@
 //! Moves the pods of a node away, as `kubectl drain` does it: cordon, then evict what a controller will
 //! make again elsewhere, and wait until it is gone.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, EvictParams, ListParams, Patch, PatchParams};
-use kube::runtime::wait::{await_condition, conditions};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::json;
 
 /// All pods together; disruption budgets may hold some of them up.
@@ -40,12 +43,7 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
         for pod in &going {
             evict(client, pod).await?;
         }
-        for pod in &going {
-            let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else { continue };
-            let api: Api<Pod> = namespaced(client, pod);
-            await_condition(api, name, conditions::is_deleted(uid)).await?;
-        }
-        anyhow::Ok(())
+        gone(client, node, going.iter().filter_map(|pod| pod.metadata.uid.clone()).collect()).await
     };
     match tokio::time::timeout(LIMIT, all).await {
         Ok(result) => result.with_context(|| format!("move the pods of {node} away")),
@@ -55,6 +53,25 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
             LIMIT.as_secs()
         ),
     }
+}
+
+/// Returns when none of these pods is on the node any more. The watch is by node: a node may watch its own
+/// pods and no others.
+async fn gone(client: &kube::Client, node: &str, mut waiting: BTreeSet<String>) -> anyhow::Result<()> {
+    let settings = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut changes = watcher(Api::<Pod>::all(client.clone()), settings).default_backoff().boxed();
+    let mut listed = BTreeSet::new();
+    while !waiting.is_empty() {
+        match changes.next().await.context("the watch of pods ended")? {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => listed.extend(pod.metadata.uid),
+            Ok(Event::InitDone) => waiting.retain(|uid| listed.contains(uid)),
+            Ok(Event::Apply(_)) => {}
+            Ok(Event::Delete(pod)) => waiting.retain(|uid| pod.metadata.uid.as_ref() != Some(uid)),
+            Err(error) => tracing::debug!(%error, "watch of the pods that go"),
+        }
+    }
+    Ok(())
 }
 
 /// A DaemonSet's pods would come back at once, mirror pods are the node's own, and what has ended is no
