@@ -6,15 +6,22 @@
 mod adoption;
 mod cluster_role;
 mod context;
+mod daemon_set;
 mod deployment;
 mod discovery;
 mod endpoint_slice;
 mod endpoints;
 mod expectations;
+#[cfg(test)]
+mod fake;
 mod garbage;
+mod history;
 mod namespace;
+mod node_fit;
 mod node_ipam;
 mod node_lifecycle;
+mod owned;
+mod percent;
 mod pod_control;
 mod pod_gc;
 mod pods;
@@ -100,6 +107,7 @@ pub fn start(
     node_lifecycle::start(&ctx);
     replica_set::start(&ctx);
     deployment::start(&ctx);
+    daemon_set::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);

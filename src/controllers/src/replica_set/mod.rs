@@ -19,7 +19,7 @@ use self::kind::Replicated;
 use crate::adoption::{claim, controller_of, is_controlled_by, owner_reference};
 use crate::context::{Context, message, namespace_is_terminating};
 use crate::expectations::{EXPIRES, Expectations};
-use crate::pod_control::{PodControl, pod_from_template, slow_start};
+use crate::pod_control::{PodControl, pod_from_template, slow_start, tried};
 use crate::pods;
 
 /// At most so many pods are created or deleted in one go.
@@ -264,16 +264,6 @@ impl<K: Replicated> Controller<K> {
     }
 }
 
-/// How many of `count` calls a slow start made when it stopped after `done` successes.
-fn tried(count: usize, done: usize) -> usize {
-    let (mut made, mut batch) = (0, 1);
-    while made <= done && made < count {
-        made += batch.min(count - made);
-        batch *= 2;
-    }
-    made
-}
-
 /// Creating or deleting failed: for the status, and for the caller.
 struct Failure {
     reason: &'static str,
@@ -285,20 +275,5 @@ struct Failure {
 impl Failure {
     fn as_text(&self) -> (&'static str, &str) {
         (self.reason, &self.text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tried;
-
-    #[test]
-    fn calls_of_a_slow_start_that_stopped() {
-        // Batches of 10 are 1, 2, 4, 3.
-        for (count, done, expected) in
-            [(10, 0, 1), (10, 1, 3), (10, 2, 3), (10, 3, 7), (10, 6, 7), (10, 7, 10), (10, 9, 10), (1, 0, 1)]
-        {
-            assert_eq!(tried(count, done), expected, "{count} {done}");
-        }
     }
 }
