@@ -27,6 +27,7 @@ mod pod_gc;
 mod pods;
 mod replica_set;
 mod service_account;
+mod stateful_set;
 mod template;
 mod time;
 
@@ -108,6 +109,7 @@ pub fn start(
     replica_set::start(&ctx);
     deployment::start(&ctx);
     daemon_set::start(&ctx);
+    stateful_set::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
