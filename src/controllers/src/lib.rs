@@ -6,6 +6,7 @@
 mod adoption;
 mod cluster_role;
 mod context;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod discovery;
@@ -16,6 +17,7 @@ mod expectations;
 mod fake;
 mod garbage;
 mod history;
+mod job;
 mod namespace;
 mod node_fit;
 mod node_ipam;
@@ -30,6 +32,7 @@ mod service_account;
 mod stateful_set;
 mod template;
 mod time;
+mod ttl_after_finished;
 
 use std::net::IpAddr;
 
@@ -110,6 +113,9 @@ pub fn start(
     deployment::start(&ctx);
     daemon_set::start(&ctx);
     stateful_set::start(&ctx);
+    job::start(&ctx);
+    ttl_after_finished::start(&ctx);
+    cron_job::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
