@@ -4,6 +4,7 @@
 //! This crate talks to a `kube::Client` only; it never imports the API server or the store.
 
 mod adoption;
+mod certificates;
 mod cluster_role;
 mod context;
 mod cron_job;
@@ -34,7 +35,10 @@ mod template;
 mod time;
 mod ttl_after_finished;
 
+use std::fmt::Debug;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use kedge_base::Tasks;
@@ -57,6 +61,28 @@ pub struct Config {
     /// Finished pods above this number are deleted, oldest first (upstream: 12500).
     /// Zero or less: never.
     pub terminated_pod_threshold: i64,
+    /// Signs certificate requests. `None`: nodes' requests are approved, but somebody else signs.
+    pub signer: Option<Arc<dyn Signer>>,
+}
+
+/// Why a certificate was not signed; its text goes into the request's `Failed` condition.
+pub type SignerError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The authority that signs certificate requests for the `kubernetes.io/...` signers. Subject, names
+/// and usages were checked against the signer's rules before.
+pub trait Signer: Debug + Send + Sync + 'static {
+    /// The certificate (PEM, with intermediates) for a request (PEM), valid for `lifetime` with
+    /// `usages` as `spec.usages` spells them (`digital signature`, `client auth`, ...).
+    ///
+    /// # Errors
+    /// The request cannot be signed, ever: it is marked as failed.
+    fn sign(
+        &self,
+        csr_pem: &str,
+        signer_name: &str,
+        usages: &[String],
+        lifetime: Duration,
+    ) -> Result<String, SignerError>;
 }
 
 impl Config {
@@ -72,6 +98,7 @@ impl Config {
             node_cidr_mask,
             host: String::new(),
             terminated_pod_threshold: 12_500,
+            signer: None,
         }
     }
 }
@@ -116,6 +143,7 @@ pub fn start(
     job::start(&ctx);
     ttl_after_finished::start(&ctx);
     cron_job::start(&ctx);
+    certificates::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
