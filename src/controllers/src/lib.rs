@@ -11,6 +11,7 @@ mod cron_job;
 mod daemon_set;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoint_slice;
 mod endpoints;
 mod expectations;
@@ -25,10 +26,13 @@ mod node_ipam;
 mod node_lifecycle;
 mod owned;
 mod percent;
+mod persistent_volume;
 mod pod_control;
 mod pod_gc;
 mod pods;
 mod replica_set;
+mod resource_quota;
+mod scale;
 mod service_account;
 mod stateful_set;
 mod template;
@@ -147,7 +151,10 @@ pub fn start(
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
-    garbage::start(&ctx);
+    let census = garbage::start(&ctx);
+    resource_quota::start(&ctx, census);
+    disruption::start(&ctx);
+    persistent_volume::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())
 }

@@ -134,6 +134,18 @@ impl Graph {
         work
     }
 
+    /// How many objects of a resource a namespace has.
+    pub(super) fn count(&self, group: &str, plural: &str, namespace: &str) -> usize {
+        let nodes = self.nodes.values();
+        nodes
+            .filter(|node| {
+                *node.namespace == *namespace
+                    && node.resource.api.plural == plural
+                    && node.resource.api.group == group
+            })
+            .count()
+    }
+
     /// The uids of a resource's nodes.
     pub(super) fn of_resource(&self, resource: &Served) -> Vec<Uid> {
         let nodes = self.nodes.iter().filter(|(_, node)| node.resource.api == resource.api);

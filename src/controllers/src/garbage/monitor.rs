@@ -125,8 +125,15 @@ impl Collector {
     }
 
     fn apply(&self, resource: &Arc<Served>, object: &PartialObjectMeta<DynamicObject>) {
-        let work = self.graph.lock().apply(resource, &object.metadata);
+        let mut graph = self.graph.lock();
+        let is_new = object.metadata.uid.as_deref().is_some_and(|uid| graph.get(uid).is_none());
+        let work = graph.apply(resource, &object.metadata);
+        drop(graph);
         self.enqueue(work);
+        if is_new {
+            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+            self.tell(&resource.api.group, &resource.api.plural, namespace);
+        }
     }
 
     /// Whether every kind has been listed once: before that, "nothing depends on it" is not known.
