@@ -19,6 +19,7 @@ mod expectations;
 mod fake;
 mod garbage;
 mod history;
+mod horizontal_autoscaler;
 mod job;
 mod namespace;
 mod node_fit;
@@ -155,6 +156,7 @@ pub fn start(
     resource_quota::start(&ctx, census);
     disruption::start(&ctx);
     persistent_volume::start(&ctx);
+    horizontal_autoscaler::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())
 }

@@ -40,8 +40,5 @@ pub(crate) async fn api_of(
 
 /// What the subresource says.
 pub(crate) async fn scale_of(api: &Api<DynamicObject>, name: &str) -> Result<Scale, Error> {
-    // kube's own method returns the same object without the API group's type.
-    let scale = api.get_subresource("scale", name).await?;
-    let value = serde_json::to_value(&scale).map_err(|error| Error::other(error.to_string()))?;
-    serde_json::from_value(value).map_err(|error| Error::other(format!("scale of {name}: {error}")))
+    Ok(api.get_scale(name).await?)
 }
