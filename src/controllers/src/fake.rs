@@ -248,7 +248,7 @@ impl Fake {
         if parts.method != Method::GET {
             state.log.push(format!("{} {path}", parts.method));
         }
-        if let Some(canned) = state.canned.get(&(parts.method.to_string(), path.clone())) {
+        if let Some(canned) = state.canned.get(&(parts.method.to_string(), path)) {
             return Ok(answer(canned));
         }
         let json = || serde_json::from_slice::<Value>(&body).unwrap_or(Value::Null);
@@ -269,7 +269,7 @@ impl Fake {
             if parts.method == Method::POST {
                 return Ok(answer(&state.create(&target, json())));
             }
-            if query.get("watch").is_none() {
+            if !query.contains_key("watch") {
                 let version = state.revision.to_string();
                 return Ok(answer(
                     &json!({ "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": version }, "items": listed }),

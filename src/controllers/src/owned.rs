@@ -1,9 +1,11 @@
 //! What a change of a pod means to the controller of its owner.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use kedge_client::{Change, Informer, ObjectKey, Queue, Watched, selector_matches};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kedge_client::{Change, Informer, ObjectKey, Queue, Watched};
 
 use crate::adoption::controller_of;
 use crate::expectations::Expectations;
@@ -32,7 +34,7 @@ pub(crate) fn note_pod<K>(
     owners: &Informer<K>,
     expectations: &Expectations,
     queue: &Queue<ObjectKey>,
-    selector: impl Fn(&K) -> Option<&LabelSelector>,
+    selects: impl Fn(&K, &Option<BTreeMap<String, String>>) -> bool,
 ) where
     K: Watched + kube::Resource<Scope = NamespaceResourceScope>,
 {
@@ -58,7 +60,7 @@ pub(crate) fn note_pod<K>(
         });
         if relabelled {
             for owner in owners.list_namespace(&change.key().namespace) {
-                if selector(&owner).is_some_and(|s| selector_matches(s, &new.metadata.labels)) {
+                if selects(&owner, &new.metadata.labels) {
                     queue.add(ObjectKey::of(&*owner));
                 }
             }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kedge_client::{Change, Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
+use kedge_client::{
+    Change, Error, EventType, Informer, ObjectKey, Queue, Recorder, reference, selector_matches,
+};
 use kube::api::PostParams;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -62,8 +64,8 @@ pub(crate) fn start(ctx: &Context) {
     });
     let this = controller.clone();
     ctx.on_change(&controller.pods, move |change| {
-        note_pod(change, &this.sets, &this.expectations, &this.queue, |set| {
-            set.spec.as_ref().map(|spec| &spec.selector)
+        note_pod(change, &this.sets, &this.expectations, &this.queue, |set, labels| {
+            set.spec.as_ref().is_some_and(|spec| selector_matches(&spec.selector, labels))
         });
     });
     let this = controller.clone();
@@ -425,6 +427,22 @@ mod tests {
             world.until("an event", |w| w.events().contains(&"FailedDaemonPod".to_owned())).await;
             world.edit(&set, |set| set["spec"]["template"]["spec"]["nodeSelector"] = json!({ "a": "b" }));
             world.until("no pod", |w| w.list::<Pod>().is_empty()).await;
+        });
+    }
+
+    #[test]
+    fn a_refused_pod_is_tried_again() {
+        run(async {
+            let (world, set) = world(&[]);
+            world.refuse::<Pod>(Some((403, "Forbidden", "exceeded quota")));
+            for node in ["n1", "n2", "n3"] {
+                world.create::<Node>(json!({ "metadata": { "name": node } }));
+            }
+            world.until("an event", |w| w.events().contains(&"FailedCreate".to_owned())).await;
+            assert!(world.list::<Pod>().is_empty());
+            world.refuse::<Pod>(None);
+            world.until("three pods", |w| w.list::<Pod>().len() == 3).await;
+            world.delete(&set);
         });
     }
 }

@@ -379,7 +379,7 @@ impl Controller {
         let mut status = MetricStatus { type_: metric.type_.clone(), ..MetricStatus::default() };
         match resource.container {
             None => {
-                status.resource = Some(ResourceMetricStatus { name: resource.name.into(), current: value })
+                status.resource = Some(ResourceMetricStatus { name: resource.name.into(), current: value });
             }
             Some(container) => {
                 status.container_resource = Some(ContainerResourceMetricStatus {

@@ -105,7 +105,7 @@ fn group<'a>(pods: &'a [Arc<Pod>], samples: &Samples, resource: &str, now: Times
             match samples.get(name(pod)) {
                 None => groups.missing.push(name(pod)),
                 Some(sample) if resource == "cpu" && is_starting(pod, sample, now) => {
-                    groups.unready.push(name(pod))
+                    groups.unready.push(name(pod));
                 }
                 Some(_) => groups.ready += 1,
             }

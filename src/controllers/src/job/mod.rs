@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use kedge_client::{Informer, ObjectKey, Queue, Recorder};
+use kedge_client::{Informer, ObjectKey, Queue, Recorder, selector_matches};
 use parking_lot::Mutex;
 
 use self::backoff::Record;
@@ -60,8 +60,9 @@ pub(crate) fn start(ctx: &Context) {
         {
             this.finalizer_gone(pod);
         }
-        note_pod(change, &this.jobs, &this.expectations, &this.queue, |job| {
-            job.spec.as_ref().and_then(|spec| spec.selector.as_ref())
+        note_pod(change, &this.jobs, &this.expectations, &this.queue, |job, labels| {
+            let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            selector.is_some_and(|selector| selector_matches(selector, labels))
         });
     });
     orphans::start(ctx, &controller.jobs, &controller.pods);

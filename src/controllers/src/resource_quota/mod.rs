@@ -42,7 +42,7 @@ pub(crate) fn start(ctx: &Context, census: Census) {
             queue.add(change.key());
         }
     });
-    controller.clone().follow(&controller.pods, |pod, now| usage::pod(pod, now));
+    controller.clone().follow(&controller.pods, usage::pod);
     controller.clone().follow(&controller.services, |service, _| usage::service(service));
     controller.clone().follow(&controller.claims, |claim, _| usage::claim(claim));
     let this = controller.clone();
@@ -226,7 +226,7 @@ mod tests {
             world.edit(&ended, |pod| pod["status"] = json!({ "phase": "Succeeded" }));
             world.until("one pod", |w| used(w, "requests.cpu").as_deref() == Some("500m")).await;
             world.edit(&world.get::<ResourceQuota>("ns", "q").expect("there"), |quota| {
-                quota["spec"]["hard"] = json!({ "pods": "9" })
+                quota["spec"]["hard"] = json!({ "pods": "9" });
             });
             world
                 .until("the new limits", |w| {

@@ -39,7 +39,7 @@ impl Control {
         self.recorder.event(reference(set), kind, &reason, text);
     }
 
-    fn namespace<'a>(set: &'a StatefulSet) -> &'a str {
+    fn namespace(set: &StatefulSet) -> &str {
         set.metadata.namespace.as_deref().unwrap_or_default()
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
-use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, reference};
+use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, reference, selector_matches};
 use kube::api::PostParams;
 
 use self::control::Control;
@@ -53,8 +53,8 @@ pub(crate) fn start(ctx: &Context) {
     ctx.on_change(&controller.sets, move |change| queue.add(change.key()));
     let this = controller.clone();
     ctx.on_change(&controller.pods, move |change| {
-        note_pod(change, &this.sets, &this.expectations, &this.queue, |set| {
-            set.spec.as_ref().map(|spec| &spec.selector)
+        note_pod(change, &this.sets, &this.expectations, &this.queue, |set, labels| {
+            set.spec.as_ref().is_some_and(|spec| selector_matches(&spec.selector, labels))
         });
     });
     let this = controller.clone();
