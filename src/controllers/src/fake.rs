@@ -211,7 +211,7 @@ impl State {
         let patch: Value = serde_json::from_slice(body).expect("JSON");
         let uid = &patch["metadata"]["uid"];
         if !uid.is_null() && *uid != old["metadata"]["uid"] {
-            return Err(failure(422, "Invalid", "metadata.uid: field is immutable"));
+            return Err(failure(409, "Conflict", "Precondition failed: UID in precondition"));
         }
         let done = match kind {
             "application/strategic-merge-patch+json" => {

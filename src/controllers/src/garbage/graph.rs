@@ -253,4 +253,23 @@ mod tests {
         assert_eq!(work.orphan.len(), 1);
         assert_eq!(graph.apply(&kind, &meta("owner", &[], Some(ORPHAN))), Work::default());
     }
+
+    #[test]
+    fn objects_are_counted_by_resource_and_namespace() {
+        let mut graph = Graph::default();
+        for (uid, namespace) in [("a", "ns"), ("b", "ns"), ("c", "other")] {
+            let meta = ObjectMeta { namespace: Some(namespace.into()), ..meta(uid, &[], None) };
+            graph.apply(&resource(), &meta);
+        }
+        for (group, plural, namespace, expected) in [
+            ("", "configmaps", "ns", 2),
+            ("", "configmaps", "none", 0),
+            ("", "secrets", "ns", 0),
+            ("apps", "configmaps", "ns", 0),
+        ] {
+            assert_eq!(graph.count(group, plural, namespace), expected, "{plural}.{group} in {namespace}");
+        }
+        graph.remove("a");
+        assert_eq!(graph.count("", "configmaps", "ns"), 1);
+    }
 }

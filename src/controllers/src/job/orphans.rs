@@ -97,7 +97,7 @@ pub(super) async fn take_finalizer(ctx: &Context, pod: &Pod) -> Result<(), kube:
         ctx.api::<Pod>(namespace).patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
     match result {
         // Another pod has the name now.
-        Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(()),
+        Err(error) if kedge_client::is_conflict(&error) => Ok(()),
         result => ignore_not_found(result),
     }
 }
