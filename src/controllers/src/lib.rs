@@ -66,7 +66,9 @@ pub struct Config {
     /// Finished pods above this number are deleted, oldest first (upstream: 12500).
     /// Zero or less: never.
     pub terminated_pod_threshold: i64,
-    /// Signs certificate requests. `None`: nodes' requests are approved, but somebody else signs.
+    /// Signs certificate requests. `None`: requests are neither approved nor signed here. To be set
+    /// only when the API server writes the requester into `spec.username` and `spec.groups` itself,
+    /// whatever the client sent: what a node may have is decided by them.
     pub signer: Option<Arc<dyn Signer>>,
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn start(ctx: &Context) {
         signer: ctx.config.signer.clone(),
     });
     if controller.signer.is_none() {
-        tracing::debug!("certificate requests are approved, but not signed: no authority is configured");
+        tracing::debug!("certificate requests are neither approved nor signed: no authority is configured");
     }
     let queue: Queue<String> = Queue::new();
     let adder = queue.clone();
@@ -94,7 +94,9 @@ impl Controller {
             ignore_not_found(api.delete(name, &params).await)?;
             return Ok(None);
         }
-        if is_issued(&csr) || condition(&csr, "Denied").is_some() || condition(&csr, "Failed").is_some() {
+        let answered =
+            is_issued(&csr) || condition(&csr, "Denied").is_some() || condition(&csr, "Failed").is_some();
+        if answered || self.signer.is_none() {
             return Ok(Some(left));
         }
         let write = if condition(&csr, "Approved").is_some() {
@@ -117,7 +119,8 @@ impl Controller {
         csr: &CertificateSigningRequest,
     ) -> Result<Option<CertificateSigningRequest>, Error> {
         let signer = csr.spec.signer_name.as_str();
-        if !matches!(signer, KUBELET_CLIENT | KUBELET_SERVING) {
+        let unknown = csr.spec.username.as_ref().is_none_or(String::is_empty);
+        if unknown || !matches!(signer, KUBELET_CLIENT | KUBELET_SERVING) {
             return Ok(None);
         }
         let Ok(asked) = parse(&csr.spec.request.0) else { return Ok(None) };
@@ -276,9 +279,13 @@ mod tests {
     }
 
     fn world(allowed: bool) -> World {
+        world_with(allowed, Some(Arc::new(Fixed)))
+    }
+
+    fn world_with(allowed: bool, signer: Option<Arc<dyn Signer>>) -> World {
         let mut world = World::new();
         let mut config = (*world.ctx.config).clone();
-        config.signer = Some(Arc::new(Fixed));
+        config.signer = signer;
         world.ctx.config = Arc::new(config);
         let review = json!({ "kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "spec": {}, "status": { "allowed": allowed } });
         world.can("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review);
@@ -377,6 +384,21 @@ mod tests {
             world.until("three gone", |w| w.list::<CertificateSigningRequest>().len() == 2).await;
             world.settle().await;
             assert_eq!(world.list::<CertificateSigningRequest>().len(), 2);
+        });
+    }
+
+    #[test]
+    fn without_an_authority_or_a_requester_nothing_is_approved() {
+        run(async {
+            let unsigned = world_with(true, None);
+            ask(&unsigned, "client", KUBELET_CLIENT, "system:node:n1", "client auth", &request("n1", &[]));
+            let nameless = world(true);
+            ask(&nameless, "client", KUBELET_CLIENT, "", "client auth", &request("n1", &[]));
+            for world in [&unsigned, &nameless] {
+                world.settle().await;
+                let csr = world.get::<CertificateSigningRequest>("", "client").expect("there");
+                assert!(csr.status.is_none());
+            }
         });
     }
 }
