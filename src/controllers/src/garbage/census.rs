@@ -24,15 +24,11 @@ impl Census {
         Self(None)
     }
 
-    /// Whether every kind has been listed.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.0.as_ref().is_none_or(|collector| collector.is_complete())
-    }
-
-    /// The number of objects; `None` when the resource is not known or not everything is listed yet.
+    /// The number of objects, zero for a resource that is not served; `None` while the resource has
+    /// not been listed yet.
     pub(crate) fn count(&self, group: &str, plural: &str, namespace: &str) -> Option<usize> {
-        let collector = self.0.as_ref()?;
-        collector.is_complete().then(|| collector.graph.lock().count(group, plural, namespace))
+        let Some(collector) = &self.0 else { return Some(0) };
+        collector.is_listed(group, plural).then(|| collector.graph.lock().count(group, plural, namespace))
     }
 
     /// Hear when an object comes or goes, until the tasks stop.

@@ -142,6 +142,19 @@ impl Collector {
         !monitors.is_empty() && monitors.values().all(|monitor| monitor.synced.load(Ordering::Acquire))
     }
 
+    /// Whether a resource has been listed; also one that is not served, once discovery has been.
+    pub(super) fn is_listed(&self, group: &str, plural: &str) -> bool {
+        let monitors = self.monitors.lock();
+        let found = monitors.values().find(|monitor| {
+            let api = &monitor.resource.api;
+            api.group == group && api.plural == plural
+        });
+        match found {
+            Some(monitor) => monitor.synced.load(Ordering::Acquire),
+            None => !monitors.is_empty(),
+        }
+    }
+
     /// Returns when every kind has been listed, or after `patience`.
     pub(super) async fn all_synced(&self, patience: Duration) {
         let complete = async {

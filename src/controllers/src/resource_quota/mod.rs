@@ -108,8 +108,8 @@ impl Controller {
         let hard = hard(&quota);
         let old = quota.status.clone().unwrap_or_default();
         let Some(used) = self.used(&quota, &hard, &old) else {
-            // The census is not complete; what is not known is not written.
-            return Ok(Some(Duration::from_secs(1)));
+            // What is not known is not written. Listing takes a moment after the start.
+            return Ok(Some(Duration::from_secs(5)));
         };
         let used: BTreeMap<String, Text> =
             used.into_iter().map(|(name, amount)| (name, Text(amount.to_string()))).collect();
@@ -160,7 +160,6 @@ impl Controller {
                         Some(count) => {
                             Quantity::from_units(i64::try_from(count).unwrap_or(i64::MAX), Format::DecimalSi)
                         }
-                        None if self.census.is_complete() => Quantity::ZERO,
                         None => {
                             let before = old.used.as_ref().and_then(|used| used.get(name));
                             before.and_then(|text| text.0.parse().ok())?
