@@ -243,7 +243,7 @@ impl Controller {
                 let now = Instant::now();
                 let mut backoff = self.backoff.lock();
                 let entry = backoff.entry((uid.clone(), node.clone()));
-                let (last, delay) = *entry.or_insert((now - FIRST_BACKOFF, Duration::ZERO));
+                let (last, delay) = *entry.or_insert((now, Duration::ZERO));
                 let waited = now.duration_since(last);
                 if waited < delay {
                     let left = delay.saturating_sub(waited);
