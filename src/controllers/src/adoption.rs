@@ -141,9 +141,9 @@ where
     }
 }
 
-/// Not found, or another object has the name now (the uid in the patch is refused as invalid).
+/// Not found, or another object has the name now: the uid in the patch is a conflict, or invalid.
 fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 422)
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
 }
 
 #[cfg(test)]

@@ -4,26 +4,46 @@
 //! This crate talks to a `kube::Client` only; it never imports the API server or the store.
 
 mod adoption;
+mod certificates;
 mod cluster_role;
 mod context;
+mod cron_job;
+mod daemon_set;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoint_slice;
 mod endpoints;
 mod expectations;
+#[cfg(test)]
+mod fake;
 mod garbage;
+mod history;
+mod horizontal_autoscaler;
+mod job;
 mod namespace;
+mod node_fit;
 mod node_ipam;
 mod node_lifecycle;
+mod owned;
+mod percent;
+mod persistent_volume;
 mod pod_control;
 mod pod_gc;
 mod pods;
 mod replica_set;
+mod resource_quota;
+mod scale;
 mod service_account;
+mod stateful_set;
 mod template;
 mod time;
+mod ttl_after_finished;
 
+use std::fmt::Debug;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use kedge_base::Tasks;
@@ -46,6 +66,30 @@ pub struct Config {
     /// Finished pods above this number are deleted, oldest first (upstream: 12500).
     /// Zero or less: never.
     pub terminated_pod_threshold: i64,
+    /// Signs certificate requests. `None`: requests are neither approved nor signed here. To be set
+    /// only when the API server writes the requester into `spec.username` and `spec.groups` itself,
+    /// whatever the client sent: what a node may have is decided by them.
+    pub signer: Option<Arc<dyn Signer>>,
+}
+
+/// Why a certificate was not signed; its text goes into the request's `Failed` condition.
+pub type SignerError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The authority that signs certificate requests for the `kubernetes.io/...` signers. Subject, names
+/// and usages were checked against the signer's rules before.
+pub trait Signer: Debug + Send + Sync + 'static {
+    /// The certificate (PEM, with intermediates) for a request (PEM), valid for `lifetime` with
+    /// `usages` as `spec.usages` spells them (`digital signature`, `client auth`, ...).
+    ///
+    /// # Errors
+    /// The request cannot be signed, ever: it is marked as failed.
+    fn sign(
+        &self,
+        csr_pem: &str,
+        signer_name: &str,
+        usages: &[String],
+        lifetime: Duration,
+    ) -> Result<String, SignerError>;
 }
 
 impl Config {
@@ -61,6 +105,7 @@ impl Config {
             node_cidr_mask,
             host: String::new(),
             terminated_pod_threshold: 12_500,
+            signer: None,
         }
     }
 }
@@ -100,10 +145,20 @@ pub fn start(
     node_lifecycle::start(&ctx);
     replica_set::start(&ctx);
     deployment::start(&ctx);
+    daemon_set::start(&ctx);
+    stateful_set::start(&ctx);
+    job::start(&ctx);
+    ttl_after_finished::start(&ctx);
+    cron_job::start(&ctx);
+    certificates::start(&ctx);
     endpoint_slice::start(&ctx);
     endpoints::start(&ctx);
     namespace::start(&ctx);
-    garbage::start(&ctx);
+    let census = garbage::start(&ctx);
+    resource_quota::start(&ctx, census);
+    disruption::start(&ctx);
+    persistent_volume::start(&ctx);
+    horizontal_autoscaler::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())
 }

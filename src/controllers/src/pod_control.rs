@@ -111,6 +111,16 @@ where
     (done, None)
 }
 
+/// How many of `count` calls a slow start made when it stopped after `done` successes.
+pub(crate) fn tried(count: usize, done: usize) -> usize {
+    let (mut made, mut batch) = (0, 1);
+    while made <= done && made < count {
+        made += batch.min(count - made);
+        batch *= 2;
+    }
+    made
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +145,16 @@ mod tests {
             .await;
             assert_eq!(*calls.lock().expect("not poisoned"), expected_calls, "{count} {failing:?}");
             assert_eq!((done, error.is_some()), (expected_done, failing.is_some()));
+        }
+    }
+
+    #[test]
+    fn calls_of_a_slow_start_that_stopped() {
+        // Batches of 10 are 1, 2, 4, 3.
+        for (count, done, expected) in
+            [(10, 0, 1), (10, 1, 3), (10, 2, 3), (10, 3, 7), (10, 6, 7), (10, 7, 10), (10, 9, 10), (1, 0, 1)]
+        {
+            assert_eq!(tried(count, done), expected, "{count} {done}");
         }
     }
 }

@@ -153,22 +153,21 @@ impl Collector {
         Ok(None)
     }
 
-    /// Delete at once, without a grace period that nobody would keep. With a reason, the pod is
-    /// first marked as failed and disrupted, so that a Job's failure policy can see why.
+    /// Delete at once, without a grace period that nobody would keep. The pod is first marked as
+    /// failed, and with a reason as disrupted: a Job counts it and its failure policy sees why.
     async fn delete(&self, pod: &Pod, disruption: Option<&str>) -> Result<(), kube::Error> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let api = self.ctx.api::<Pod>(namespace);
-        if let Some(text) = disruption
-            && !pods::is_finished(pod)
-        {
-            let patch = json!({
-                "metadata": { "uid": pod.metadata.uid },
-                "status": { "phase": "Failed", "conditions": [{
+        if !pods::is_finished(pod) {
+            let mut status = json!({ "phase": "Failed" });
+            if let Some(text) = disruption {
+                status["conditions"] = json!([{
                     "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
                     "message": text, "lastTransitionTime": time::now(),
-                }] },
-            });
+                }]);
+            }
+            let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": status });
             ignore_not_found(
                 api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await,
             )?;

@@ -1,24 +1,9 @@
 //! The arithmetic of a rollout, free of any request (upstream deployment/util and rolling.go).
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::revision::{DESIRED_ANNOTATION, MAX_ANNOTATION, int_annotation};
-
-/// A number, or a part of `total` rounded up or down. A value that is neither counts as zero: the
-/// API server refuses it.
-fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(value)) => *value,
-        Some(IntOrString::String(text)) => {
-            let Some(percent) = text.strip_suffix('%').and_then(|n| n.parse::<i64>().ok()) else { return 0 };
-            let product = percent * i64::from(total);
-            let part = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
-            i32::try_from(part).unwrap_or(i32::MAX)
-        }
-    }
-}
+use crate::percent::resolve;
 
 /// `spec.replicas` with its default.
 pub(super) fn wanted(deployment: &Deployment) -> i32 {
@@ -188,6 +173,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{
         DeploymentSpec, DeploymentStrategy, ReplicaSetSpec, ReplicaSetStatus, RollingUpdateDeployment,
     };
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
     fn value(text: &str) -> IntOrString {
         text.parse().map_or_else(|_| IntOrString::String(text.into()), IntOrString::Int)

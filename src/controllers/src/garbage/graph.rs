@@ -134,6 +134,18 @@ impl Graph {
         work
     }
 
+    /// How many objects of a resource a namespace has.
+    pub(super) fn count(&self, group: &str, plural: &str, namespace: &str) -> usize {
+        let nodes = self.nodes.values();
+        nodes
+            .filter(|node| {
+                *node.namespace == *namespace
+                    && node.resource.api.plural == plural
+                    && node.resource.api.group == group
+            })
+            .count()
+    }
+
     /// The uids of a resource's nodes.
     pub(super) fn of_resource(&self, resource: &Served) -> Vec<Uid> {
         let nodes = self.nodes.iter().filter(|(_, node)| node.resource.api == resource.api);
@@ -240,5 +252,24 @@ mod tests {
         let work = graph.apply(&kind, &meta("owner", &[], Some(ORPHAN)));
         assert_eq!(work.orphan.len(), 1);
         assert_eq!(graph.apply(&kind, &meta("owner", &[], Some(ORPHAN))), Work::default());
+    }
+
+    #[test]
+    fn objects_are_counted_by_resource_and_namespace() {
+        let mut graph = Graph::default();
+        for (uid, namespace) in [("a", "ns"), ("b", "ns"), ("c", "other")] {
+            let meta = ObjectMeta { namespace: Some(namespace.into()), ..meta(uid, &[], None) };
+            graph.apply(&resource(), &meta);
+        }
+        for (group, plural, namespace, expected) in [
+            ("", "configmaps", "ns", 2),
+            ("", "configmaps", "none", 0),
+            ("", "secrets", "ns", 0),
+            ("apps", "configmaps", "ns", 0),
+        ] {
+            assert_eq!(graph.count(group, plural, namespace), expected, "{plural}.{group} in {namespace}");
+        }
+        graph.remove("a");
+        assert_eq!(graph.count("", "configmaps", "ns"), 1);
     }
 }

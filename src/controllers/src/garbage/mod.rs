@@ -2,6 +2,7 @@
 //! owner itself goes (upstream pkg/controller/garbagecollector). `graph` holds who depends on
 //! whom, `monitor` keeps it up to date, `collect` acts on it.
 
+mod census;
 mod collect;
 mod graph;
 mod monitor;
@@ -15,6 +16,7 @@ use kedge_client::{Queue, Recorder};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+pub(crate) use self::census::Census;
 use self::graph::{Graph, Uid, Work};
 use crate::context::Context;
 use crate::discovery::Served;
@@ -25,7 +27,7 @@ const REMEMBERED: usize = 500;
 /// A kind that cannot be listed must not hold up the collection of the others for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) fn start(ctx: &Context) {
+pub(crate) fn start(ctx: &Context) -> Census {
     let collector = Arc::new(Collector {
         recorder: ctx.recorder("garbage-collector-controller"),
         ctx: ctx.clone(),
@@ -37,7 +39,9 @@ pub(crate) fn start(ctx: &Context) {
         refresh: Notify::new(),
         monitors: Mutex::default(),
         progress: Notify::new(),
+        listeners: Mutex::default(),
     });
+    let census = Census::of(collector.clone());
     let this = collector.clone();
     let definitions = ctx.informers.informer::<CustomResourceDefinition>();
     ctx.on_change(&definitions, move |change| {
@@ -66,6 +70,7 @@ pub(crate) fn start(ctx: &Context) {
         let this = collector.clone();
         async move { this.set_free(&uid).await }
     });
+    census
 }
 
 fn established(definition: &CustomResourceDefinition) -> bool {
@@ -88,6 +93,7 @@ struct Collector {
     monitors: Mutex<HashMap<kube::discovery::ApiResource, monitor::Monitor>>,
     /// Notified when a monitor has its first list.
     progress: Notify,
+    listeners: Mutex<Vec<census::Listener>>,
 }
 
 impl Collector {
@@ -122,7 +128,13 @@ impl Collector {
     /// The object is gone: forget it and look at what depended on it.
     fn forget(&self, uid: &str) {
         self.note_gone(uid);
-        let work = self.graph.lock().remove(uid);
+        let mut graph = self.graph.lock();
+        let known = graph.get(uid).map(|node| (node.resource.clone(), node.namespace.clone()));
+        let work = graph.remove(uid);
+        drop(graph);
         self.enqueue(work);
+        if let Some((resource, namespace)) = known {
+            self.tell(&resource.api.group, &resource.api.plural, &namespace);
+        }
     }
 }

@@ -125,14 +125,34 @@ impl Collector {
     }
 
     fn apply(&self, resource: &Arc<Served>, object: &PartialObjectMeta<DynamicObject>) {
-        let work = self.graph.lock().apply(resource, &object.metadata);
+        let mut graph = self.graph.lock();
+        let is_new = object.metadata.uid.as_deref().is_some_and(|uid| graph.get(uid).is_none());
+        let work = graph.apply(resource, &object.metadata);
+        drop(graph);
         self.enqueue(work);
+        if is_new {
+            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+            self.tell(&resource.api.group, &resource.api.plural, namespace);
+        }
     }
 
     /// Whether every kind has been listed once: before that, "nothing depends on it" is not known.
     pub(super) fn is_complete(&self) -> bool {
         let monitors = self.monitors.lock();
         !monitors.is_empty() && monitors.values().all(|monitor| monitor.synced.load(Ordering::Acquire))
+    }
+
+    /// Whether a resource has been listed; also one that is not served, once discovery has been.
+    pub(super) fn is_listed(&self, group: &str, plural: &str) -> bool {
+        let monitors = self.monitors.lock();
+        let found = monitors.values().find(|monitor| {
+            let api = &monitor.resource.api;
+            api.group == group && api.plural == plural
+        });
+        match found {
+            Some(monitor) => monitor.synced.load(Ordering::Acquire),
+            None => !monitors.is_empty(),
+        }
     }
 
     /// Returns when every kind has been listed, or after `patience`.

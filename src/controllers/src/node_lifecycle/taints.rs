@@ -1,8 +1,9 @@
 //! Which taints and conditions a node should have, and how long a pod bears them. Pure.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 
+use crate::node_fit::tolerates;
 use crate::time;
 
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -95,22 +96,6 @@ pub(super) fn unknown_conditions(node: &Node) -> Vec<NodeCondition> {
     conditions
 }
 
-/// Upstream's ToleratesTaint.
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => {
-            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
-        "Exists" => true,
-        _ => false,
-    }
-}
-
 /// When the pod must leave the node: `None` never, else a time (maybe past).
 pub(super) fn leaves_at(node: &Node, pod: &Pod, now: Timestamp) -> Option<Timestamp> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
@@ -135,6 +120,7 @@ pub(super) fn leaves_at(node: &Node, pod: &Pod, now: Timestamp) -> Option<Timest
 mod tests {
     use super::*;
     use crate::pods::tests::{at, pod};
+    use k8s_openapi::api::core::v1::Toleration;
     use k8s_openapi::api::core::v1::{NodeSpec, NodeStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 

@@ -11,15 +11,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kedge_client::{Change, Error, Informer, ObjectKey, Queue, reference};
+use kedge_client::{Error, Informer, ObjectKey, Queue, reference};
 use kube::api::PostParams;
 
 use self::kind::Replicated;
 use crate::adoption::{claim, controller_of, is_controlled_by, owner_reference};
 use crate::context::{Context, message, namespace_is_terminating};
 use crate::expectations::{EXPIRES, Expectations};
-use crate::pod_control::{PodControl, pod_from_template, slow_start};
+use crate::owned::note_pod;
+use crate::pod_control::{PodControl, pod_from_template, slow_start, tried};
 use crate::pods;
 
 /// At most so many pods are created or deleted in one go.
@@ -48,7 +48,11 @@ fn start_kind<K: Replicated>(ctx: &Context) {
         this.queue.add(change.key());
     });
     let this = controller.clone();
-    ctx.on_change(&controller.pods, move |change| this.pod_changed(change));
+    ctx.on_change(&controller.pods, move |change| {
+        note_pod(change, &this.owners, &this.expectations, &this.queue, |owner, labels| {
+            kedge_client::selector_matches(&owner.view().selector, labels)
+        });
+    });
     let (owners, pods) = (controller.owners.clone(), controller.pods.clone());
     let synced = async move {
         owners.synced().await;
@@ -70,54 +74,6 @@ struct Controller<K> {
 }
 
 impl<K: Replicated> Controller<K> {
-    fn pod_changed(&self, change: &Change<Pod>) {
-        let namespace = change.key().namespace;
-        if let Some(old) = &change.old
-            && let Some(key) = self.owner_key(&old.metadata)
-        {
-            if change.new.is_none() {
-                self.expectations.deleted(&key, old.metadata.uid.as_deref().unwrap_or_default());
-            }
-            // Also when the pod was released: its former owner has one fewer.
-            self.queue.add(key);
-        }
-        let Some(new) = &change.new else { return };
-        if let Some(key) = self.owner_key(&new.metadata) {
-            if new.metadata.deletion_timestamp.is_some() {
-                self.expectations.deleted(&key, new.metadata.uid.as_deref().unwrap_or_default());
-            } else if change.old.is_none() {
-                self.expectations.created(&key);
-            }
-            self.queue.add(key);
-        } else if controller_of(&new.metadata).is_none() && new.metadata.deletion_timestamp.is_none() {
-            let relabelled = change.old.as_ref().is_none_or(|old| {
-                old.metadata.labels != new.metadata.labels || controller_of(&old.metadata).is_some()
-            });
-            if relabelled {
-                for owner in self.owners.list_namespace(&namespace) {
-                    let view = owner.view();
-                    if kedge_client::selector_matches(&view.selector, &new.metadata.labels) {
-                        self.queue.add(ObjectKey::of(&*owner));
-                    }
-                }
-            }
-        }
-    }
-
-    /// The key of the owner of this kind, when the object has one and it is the same one still.
-    fn owner_key(&self, meta: &ObjectMeta) -> Option<ObjectKey> {
-        let owner = controller_of(meta)?;
-        if owner.kind != K::kind(&()) {
-            return None;
-        }
-        let key = ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), owner.name.as_str());
-        // An owner that is not in the cache yet will count for itself when it arrives.
-        self.owners
-            .get_key(&key)
-            .is_some_and(|found| found.meta().uid.as_deref() == Some(owner.uid.as_str()))
-            .then_some(key)
-    }
-
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, Error> {
         let Some(owner) = self.owners.get_key(key) else {
             self.expectations.forget(key);
@@ -264,16 +220,6 @@ impl<K: Replicated> Controller<K> {
     }
 }
 
-/// How many of `count` calls a slow start made when it stopped after `done` successes.
-fn tried(count: usize, done: usize) -> usize {
-    let (mut made, mut batch) = (0, 1);
-    while made <= done && made < count {
-        made += batch.min(count - made);
-        batch *= 2;
-    }
-    made
-}
-
 /// Creating or deleting failed: for the status, and for the caller.
 struct Failure {
     reason: &'static str,
@@ -285,20 +231,5 @@ struct Failure {
 impl Failure {
     fn as_text(&self) -> (&'static str, &str) {
         (self.reason, &self.text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tried;
-
-    #[test]
-    fn calls_of_a_slow_start_that_stopped() {
-        // Batches of 10 are 1, 2, 4, 3.
-        for (count, done, expected) in
-            [(10, 0, 1), (10, 1, 3), (10, 2, 3), (10, 3, 7), (10, 6, 7), (10, 7, 10), (10, 9, 10), (1, 0, 1)]
-        {
-            assert_eq!(tried(count, done), expected, "{count} {done}");
-        }
     }
 }

@@ -1,0 +1,240 @@
+//! ResourceQuota: what is used of it (upstream pkg/controller/resourcequota). Admission refuses what
+//! would go beyond; this brings the numbers down again and corrects them. Objects that are only
+//! counted are counted in the garbage collector's graph: no further watch is needed.
+
+mod usage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use kedge_api::quantity::{Format, Quantity};
+use kedge_client::{Change, Error, Informer, ObjectKey, Queue, Watched};
+use kube::api::PostParams;
+
+use self::usage::{Amounts, add, counted, in_scopes, scopes};
+use crate::context::Context;
+use crate::garbage::Census;
+
+/// Changes come in bunches; a quota is counted once for all of a moment.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub(crate) fn start(ctx: &Context, census: Census) {
+    let controller = Arc::new(Controller {
+        quotas: ctx.informers.informer::<ResourceQuota>(),
+        pods: ctx.informers.informer::<Pod>(),
+        services: ctx.informers.informer::<Service>(),
+        claims: ctx.informers.informer::<PersistentVolumeClaim>(),
+        queue: Queue::new(),
+        census,
+        ctx: ctx.clone(),
+    });
+    let queue = controller.queue.clone();
+    ctx.on_change(&controller.quotas, move |change| {
+        let spec = |side: &Option<Arc<ResourceQuota>>| side.as_ref().and_then(|quota| quota.spec.clone());
+        let status = |side: &Option<Arc<ResourceQuota>>| side.as_ref().and_then(|quota| quota.status.clone());
+        if change.new.is_some()
+            && (spec(&change.old) != spec(&change.new) || status(&change.old) != status(&change.new))
+        {
+            queue.add(change.key());
+        }
+    });
+    controller.clone().follow(&controller.pods, usage::pod);
+    controller.clone().follow(&controller.services, |service, _| usage::service(service));
+    controller.clone().follow(&controller.claims, |claim, _| usage::claim(claim));
+    let this = controller.clone();
+    controller.census.on_change(&ctx.tasks, move |group, plural, namespace| {
+        this.touch(namespace, |name| counted(name) == Some((group, plural)));
+    });
+    let this = controller.clone();
+    let synced = async move {
+        this.quotas.synced().await;
+        this.pods.synced().await;
+        this.services.synced().await;
+        this.claims.synced().await;
+    };
+    ctx.run("resource-quota", controller.queue.clone(), 1, synced, move |key| {
+        let this = controller.clone();
+        async move { this.reconcile(&key).await }
+    });
+}
+
+struct Controller {
+    ctx: Context,
+    quotas: Informer<ResourceQuota>,
+    pods: Informer<Pod>,
+    services: Informer<Service>,
+    claims: Informer<PersistentVolumeClaim>,
+    census: Census,
+    queue: Queue<ObjectKey>,
+}
+
+fn hard(quota: &ResourceQuota) -> BTreeMap<String, Text> {
+    quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default()
+}
+
+impl Controller {
+    /// Count again where an object's use has changed.
+    fn follow<K: Watched>(self: Arc<Self>, informer: &Informer<K>, of: fn(&K, Timestamp) -> Amounts) {
+        let this = self.clone();
+        self.ctx.on_change(informer, move |change: &Change<K>| {
+            let namespace = change.key().namespace;
+            if this.quotas.list_namespace(&namespace).is_empty() {
+                return;
+            }
+            let now = Timestamp::now();
+            let side =
+                |object: &Option<Arc<K>>| object.as_ref().map(|object| of(object, now)).unwrap_or_default();
+            let (old, new) = (side(&change.old), side(&change.new));
+            if old != new {
+                this.touch(&namespace, |name| old.contains_key(name) || new.contains_key(name));
+            }
+        });
+    }
+
+    fn touch(&self, namespace: &str, affects: impl Fn(&str) -> bool) {
+        for quota in self.quotas.list_namespace(namespace) {
+            if hard(&quota).keys().any(|name| affects(name)) {
+                self.queue.add_after(ObjectKey::of(&*quota), PAUSE);
+            }
+        }
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, Error> {
+        let Some(quota) = self.quotas.get_key(key) else { return Ok(None) };
+        let hard = hard(&quota);
+        let old = quota.status.clone().unwrap_or_default();
+        let Some(used) = self.used(&quota, &hard, &old) else {
+            // What is not known is not written. Listing takes a moment after the start.
+            return Ok(Some(Duration::from_secs(5)));
+        };
+        let used: BTreeMap<String, Text> =
+            used.into_iter().map(|(name, amount)| (name, Text(amount.to_string()))).collect();
+        let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
+        if same(&old, &status) {
+            return Ok(None);
+        }
+        let changed = ResourceQuota { status: Some(status), ..(*quota).clone() };
+        match self
+            .ctx
+            .api::<ResourceQuota>(&key.namespace)
+            .replace_status(&key.name, &PostParams::default(), &changed)
+            .await
+        {
+            Err(error) if !kedge_client::is_not_found(&error) => Err(error.into()),
+            _ => Ok(None),
+        }
+    }
+
+    fn used(
+        &self,
+        quota: &ResourceQuota,
+        hard: &BTreeMap<String, Text>,
+        old: &ResourceQuotaStatus,
+    ) -> Option<Amounts> {
+        let namespace = quota.metadata.namespace.as_deref().unwrap_or_default();
+        let scopes = quota.spec.as_ref().map(scopes).unwrap_or_default();
+        let now = Timestamp::now();
+        let mut all = Amounts::new();
+        for pod in self.pods.list_namespace(namespace).iter().filter(|pod| in_scopes(&scopes, pod)) {
+            add(&mut all, &usage::pod(pod, now));
+        }
+        // Only pods have scopes.
+        if scopes.is_empty() {
+            for service in self.services.list_namespace(namespace) {
+                add(&mut all, &usage::service(&service));
+            }
+            for claim in self.claims.list_namespace(namespace) {
+                add(&mut all, &usage::claim(&claim));
+            }
+        }
+        let mut used = Amounts::new();
+        for name in hard.keys() {
+            let amount = match (all.get(name), counted(name)) {
+                (Some(amount), _) => *amount,
+                (None, Some((group, plural))) if scopes.is_empty() && !is_evaluated(name) => {
+                    match self.census.count(group, plural, namespace) {
+                        Some(count) => {
+                            Quantity::from_units(i64::try_from(count).unwrap_or(i64::MAX), Format::DecimalSi)
+                        }
+                        None => {
+                            let before = old.used.as_ref().and_then(|used| used.get(name));
+                            before.and_then(|text| text.0.parse().ok())?
+                        }
+                    }
+                }
+                _ => Quantity::ZERO,
+            };
+            used.insert(name.clone(), amount);
+        }
+        Some(used)
+    }
+}
+
+/// Counted from the objects themselves.
+fn is_evaluated(name: &str) -> bool {
+    matches!(name, "count/pods" | "count/services" | "count/persistentvolumeclaims")
+}
+
+/// Amounts are compared as numbers: users write them in many ways.
+fn same(a: &ResourceQuotaStatus, b: &ResourceQuotaStatus) -> bool {
+    let amounts = |list: &Option<BTreeMap<String, Text>>| -> Option<Vec<(String, Option<Quantity>)>> {
+        list.as_ref()
+            .map(|list| list.iter().map(|(name, text)| (name.clone(), text.0.parse().ok())).collect())
+    };
+    amounts(&a.hard) == amounts(&b.hard) && amounts(&a.used) == amounts(&b.used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{World, run};
+    use serde_json::json;
+
+    fn used(world: &World, name: &str) -> Option<String> {
+        let quota = world.get::<ResourceQuota>("ns", "q")?;
+        Some(quota.status?.used?.get(name)?.0.clone())
+    }
+
+    #[test]
+    fn used_amounts_follow_the_objects() {
+        run(async {
+            let world = World::new();
+            world.create::<ResourceQuota>(json!({ "metadata": { "name": "q", "namespace": "ns" },
+                "spec": { "hard": { "pods": "3", "requests.cpu": "2", "services.nodeports": "1", "requests.storage": "1Gi" } } }));
+            start(&world.ctx, Census::empty());
+            world.until("nothing is used", |w| used(w, "pods").as_deref() == Some("0")).await;
+            let pod = json!({ "spec": { "containers": [{ "name": "c", "resources": { "requests": { "cpu": "500m" } } }] } });
+            for (name, namespace) in [("a", "ns"), ("b", "ns"), ("c", "other")] {
+                let mut pod = pod.clone();
+                pod["metadata"] = json!({ "name": name, "namespace": namespace });
+                world.create::<Pod>(pod);
+            }
+            world.create::<Service>(json!({ "metadata": { "name": "s", "namespace": "ns" }, "spec": { "type": "NodePort", "ports": [{ "port": 1 }] } }));
+            world
+                .until("two pods", |w| {
+                    used(w, "pods").as_deref() == Some("2")
+                        && used(w, "services.nodeports").as_deref() == Some("1")
+                })
+                .await;
+            assert_eq!(used(&world, "requests.cpu").as_deref(), Some("1"));
+            let ended = world.get::<Pod>("ns", "a").expect("there");
+            world.edit(&ended, |pod| pod["status"] = json!({ "phase": "Succeeded" }));
+            world.until("one pod", |w| used(w, "requests.cpu").as_deref() == Some("500m")).await;
+            world.edit(&world.get::<ResourceQuota>("ns", "q").expect("there"), |quota| {
+                quota["spec"]["hard"] = json!({ "pods": "9" });
+            });
+            world
+                .until("the new limits", |w| {
+                    let status =
+                        w.get::<ResourceQuota>("ns", "q").and_then(|quota| quota.status).unwrap_or_default();
+                    status.hard.is_some_and(|hard| hard.len() == 1)
+                        && status.used.is_some_and(|used| used.len() == 1)
+                })
+                .await;
+        });
+    }
+}
