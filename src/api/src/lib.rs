@@ -9,6 +9,7 @@ pub mod managed;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
 pub mod registry;

@@ -4,6 +4,7 @@
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
 mod service_account;
 mod storage;
 
@@ -77,8 +78,8 @@ pub(crate) async fn validate(
     value: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let _ = warnings;
     namespace::validate(request)?;
     node::restrict(request, value)?;
-    crate::authz::escalation(request, value)
+    crate::authz::escalation(request, value)?;
+    pod_security::validate(request, value, warnings)
 }
