@@ -5,6 +5,7 @@
 
 pub mod decode;
 pub mod field;
+pub mod limits;
 pub mod managed;
 pub mod names;
 pub mod object;
@@ -12,7 +13,9 @@ pub mod patch;
 pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod registry;
+pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;

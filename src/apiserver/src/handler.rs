@@ -45,6 +45,7 @@ async fn answer(
     if !state.bootstrapped.load(Ordering::Acquire) && !user.is_in(authn::MASTERS) && info.is_resource {
         return Err(Status::service_unavailable("the API server is starting"));
     }
+    let _permit = state.inflight.enter(&user, &info, &query)?;
     authz::require(state, &user, &authz::attributes(&user, &info))?;
     if !info.is_resource {
         return plain(state, request.headers(), request.method(), &info, &query);

@@ -12,9 +12,11 @@ mod cache;
 mod claims;
 mod discovery;
 mod encode;
+mod eviction;
 mod expiry;
 mod extract;
 mod handler;
+mod inflight;
 mod openapi;
 mod proxy;
 mod random;
@@ -103,6 +105,8 @@ impl ApiServer {
             tasks: tasks.clone(),
             bootstrapped: AtomicBool::new(false),
             rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
+            quota_turn: tokio::sync::Mutex::new(()),
+            inflight: inflight::Limits::default(),
             openapi: openapi::Documents::default(),
         });
         server::listen(state.clone(), listener, &tasks);

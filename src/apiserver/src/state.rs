@@ -50,6 +50,9 @@ pub(crate) struct State {
     /// The defaults are in the store: requests can be authorised.
     pub(crate) bootstrapped: AtomicBool,
     pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
+    /// Held while a write is charged to a quota, until it is committed.
+    pub(crate) quota_turn: tokio::sync::Mutex<()>,
+    pub(crate) inflight: crate::inflight::Limits,
     pub(crate) openapi: crate::openapi::Documents,
 }
 

@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 
 use crate::respond;
 use crate::token::{Bound, Claims, Kubernetes, now};
-use crate::verbs::delete::{Deletion, Outcome};
-use crate::verbs::options::{DeleteOptions, WriteOptions};
+use crate::verbs::options::WriteOptions;
 use crate::verbs::update::{Change, Edit, Target};
 use crate::verbs::{Context, read, run_part};
 
@@ -28,7 +27,7 @@ pub(crate) async fn run(context: &Arc<Context>, body: Bytes) -> Result<Response<
         (_, _, "status") => run_part(context, body, Target::STATUS).await,
         (_, _, "scale") => scale(context, &body).await,
         ("", "pods", "binding") => bind(context, &body).await,
-        ("", "pods", "eviction") => evict(context, &body).await,
+        ("", "pods", "eviction") => crate::eviction::evict(context, &body).await,
         ("", "pods", "ephemeralcontainers") => {
             run_part(context, body, Target::Part("ephemeralcontainers")).await
         }
@@ -217,75 +216,6 @@ fn set_condition(pod: &mut Value, kind: &str, status: &str) {
         "observedGeneration": pod["metadata"]["generation"],
     }));
     pod["status"]["conditions"] = json!(conditions);
-}
-
-/// `pods/eviction`: a deletion that a PodDisruptionBudget may refuse (`registry/core/pod/storage/eviction.go`).
-async fn evict(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
-    if context.info.verb != "create" {
-        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
-    }
-    let eviction = crate::body::value(context.content_type(), body)?;
-    let options: DeleteOptions = match &eviction["deleteOptions"] {
-        Value::Null => DeleteOptions::default(),
-        options => serde_json::from_value(options.clone())
-            .map_err(|error| Status::bad_request(format!("couldn't decode deleteOptions: {error}")))?,
-    };
-    let bucket = context.state.cache.bucket("pods");
-    let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
-    let pod = read::parse(&stored.bytes)?;
-    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    if !ended && !pod["metadata"]["deletionTimestamp"].is_string() && !options.is_dry_run() {
-        spend_budget(context, &stored.extracted).await?;
-    }
-    let deletion = Deletion { state: &context.state, user: &context.user, resource: &context.resource };
-    match deletion.run(&context.info.namespace, &context.info.name, &options).await? {
-        Outcome::Gone(_) | Outcome::Marked(_) => Ok(respond::json(StatusCode::CREATED, &success())),
-    }
-}
-
-/// Takes one disruption from the pod's budget, or says that there is none left.
-async fn spend_budget(context: &Arc<Context>, pod: &crate::extract::Extracted) -> Result<(), Status> {
-    let budgets = context.state.cache.bucket("poddisruptionbudgets.policy");
-    let namespace = &context.info.namespace;
-    let mut matching = Vec::new();
-    for stored in budgets.objects().values().filter(|stored| stored.namespace() == namespace) {
-        let budget = read::parse(&stored.bytes)?;
-        let selector = kedge_api::selector::LabelSelector::from_object(&budget["spec"]["selector"]);
-        if selector.is_ok_and(|selector| selector.matches(|key| pod.label(key))) {
-            matching.push(stored.name().to_owned());
-        }
-    }
-    let name = match matching.as_slice() {
-        [] => return Ok(()),
-        [one] => one.clone(),
-        _ => {
-            return Err(Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let Some(resource) = context.state.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    let change =
-        Change { state: &context.state, user: &context.user, resource: &resource, target: Target::STATUS };
-    let mut edit = |budget: &Value| {
-        let status = &budget["status"];
-        let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if status["observedGeneration"].as_i64().unwrap_or(0)
-            < budget["metadata"]["generation"].as_i64().unwrap_or(0)
-            || allowed <= 0
-        {
-            return Err(Status::too_many_requests(
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-                0,
-            ));
-        }
-        let mut new = budget.clone();
-        new["status"]["disruptionsAllowed"] = json!(allowed - 1);
-        new["status"]["disruptedPods"][&context.info.name] = json!(object::now_rfc3339());
-        Ok(Edit::replace(new))
-    };
-    change.run(namespace, &name, &WriteOptions::internal(), &mut edit).await?;
-    Ok(())
 }
 
 /// `serviceaccounts/token` (`registry/core/serviceaccount/storage/token.go`).

@@ -1,10 +1,12 @@
 //! Admission: what changes or refuses a write after it was authorised. Built-in plugins, upstream's
 //! names and order; every one is a function of the request and the object.
 
+mod limit_range;
 mod namespace;
 mod node;
 mod pod;
 mod pod_security;
+pub(crate) mod quota;
 mod service_account;
 mod storage;
 
@@ -16,7 +18,20 @@ use kedge_api::status::Status;
 use serde_json::Value;
 
 use crate::authn::User;
+use crate::cache::Stored;
 use crate::state::State;
+
+/// The cached objects of one resource in one namespace.
+pub(crate) fn objects_in(state: &State, storage_key: &str, namespace: &str) -> Vec<Arc<Stored>> {
+    let prefix = format!("{namespace}/");
+    let objects = state.cache.bucket(storage_key).objects();
+    objects
+        .range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(Arc::<str>::from(prefix.as_str())..)
+        .map(|(_, stored)| stored)
+        .take_while(|stored| stored.key.starts_with(&prefix))
+        .cloned()
+        .collect()
+}
 
 /// What is being done to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +83,7 @@ pub(crate) async fn mutate(
     if request.is("", "nodes") && request.operation == Operation::Create {
         node::taint_new(value);
     }
+    limit_range::mutate(request, value)?;
     storage::mutate(request, value)?;
     Ok(())
 }
@@ -81,5 +97,6 @@ pub(crate) async fn validate(
     namespace::validate(request)?;
     node::restrict(request, value)?;
     crate::authz::escalation(request, value)?;
+    limit_range::validate(request, value)?;
     pod_security::validate(request, value, warnings)
 }

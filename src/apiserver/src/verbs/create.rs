@@ -79,7 +79,11 @@ impl Creation<'_> {
             match self.attempt(namespace, attempt, options).await {
                 // An address or port that the server chose was taken meanwhile: it chooses again.
                 Ok(None) if tries > 0 => {}
-                Ok(None) => return Err(Status::internal("failed to allocate an address or port, try again")),
+                Ok(None) => {
+                    return Err(Status::internal(
+                        "failed to allocate an address, a port or quota, try again",
+                    ));
+                }
                 Ok(Some(done)) => return Ok(done),
                 Err(status) if status.reason == "AlreadyExists" && generated && tries > 0 => {}
                 Err(mut status) if status.reason == "AlreadyExists" && generated => {
@@ -125,6 +129,7 @@ impl Creation<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        let charges = admission::quota::charge(&request, &value).await?;
         let manager = options.manager(resource, "");
         if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
@@ -141,13 +146,18 @@ impl Creation<'_> {
         let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
         let mut ops = vec![Op::Put { key: key.clone(), value: stored.clone() }];
         claims.add_to(&mut conditions, &mut ops);
+        charges.add_to(&mut conditions, &mut ops);
         let txn = Txn { conditions, ops, lazy: is_lazy(resource) };
         match state.store.commit(txn).await {
             Ok(revision) => Ok(Some((encode::spliced(&stored, revision), warnings))),
             Err(CommitError::Conflict { key: at, .. }) if at == key => {
                 Err(Status::already_exists(&resource.group_resource(), &name))
             }
-            Err(CommitError::Conflict { key: at, .. }) if claims.may_choose_again(&at) => Ok(None),
+            Err(CommitError::Conflict { key: at, .. })
+                if claims.may_choose_again(&at) || charges.has(&at) =>
+            {
+                Ok(None)
+            }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
             Err(error) => Err(commit_failed(&error)),
         }

@@ -1,5 +1,6 @@
 //! The API server as a client sees it: the real router, watch cache and store, without sockets.
 
+mod admission;
 mod fixture;
 mod reads;
 mod writes;
