@@ -10,6 +10,7 @@ mod body;
 mod bootstrap;
 mod cache;
 mod claims;
+mod crd;
 mod discovery;
 mod encode;
 mod eviction;
@@ -40,7 +41,6 @@ use kedge_api::registry::Registry;
 use kedge_api::status::Status;
 use kedge_base::Tasks;
 use kedge_store::Store;
-use parking_lot::RwLock;
 use tokio::net::TcpListener;
 
 pub use authn::User;
@@ -98,7 +98,7 @@ impl ApiServer {
         let store = Store::open(store, cache.clone(), &tasks).await?;
         let state = Arc::new(state::State {
             config,
-            registry: RwLock::new(registry),
+            registry: state::Registries::new(registry),
             cache,
             store,
             tokens,
@@ -110,8 +110,12 @@ impl ApiServer {
             openapi: openapi::Documents::default(),
         });
         server::listen(state.clone(), listener, &tasks);
+        // What was defined before is served from the first request on.
+        let mut installer = crd::Installer::new(state.clone(), &tasks);
+        installer.sync().await;
         bootstrap::run(&state).await.map_err(Error::Bootstrap)?;
         state.bootstrapped.store(true, Ordering::Release);
+        tasks.spawn_until_stopped("custom resource definitions", installer.run());
         tasks.spawn_until_stopped("event expiry", expiry::run(state.clone()));
         Ok(Self(state))
     }

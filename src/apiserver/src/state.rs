@@ -9,7 +9,6 @@ use kedge_api::registry::{Registry, Resource};
 use kedge_api::status::Status;
 use kedge_base::Tasks;
 use kedge_store::Store;
-use parking_lot::RwLock;
 
 use crate::authz::rbac::RuleSet;
 use crate::cache::Cache;
@@ -42,7 +41,7 @@ pub struct Config {
 
 pub(crate) struct State {
     pub(crate) config: Config,
-    pub(crate) registry: RwLock<Registry>,
+    pub(crate) registry: Registries,
     pub(crate) cache: Arc<Cache>,
     pub(crate) store: Store,
     pub(crate) tokens: Tokens,
@@ -56,12 +55,31 @@ pub(crate) struct State {
     pub(crate) openapi: crate::openapi::Documents,
 }
 
+/// What is served now: a value that is replaced as a whole when a definition changes, so that a
+/// request never waits for one that changes it.
+pub(crate) struct Registries(ArcSwap<Registry>);
+
+impl Registries {
+    pub(crate) fn new(registry: Registry) -> Self {
+        Self(ArcSwap::from_pointee(registry))
+    }
+
+    /// The registry as it is now.
+    pub(crate) fn read(&self) -> Arc<Registry> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn replace(&self, registry: Registry) {
+        self.0.store(Arc::new(registry));
+    }
+}
+
 /// The revisions of the RBAC buckets that a rule set was made from.
 pub(crate) type RulesVersion = [u64; 4];
 
 impl State {
     pub(crate) fn find(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
-        self.registry.read().find(group, version, resource)
+        self.registry.0.load().find(group, version, resource)
     }
 
     /// The revision that a fresh read is served from.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
 use kedge_api::object;
+use kedge_api::registry::ScalePaths;
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
@@ -56,7 +57,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         target: Target::Scale,
     };
     let show = |bytes: &Bytes| -> Result<Response<Body>, Status> {
-        let shown = scale_of(context, &read::parse(bytes)?);
+        let shown = scale_of(context, &read::parse(bytes)?)?;
         Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
     };
     let value = match info.verb {
@@ -69,16 +70,17 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         "patch" => None,
         verb => return Err(Status::method_not_supported(&context.group_resource(), verb)),
     };
+    let paths = scale_paths(context);
     let options = WriteOptions::of(context)?;
     let kind = context.content_type().to_owned();
     let mut edit = |old: &Value| {
         let wanted = match (&value, kind.as_str()) {
             (Some(scale), _) => scale.clone(),
             (None, "application/json-patch+json") => {
-                kedge_api::patch::json_patch(&scale_of(context, old), body)?
+                kedge_api::patch::json_patch(&scale_of(context, old)?, body)?
             }
             (None, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
-                kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)?
+                kedge_api::patch::merge_patch(&scale_of(context, old)?, &crate::body::value(&kind, body)?)?
             }
             (None, other) => return Err(crate::body::unsupported(other)),
         };
@@ -97,7 +99,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             )));
         }
         let mut new = old.clone();
-        new["spec"]["replicas"] = json!(replicas);
+        object::set(&mut new, &paths.spec_replicas, replicas);
         // The version is checked when the client of an update named one.
         new["metadata"]["resourceVersion"] = match &value {
             Some(scale) => scale["metadata"]["resourceVersion"].clone(),
@@ -112,14 +114,30 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     show(&bytes)
 }
 
-fn scale_of(context: &Context, object: &Value) -> Value {
+/// Where the resource keeps what a Scale shows.
+fn scale_paths(context: &Context) -> ScalePaths {
+    let own = context.resource.subresource("scale").and_then(|scale| scale.scale.as_deref().cloned());
+    own.unwrap_or_else(|| ScalePaths {
+        spec_replicas: "/spec/replicas".to_owned(),
+        status_replicas: "/status/replicas".to_owned(),
+        label_selector: None,
+    })
+}
+
+fn scale_of(context: &Context, object: &Value) -> Result<Value, Status> {
+    let paths = scale_paths(context);
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if !object["metadata"][field].is_null() {
             metadata[field] = object["metadata"][field].clone();
         }
     }
-    let selector = if &*context.resource.plural == "replicationcontrollers" {
+    let custom = context.resource.custom;
+    let selector = if let Some(path) = &paths.label_selector {
+        Some(object::get_str(object, path).to_owned())
+    } else if custom {
+        None
+    } else if &*context.resource.plural == "replicationcontrollers" {
         object["spec"]["selector"].as_object().map(|labels| {
             labels
                 .iter()
@@ -132,16 +150,22 @@ fn scale_of(context: &Context, object: &Value) -> Value {
             .ok()
             .map(|selector| selector.to_string())
     };
-    json!({
+    let wanted = object::get(object, &paths.spec_replicas).as_i64();
+    if custom && wanted.is_none() {
+        let path = paths.spec_replicas.replace('/', ".");
+        return Err(Status::internal(format!("the spec replicas field {path:?} does not exist")));
+    }
+    let mut status = json!({ "replicas": object::get(object, &paths.status_replicas).as_i64().unwrap_or(0) });
+    if let Some(selector) = selector.filter(|selector| !custom || !selector.is_empty()) {
+        status["selector"] = json!(selector);
+    }
+    Ok(json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
-        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
-        "status": {
-            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
-            "selector": selector.unwrap_or_default(),
-        },
-    })
+        "spec": { "replicas": wanted.unwrap_or(0) },
+        "status": status,
+    }))
 }
 
 /// `pods/binding`: the scheduler's decision (`registry/core/pod/storage`, `BindingREST`).

@@ -89,7 +89,7 @@ fn restricted() {
         check(Level::Restricted, None, volumes),
         "restricted volume types (volumes \"a\", \"b\" use restricted volume types \"hostPath\", \"nfs\")"
     );
-    let mut root = good.clone();
+    let mut root = good;
     root["runAsUser"] = json!(0);
     root["runAsNonRoot"] = json!(false);
     let spec = json!({"containers": [{"name": "c", "securityContext": root}]});
@@ -122,7 +122,7 @@ fn policies_of_namespaces() {
         policy(
             json!({ENFORCE: "baseline", "pod-security.kubernetes.io/enforce-version": "v1.20", WARN: "privileged"})
         ),
-        ("baseline:v1.20".into(), latest.clone(), latest.clone(), none)
+        ("baseline:v1.20".into(), latest.clone(), latest, none)
     );
     let (enforce, _, _, errors) =
         policy(json!({ENFORCE: "strict", "pod-security.kubernetes.io/warn-version": "1.2"}));

@@ -55,6 +55,10 @@ impl Creation<'_> {
         options: &WriteOptions,
     ) -> Result<(Bytes, Vec<String>), Status> {
         let resource = self.resource;
+        if resource.custom && !resource.has_verb("create") {
+            // Server-side apply creates too.
+            return Err(Status::method_not_supported(&resource.group_resource(), "create"));
+        }
         set_namespace(resource, namespace, &mut value)?;
         if !object::resource_version(&value).is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
