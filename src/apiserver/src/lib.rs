@@ -4,6 +4,7 @@
 //! controllers, scheduler or kubelet; it reaches kubelets as any client would, over HTTPS.
 
 mod admission;
+mod aggregation;
 mod authn;
 mod authz;
 mod body;
@@ -19,6 +20,7 @@ mod extract;
 mod handler;
 mod inflight;
 mod openapi;
+mod outbound;
 mod proxy;
 mod random;
 mod request;
@@ -45,7 +47,7 @@ use tokio::net::TcpListener;
 
 pub use authn::User;
 pub use server::LocalService;
-pub use state::Config;
+pub use state::{Config, FrontProxy};
 
 /// Why the API server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +109,8 @@ impl ApiServer {
             rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
             quota_turn: tokio::sync::Mutex::new(()),
             inflight: inflight::Limits::default(),
+            aggregation: aggregation::Aggregation::default(),
+            webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
         });
         server::listen(state.clone(), listener, &tasks);
@@ -116,6 +120,7 @@ impl ApiServer {
         bootstrap::run(&state).await.map_err(Error::Bootstrap)?;
         state.bootstrapped.store(true, Ordering::Release);
         tasks.spawn_until_stopped("custom resource definitions", installer.run());
+        tasks.spawn_until_stopped("aggregated APIs", aggregation::watch_availability(state.clone()));
         tasks.spawn_until_stopped("event expiry", expiry::run(state.clone()));
         Ok(Self(state))
     }

@@ -31,12 +31,23 @@ pub struct Config {
     pub service_account_key: String,
     /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps.
     pub cluster_ca: String,
+    /// How aggregated API servers are told who asks; without it they see no client certificate.
+    pub front_proxy: Option<FrontProxy>,
     /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`.
     pub service_range: (IpAddr, u8),
     /// Node ports, both ends included.
     pub node_ports: (u16, u16),
     /// Events older than this are deleted, in seconds.
     pub event_ttl_seconds: u64,
+}
+
+/// The front proxy's identity towards aggregated API servers.
+#[derive(Clone)]
+pub struct FrontProxy {
+    /// The client certificate that is shown to them.
+    pub client: Arc<rustls::ClientConfig>,
+    /// The front-proxy authority in PEM: what they check it against.
+    pub ca: String,
 }
 
 pub(crate) struct State {
@@ -52,6 +63,8 @@ pub(crate) struct State {
     /// Held while a write is charged to a quota, until it is committed.
     pub(crate) quota_turn: tokio::sync::Mutex<()>,
     pub(crate) inflight: crate::inflight::Limits,
+    pub(crate) aggregation: crate::aggregation::Aggregation,
+    pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
 }
 

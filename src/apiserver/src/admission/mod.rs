@@ -9,6 +9,7 @@ mod pod_security;
 pub(crate) mod quota;
 mod service_account;
 mod storage;
+pub(crate) mod webhook;
 
 use std::sync::Arc;
 
@@ -41,6 +42,17 @@ pub(crate) enum Operation {
     Delete,
 }
 
+impl Operation {
+    /// As webhooks and policies name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
 /// A write on its way to the store.
 pub(crate) struct Request<'a> {
     pub(crate) state: &'a Arc<State>,
@@ -51,6 +63,7 @@ pub(crate) struct Request<'a> {
     pub(crate) name: &'a str,
     pub(crate) operation: Operation,
     pub(crate) old: Option<&'a Value>,
+    pub(crate) dry_run: bool,
 }
 
 impl Request<'_> {
@@ -75,7 +88,6 @@ pub(crate) async fn mutate(
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
     namespace::exists(request).await?;
-    let _ = warnings;
     if request.is("", "pods") && request.operation == Operation::Create {
         service_account::mutate(request, value)?;
         pod::mutate(request, value)?;
@@ -85,6 +97,10 @@ pub(crate) async fn mutate(
     }
     limit_range::mutate(request, value)?;
     storage::mutate(request, value)?;
+    if webhook::mutate(request, value, warnings).await? {
+        // Containers that a webhook has added get the namespace's defaults too.
+        limit_range::mutate(request, value)?;
+    }
     Ok(())
 }
 
@@ -98,5 +114,6 @@ pub(crate) async fn validate(
     node::restrict(request, value)?;
     crate::authz::escalation(request, value)?;
     limit_range::validate(request, value)?;
-    pod_security::validate(request, value, warnings)
+    pod_security::validate(request, value, warnings)?;
+    webhook::validate(request, value, warnings).await
 }

@@ -121,6 +121,7 @@ impl Creation<'_> {
             name: &name,
             operation: Operation::Create,
             old: None,
+            dry_run: options.dry_run,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
         drop_server_fields(&mut value);

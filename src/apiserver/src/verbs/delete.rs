@@ -127,6 +127,7 @@ impl Deletion<'_> {
                 name,
                 operation: Operation::Delete,
                 old: Some(&old),
+                dry_run: options.is_dry_run(),
             };
             admission::validate(&request, &old, &mut Vec::new()).await?;
             let mut value = old.clone();

@@ -165,6 +165,7 @@ impl Change<'_> {
             name,
             operation: Operation::Update,
             old: Some(old),
+            dry_run: options.dry_run,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
         let part = self.target.subresource();

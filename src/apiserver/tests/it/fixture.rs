@@ -3,7 +3,7 @@
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use kedge_apiserver::{ApiServer, Config, User};
+use kedge_apiserver::{ApiServer, Config, FrontProxy, User};
 use kedge_base::Tasks;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
 use serde_json::{Value, json};
@@ -35,6 +35,10 @@ impl Fixture {
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             service_account_key: pki.service_account_key_pem().to_owned(),
             cluster_ca: pki.ca_pem().to_owned(),
+            front_proxy: Some(FrontProxy {
+                client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem()).expect("TLS"),
+                ca: pki.front_proxy_ca_pem().to_owned(),
+            }),
             service_range: ([10, 96, 0, 0].into(), 24),
             node_ports: (30000, 30100),
             event_ttl_seconds: 3600,
