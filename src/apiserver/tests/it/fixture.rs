@@ -1,5 +1,7 @@
 //! An API server on a store of its own in a temporary folder.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
@@ -13,6 +15,7 @@ use tower::ServiceExt as _;
 pub(crate) struct Fixture {
     pub(crate) server: ApiServer,
     tasks: Tasks,
+    serving: Arc<rustls::ServerConfig>,
     _dir: TempDir,
 }
 
@@ -44,13 +47,51 @@ impl Fixture {
             event_ttl_seconds: 3600,
         };
         let store = kedge_store::Config::new(dir.path().join("store"));
+        let serving = pki.server_config(Leaf::Apiserver, None).expect("TLS");
         let server = ApiServer::start(config, store, &tasks).await.expect("the server starts");
-        Self { server, tasks, _dir: dir }
+        Self { server, tasks, serving, _dir: dir }
     }
 
     pub(crate) async fn stop(self) {
         let late = self.tasks.shutdown(std::time::Duration::from_secs(60)).await;
         assert!(late.is_empty(), "still running: {late:?}");
+    }
+
+    /// Another HTTPS server on this machine, with a certificate of the cluster's for 127.0.0.1. The
+    /// answer is JSON. Returns its port.
+    pub(crate) async fn neighbour<F>(&self, answer: F) -> u16
+    where
+        F: Fn(http::request::Parts, Value) -> Value + Clone + Send + Sync + 'static,
+    {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("listen");
+        let port = listener.local_addr().expect("address").port();
+        let acceptor = tokio_rustls::TlsAcceptor::from(self.serving.clone());
+        let connections = self.tasks.child("neighbour");
+        self.tasks.spawn_until_stopped("neighbour", async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, answer) = (acceptor.clone(), answer.clone());
+                connections.spawn_until_stopped("connection", async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let service =
+                        hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                            let answer = answer.clone();
+                            async move {
+                                let (parts, body) = request.into_parts();
+                                let bytes = body.collect().await?.to_bytes();
+                                let body = serde_json::from_slice(&bytes).unwrap_or_default();
+                                let text = answer(parts, body).to_string();
+                                Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(
+                                    bytes::Bytes::from(text),
+                                )))
+                            }
+                        });
+                    let stream = hyper_util::rt::TokioIo::new(stream);
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
+                });
+            }
+        });
+        port
     }
 
     pub(crate) fn admin(&self) -> Client {

@@ -4,4 +4,5 @@ mod admission;
 mod custom;
 mod fixture;
 mod reads;
+mod remote;
 mod writes;
