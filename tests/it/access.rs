@@ -135,6 +135,16 @@ fn tokens_roles_and_strangers() {
             .failed(1),
         &["is attempting to grant RBAC permissions not currently held"],
     );
+
+    step("Pod Security");
+    cluster.kubectl(&["label", "namespace", "default", "pod-security.kubernetes.io/enforce=restricted"]).ok();
+    let overrides = r#"{"spec":{"hostNetwork":true}}"#;
+    assert_has(
+        &cluster
+            .kubectl(&["run", "bad", "--image=kedge.dev/hello:1.0", &format!("--overrides={overrides}")])
+            .failed(1),
+        &["violates PodSecurity \"restricted:latest\"", "host namespaces (hostNetwork=true)"],
+    );
 }
 
 /// The status code of a request without any identity.

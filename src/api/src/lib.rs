@@ -3,15 +3,20 @@
 //! on `serde_json::Value`; there is no I/O, no clock but `object::now_rfc3339`,
 //! and nothing asynchronous in this crate.
 
+pub mod crd;
 pub mod decode;
 pub mod field;
+pub mod limits;
 pub mod managed;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod registry;
+pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use imbl::OrdMap;
 use kedge_store::{Change, Entry, Key, Observer};
@@ -119,7 +120,7 @@ pub(crate) type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One resource.
 pub(crate) struct Bucket {
-    paths: Paths,
+    paths: ArcSwap<Paths>,
     state: RwLock<State>,
     /// The revision of the bucket's last event.
     changed: watch::Sender<u64>,
@@ -145,7 +146,7 @@ pub(crate) struct TooOld {
 impl Bucket {
     fn new(paths: Paths, floor: u64) -> Self {
         Self {
-            paths,
+            paths: ArcSwap::from_pointee(paths),
             state: RwLock::new(State { floor, ..State::default() }),
             changed: watch::Sender::new(floor),
             snapshots: Mutex::default(),
@@ -154,7 +155,7 @@ impl Bucket {
 
     /// Where a selectable field is found in [`Extracted::fields`].
     pub(crate) fn field(&self, path: &str) -> Option<usize> {
-        self.paths.index(path)
+        self.paths.load().index(path)
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Stored>> {
@@ -218,8 +219,33 @@ impl Bucket {
         self.snapshots.lock().clear();
     }
 
+    /// Ends all watches: every revision is too old from now on.
+    fn close(&self) {
+        self.state.write().floor = u64::MAX;
+        self.changed.send_replace(u64::MAX);
+    }
+
+    fn extract_again(&self, paths: Paths) {
+        self.paths.store(Arc::new(paths));
+        let paths = self.paths.load();
+        let mut state = self.state.write();
+        let fresh = state.objects.iter().map(|(key, stored)| {
+            let extracted = paths.extract(&stored.bytes);
+            let (key, bytes) = (key.clone(), stored.bytes.clone());
+            let stored = Stored {
+                key: key.clone(),
+                bytes,
+                splice: stored.splice,
+                modified: stored.modified,
+                extracted,
+            };
+            (key, Arc::new(stored))
+        });
+        state.objects = fresh.collect();
+    }
+
     fn stored(&self, key: Arc<str>, entry: Entry) -> Stored {
-        let extracted = self.paths.extract(&entry.bytes);
+        let extracted = self.paths.load().extract(&entry.bytes);
         Stored { key, bytes: entry.bytes, splice: entry.splice, modified: entry.modified, extracted }
     }
 
@@ -260,7 +286,7 @@ impl Bucket {
 /// All buckets. The API server reads it, the store writes it.
 pub(crate) struct Cache {
     buckets: RwLock<HashMap<Box<str>, Arc<Bucket>>>,
-    paths: HashMap<Box<str>, Paths>,
+    paths: RwLock<HashMap<Box<str>, Paths>>,
     revision: AtomicU64,
     /// The revision of the last replacement of everything; a new bucket's history starts there.
     floor: AtomicU64,
@@ -269,7 +295,12 @@ pub(crate) struct Cache {
 impl Cache {
     /// `paths` says for each resource (storage key) which fields a field selector may name.
     pub(crate) fn new(paths: HashMap<Box<str>, Paths>) -> Self {
-        Self { buckets: RwLock::default(), paths, revision: AtomicU64::new(0), floor: AtomicU64::new(0) }
+        Self {
+            buckets: RwLock::default(),
+            paths: RwLock::new(paths),
+            revision: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+        }
     }
 
     /// The revision up to which every bucket is complete.
@@ -284,10 +315,29 @@ impl Cache {
         }
         let mut buckets = self.buckets.write();
         let make = || {
-            let paths = self.paths.get(resource).cloned().unwrap_or_default();
+            let paths = self.paths.read().get(resource).cloned().unwrap_or_default();
             Arc::new(Bucket::new(paths, self.floor.load(Ordering::Acquire)))
         };
         buckets.entry(resource.into()).or_insert_with(make).clone()
+    }
+
+    /// Says which fields of a custom resource selectors may name; objects that are there already are
+    /// looked at again when that changes.
+    pub(crate) fn define(&self, resource: &str, paths: Paths) {
+        let before = self.paths.write().insert(resource.into(), paths.clone());
+        let same = before.map_or(paths.is_empty(), |before| before == paths);
+        let bucket = self.buckets.read().get(resource).cloned();
+        if let Some(bucket) = bucket.filter(|_| !same) {
+            bucket.extract_again(paths);
+        }
+    }
+
+    /// Drops what is held for a resource that is no more.
+    pub(crate) fn forget(&self, resource: &str) {
+        self.paths.write().remove(resource);
+        if let Some(bucket) = self.buckets.write().remove(resource) {
+            bucket.close();
+        }
     }
 
     /// Buckets and their numbers of objects.

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use kedge_api::registry::{Registry, Resource};
 use serde_json::{Value, json};
 
+use crate::aggregation;
 use crate::respond;
 use crate::state::State;
 
@@ -16,8 +17,8 @@ pub(crate) fn answer(state: &State, headers: &HeaderMap, path: &str) -> Option<R
     let registry = state.registry.read();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let value = match parts.as_slice() {
-        ["api"] if wants_aggregated(headers) => return Some(aggregated(headers, &registry, true)),
-        ["apis"] if wants_aggregated(headers) => return Some(aggregated(headers, &registry, false)),
+        ["api"] if wants_aggregated(headers) => return Some(aggregated(state, headers, &registry, true)),
+        ["apis"] if wants_aggregated(headers) => return Some(aggregated(state, headers, &registry, false)),
         ["api"] => json!({
             "kind": "APIVersions",
             "versions": ["v1"],
@@ -29,12 +30,12 @@ pub(crate) fn answer(state: &State, headers: &HeaderMap, path: &str) -> Option<R
         ["apis"] => json!({
             "kind": "APIGroupList",
             "apiVersion": "v1",
-            "groups": groups(&registry).iter().filter(|(name, _)| !name.is_empty())
+            "groups": groups(state, &registry).iter().filter(|(name, _)| !name.is_empty())
                 .map(|(name, versions)| group(name, versions)).collect::<Vec<_>>(),
         }),
         ["api", version] => resources(&registry, "", version)?,
         ["apis", name] => {
-            let groups = groups(&registry);
+            let groups = groups(state, &registry);
             let (name, versions) = groups.iter().find(|(known, _)| known == name)?;
             let mut group = group(name, versions);
             group["kind"] = json!("APIGroup");
@@ -59,12 +60,14 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
 }
 
 /// Groups in discovery order with their versions, preferred first.
-fn groups(registry: &Registry) -> Vec<(String, Vec<String>)> {
-    registry
+fn groups(state: &State, registry: &Registry) -> Vec<(String, Vec<String>)> {
+    let mut groups: Vec<(String, Vec<String>)> = registry
         .groups()
         .into_iter()
         .map(|group| (group.name.to_string(), group.versions.iter().map(ToString::to_string).collect()))
-        .collect()
+        .collect();
+    aggregation::add_groups(state, &mut groups);
+    groups
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
@@ -130,14 +133,17 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     )
 }
 
-fn aggregated(headers: &HeaderMap, registry: &Registry, core: bool) -> Response<Body> {
-    let items: Vec<Value> = groups(registry)
+fn aggregated(state: &State, headers: &HeaderMap, registry: &Registry, core: bool) -> Response<Body> {
+    let items: Vec<Value> = groups(state, registry)
         .iter()
         .filter(|(name, _)| name.is_empty() == core)
         .map(|(name, versions)| {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
+                    if let Some(remote) = aggregation::aggregated_groups(state, name, version) {
+                        return remote;
+                    }
                     let mut resources: Vec<Value> =
                         of(registry, name, version).map(|resource| entry(&resource)).collect();
                     resources.sort_by(|a, b| a["resource"].as_str().cmp(&b["resource"].as_str()));

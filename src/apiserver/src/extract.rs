@@ -20,13 +20,13 @@ impl Extracted {
 }
 
 /// The fields of one resource that a field selector may name, as a tree.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
     names: Vec<Box<str>>,
     root: Node,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Node {
     children: Vec<(Box<str>, Node)>,
     leaf: Option<usize>,
@@ -50,6 +50,10 @@ impl Paths {
             paths.names.push(name.into());
         }
         paths
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
     }
 
     /// Where a field's value is found in [`Extracted::fields`].

@@ -14,7 +14,7 @@ use crate::authz::{self, rbac::Attributes};
 use crate::request::{Query, RequestInfo};
 use crate::state::State;
 use crate::verbs::{self, Context};
-use crate::{body, discovery, proxy, respond, review};
+use crate::{aggregation, body, discovery, proxy, respond, review};
 
 /// Answer a request. `peer` is the user of a verified client certificate, or the component of this
 /// process that asks.
@@ -44,7 +44,13 @@ async fn answer(
     if state.is_new() && !user.is_in(authn::MASTERS) && info.is_resource {
         return Err(Status::service_unavailable("the API server is starting"));
     }
+    let _permit = state.inflight.enter(&user, &info, &query)?;
     authz::require(state, &user, &authz::attributes(&user, &info))?;
+    if (info.is_resource || is_version_root(&info.path))
+        && let Some(remote) = aggregation::find(state, &info.group, &info.version)
+    {
+        return aggregation::forward(state, &remote, &user, request).await;
+    }
     if !info.is_resource {
         return plain(state, request.headers(), request.method(), &info, &query);
     }
@@ -108,6 +114,11 @@ fn impersonated(state: &State, user: User, headers: &HeaderMap) -> Result<User, 
         authz::require(state, &user, &attributes)?;
     }
     Ok(wanted.user)
+}
+
+/// `/apis/GROUP/VERSION`
+fn is_version_root(path: &str) -> bool {
+    path.starts_with("/apis/") && path.trim_end_matches('/').matches('/').count() == 3
 }
 
 fn no_such_path() -> Response<Body> {

@@ -4,18 +4,23 @@
 //! controllers, scheduler or kubelet; it reaches kubelets as any client would, over HTTPS.
 
 mod admission;
+mod aggregation;
 mod authn;
 mod authz;
 mod body;
 mod bootstrap;
 mod cache;
 mod claims;
+mod crd;
 mod discovery;
 mod encode;
+mod eviction;
 mod expiry;
 mod extract;
 mod handler;
+mod inflight;
 mod openapi;
+mod outbound;
 mod proxy;
 mod random;
 mod request;
@@ -37,13 +42,12 @@ use arc_swap::ArcSwap;
 use kedge_api::registry::Registry;
 use kedge_base::Tasks;
 use kedge_store::{Observer, Store};
-use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use authn::User;
 pub use server::LocalService;
-pub use state::Config;
+pub use state::{Config, FrontProxy};
 
 /// Why the API server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -83,17 +87,29 @@ impl Prepared {
         let tasks = tasks.child("apiserver");
         let state = Arc::new(state::State {
             config: self.config,
-            registry: RwLock::new(self.registry),
+            registry: state::Registries::new(self.registry),
             cache: self.cache,
             store,
             tokens: self.tokens,
             tasks: tasks.clone(),
             bootstrapped: watch::Sender::new(false),
             rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
+            quota_turn: tokio::sync::Mutex::new(()),
+            inflight: inflight::Limits::default(),
+            aggregation: aggregation::Aggregation::default(),
+            webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
         });
         server::listen(state.clone(), self.listener, &tasks);
-        tasks.spawn_until_stopped("first objects", bootstrap::run_until_done(state.clone()));
+        // What was defined before is served from the first request on.
+        let mut installer = crd::Installer::new(state.clone(), &tasks);
+        let starting = state.clone();
+        tasks.spawn_until_stopped("first objects, custom resource definitions", async move {
+            installer.sync().await;
+            bootstrap::run_until_done(starting).await;
+            installer.run().await;
+        });
+        tasks.spawn_until_stopped("aggregated APIs", aggregation::watch_availability(state.clone()));
         ApiServer(state)
     }
 }

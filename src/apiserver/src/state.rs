@@ -8,7 +8,6 @@ use kedge_api::registry::{Registry, Resource};
 use kedge_api::status::Status;
 use kedge_base::Tasks;
 use kedge_store::Store;
-use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::authz::rbac::RuleSet;
@@ -32,6 +31,8 @@ pub struct Config {
     pub service_account_key: String,
     /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps.
     pub cluster_ca: String,
+    /// How aggregated API servers are told who asks; without it they see no client certificate.
+    pub front_proxy: Option<FrontProxy>,
     /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`.
     pub service_range: (IpAddr, u8),
     /// Node ports, both ends included.
@@ -40,9 +41,18 @@ pub struct Config {
     pub event_ttl_seconds: u64,
 }
 
+/// The front proxy's identity towards aggregated API servers.
+#[derive(Clone)]
+pub struct FrontProxy {
+    /// The client certificate that is shown to them.
+    pub client: Arc<rustls::ClientConfig>,
+    /// The front-proxy authority in PEM: what they check it against.
+    pub ca: String,
+}
+
 pub(crate) struct State {
     pub(crate) config: Config,
-    pub(crate) registry: RwLock<Registry>,
+    pub(crate) registry: Registries,
     pub(crate) cache: Arc<Cache>,
     pub(crate) store: Store,
     pub(crate) tokens: Tokens,
@@ -50,7 +60,31 @@ pub(crate) struct State {
     /// The defaults of this version are in the store.
     pub(crate) bootstrapped: watch::Sender<bool>,
     pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
+    /// Held while a write is charged to a quota, until it is committed.
+    pub(crate) quota_turn: tokio::sync::Mutex<()>,
+    pub(crate) inflight: crate::inflight::Limits,
+    pub(crate) aggregation: crate::aggregation::Aggregation,
+    pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
+}
+
+/// What is served now: a value that is replaced as a whole when a definition changes, so that a
+/// request never waits for one that changes it.
+pub(crate) struct Registries(ArcSwap<Registry>);
+
+impl Registries {
+    pub(crate) fn new(registry: Registry) -> Self {
+        Self(ArcSwap::from_pointee(registry))
+    }
+
+    /// The registry as it is now.
+    pub(crate) fn read(&self) -> Arc<Registry> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn replace(&self, registry: Registry) {
+        self.0.store(Arc::new(registry));
+    }
 }
 
 /// The revisions of the RBAC buckets that a rule set was made from.
@@ -63,7 +97,7 @@ impl State {
     }
 
     pub(crate) fn find(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
-        self.registry.read().find(group, version, resource)
+        self.registry.0.load().find(group, version, resource)
     }
 
     /// The revision that a fresh read is served from.

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
 use kedge_api::object;
+use kedge_api::registry::ScalePaths;
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
 use crate::respond;
 use crate::token::{Bound, Claims, Kubernetes, now};
-use crate::verbs::delete::{Deletion, Outcome};
-use crate::verbs::options::{DeleteOptions, WriteOptions};
+use crate::verbs::options::WriteOptions;
 use crate::verbs::update::{Change, Edit, Target};
 use crate::verbs::{Context, read, run_part};
 
@@ -28,7 +28,7 @@ pub(crate) async fn run(context: &Arc<Context>, body: Bytes) -> Result<Response<
         (_, _, "status") => run_part(context, body, Target::STATUS).await,
         (_, _, "scale") => scale(context, &body).await,
         ("", "pods", "binding") => bind(context, &body).await,
-        ("", "pods", "eviction") => evict(context, &body).await,
+        ("", "pods", "eviction") => crate::eviction::evict(context, &body).await,
         ("", "pods", "ephemeralcontainers") => {
             run_part(context, body, Target::Part("ephemeralcontainers")).await
         }
@@ -57,7 +57,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         target: Target::Scale,
     };
     let show = |bytes: &Bytes| -> Result<Response<Body>, Status> {
-        let shown = scale_of(context, &read::parse(bytes)?);
+        let shown = scale_of(context, &read::parse(bytes)?)?;
         Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
     };
     let value = match info.verb {
@@ -70,16 +70,17 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         "patch" => None,
         verb => return Err(Status::method_not_supported(&context.group_resource(), verb)),
     };
+    let paths = scale_paths(context);
     let options = WriteOptions::of(context)?;
     let kind = context.content_type().to_owned();
     let mut edit = |old: &Value| {
         let wanted = match (&value, kind.as_str()) {
             (Some(scale), _) => scale.clone(),
             (None, "application/json-patch+json") => {
-                kedge_api::patch::json_patch(&scale_of(context, old), body)?
+                kedge_api::patch::json_patch(&scale_of(context, old)?, body)?
             }
             (None, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
-                kedge_api::patch::merge_patch(&scale_of(context, old), &crate::body::value(&kind, body)?)?
+                kedge_api::patch::merge_patch(&scale_of(context, old)?, &crate::body::value(&kind, body)?)?
             }
             (None, other) => return Err(crate::body::unsupported(other)),
         };
@@ -98,7 +99,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             )));
         }
         let mut new = old.clone();
-        new["spec"]["replicas"] = json!(replicas);
+        object::set(&mut new, &paths.spec_replicas, replicas);
         // The version is checked when the client of an update named one.
         new["metadata"]["resourceVersion"] = match &value {
             Some(scale) => scale["metadata"]["resourceVersion"].clone(),
@@ -113,14 +114,30 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     show(&bytes)
 }
 
-fn scale_of(context: &Context, object: &Value) -> Value {
+/// Where the resource keeps what a Scale shows.
+fn scale_paths(context: &Context) -> ScalePaths {
+    let own = context.resource.subresource("scale").and_then(|scale| scale.scale.as_deref().cloned());
+    own.unwrap_or_else(|| ScalePaths {
+        spec_replicas: "/spec/replicas".to_owned(),
+        status_replicas: "/status/replicas".to_owned(),
+        label_selector: None,
+    })
+}
+
+fn scale_of(context: &Context, object: &Value) -> Result<Value, Status> {
+    let paths = scale_paths(context);
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if !object["metadata"][field].is_null() {
             metadata[field] = object["metadata"][field].clone();
         }
     }
-    let selector = if &*context.resource.plural == "replicationcontrollers" {
+    let custom = context.resource.custom;
+    let selector = if let Some(path) = &paths.label_selector {
+        Some(object::get_str(object, path).to_owned())
+    } else if custom {
+        None
+    } else if &*context.resource.plural == "replicationcontrollers" {
         object["spec"]["selector"].as_object().map(|labels| {
             labels
                 .iter()
@@ -133,16 +150,22 @@ fn scale_of(context: &Context, object: &Value) -> Value {
             .ok()
             .map(|selector| selector.to_string())
     };
-    json!({
+    let wanted = object::get(object, &paths.spec_replicas).as_i64();
+    if custom && wanted.is_none() {
+        let path = paths.spec_replicas.replace('/', ".");
+        return Err(Status::internal(format!("the spec replicas field {path:?} does not exist")));
+    }
+    let mut status = json!({ "replicas": object::get(object, &paths.status_replicas).as_i64().unwrap_or(0) });
+    if let Some(selector) = selector.filter(|selector| !custom || !selector.is_empty()) {
+        status["selector"] = json!(selector);
+    }
+    Ok(json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
-        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
-        "status": {
-            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
-            "selector": selector.unwrap_or_default(),
-        },
-    })
+        "spec": { "replicas": wanted.unwrap_or(0) },
+        "status": status,
+    }))
 }
 
 /// `pods/binding`: the scheduler's decision (`registry/core/pod/storage`, `BindingREST`).
@@ -217,75 +240,6 @@ fn set_condition(pod: &mut Value, kind: &str, status: &str) {
         "observedGeneration": pod["metadata"]["generation"],
     }));
     pod["status"]["conditions"] = json!(conditions);
-}
-
-/// `pods/eviction`: a deletion that a PodDisruptionBudget may refuse (`registry/core/pod/storage/eviction.go`).
-async fn evict(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
-    if context.info.verb != "create" {
-        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
-    }
-    let eviction = crate::body::value(context.content_type(), body)?;
-    let options: DeleteOptions = match &eviction["deleteOptions"] {
-        Value::Null => DeleteOptions::default(),
-        options => serde_json::from_value(options.clone())
-            .map_err(|error| Status::bad_request(format!("couldn't decode deleteOptions: {error}")))?,
-    };
-    let bucket = context.state.cache.bucket("pods");
-    let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
-    let pod = read::parse(&stored.bytes)?;
-    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    if !ended && !pod["metadata"]["deletionTimestamp"].is_string() && !options.is_dry_run() {
-        spend_budget(context, &stored.extracted).await?;
-    }
-    let deletion = Deletion { state: &context.state, user: &context.user, resource: &context.resource };
-    match deletion.run(&context.info.namespace, &context.info.name, &options).await? {
-        Outcome::Gone(_) | Outcome::Marked(_) => Ok(respond::json(StatusCode::CREATED, &success())),
-    }
-}
-
-/// Takes one disruption from the pod's budget, or says that there is none left.
-async fn spend_budget(context: &Arc<Context>, pod: &crate::extract::Extracted) -> Result<(), Status> {
-    let budgets = context.state.cache.bucket("poddisruptionbudgets.policy");
-    let namespace = &context.info.namespace;
-    let mut matching = Vec::new();
-    for stored in budgets.objects().values().filter(|stored| stored.namespace() == namespace) {
-        let budget = read::parse(&stored.bytes)?;
-        let selector = kedge_api::selector::LabelSelector::from_object(&budget["spec"]["selector"]);
-        if selector.is_ok_and(|selector| selector.matches(|key| pod.label(key))) {
-            matching.push(stored.name().to_owned());
-        }
-    }
-    let name = match matching.as_slice() {
-        [] => return Ok(()),
-        [one] => one.clone(),
-        _ => {
-            return Err(Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let Some(resource) = context.state.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    let change =
-        Change { state: &context.state, user: &context.user, resource: &resource, target: Target::STATUS };
-    let mut edit = |budget: &Value| {
-        let status = &budget["status"];
-        let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if status["observedGeneration"].as_i64().unwrap_or(0)
-            < budget["metadata"]["generation"].as_i64().unwrap_or(0)
-            || allowed <= 0
-        {
-            return Err(Status::too_many_requests(
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-                0,
-            ));
-        }
-        let mut new = budget.clone();
-        new["status"]["disruptionsAllowed"] = json!(allowed - 1);
-        new["status"]["disruptedPods"][&context.info.name] = json!(object::now_rfc3339());
-        Ok(Edit::replace(new))
-    };
-    change.run(namespace, &name, &WriteOptions::internal(), &mut edit).await?;
-    Ok(())
 }
 
 /// `serviceaccounts/token` (`registry/core/serviceaccount/storage/token.go`).

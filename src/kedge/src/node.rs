@@ -26,7 +26,7 @@ use kedge_network::{CniFiles, OverlayConfig};
 use kedge_store::Store;
 
 use self::control_plane::ControlPlane;
-use self::leading::Leading;
+use self::leading::{ClusterSigner, Leading};
 use self::ops::Ops;
 use crate::config::Config;
 use crate::image_build;
@@ -144,16 +144,18 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
 async fn lead(
     config: &Config,
     node_ip: IpAddr,
-    pki: &Pki,
+    pki: &Arc<Pki>,
     control_plane: &ControlPlane,
     board: &Board,
     tasks: &Tasks,
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
+    let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr));
+    controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
         server: control_plane.server.clone(),
-        controllers: kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr)),
+        controllers,
         board: board.clone(),
         registry: control_plane.registry.clone(),
         book_changes: control_plane.book_changes.clone(),

@@ -77,6 +77,7 @@ pub(super) fn registry() -> Registry {
             strategy,
             storage_key,
             storage_version,
+            mixed: false,
             custom: false,
             group,
             version,

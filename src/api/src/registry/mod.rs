@@ -83,6 +83,8 @@ pub struct Resource {
     pub storage_key: Name,
     /// The group and version that objects are stored in.
     pub storage_version: (Name, Name),
+    /// Objects of other versions are in the store too: the storage version was changed once.
+    pub mixed: bool,
     /// True for a custom resource.
     pub custom: bool,
 }
@@ -113,13 +115,26 @@ impl Resource {
 
     /// True when objects are stored in another version than this row's.
     pub fn converts(&self) -> bool {
-        (self.group != self.storage_version.0) || (self.version != self.storage_version.1)
+        self.mixed || (self.group != self.storage_version.0) || (self.version != self.storage_version.1)
+    }
+
+    /// Whether stored bytes are of this version as they are. Keys are stored sorted, so the version
+    /// comes first.
+    pub fn is_current(&self, bytes: &[u8]) -> bool {
+        let rest = bytes.strip_prefix(b"{\"apiVersion\":\"");
+        let rest = rest.and_then(|rest| rest.strip_prefix(self.group.as_bytes()));
+        let rest = if self.group.is_empty() { rest } else { rest.and_then(|rest| rest.strip_prefix(b"/")) };
+        let rest = rest.and_then(|rest| rest.strip_prefix(self.version.as_bytes()));
+        rest.is_some_and(|rest| rest.starts_with(b"\""))
     }
 
     /// From this version to the one that is stored.
     pub fn to_storage(&self, obj: Value) -> Result<Value, Status> {
         if !self.converts() {
             return Ok(obj);
+        }
+        if self.custom {
+            return Ok(renamed(obj, &self.storage_version.0, &self.storage_version.1));
         }
         convert::convert(
             obj,
@@ -133,6 +148,10 @@ impl Resource {
     pub fn from_storage(&self, obj: Value) -> Result<Value, Status> {
         if !self.converts() {
             return Ok(obj);
+        }
+        if self.custom {
+            // Whatever version it was stored in: only the version's name differs.
+            return Ok(renamed(obj, &self.group, &self.version));
         }
         convert::convert(
             obj,
@@ -233,12 +252,29 @@ impl Registry {
         r
     }
 
+    /// Whether a group and version hold built-in kinds: nobody may add to those.
+    pub fn is_builtin(&self, group: &str, version: &str) -> bool {
+        self.resources(group, version).any(|resource| !resource.custom)
+    }
+
+    /// Adds or replaces a row that is shared with an older registry.
+    pub fn insert_shared(&mut self, r: Arc<Resource>) {
+        self.by_kind.insert((r.group.clone(), r.version.clone(), r.kind.clone()), Arc::clone(&r));
+        self.by_plural.insert((r.group.clone(), r.version.clone(), r.plural.clone()), r);
+    }
+
     /// Removes a row.
     pub fn remove(&mut self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
         let r = self.by_plural.remove(&key(group, version, plural))?;
         self.by_kind.remove(&key(group, version, &r.kind));
         Some(r)
     }
+}
+
+/// The versions of a custom resource have the same fields (conversion strategy "None").
+fn renamed(mut obj: Value, group: &str, version: &str) -> Value {
+    crate::object::set(&mut obj, "/apiVersion", crate::object::join_api_version(group, version));
+    obj
 }
 
 fn key(a: &str, b: &str, c: &str) -> Key {

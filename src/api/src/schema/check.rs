@@ -54,11 +54,17 @@ fn defaults(at: Cursor<'_>, value: &mut Value) {
 /// Go reads a missing list or number as its zero value and lets the kind's own
 /// validation decide. A built-in `status` is never checked.
 pub fn validate_schema(schema: &SchemaRef, value: &Value) -> Vec<FieldError> {
+    validate_schema_update(schema, value, None)
+}
+
+/// The same for an update: what of a custom resource has not changed is not held against it, so that a
+/// definition may become stricter (KEP-4008).
+pub fn validate_schema_update(schema: &SchemaRef, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if schema.set().is_builtin() {
         required(schema.cursor(), value, "", &mut errors);
     } else {
-        check(schema.cursor(), value, "", &mut errors);
+        check(schema.cursor(), value, old, "", &mut errors);
     }
     errors
 }
@@ -152,7 +158,17 @@ fn fits(shape: Shape, v: &Value) -> bool {
     }
 }
 
-fn check(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+/// The item of the old list that is the same thing as `item`; only lists of type "map" can tell.
+fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value) -> Option<&'a Value> {
+    let ListType::Map(keys) = &at.node.list else { return None };
+    let list = old?.as_array()?;
+    list.iter().find(|old| keys.iter().all(|key| old.get(key.as_ref()) == item.get(key.as_ref())))
+}
+
+fn check(at: Cursor<'_>, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+    if old == Some(value) {
+        return;
+    }
     if value.is_null() && at.node.nullable {
         return;
     }
@@ -171,14 +187,14 @@ fn check(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>
         Value::Object(map) => {
             for (k, v) in map {
                 if let Some(child) = at.child(k) {
-                    check(child, v, &join(path, k), errors);
+                    check(child, v, old.and_then(|old| old.get(k)), &join(path, k), errors);
                 }
             }
         }
         Value::Array(items) => {
             if let Some(item) = at.item() {
                 for (i, v) in items.iter().enumerate() {
-                    check(item, v, &index(path, i), errors);
+                    check(item, v, same_item(at, old, v), &index(path, i), errors);
                 }
             }
             unique(at, items, path, errors);
@@ -267,7 +283,7 @@ fn limits(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Ve
 fn combined(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let run = |id: u32| {
         let mut found = Vec::new();
-        check(at.at(id), value, path, &mut found);
+        check(at.at(id), value, None, path, &mut found);
         found
     };
     for id in &l.all_of {
@@ -358,6 +374,20 @@ mod tests {
                 r#"spec.size: Invalid value: "string": spec.size in body must be of type integer: "string""#,
             ]
         );
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_held_against_an_update() {
+        let s = SchemaRef::from_openapi(
+            &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "a": {"type": "integer", "minimum": 5}, "b": {"type": "integer", "minimum": 5}}}}}),
+        )
+        .unwrap();
+        let old = json!({"spec": {"a": 1, "b": 1}});
+        let new = json!({"spec": {"a": 1, "b": 2}});
+        let errors = validate_schema_update(&s, &new, Some(&old));
+        assert_eq!(errors.iter().map(|e| e.path.as_str()).collect::<Vec<_>>(), ["spec.b"]);
+        assert_eq!(validate_schema(&s, &new).len(), 2);
     }
 
     #[test]

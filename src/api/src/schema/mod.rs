@@ -16,7 +16,7 @@ use std::sync::Arc;
 use regex::Regex;
 use serde_json::Value;
 
-pub use check::{apply_defaults, validate_schema};
+pub use check::{apply_defaults, validate_schema, validate_schema_update};
 pub use openapi::SchemaError;
 
 /// A name that is static for built-in types and owned for those of a CRD.

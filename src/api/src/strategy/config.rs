@@ -341,92 +341,6 @@ pub(super) fn default_admission_policy(obj: &mut Value) {
     }
 }
 
-pub(super) fn default_crd(obj: &mut Value) {
-    let Some(s) = spec(obj) else { return };
-    let names = object::object_entry(s, "names");
-    if let Some(kind) = names.get("kind").and_then(Value::as_str).map(str::to_string) {
-        put_str(names, "singular", &kind.to_lowercase());
-        put_str(names, "listKind", &format!("{kind}List"));
-    }
-    let conversion = object::object_entry(s, "conversion");
-    put_str(conversion, "strategy", "None");
-    if let Some(service) = conversion
-        .get_mut("webhook")
-        .and_then(|w| w.get_mut("clientConfig"))
-        .and_then(|c| c.get_mut("service"))
-        .and_then(Value::as_object_mut)
-    {
-        put(service, "port", 443);
-    }
-}
-
-pub(super) fn validate_crd(obj: &Value, errors: &mut Vec<FieldError>) {
-    let s = &obj["spec"];
-    let (group, plural) = (text(s, "group"), text(&s["names"], "plural"));
-    let want = format!("{plural}.{group}");
-    if object::name(obj) != want {
-        errors.push(FieldError::invalid(
-            "metadata.name",
-            object::name(obj),
-            "must be spec.names.plural+\".\"+spec.group",
-        ));
-    }
-    if group.split('.').count() < 2 {
-        errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
-    }
-    one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
-    one_of(&s["conversion"], "strategy", "spec.conversion", &["None", "Webhook"], errors);
-    errors.extend(
-        names::dns1035_label(plural).into_iter().map(|m| FieldError::invalid("spec.names.plural", plural, m)),
-    );
-    let versions = list(s, "versions");
-    let mut seen = std::collections::HashSet::new();
-    let mut stored = 0;
-    for (i, v) in versions.iter().enumerate() {
-        let at = format!("spec.versions[{i}]");
-        let name = text(v, "name");
-        errors.extend(
-            names::dns1035_label(name)
-                .into_iter()
-                .map(|m| FieldError::invalid(format!("{at}.name"), name, m)),
-        );
-        if !seen.insert(name) {
-            errors.push(FieldError::invalid(format!("{at}.name"), name, "must be unique"));
-        }
-        stored += usize::from(v.get("storage").and_then(Value::as_bool) == Some(true));
-        let schema = object::get(v, "/schema/openAPIV3Schema");
-        if schema.is_null() {
-            errors.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
-        } else if let Err(e) = crate::schema::SchemaRef::from_openapi(schema) {
-            errors.push(FieldError::invalid(
-                format!("{at}.schema.openAPIV3Schema"),
-                Value::Null,
-                e.to_string(),
-            ));
-        } else if text(schema, "type") != "object" {
-            errors.push(FieldError::invalid(
-                format!("{at}.schema.openAPIV3Schema.type"),
-                text(schema, "type"),
-                "must be object at the root",
-            ));
-        }
-    }
-    if stored != 1 {
-        errors.push(FieldError::invalid(
-            "spec.versions",
-            Value::Array(versions.to_vec()),
-            "must have exactly one version marked as storage version",
-        ));
-    }
-}
-
-pub(super) fn update_crd(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec/group", errors);
-    immutable(new, old, "/spec/scope", errors);
-    immutable(new, old, "/spec/names/plural", errors);
-    immutable(new, old, "/spec/names/kind", errors);
-}
-
 pub(super) fn default_csr(obj: &mut Value) {
     if let Some(s) = spec(obj) {
         put(s, "usages", json!(["digital signature", "key encipherment"]));
@@ -498,18 +412,5 @@ mod tests {
             n,
             json!({"metadata": {"name": "x", "labels": {"kubernetes.io/metadata.name": "x"}}, "spec": {"finalizers": ["kubernetes"]}})
         );
-    }
-
-    #[test]
-    fn definitions() {
-        let mut c = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
-            "names": {"plural": "things", "kind": "Thing"}, "versions": [{"name": "v1", "served": true, "storage": true,
-            "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
-        default_crd(&mut c);
-        assert_eq!(c["spec"]["names"]["listKind"], "ThingList");
-        assert!(errors(&c, validate_crd).is_empty());
-        c["metadata"]["name"] = json!("x");
-        c["spec"]["versions"][0]["storage"] = json!(false);
-        assert_eq!(errors(&c, validate_crd), ["metadata.name", "spec.versions"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Rules, config, network, pod, rbac, storage, workloads};
+use super::{Rules, config, crd, network, pod, rbac, storage, workloads};
 use crate::names;
 
 /// Kinds whose `metadata.generation` counts changes.
@@ -181,9 +181,11 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         }
         ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
         ("apiextensions.k8s.io", "CustomResourceDefinition") => Rules {
-            default: config::default_crd,
-            validate: config::validate_crd,
-            validate_update: config::update_crd,
+            default: crd::default,
+            create: crd::create,
+            update: crd::update,
+            validate: crd::validate,
+            validate_update: crd::validate_update,
             status: || {
                 Some(
                     json!({"conditions": null, "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": null}),

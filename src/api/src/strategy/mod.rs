@@ -3,6 +3,7 @@
 //! is particular to a kind is a row of functions, [`Rules`].
 
 mod config;
+mod crd;
 mod kinds;
 pub mod meta;
 mod network;
@@ -17,7 +18,7 @@ use serde_json::Value;
 
 use crate::field::FieldError;
 use crate::object;
-use crate::schema::{SchemaRef, apply_defaults, validate_schema};
+use crate::schema::{SchemaRef, apply_defaults, validate_schema, validate_schema_update};
 
 pub use kinds::rules_for;
 
@@ -246,7 +247,7 @@ impl Strategy for Generic {
         let mut errors = Vec::new();
         meta::validate_update(obj, old, &mut errors);
         meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
-        errors.extend(validate_schema(&self.schema, obj));
+        errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         (self.rules.validate)(obj, &mut errors);
         (self.rules.validate_update)(obj, old, &mut errors);
         errors
@@ -258,7 +259,7 @@ impl Strategy for Generic {
         if subresource != "status" {
             (self.rules.validate)(obj, &mut errors);
         } else if !self.schema.set().is_builtin() {
-            errors.extend(validate_schema(&self.schema, obj));
+            errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         }
         errors
     }

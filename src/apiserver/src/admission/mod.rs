@@ -1,11 +1,16 @@
 //! Admission: what changes or refuses a write after it was authorised. Built-in plugins, upstream's
 //! names and order; every one is a function of the request and the object.
 
+mod certificate;
+mod limit_range;
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
+pub(crate) mod quota;
 mod service_account;
 mod storage;
+pub(crate) mod webhook;
 
 use std::sync::Arc;
 
@@ -15,7 +20,20 @@ use kedge_api::status::Status;
 use serde_json::Value;
 
 use crate::authn::User;
+use crate::cache::Stored;
 use crate::state::State;
+
+/// The cached objects of one resource in one namespace.
+pub(crate) fn objects_in(state: &State, storage_key: &str, namespace: &str) -> Vec<Arc<Stored>> {
+    let prefix = format!("{namespace}/");
+    let objects = state.cache.bucket(storage_key).objects();
+    objects
+        .range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(Arc::<str>::from(prefix.as_str())..)
+        .map(|(_, stored)| stored)
+        .take_while(|stored| stored.key.starts_with(&prefix))
+        .cloned()
+        .collect()
+}
 
 /// What is being done to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +41,17 @@ pub(crate) enum Operation {
     Create,
     Update,
     Delete,
+}
+
+impl Operation {
+    /// As webhooks and policies name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
 }
 
 /// A write on its way to the store.
@@ -35,6 +64,7 @@ pub(crate) struct Request<'a> {
     pub(crate) name: &'a str,
     pub(crate) operation: Operation,
     pub(crate) old: Option<&'a Value>,
+    pub(crate) dry_run: bool,
 }
 
 impl Request<'_> {
@@ -59,7 +89,6 @@ pub(crate) async fn mutate(
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
     namespace::exists(request).await?;
-    let _ = warnings;
     if request.is("", "pods") && request.operation == Operation::Create {
         service_account::mutate(request, value)?;
         pod::mutate(request, value)?;
@@ -67,7 +96,14 @@ pub(crate) async fn mutate(
     if request.is("", "nodes") && request.operation == Operation::Create {
         node::taint_new(value);
     }
+    limit_range::mutate(request, value)?;
     storage::mutate(request, value)?;
+    if webhook::mutate(request, value, warnings).await? {
+        // Containers that a webhook has added get the namespace's defaults too.
+        limit_range::mutate(request, value)?;
+    }
+    // Last: no webhook may ask in another's name.
+    certificate::mutate(request, value);
     Ok(())
 }
 
@@ -77,8 +113,11 @@ pub(crate) async fn validate(
     value: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let _ = warnings;
     namespace::validate(request)?;
     node::restrict(request, value)?;
-    crate::authz::escalation(request, value)
+    crate::authz::escalation(request, value)?;
+    certificate::validate(request, value)?;
+    limit_range::validate(request, value)?;
+    pod_security::validate(request, value, warnings)?;
+    webhook::validate(request, value, warnings).await
 }

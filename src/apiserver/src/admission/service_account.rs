@@ -51,7 +51,9 @@ fn mount_token(pod: &mut Value) {
     let volume = format!("kube-api-access-{}", object::name_suffix());
     let mut used = false;
     for kind in ["initContainers", "containers"] {
-        for container in pod["spec"][kind].as_array_mut().into_iter().flatten() {
+        // An index would leave a null behind where there is no such list.
+        let list = pod.pointer_mut(&format!("/spec/{kind}")).and_then(Value::as_array_mut);
+        for container in list.into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if !mounts.is_array() {
                 *mounts = json!([]);

@@ -46,12 +46,22 @@ async fn run(state: &Arc<State>) -> Result<(), Status> {
     for wanted in roles::objects() {
         reconcile(state, wanted).await?;
     }
-    ensure(
+    let mut data = json!({ "client-ca-file": state.config.cluster_ca });
+    if let Some(front) = &state.config.front_proxy {
+        data["requestheader-client-ca-file"] = json!(front.ca);
+        data["requestheader-allowed-names"] = json!("[\"front-proxy-client\"]");
+        data["requestheader-username-headers"] = json!("[\"X-Remote-User\"]");
+        data["requestheader-uid-headers"] = json!("[\"X-Remote-Uid\"]");
+        data["requestheader-group-headers"] = json!("[\"X-Remote-Group\"]");
+        data["requestheader-extra-headers-prefix"] = json!("[\"X-Remote-Extra-\"]");
+    }
+    // Written at every start: the authorities may have been renewed.
+    write(
         state,
         json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
-            "data": { "client-ca-file": state.config.cluster_ca },
+            "data": data,
         }),
     )
     .await?;

@@ -55,6 +55,10 @@ impl Creation<'_> {
         options: &WriteOptions,
     ) -> Result<(Bytes, Vec<String>), Status> {
         let resource = self.resource;
+        if resource.custom && !resource.has_verb("create") {
+            // Server-side apply creates too.
+            return Err(Status::method_not_supported(&resource.group_resource(), "create"));
+        }
         set_namespace(resource, namespace, &mut value)?;
         if !object::resource_version(&value).is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
@@ -79,7 +83,11 @@ impl Creation<'_> {
             match self.attempt(namespace, attempt, options).await {
                 // An address or port that the server chose was taken meanwhile: it chooses again.
                 Ok(None) if tries > 0 => {}
-                Ok(None) => return Err(Status::internal("failed to allocate an address or port, try again")),
+                Ok(None) => {
+                    return Err(Status::internal(
+                        "failed to allocate an address, a port or quota, try again",
+                    ));
+                }
                 Ok(Some(done)) => return Ok(done),
                 Err(status) if status.reason == "AlreadyExists" && generated && tries > 0 => {}
                 Err(mut status) if status.reason == "AlreadyExists" && generated => {
@@ -113,6 +121,7 @@ impl Creation<'_> {
             name: &name,
             operation: Operation::Create,
             old: None,
+            dry_run: options.dry_run,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
         drop_server_fields(&mut value);
@@ -125,6 +134,7 @@ impl Creation<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        let charges = admission::quota::charge(&request, &value).await?;
         let manager = options.manager(resource, "");
         if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
@@ -141,13 +151,18 @@ impl Creation<'_> {
         let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
         let mut ops = vec![Op::Put { key: key.clone(), value: stored.clone() }];
         claims.add_to(&mut conditions, &mut ops);
+        charges.add_to(&mut conditions, &mut ops);
         let txn = Txn { conditions, ops, lazy: is_lazy(resource) };
         match state.store.commit(txn).await {
             Ok(revision) => Ok(Some((encode::spliced(&stored, revision), warnings))),
             Err(CommitError::Conflict { key: at, .. }) if at == key => {
                 Err(Status::already_exists(&resource.group_resource(), &name))
             }
-            Err(CommitError::Conflict { key: at, .. }) if claims.may_choose_again(&at) => Ok(None),
+            Err(CommitError::Conflict { key: at, .. })
+                if claims.may_choose_again(&at) || charges.has(&at) =>
+            {
+                Ok(None)
+            }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
             Err(error) => Err(commit_failed(&error)),
         }

@@ -18,6 +18,7 @@ use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::claims;
+use crate::crd;
 use crate::encode;
 use crate::respond;
 use crate::state::State;
@@ -126,6 +127,7 @@ impl Deletion<'_> {
                 name,
                 operation: Operation::Delete,
                 old: Some(&old),
+                dry_run: options.is_dry_run(),
             };
             admission::validate(&request, &old, &mut Vec::new()).await?;
             let mut value = old.clone();
@@ -183,6 +185,9 @@ fn mark(resource: &Resource, value: &mut Value, options: &DeleteOptions) -> Resu
     let was_deleting = value["metadata"]["deletionTimestamp"].is_string();
     let grace = grace_period(resource, value, options);
     set_finalizers(value, options);
+    if crd::is_definition(resource) && !was_deleting {
+        crd::mark_deleted(value);
+    }
     let held = value["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
         || (is_namespace(resource)
             && value["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()));

@@ -46,7 +46,7 @@ pub(crate) fn present(context: &Context, code: StatusCode, bytes: &Bytes) -> Res
 
 /// The object's bytes in the requested version: the stored ones wherever that is the same.
 pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Status> {
-    if !resource.converts() {
+    if !resource.converts() || resource.is_current(bytes) {
         return Ok(bytes.clone());
     }
     Ok(resource.from_storage(parse(bytes)?)?.to_string().into())

@@ -165,6 +165,7 @@ impl Change<'_> {
             name,
             operation: Operation::Update,
             old: Some(old),
+            dry_run: options.dry_run,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
         let part = self.target.subresource();
@@ -183,6 +184,7 @@ impl Change<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        let charges = admission::quota::charge(&request, &value).await?;
         if !edited.managed {
             let manager = options.manager(resource, self.target.subresource());
             managed::track_update(&resource.schema, Some(old), &mut value, &manager);
@@ -207,9 +209,14 @@ impl Change<'_> {
             claims = claims::release(state, resource, &value);
         }
         claims.add_to(&mut conditions, &mut ops);
+        if !gone {
+            charges.add_to(&mut conditions, &mut ops);
+        }
         match state.store.commit(Txn { conditions, ops, lazy: is_lazy(resource) && !gone }).await {
             Ok(revision) => Ok(Some((encode::spliced(&fresh, revision), warnings))),
-            Err(CommitError::Conflict { key: at, .. }) if at == key || claims.may_choose_again(&at) => {
+            Err(CommitError::Conflict { key: at, .. })
+                if at == key || claims.may_choose_again(&at) || charges.has(&at) =>
+            {
                 Ok(None)
             }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),

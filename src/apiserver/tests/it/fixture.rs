@@ -1,9 +1,11 @@
 //! An API server on a store of its own in a temporary folder.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use kedge_apiserver::{ApiServer, Config, User};
+use kedge_apiserver::{ApiServer, Config, FrontProxy, User};
 use kedge_base::Tasks;
 use kedge_cluster::{Leaf, NodeIdentity, Pki};
 use kedge_store::Store;
@@ -14,6 +16,7 @@ use tower::ServiceExt as _;
 pub(crate) struct Fixture {
     pub(crate) server: ApiServer,
     tasks: Tasks,
+    serving: Arc<rustls::ServerConfig>,
     _dir: TempDir,
 }
 
@@ -36,23 +39,65 @@ impl Fixture {
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             service_account_key: pki.service_account_key_pem().to_owned(),
             cluster_ca: pki.ca_pem().to_owned(),
+            front_proxy: Some(FrontProxy {
+                client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem()).expect("TLS"),
+                ca: pki.front_proxy_ca_pem().to_owned(),
+            }),
             service_range: ([10, 96, 0, 0].into(), 24),
             node_ports: (30000, 30100),
             event_ttl_seconds: 3600,
         };
         let store = kedge_store::Config::new(dir.path().join("store"));
+        let serving = pki.server_config(Leaf::Apiserver, None).expect("TLS");
         let prepared = ApiServer::prepare(config).await.expect("a free port");
         let store = Store::open(store, prepared.observer(), &tasks).await.expect("the store opens");
         let server = prepared.start(store, &tasks);
         server.ready().await;
         let addresses = tokio::sync::watch::Sender::new(vec![[127, 0, 0, 1].into()]);
         server.lead(addresses.subscribe(), &tasks);
-        Self { server, tasks, _dir: dir }
+        Self { server, tasks, serving, _dir: dir }
     }
 
     pub(crate) async fn stop(self) {
         let late = self.tasks.shutdown(std::time::Duration::from_secs(60)).await;
         assert!(late.is_empty(), "still running: {late:?}");
+    }
+
+    /// Another HTTPS server on this machine, with a certificate of the cluster's for 127.0.0.1. The
+    /// answer is JSON. Returns its port.
+    pub(crate) async fn neighbour<F>(&self, answer: F) -> u16
+    where
+        F: Fn(http::request::Parts, Value) -> Value + Clone + Send + Sync + 'static,
+    {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("listen");
+        let port = listener.local_addr().expect("address").port();
+        let acceptor = tokio_rustls::TlsAcceptor::from(self.serving.clone());
+        let connections = self.tasks.child("neighbour");
+        self.tasks.spawn_until_stopped("neighbour", async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, answer) = (acceptor.clone(), answer.clone());
+                connections.spawn_until_stopped("connection", async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let service =
+                        hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                            let answer = answer.clone();
+                            async move {
+                                let (parts, body) = request.into_parts();
+                                let bytes = body.collect().await?.to_bytes();
+                                let body = serde_json::from_slice(&bytes).unwrap_or_default();
+                                let text = answer(parts, body).to_string();
+                                Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(
+                                    bytes::Bytes::from(text),
+                                )))
+                            }
+                        });
+                    let stream = hyper_util::rt::TokioIo::new(stream);
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
+                });
+            }
+        });
+        port
     }
 
     pub(crate) fn admin(&self) -> Client {

@@ -1,5 +1,8 @@
 //! The API server as a client sees it: the real router, watch cache and store, without sockets.
 
+mod admission;
+mod custom;
 mod fixture;
 mod reads;
+mod remote;
 mod writes;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use http_body_util::BodyExt as _;
-use kedge_apiserver::ApiServer;
+use kedge_apiserver::{ApiServer, FrontProxy};
 use kedge_base::{Backoff, Tasks};
 use kedge_cluster::{
     Admitted, ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, NodeFacts, NodeId, PeerIdentity, Pki,
@@ -127,6 +127,10 @@ fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<
         listen: SocketAddr::new(config.bind_address, config.port),
         tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
         kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
+        front_proxy: Some(FrontProxy {
+            client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem())?,
+            ca: pki.front_proxy_ca_pem().to_owned(),
+        }),
         advertise_address: node_ip,
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         service_account_key: pki.service_account_key_pem().to_owned(),

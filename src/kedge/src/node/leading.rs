@@ -5,13 +5,14 @@
 //! time). That is as safe as with leases: every write names the version of what it read.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kedge_apiserver::{ApiServer, User};
 use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
-use kedge_cluster::Registry;
+use kedge_cluster::{Pki, Registry, Signer};
 use kedge_store::Status;
 use kube::api::{Api, DeleteParams};
 use tokio::sync::watch;
@@ -94,6 +95,23 @@ impl Leading {
         kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, term)?;
         self.board.ready("scheduler");
         Ok(())
+    }
+}
+
+/// Signs with the cluster's authority what the certificate controller has approved.
+#[derive(Debug)]
+pub(crate) struct ClusterSigner(pub(crate) Arc<Pki>);
+
+impl kedge_controllers::Signer for ClusterSigner {
+    fn sign(
+        &self,
+        csr_pem: &str,
+        signer_name: &str,
+        usages: &[String],
+        lifetime: Duration,
+    ) -> Result<String, kedge_controllers::SignerError> {
+        let signer = Signer::from_name(signer_name).ok_or("this cluster has no such signer")?;
+        Ok(self.0.sign(signer, csr_pem, usages, Some(lifetime))?)
     }
 }
 

@@ -1,0 +1,637 @@
+//! CustomResourceDefinition: names, versions and structural schemas
+//! (`apiextensions-apiserver/pkg/apis/apiextensions/validation`, `pkg/apiserver/schema`).
+
+use serde_json::{Map, Value, json};
+
+use super::meta::immutable;
+use super::util::{list, one_of, put, put_str, spec, text};
+use crate::field::{FieldError, index, join, key};
+use crate::names;
+use crate::object;
+use crate::schema::{SchemaRef, validate_schema};
+
+pub(super) fn default(obj: &mut Value) {
+    let Some(s) = spec(obj) else { return };
+    let names = object::object_entry(s, "names");
+    if let Some(kind) = names.get("kind").and_then(Value::as_str).map(str::to_string) {
+        put_str(names, "singular", &kind.to_lowercase());
+        put_str(names, "listKind", &format!("{kind}List"));
+    }
+    let conversion = object::object_entry(s, "conversion");
+    put_str(conversion, "strategy", "None");
+    if let Some(service) = conversion
+        .get_mut("webhook")
+        .and_then(|w| w.get_mut("clientConfig"))
+        .and_then(|c| c.get_mut("service"))
+        .and_then(Value::as_object_mut)
+    {
+        put(service, "port", 443);
+    }
+}
+
+fn storage_version(obj: &Value) -> Option<&str> {
+    list(&obj["spec"], "versions").iter().find(|v| v["storage"] == true)?["name"].as_str()
+}
+
+/// The version that objects will be stored in is remembered from the first day.
+pub(super) fn create(obj: &mut Value) {
+    let stored = storage_version(obj).map(str::to_owned);
+    obj["status"]["storedVersions"] = json!(stored.into_iter().collect::<Vec<_>>());
+}
+
+/// A new storage version joins the old ones until somebody has rewritten all objects.
+pub(super) fn update(obj: &mut Value, _old: &Value) {
+    let Some(version) = storage_version(obj).map(str::to_owned) else { return };
+    let mut stored = obj["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
+    if !stored.iter().any(|known| *known == version) {
+        stored.push(json!(version));
+        obj["status"]["storedVersions"] = json!(stored);
+    }
+}
+
+pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    let (group, names) = (text(s, "group"), &s["names"]);
+    let plural = text(names, "plural");
+    if object::name(obj) != format!("{plural}.{group}") {
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            object::name(obj),
+            "must be spec.names.plural+\".\"+spec.group",
+        ));
+    }
+    errors.extend(
+        names::dns1123_subdomain(group).into_iter().map(|m| FieldError::invalid("spec.group", group, m)),
+    );
+    if group.split('.').count() < 2 {
+        errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
+    }
+    approved(obj, group, errors);
+    one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
+    if s["preserveUnknownFields"] == true {
+        errors.push(FieldError::invalid(
+            "spec.preserveUnknownFields",
+            true,
+            "must be false in order to use defaults in the schema",
+        ));
+    }
+    if s["conversion"]["strategy"] == "Webhook" {
+        errors.push(FieldError::not_supported("spec.conversion.strategy", "Webhook", &["None"]));
+    } else {
+        one_of(&s["conversion"], "strategy", "spec.conversion", &["None"], errors);
+    }
+    for field in ["plural", "singular", "kind", "listKind"] {
+        let name = text(names, field);
+        errors.extend(
+            names::dns1035_label(&name.to_lowercase())
+                .into_iter()
+                .map(|m| FieldError::invalid(format!("spec.names.{field}"), name, m)),
+        );
+    }
+    if !text(names, "kind").is_empty() && names["kind"] == names["listKind"] {
+        errors.push(FieldError::invalid(
+            "spec.names.listKind",
+            text(names, "listKind"),
+            "kind and listKind may not be the same",
+        ));
+    }
+    for field in ["shortNames", "categories"] {
+        for (i, name) in list(names, field).iter().enumerate() {
+            let name = name.as_str().unwrap_or_default();
+            let path = index(&format!("spec.names.{field}"), i);
+            errors.extend(
+                names::dns1035_label(name).into_iter().map(|m| FieldError::invalid(path.clone(), name, m)),
+            );
+        }
+    }
+    versions(s, errors);
+}
+
+/// Groups of Kubernetes itself are not for everybody (KEP-1111).
+fn approved(obj: &Value, group: &str, errors: &mut Vec<FieldError>) {
+    const ANNOTATION: &str = "api-approved.kubernetes.io";
+    let ours = |suffix: &str| group == suffix || group.ends_with(&format!(".{suffix}"));
+    if !(ours("k8s.io") || ours("kubernetes.io")) {
+        return;
+    }
+    let path = key("metadata.annotations", ANNOTATION);
+    match object::annotation(obj, ANNOTATION).unwrap_or_default() {
+        "" => errors.push(FieldError::required(
+            path,
+            format!(
+                "protected groups must have approval annotation {ANNOTATION:?}, see https://github.com/kubernetes/enhancements/pull/1111"
+            ),
+        )),
+        text if text.starts_with("unapproved") || text.starts_with("https://") => {}
+        text => errors.push(FieldError::invalid(
+            path,
+            text,
+            "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111",
+        )),
+    }
+}
+
+fn versions(s: &Value, errors: &mut Vec<FieldError>) {
+    let versions = list(s, "versions");
+    let mut seen = std::collections::HashSet::new();
+    let mut stored = 0;
+    for (i, v) in versions.iter().enumerate() {
+        let at = index("spec.versions", i);
+        let name = text(v, "name");
+        errors.extend(
+            names::dns1035_label(name)
+                .into_iter()
+                .map(|m| FieldError::invalid(format!("{at}.name"), name, m)),
+        );
+        if !seen.insert(name) {
+            errors.push(FieldError::invalid(
+                "spec.versions",
+                Value::Array(versions.to_vec()),
+                "must contain unique version names",
+            ));
+        }
+        stored += usize::from(v["storage"] == true);
+        let path = format!("{at}.schema.openAPIV3Schema");
+        let schema = object::get(v, "/schema/openAPIV3Schema");
+        if !schema.is_object() {
+            errors.push(FieldError::required(path, "schemas are required"));
+            continue;
+        }
+        let before = errors.len();
+        structural(schema, &path, errors);
+        if errors.len() == before {
+            compiles(schema, &path, errors);
+        }
+        for (j, column) in list(v, "additionalPrinterColumns").iter().enumerate() {
+            column_of(column, &format!("{at}.additionalPrinterColumns[{j}]"), errors);
+        }
+        paths_of(v, &at, errors);
+    }
+    if stored != 1 {
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            Value::Array(versions.to_vec()),
+            "must have exactly one version marked as storage version",
+        ));
+    }
+}
+
+fn compiles(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    match SchemaRef::from_openapi(schema) {
+        Err(error) => errors.push(FieldError::invalid(path, Value::Null, error.to_string())),
+        Ok(schema) => defaults_fit(&schema, schema.id(), path, &mut Vec::new(), errors),
+    }
+}
+
+/// A default that its own schema refuses would make every object invalid.
+fn defaults_fit(schema: &SchemaRef, id: u32, path: &str, seen: &mut Vec<u32>, errors: &mut Vec<FieldError>) {
+    if seen.contains(&id) {
+        return;
+    }
+    seen.push(id);
+    let at = schema.at(id);
+    let node = at.node();
+    if let Some(default) = node.limits.as_ref().and_then(|limits| limits.default.as_ref()) {
+        for mut error in validate_schema(&at, default) {
+            error.path = join(&format!("{path}.default"), &error.path);
+            errors.push(error);
+        }
+    }
+    for field in &node.fields {
+        if !schema.set().node(field.node).name.is_empty() {
+            continue;
+        }
+        defaults_fit(schema, field.node, &format!("{path}.properties[{}]", field.name), seen, errors);
+    }
+    if let Some(item) = node.item {
+        defaults_fit(schema, item, &format!("{path}.items"), seen, errors);
+    }
+}
+
+fn column_of(column: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let kinds = ["boolean", "date", "integer", "number", "string"];
+    if text(column, "name").is_empty() {
+        errors.push(FieldError::required(format!("{path}.name"), ""));
+    }
+    match text(column, "type") {
+        "" => errors.push(FieldError::required(
+            format!("{path}.type"),
+            format!("must be one of {}", kinds.join(",")),
+        )),
+        kind if !kinds.contains(&kind) => errors.push(FieldError::invalid(
+            format!("{path}.type"),
+            kind,
+            format!("must be one of {}", kinds.join(",")),
+        )),
+        _ => {}
+    }
+    match text(column, "jsonPath") {
+        "" => errors.push(FieldError::required(format!("{path}.JSONPath"), "")),
+        text => {
+            if let Err(error) = crate::table::JsonPath::parse(text) {
+                errors.push(FieldError::invalid(format!("{path}.JSONPath"), text, error.to_string()));
+            }
+        }
+    }
+}
+
+/// Where `scale` and field selectors look.
+fn paths_of(version: &Value, at: &str, errors: &mut Vec<FieldError>) {
+    let scale = &version["subresources"]["scale"];
+    if scale.is_object() {
+        for (field, root) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
+            let path = format!("{at}.subresources.scale.{field}");
+            match text(scale, field) {
+                "" => errors.push(FieldError::required(path, "")),
+                text if !simple(text) => errors.push(not_simple(&path, text)),
+                text if !text.starts_with(root) => errors.push(FieldError::invalid(
+                    path,
+                    text,
+                    format!("should be a json path under {}", root.trim_end_matches('.')),
+                )),
+                _ => {}
+            }
+        }
+        let selector = text(scale, "labelSelectorPath");
+        let path = format!("{at}.subresources.scale.labelSelectorPath");
+        if !selector.is_empty() && !simple(selector) {
+            errors.push(not_simple(&path, selector));
+        } else if !(selector.is_empty() || selector.starts_with(".spec.") || selector.starts_with(".status."))
+        {
+            errors.push(FieldError::invalid(
+                path,
+                selector,
+                "should be a json path under either .status or .spec",
+            ));
+        }
+    }
+    let fields = list(version, "selectableFields");
+    if fields.len() > 8 {
+        errors.push(FieldError::too_many(format!("{at}.selectableFields"), fields.len(), 8));
+    }
+    for (i, field) in fields.iter().enumerate() {
+        let path = format!("{at}.selectableFields[{i}].jsonPath");
+        match text(field, "jsonPath") {
+            "" => errors.push(FieldError::required(path, "")),
+            text if !simple(text) => {
+                errors.push(FieldError::invalid(path, text, "is an invalid path: must be a simple path"));
+            }
+            text if text.starts_with(".metadata") => {
+                errors.push(FieldError::invalid(path, text, "must not point to fields in metadata"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn not_simple(path: &str, text: &str) -> FieldError {
+    FieldError::invalid(path, text, "should be a json path without array notation")
+}
+
+/// `.spec.replicas`: no lists, no expressions.
+fn simple(path: &str) -> bool {
+    path.strip_prefix('.').is_some_and(|rest| {
+        rest.split('.').all(|part| !part.is_empty() && !part.contains(['[', ']', '*', '\'', '"']))
+    })
+}
+
+/// What a schema may not have anywhere.
+const UNSUPPORTED: [&str; 5] = ["$ref", "definitions", "dependencies", "patternProperties", "id"];
+/// What a value validation (below `allOf` and the like) may not say.
+const STRUCTURE: [&str; 12] = [
+    "type",
+    "title",
+    "description",
+    "default",
+    "nullable",
+    "additionalProperties",
+    "x-kubernetes-preserve-unknown-fields",
+    "x-kubernetes-embedded-resource",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-map-type",
+];
+
+fn structural(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    match text(schema, "type") {
+        "" => errors.push(FieldError::required(format!("{path}.type"), "must not be empty at the root")),
+        "object" => {}
+        other => {
+            errors.push(FieldError::invalid(format!("{path}.type"), other, "must be object at the root"));
+        }
+    }
+    if let Some(metadata) = schema["properties"]["metadata"].as_object() {
+        let at = format!("{path}.properties[metadata]");
+        let extra = metadata.keys().any(|key| !matches!(key.as_str(), "type" | "properties" | "description"))
+            || metadata.get("properties").and_then(Value::as_object).is_some_and(|properties| {
+                properties.keys().any(|key| !matches!(key.as_str(), "name" | "generateName"))
+            });
+        if extra {
+            errors.push(FieldError::forbidden(
+                at,
+                "must not specify anything other than name and generateName, but metadata is implicitly specified",
+            ));
+        }
+    }
+    walk(schema, path, "", errors, 0);
+}
+
+/// `role` says in the message what kind of place lacks its type; empty at the root.
+fn walk(schema: &Value, path: &str, role: &str, errors: &mut Vec<FieldError>, depth: usize) {
+    let Some(map) = schema.as_object() else {
+        errors.push(FieldError::invalid(path, schema.clone(), "must be an object"));
+        return;
+    };
+    // The compiler of schemas refuses what is deeper.
+    if depth > 100 {
+        return;
+    }
+    let flag = |name: &str| map.get(name) == Some(&Value::Bool(true));
+    let preserve = flag("x-kubernetes-preserve-unknown-fields");
+    let int_or_string = flag("x-kubernetes-int-or-string");
+    let kind = text(schema, "type");
+    for name in UNSUPPORTED.iter().filter(|name| map.contains_key(**name)) {
+        errors.push(FieldError::forbidden(join(path, name), format!("{name} is not supported")));
+    }
+    if flag("uniqueItems") {
+        errors.push(FieldError::forbidden(
+            format!("{path}.uniqueItems"),
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+        ));
+    }
+    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
+        errors.push(FieldError::invalid(
+            format!("{path}.x-kubernetes-preserve-unknown-fields"),
+            false,
+            "must be true or undefined",
+        ));
+    }
+    if kind.is_empty() && !role.is_empty() && !preserve && !int_or_string {
+        errors.push(FieldError::required(
+            format!("{path}.type"),
+            format!("must not be empty for specified {role}"),
+        ));
+    }
+    if int_or_string && !kind.is_empty() {
+        errors.push(FieldError::forbidden(
+            format!("{path}.type"),
+            "must be empty if x-kubernetes-int-or-string is true",
+        ));
+    }
+    if flag("x-kubernetes-embedded-resource") && kind != "object" {
+        errors.push(FieldError::invalid(
+            format!("{path}.type"),
+            kind,
+            "must be object if x-kubernetes-embedded-resource is true",
+        ));
+    }
+    let additional = map.get("additionalProperties");
+    if map.contains_key("properties") && additional.is_some_and(|value| *value != false) {
+        errors.push(FieldError::forbidden(
+            format!("{path}.additionalProperties"),
+            "additionalProperties and properties are mutual exclusive",
+        ));
+    }
+    if additional == Some(&Value::Bool(false)) {
+        errors.push(FieldError::forbidden(
+            format!("{path}.additionalProperties"),
+            "additionalProperties cannot be set to false",
+        ));
+    }
+    for (name, sub) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let implied = role.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata");
+        let role = if implied { "" } else { "object fields" };
+        walk(sub, &format!("{path}.properties[{name}]"), role, errors, depth + 1);
+    }
+    if let Some(values @ Value::Object(_)) = additional {
+        walk(values, &format!("{path}.additionalProperties"), "object fields", errors, depth + 1);
+    }
+    match map.get("items") {
+        Some(Value::Array(_)) => errors.push(FieldError::forbidden(
+            format!("{path}.items"),
+            "items must be a schema object and not an array",
+        )),
+        Some(items) => walk(items, &format!("{path}.items"), "array items", errors, depth + 1),
+        None if kind == "array" => {
+            errors.push(FieldError::required(format!("{path}.items"), "must be specified"));
+        }
+        None => {}
+    }
+    list_type(schema, path, errors);
+    for field in ["allOf", "anyOf", "oneOf"] {
+        for (i, sub) in list(schema, field).iter().enumerate() {
+            value_validation(sub, &format!("{path}.{field}[{i}]"), int_or_string, errors, depth + 1);
+        }
+    }
+    if let Some(not) = map.get("not") {
+        value_validation(not, &format!("{path}.not"), false, errors, depth + 1);
+    }
+}
+
+fn list_type(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let list_type = text(schema, "x-kubernetes-list-type");
+    if !matches!(list_type, "" | "atomic" | "set" | "map") {
+        errors.push(FieldError::not_supported(
+            format!("{path}.x-kubernetes-list-type"),
+            list_type,
+            &["atomic", "set", "map"],
+        ));
+    }
+    if !list_type.is_empty() && text(schema, "type") != "array" {
+        errors.push(FieldError::invalid(
+            format!("{path}.type"),
+            text(schema, "type"),
+            "must be array if x-kubernetes-list-type is specified",
+        ));
+    }
+    let keys = list(schema, "x-kubernetes-list-map-keys");
+    let at = format!("{path}.x-kubernetes-list-map-keys");
+    if list_type != "map" {
+        if !keys.is_empty() {
+            errors.push(FieldError::invalid(
+                format!("{path}.x-kubernetes-list-type"),
+                list_type,
+                "must be map if x-kubernetes-list-map-keys is non-empty",
+            ));
+        }
+        return;
+    }
+    if keys.is_empty() {
+        errors.push(FieldError::required(at, "must not be empty if x-kubernetes-list-type is map"));
+        return;
+    }
+    let items = &schema["items"];
+    for (i, name) in keys.iter().enumerate() {
+        let name = name.as_str().unwrap_or_default();
+        let property = &items["properties"][name];
+        if property.is_null() {
+            errors.push(FieldError::invalid(
+                index(&at, i),
+                name,
+                "entries must all be names of item properties",
+            ));
+        } else if property["default"].is_null() && !list(items, "required").iter().any(|own| own == name) {
+            errors.push(FieldError::required(
+                format!("{path}.items.properties[{name}].default"),
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+            ));
+        }
+    }
+}
+
+fn value_validation(
+    schema: &Value,
+    path: &str,
+    int_or_string: bool,
+    errors: &mut Vec<FieldError>,
+    depth: usize,
+) {
+    let Some(map) = schema.as_object() else { return };
+    if depth > 100 {
+        return;
+    }
+    let allowed = |map: &Map<String, Value>, name: &str| {
+        // The one pattern with types that upstream lets pass.
+        int_or_string && name == "type" && matches!(map[name].as_str(), Some("integer" | "string"))
+    };
+    for name in STRUCTURE.iter().filter(|name| map.contains_key(**name) && !allowed(map, name)) {
+        errors.push(FieldError::forbidden(join(path, name), "must be empty to be structural"));
+    }
+    for (name, sub) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        value_validation(sub, &format!("{path}.properties[{name}]"), false, errors, depth + 1);
+    }
+    if let Some(items) = map.get("items") {
+        value_validation(items, &format!("{path}.items"), false, errors, depth + 1);
+    }
+    for field in ["allOf", "anyOf", "oneOf"] {
+        for (i, sub) in list(schema, field).iter().enumerate() {
+            let inner = int_or_string && field != "oneOf";
+            value_validation(sub, &format!("{path}.{field}[{i}]"), inner, errors, depth + 1);
+        }
+    }
+}
+
+pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable(new, old, "/spec/group", errors);
+    let established = old["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Established" && c["status"] == "True");
+    if established {
+        immutable(new, old, "/spec/scope", errors);
+        immutable(new, old, "/spec/names/kind", errors);
+    }
+    immutable(new, old, "/spec/names/plural", errors);
+    let known: Vec<&str> = list(&new["spec"], "versions").iter().map(|v| text(v, "name")).collect();
+    for (i, stored) in list(&new["status"], "storedVersions").iter().enumerate() {
+        let stored = stored.as_str().unwrap_or_default();
+        if !known.contains(&stored) {
+            errors.push(FieldError::invalid(
+                index("status.storedVersions", i),
+                stored,
+                format!("missing from spec.versions; {stored} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {stored} and removes {stored} from status.storedVersions"),
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(schema: Value) -> Vec<String> {
+        let mut errors = Vec::new();
+        structural(&schema, "s", &mut errors);
+        if errors.is_empty() {
+            compiles(&schema, "s", &mut errors);
+        }
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn structural_schemas() {
+        let spec = |spec: Value| json!({"type": "object", "properties": {"spec": spec}});
+        let cases = [
+            (json!({}), "s.type: Required value: must not be empty at the root"),
+            (
+                spec(json!({"properties": {}})),
+                "s.properties[spec].type: Required value: must not be empty for specified object fields",
+            ),
+            (spec(json!({"type": "array"})), "s.properties[spec].items: Required value: must be specified"),
+            (
+                spec(json!({"type": "object", "$ref": "x"})),
+                "s.properties[spec].$ref: Forbidden: $ref is not supported",
+            ),
+            (
+                spec(json!({"type": "object", "properties": {}, "additionalProperties": {"type": "string"}})),
+                "s.properties[spec].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
+            ),
+            (
+                spec(json!({"type": "object", "anyOf": [{"type": "object"}]})),
+                "s.properties[spec].anyOf[0].type: Forbidden: must be empty to be structural",
+            ),
+            (
+                spec(
+                    json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["a"],
+                    "items": {"type": "object", "properties": {"a": {"type": "string"}}}}),
+                ),
+                "s.properties[spec].items.properties[a].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+            ),
+            (
+                json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
+                "s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified",
+            ),
+        ];
+        for (schema, expected) in cases {
+            assert_eq!(errors(schema.clone()), [expected], "{schema}");
+        }
+        for schema in [
+            spec(
+                json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+            ),
+            spec(json!({"x-kubernetes-preserve-unknown-fields": true})),
+            spec(json!({"type": "integer", "minimum": 1, "default": 2})),
+        ] {
+            assert_eq!(errors(schema.clone()), [""; 0], "{schema}");
+        }
+        assert_eq!(errors(spec(json!({"type": "integer", "minimum": 3, "default": 2}))).len(), 1);
+    }
+
+    #[test]
+    fn definitions() {
+        let mut c = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "things", "kind": "Thing"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+        let paths = |c: &Value| {
+            let mut errors = Vec::new();
+            validate(c, &mut errors);
+            errors.into_iter().map(|e| e.path).collect::<Vec<_>>()
+        };
+        default(&mut c);
+        assert_eq!(c["spec"]["names"]["listKind"], "ThingList");
+        assert_eq!(paths(&c), [""; 0]);
+        c["metadata"]["name"] = json!("x");
+        c["spec"]["versions"][0]["storage"] = json!(false);
+        c["spec"]["conversion"]["strategy"] = json!("Webhook");
+        assert_eq!(paths(&c), ["metadata.name", "spec.conversion.strategy", "spec.versions"]);
+        c["spec"]["group"] = json!("things.k8s.io");
+        assert!(paths(&c).contains(&"metadata.annotations[api-approved.kubernetes.io]".to_owned()));
+    }
+
+    #[test]
+    fn stored_versions_are_remembered() {
+        let mut crd =
+            json!({"spec": {"versions": [{"name": "v1", "storage": true}, {"name": "v2"}]}, "status": {}});
+        create(&mut crd);
+        assert_eq!(crd["status"]["storedVersions"], json!(["v1"]));
+        let old = crd.clone();
+        crd["spec"]["versions"] = json!([{"name": "v2", "storage": true}]);
+        update(&mut crd, &old);
+        assert_eq!(crd["status"]["storedVersions"], json!(["v1", "v2"]));
+        let mut found = Vec::new();
+        validate_update(&crd, &old, &mut found);
+        assert_eq!(found[0].path, "status.storedVersions[0]");
+    }
+}

@@ -1,0 +1,230 @@
+//! API aggregation (`kube-aggregator`): whole groups that another server answers for. An APIService
+//! names the Service; requests go there with the user in the front proxy's headers.
+
+mod availability;
+mod discovery;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use axum::body::Body;
+use http::header::{AUTHORIZATION, CONNECTION, HeaderName, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use kedge_api::object;
+use kedge_api::status::Status;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+pub(crate) use availability::run as watch_availability;
+pub(crate) use discovery::{add_groups, aggregated_groups};
+
+use crate::authn::User;
+use crate::outbound::{self, Server};
+use crate::state::State;
+use crate::verbs::read;
+
+const SERVICES: &str = "apiservices.apiregistration.k8s.io";
+
+/// One APIService that is not answered here.
+pub(crate) struct Remote {
+    name: String,
+    group: String,
+    version: String,
+    group_priority: i64,
+    version_priority: i64,
+    available: bool,
+    server: Result<Server, String>,
+}
+
+/// The APIServices by group and version, as of a revision, and what their servers said they have.
+#[derive(Default)]
+pub(crate) struct Aggregation {
+    remotes: ArcSwap<(u64, BTreeMap<(String, String), Arc<Remote>>)>,
+    /// `APIResourceList` of each, by the APIService's name.
+    resources: Mutex<BTreeMap<String, Arc<Value>>>,
+}
+
+type Remotes = Arc<(u64, BTreeMap<(String, String), Arc<Remote>>)>;
+
+/// The remote APIs as of now; read again only after an APIService has changed.
+fn remotes(state: &State) -> Remotes {
+    let bucket = state.cache.bucket(SERVICES);
+    let version = *bucket.subscribe().borrow();
+    let current = state.aggregation.remotes.load_full();
+    if current.0 == version {
+        return current;
+    }
+    let mut found = BTreeMap::new();
+    for stored in bucket.objects().values() {
+        let Ok(service) = read::parse(&stored.bytes) else { continue };
+        let spec = &service["spec"];
+        if !spec["service"].is_object() {
+            continue;
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let remote = Remote {
+            name: object::name(&service).to_owned(),
+            group: text(&spec["group"]),
+            version: text(&spec["version"]),
+            group_priority: spec["groupPriorityMinimum"].as_i64().unwrap_or(0),
+            version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
+            available: kedge_api::crd::has_condition(&service, "Available"),
+            server: server(state, spec),
+        };
+        found.insert((remote.group.clone(), remote.version.clone()), Arc::new(remote));
+    }
+    state.aggregation.resources.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
+    let fresh = Arc::new((version, found));
+    state.aggregation.remotes.store(fresh.clone());
+    fresh
+}
+
+fn server(state: &State, spec: &Value) -> Result<Server, String> {
+    let service = &spec["service"];
+    let text = |field: &str| service[field].as_str().unwrap_or_default();
+    let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
+    let client = state.config.front_proxy.as_ref().map(|front| &*front.client);
+    let insecure = spec["insecureSkipTLSVerify"] == true;
+    let tls = outbound::tls(state, spec["caBundle"].as_str(), insecure, client)?;
+    Ok(Server::of_service(text("namespace"), text("name"), port, tls))
+}
+
+/// Who answers for a group and version, if that is somebody else.
+pub(crate) fn find(state: &State, group: &str, version: &str) -> Option<Arc<Remote>> {
+    if group.is_empty() {
+        return None;
+    }
+    let remotes = remotes(state);
+    if remotes.1.is_empty() {
+        return None;
+    }
+    remotes.1.get(&(group.to_owned(), version.to_owned())).cloned()
+}
+
+/// Passes a request on, as the user who sent it.
+pub(crate) async fn forward(
+    state: &Arc<State>,
+    remote: &Remote,
+    user: &User,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, Status> {
+    if !remote.available {
+        return Err(Status::service_unavailable("service unavailable"));
+    }
+    let failed =
+        |error: String| Status::service_unavailable(format!("error trying to reach service: {error}"));
+    let server = remote.server.as_ref().map_err(|error| failed(error.clone()))?;
+    let is_upgrade = request.headers().contains_key(UPGRADE);
+    let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let mut outgoing = Request::builder().method(parts.method).uri(path);
+    if let Some(headers) = outgoing.headers_mut() {
+        *headers = passed_on(&parts.headers, is_upgrade);
+        add_user(headers, user);
+    }
+    let outgoing = outgoing.body(body).map_err(|error| failed(error.to_string()))?;
+    let mut response = server.send(state, outgoing).await.map_err(failed)?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = client
+    {
+        let server = hyper::upgrade::on(&mut response);
+        state.tasks.spawn_until_stopped("aggregated stream", async move {
+            let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            // Either side may hang up at any time; that is how streams end.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        });
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *answer.headers_mut() = passed_on(response.headers(), true);
+        return Ok(answer);
+    }
+    let (parts, body) = response.into_parts();
+    let mut answer = Response::new(body);
+    *answer.status_mut() = parts.status;
+    *answer.headers_mut() = passed_on(&parts.headers, false);
+    Ok(answer)
+}
+
+/// The user in the front proxy's headers (`--requestheader-*` of the other server).
+fn add_user(headers: &mut HeaderMap, user: &User) {
+    let mut add = |name: &str, value: &str| {
+        // What cannot be a header cannot be said.
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
+        {
+            headers.append(name, value);
+        }
+    };
+    add("x-remote-user", &user.name);
+    if !user.uid.is_empty() {
+        add("x-remote-uid", &user.uid);
+    }
+    for group in &user.groups {
+        add("x-remote-group", group);
+    }
+    for (key, values) in &user.extra {
+        let key: String = key.bytes().map(escaped).collect();
+        for value in values {
+            add(&format!("x-remote-extra-{key}"), value);
+        }
+    }
+}
+
+/// Percent-encodes what a header's name may not have.
+fn escaped(byte: u8) -> String {
+    if byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte) {
+        char::from(byte).to_ascii_lowercase().to_string()
+    } else {
+        format!("%{byte:02x}")
+    }
+}
+
+/// The headers without those of one connection, those that identify the client to us, and those that
+/// only a front proxy may set.
+fn passed_on(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
+    let dropped = ["keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "host"];
+    let mut kept = HeaderMap::new();
+    for (name, value) in headers {
+        let text = name.as_str();
+        let connection = *name == CONNECTION || *name == UPGRADE;
+        let secret =
+            *name == AUTHORIZATION || text.starts_with("x-remote-") || text.starts_with("impersonate-");
+        if (connection && !is_upgrade) || secret || dropped.contains(&text) {
+            continue;
+        }
+        kept.append(name, value.clone());
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_front_proxy_says_who_the_user_is() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-remote-user", "eve"), ("authorization", "Bearer x"), ("accept", "a/b")] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let mut kept = passed_on(&headers, false);
+        let mut user = User::new("ann", ["team".to_owned()]);
+        user.extra.insert("example.com/a".to_owned(), vec!["1".to_owned()]);
+        add_user(&mut kept, &user);
+        let all: Vec<String> =
+            kept.iter().map(|(name, value)| format!("{name}={}", value.to_str().expect("text"))).collect();
+        assert_eq!(
+            all,
+            [
+                "accept=a/b",
+                "x-remote-user=ann",
+                "x-remote-group=team",
+                "x-remote-group=system:authenticated",
+                "x-remote-extra-example.com%2fa=1",
+            ]
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! How the API server reaches what is not part of it: admission webhooks and aggregated API servers,
+//! by URL or by Service, over TLS that is checked against the authority the user gave.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use base64::Engine as _;
+use http::header::HOST;
+use http::{HeaderValue, Request, Response};
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use kedge_api::object;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::state::State;
+use crate::verbs::read;
+
+/// A server that requests go to.
+#[derive(Clone)]
+pub(crate) struct Server {
+    /// What its certificate must be for: `name.namespace.svc`, or the URL's host.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) tls: Arc<ClientConfig>,
+    /// The Service to look up at each request; otherwise the host is asked itself.
+    pub(crate) service: Option<(String, String)>,
+}
+
+impl Server {
+    /// `namespace/name:port`
+    pub(crate) fn of_service(namespace: &str, name: &str, port: u16, tls: Arc<ClientConfig>) -> Self {
+        Self {
+            host: format!("{name}.{namespace}.svc"),
+            port,
+            tls,
+            service: Some((namespace.to_owned(), name.to_owned())),
+        }
+    }
+
+    /// The server of an `https` URL.
+    pub(crate) fn of_url(url: &str, tls: Arc<ClientConfig>) -> Result<(Self, String), String> {
+        let uri: http::Uri = url.parse().map_err(|error| format!("{url:?}: {error}"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(format!("{url:?}: 'https' is the only allowed URL scheme"));
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
+        Ok((Self { host, port: uri.port_u16().unwrap_or(443), tls, service: None }, path))
+    }
+
+    /// Sends one request over a connection of its own.
+    pub(crate) async fn send(&self, state: &State, request: Request<Body>) -> Result<Response<Body>, String> {
+        let mut sender = self.connect(state).await?;
+        let mut request = request;
+        let host =
+            HeaderValue::from_str(&format!("{}:{}", self.host, self.port)).map_err(|e| e.to_string())?;
+        request.headers_mut().insert(HOST, host);
+        let response = sender.send_request(request).await.map_err(|e| kedge_base::Chain(&e).to_string())?;
+        Ok(response.map(Body::new))
+    }
+
+    async fn connect(&self, state: &State) -> Result<SendRequest<Body>, String> {
+        let failed = |error: std::io::Error| format!("dial tcp {}:{}: {error}", self.host, self.port);
+        let stream = match &self.service {
+            Some((namespace, name)) => {
+                let (address, port) = endpoint(state, namespace, name, self.port)?;
+                TcpStream::connect((address, port)).await.map_err(failed)?
+            }
+            None => TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?,
+        };
+        let _ = stream.set_nodelay(true);
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
+        let stream = TlsConnector::from(self.tls.clone())
+            .connect(name, stream)
+            .await
+            .map_err(|error| format!("tls: {error}"))?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        state.tasks.spawn_until_stopped("outbound connection", async move {
+            // The answer tells of a failure.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
+    }
+}
+
+/// A ready endpoint behind a Service's port.
+pub(crate) fn endpoint(
+    state: &State,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<(IpAddr, u16), String> {
+    let stored = state.cache.bucket("services").get(&format!("{namespace}/{name}"));
+    let stored = stored.ok_or_else(|| format!("service {name:?} not found"))?;
+    let service = read::parse(&stored.bytes).map_err(|status| status.message)?;
+    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let wanted = ports
+        .iter()
+        .find(|own| own["port"].as_u64() == Some(u64::from(port)))
+        .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
+    let wanted = wanted["name"].as_str().unwrap_or_default();
+    let mut found: Vec<(IpAddr, u16)> = Vec::new();
+    for stored in crate::admission::objects_in(state, "endpointslices.discovery.k8s.io", namespace) {
+        if stored.extracted.label("kubernetes.io/service-name") != Some(name) {
+            continue;
+        }
+        let slice = read::parse(&stored.bytes).map_err(|status| status.message)?;
+        let list = |field: &str| slice[field].as_array().cloned().unwrap_or_default();
+        let port = list("ports")
+            .iter()
+            .find(|port| port["name"].as_str().unwrap_or_default() == wanted)
+            .and_then(|port| port["port"].as_u64())
+            .and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port else { continue };
+        for endpoint in list("endpoints").iter().filter(|own| own["conditions"]["ready"] != false) {
+            let addresses = endpoint["addresses"].as_array().into_iter().flatten();
+            let parsed = addresses.filter_map(Value::as_str).filter_map(|text| text.parse().ok());
+            found.extend(parsed.map(|address| (address, port)));
+        }
+    }
+    if found.is_empty() {
+        return Err(format!("no endpoints available for service {:?}", object::name(&service)));
+    }
+    let pick = crate::random::below(found.len() as u64);
+    Ok(found[usize::try_from(pick).unwrap_or(0)])
+}
+
+/// TLS towards a server whose authority is in `bundle` (base64 of PEM; empty: the cluster's own).
+/// `client` shows its certificate where the server asks for one.
+pub(crate) fn tls(
+    state: &State,
+    bundle: Option<&str>,
+    insecure: bool,
+    client: Option<&ClientConfig>,
+) -> Result<Arc<ClientConfig>, String> {
+    let provider = state.config.kubelet_client.crypto_provider().clone();
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = if insecure {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+    } else {
+        let pem = match bundle {
+            Some(bundle) if !bundle.is_empty() => base64::engine::general_purpose::STANDARD
+                .decode(bundle)
+                .map_err(|error| format!("caBundle: {error}"))?,
+            _ => state.config.cluster_ca.clone().into_bytes(),
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| format!("caBundle: {error}"))?;
+            roots.add(certificate).map_err(|error| format!("caBundle: {error}"))?;
+        }
+        if roots.is_empty() {
+            return Err("caBundle: no certificate found".to_owned());
+        }
+        builder.with_root_certificates(roots)
+    };
+    let config = match client {
+        Some(client) => builder.with_client_cert_resolver(client.client_auth_cert_resolver.clone()),
+        None => builder.with_no_client_auth(),
+    };
+    Ok(Arc::new(config))
+}
+
+/// `insecureSkipTLSVerify`: the user has said that any certificate will do.
+#[derive(Debug)]
+struct Unverified(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

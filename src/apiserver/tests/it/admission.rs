@@ -1,0 +1,204 @@
+//! Pod Security, LimitRange, ResourceQuota and evictions.
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::fixture::{Client, Fixture};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const NAMESPACE: &str = "/api/v1/namespaces/default";
+
+async fn account(client: &Client) {
+    let path = "/api/v1/namespaces/default/serviceaccounts";
+    client.make(path, &json!({ "metadata": { "name": "default" } })).await;
+}
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": "web" } },
+        "spec": { "containers": [{ "name": "c", "image": "kedge.dev/pause:1" }] },
+    })
+}
+
+async fn warnings(client: &Client, method: Method, path: &str, body: &Value) -> Vec<String> {
+    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let response = client.raw(method, path, &[("content-type", kind)], body.to_string().into_bytes()).await;
+    assert!(response.status().is_success(), "{response:?}");
+    let headers = response.headers().get_all("warning").iter();
+    headers.map(|value| value.to_str().expect("text").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_held_against_their_namespaces_policy() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    client.make(PODS, &pod("old")).await;
+    let label = json!({ "metadata": { "labels": { "pod-security.kubernetes.io/enforce": "restricted" } } });
+    let told = warnings(&client, Method::PATCH, NAMESPACE, &label).await;
+    assert_eq!(
+        told,
+        [
+            "299 - \"existing pods in namespace \\\"default\\\" violate the new PodSecurity enforce level \\\"restricted:latest\\\"\"",
+            "299 - \"old: allowPrivilegeEscalation != false, unrestricted capabilities, runAsNonRoot != true, seccompProfile\"",
+        ]
+    );
+    let mut bad = pod("bad");
+    bad["spec"]["hostNetwork"] = json!(true);
+    let (status, answer) = client.post(PODS, &bad).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let message = answer["message"].as_str().expect("message");
+    assert!(
+        message.starts_with(
+            "pods \"bad\" is forbidden: violates PodSecurity \"restricted:latest\": host namespaces (hostNetwork=true), allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false)"
+        ),
+        "{message}"
+    );
+    let mut good = pod("good");
+    good["spec"]["securityContext"] =
+        json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+    good["spec"]["containers"][0]["securityContext"] =
+        json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+    client.make(PODS, &good).await;
+    // Labels of a pod that was there before may still change; its workload is only warned about.
+    let (status, answer) = client
+        .patch(&format!("{PODS}/old"), "merge", &json!({ "metadata": { "labels": { "a": "b" } } }))
+        .await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let deployment = json!({
+        "metadata": { "name": "web" }, "spec": { "selector": { "matchLabels": { "app": "web" } },
+            "template": { "metadata": { "labels": { "app": "web" } }, "spec": pod("x")["spec"] } },
+    });
+    let told =
+        warnings(&client, Method::POST, "/apis/apps/v1/namespaces/default/deployments", &deployment).await;
+    assert!(told[0].contains("would violate PodSecurity \\\"restricted:latest\\\""), "{told:?}");
+    let label = json!({ "metadata": { "labels": { "pod-security.kubernetes.io/enforce": "strict" } } });
+    let (status, answer) = client.patch(NAMESPACE, "merge", &label).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Some(
+                "Namespace \"default\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"
+            )
+        )
+    );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limit_ranges_default_and_bound() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    let range = json!({ "metadata": { "name": "r" }, "spec": { "limits": [
+        { "type": "Container", "default": { "cpu": "500m" }, "defaultRequest": { "cpu": "100m" }, "max": { "cpu": "1" } },
+    ] } });
+    client.make("/api/v1/namespaces/default/limitranges", &range).await;
+    let made = client.make(PODS, &pod("a")).await;
+    assert_eq!(
+        made["spec"]["containers"][0]["resources"],
+        json!({ "limits": { "cpu": "500m" }, "requests": { "cpu": "100m" } })
+    );
+    let mut big = pod("b");
+    big["spec"]["containers"][0]["resources"] = json!({ "limits": { "cpu": "2" } });
+    let (status, answer) = client.post(PODS, &big).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            StatusCode::FORBIDDEN,
+            Some("pods \"b\" is forbidden: maximum cpu usage per Container is 1, but limit is 2")
+        )
+    );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_never_overspent() {
+    const QUOTAS: &str = "/api/v1/namespaces/default/resourcequotas";
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let quota = json!({ "metadata": { "name": "q" }, "spec": { "hard": { "configmaps": "5" } } });
+    client.make(QUOTAS, &quota).await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let map = |name: &str| json!({ "metadata": { "name": name } });
+    let (status, answer) = client.post(maps, &map("early")).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            StatusCode::FORBIDDEN,
+            Some("configmaps \"early\" is forbidden: status unknown for quota: q, resources: configmaps")
+        )
+    );
+    // What the controller would say.
+    let status = json!({ "status": { "hard": { "configmaps": "5" }, "used": { "configmaps": "1" } } });
+    assert_eq!(client.patch(&format!("{QUOTAS}/q/status"), "merge", &status).await.0, StatusCode::OK);
+    let dry = client.post(&format!("{maps}?dryRun=All"), &map("dry")).await;
+    assert_eq!(dry.0, StatusCode::CREATED);
+    let writers = (0..12).map(|index| {
+        let client = client.clone();
+        async move { client.post(maps, &map(&format!("m{index}"))).await }
+    });
+    let answers = futures::future::join_all(writers).await;
+    let made = answers.iter().filter(|(status, _)| *status == StatusCode::CREATED).count();
+    assert_eq!(made, 4);
+    let refused = answers.iter().find(|(status, _)| *status == StatusCode::FORBIDDEN).expect("one");
+    let message = refused.1["message"].as_str().expect("message");
+    assert!(
+        message.ends_with(
+            "exceeded quota: q, requested: configmaps=1, used: configmaps=5, limited: configmaps=5"
+        ),
+        "{message}"
+    );
+    let (_, quota) = client.get(&format!("{QUOTAS}/q")).await;
+    assert_eq!(quota["status"]["used"]["configmaps"], "5");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_refuses_evictions() {
+    const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    for name in ["a", "b", "sick"] {
+        client.make(PODS, &pod(name)).await;
+        let ready = if name == "sick" { "False" } else { "True" };
+        let status =
+            json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": ready }] } });
+        assert_eq!(client.patch(&format!("{PODS}/{name}/status"), "merge", &status).await.0, StatusCode::OK);
+    }
+    let budget = json!({ "metadata": { "name": "web" }, "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
+    client.make(BUDGETS, &budget).await;
+    let evict = |name: &str, query: &str| {
+        let client = client.clone();
+        let (path, body) =
+            (format!("{PODS}/{name}/eviction{query}"), json!({ "metadata": { "name": name } }));
+        async move { client.post(&path, &body).await }
+    };
+    let (status, answer) = evict("a", "").await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        answer["details"]["causes"][0]["message"],
+        "The disruption budget web is still being processed by the server."
+    );
+    let status = json!({ "status": { "observedGeneration": 1, "disruptionsAllowed": 1, "desiredHealthy": 1, "currentHealthy": 2 } });
+    assert_eq!(client.patch(&format!("{BUDGETS}/web/status"), "merge", &status).await.0, StatusCode::OK);
+    assert_eq!(evict("a", "?dryRun=All").await.0, StatusCode::CREATED);
+    assert_eq!(client.get(&format!("{PODS}/a")).await.0, StatusCode::OK, "a dry run evicts nothing");
+    // A pod that is not ready costs nothing while the budget is met.
+    assert_eq!(evict("sick", "").await.0, StatusCode::CREATED);
+    assert_eq!(evict("a", "").await.0, StatusCode::CREATED);
+    assert_eq!(client.get(&format!("{PODS}/a")).await.0, StatusCode::NOT_FOUND);
+    let (status, answer) = evict("b", "").await;
+    assert_eq!(
+        (status, &answer["message"], &answer["details"]["causes"][0]),
+        (
+            StatusCode::TOO_MANY_REQUESTS,
+            &json!("Cannot evict pod as it would violate the pod's disruption budget."),
+            &json!({ "reason": "DisruptionBudget",
+                "message": "The disruption budget web needs 1 healthy pods and has 2 currently" })
+        )
+    );
+    fixture.stop().await;
+}

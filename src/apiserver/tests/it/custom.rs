@@ -1,0 +1,208 @@
+//! CustomResourceDefinitions and their objects.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::fixture::{Client, Fixture};
+
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const THINGS: &str = "/apis/example.com/v1/namespaces/default/things";
+
+fn definition() -> Value {
+    json!({
+        "metadata": { "name": "things.example.com" },
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": { "plural": "things", "kind": "Thing", "shortNames": ["th"], "categories": ["all"] },
+            "versions": [
+                {
+                    "name": "v1", "served": true, "storage": true,
+                    "schema": { "openAPIV3Schema": { "type": "object", "properties": {
+                        "spec": { "type": "object", "required": ["color"], "properties": {
+                            "color": { "type": "string", "enum": ["red", "blue"] },
+                            "replicas": { "type": "integer", "minimum": 0, "default": 1 },
+                            "free": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
+                            "ports": { "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                                "items": { "type": "object", "required": ["name"], "properties": {
+                                    "name": { "type": "string" }, "port": { "type": "integer" } } } },
+                        } },
+                        "status": { "type": "object", "properties": { "replicas": { "type": "integer" }, "selector": { "type": "string" } } },
+                    } } },
+                    "subresources": { "status": {}, "scale": {
+                        "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas", "labelSelectorPath": ".status.selector" } },
+                    "additionalPrinterColumns": [{ "name": "Color", "type": "string", "jsonPath": ".spec.color" }],
+                    "selectableFields": [{ "jsonPath": ".spec.color" }],
+                },
+                { "name": "v1beta1", "served": true, "storage": false,
+                    "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } },
+            ],
+        },
+    })
+}
+
+fn thing(name: &str, color: &str) -> Value {
+    json!({ "apiVersion": "example.com/v1", "kind": "Thing", "metadata": { "name": name }, "spec": { "color": color } })
+}
+
+/// Waits until the definition has the condition.
+async fn until(client: &Client, name: &str, condition: &str) -> Value {
+    let path = format!("{CRDS}?fieldSelector=metadata.name%3D{name}&watch=true");
+    let mut watch = client.watch(&path).await;
+    loop {
+        let event = watch.next().await.expect("an event");
+        let list = event["object"]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if list.iter().any(|c| c["type"] == condition && c["status"] == "True") {
+            return event["object"].clone();
+        }
+    }
+}
+
+async fn define(client: &Client, definition: &Value) {
+    client.make(CRDS, definition).await;
+    until(client, "things.example.com", "Established").await;
+    served(client, THINGS, StatusCode::OK).await;
+}
+
+/// The row follows the definition at once, but not in the same moment.
+async fn served(client: &Client, path: &str, expected: StatusCode) {
+    while client.get(path).await.0 != expected {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_makes_a_kind() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    define(&client, &definition()).await;
+    let (_, found) = client.get("/apis/example.com/v1").await;
+    let names: Vec<&str> =
+        found["resources"].as_array().expect("list").iter().filter_map(|r| r["name"].as_str()).collect();
+    assert_eq!(names, ["things", "things/scale", "things/status"]);
+    assert_eq!(found["resources"][0]["shortNames"], json!(["th"]));
+    let (_, groups) = client.get("/apis/example.com").await;
+    assert_eq!(groups["preferredVersion"]["version"], "v1");
+
+    // Defaults, pruning, generation.
+    let mut first = thing("a", "red");
+    first["spec"]["unknown"] = json!(1);
+    first["spec"]["free"] = json!({ "any": { "thing": 1 } });
+    first["status"] = json!({ "replicas": 9 });
+    let made = client.make(THINGS, &first).await;
+    assert_eq!(made["spec"], json!({ "color": "red", "free": { "any": { "thing": 1 } }, "replicas": 1 }));
+    assert_eq!((&made["metadata"]["generation"], &made["status"]), (&json!(1), &Value::Null));
+    let (_, changed) =
+        client.patch(&format!("{THINGS}/a"), "merge", &json!({ "spec": { "color": "blue" } })).await;
+    assert_eq!(changed["metadata"]["generation"], 2);
+
+    // Validation.
+    let (status, answer) = client.post(THINGS, &thing("b", "green")).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Some(
+                "Thing.example.com \"b\" is invalid: spec.color: Unsupported value: \"green\": supported values: \"red\", \"blue\""
+            )
+        )
+    );
+    let (status, _) =
+        client.patch(&format!("{THINGS}/a"), "strategic-merge", &json!({ "spec": { "color": "red" } })).await;
+    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+
+    // Status and scale.
+    let status = json!({ "status": { "replicas": 3, "selector": "a=b" }, "spec": { "color": "red" } });
+    let (_, shown) = client.patch(&format!("{THINGS}/a/status"), "merge", &status).await;
+    assert_eq!((&shown["spec"]["color"], &shown["status"]["replicas"]), (&json!("blue"), &json!(3)));
+    let (_, scale) = client.get(&format!("{THINGS}/a/scale")).await;
+    assert_eq!(
+        (&scale["spec"], &scale["status"]),
+        (&json!({ "replicas": 1 }), &json!({ "replicas": 3, "selector": "a=b" }))
+    );
+    let (code, _) =
+        client.patch(&format!("{THINGS}/a/scale"), "merge", &json!({ "spec": { "replicas": 5 } })).await;
+    assert_eq!(code, StatusCode::OK);
+    assert_eq!(client.get(&format!("{THINGS}/a")).await.1["spec"]["replicas"], 5);
+
+    // Field selectors, columns, another version.
+    client.make(THINGS, &thing("red", "red")).await;
+    let (_, list) = client.get(&format!("{THINGS}?fieldSelector=spec.color%3Dred")).await;
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
+    let (_, old) = client.get("/apis/example.com/v1beta1/namespaces/default/things/a").await;
+    assert_eq!((&old["apiVersion"], &old["spec"]["replicas"]), (&json!("example.com/v1beta1"), &json!(5)));
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let response = client.raw(http::Method::GET, THINGS, &accept, Vec::new()).await;
+    let bytes = http_body_util::BodyExt::collect(response.into_body()).await.expect("body").to_bytes();
+    let table: Value = serde_json::from_slice(&bytes).expect("JSON");
+    assert_eq!(table["columnDefinitions"][1]["name"], "Color");
+    assert_eq!(table["rows"][0]["cells"], json!(["a", "blue"]));
+
+    // Apply merges lists by key.
+    let apply = |ports: Value| json!({ "apiVersion": "example.com/v1", "kind": "Thing", "spec": { "color": "red", "ports": ports } });
+    let path = |manager: &str| format!("{THINGS}/red?fieldManager={manager}&force=true");
+    client.patch(&path("one"), "apply", &apply(json!([{ "name": "a", "port": 1 }]))).await;
+    let (_, both) = client.patch(&path("two"), "apply", &apply(json!([{ "name": "b", "port": 2 }]))).await;
+    assert_eq!(both["spec"]["ports"], json!([{ "name": "a", "port": 1 }, { "name": "b", "port": 2 }]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_go_with_their_definition() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    define(&client, &definition()).await;
+    let mut held = thing("held", "red");
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    client.make(THINGS, &held).await;
+    client.make(THINGS, &thing("free", "red")).await;
+    let path = format!("{CRDS}/things.example.com");
+    let (_, marked) = client.delete(&path, &json!({})).await;
+    assert_eq!(marked["metadata"]["finalizers"], json!(["customresourcecleanup.apiextensions.k8s.io"]));
+    served(&client, &format!("{THINGS}/free"), StatusCode::NOT_FOUND).await;
+    while client.post(THINGS, &thing("late", "red")).await.0 != StatusCode::METHOD_NOT_ALLOWED {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.get(&path).await.0, StatusCode::OK, "an object is still held");
+    let release = json!({ "metadata": { "finalizers": null } });
+    assert_eq!(client.patch(&format!("{THINGS}/held"), "merge", &release).await.0, StatusCode::OK);
+    served(&client, &path, StatusCode::NOT_FOUND).await;
+    served(&client, "/apis/example.com/v1", StatusCode::NOT_FOUND).await;
+    // The same name again starts from nothing.
+    define(&client, &definition()).await;
+    let (_, list) = client.get(THINGS).await;
+    assert_eq!(list["items"], json!([]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_storage_version_leaves_old_objects_readable() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    define(&client, &definition()).await;
+    client.make(THINGS, &thing("old", "red")).await;
+    let path = format!("{CRDS}/things.example.com");
+    let (_, mut current) = client.get(&path).await;
+    current["spec"]["versions"][0]["storage"] = json!(false);
+    current["spec"]["versions"][1]["storage"] = json!(true);
+    let (status, changed) = client.put(&path, &current).await;
+    assert_eq!((status, &changed["status"]["storedVersions"]), (StatusCode::OK, &json!(["v1", "v1beta1"])));
+    client.make(THINGS, &thing("new", "blue")).await;
+    let (_, list) = client.get(THINGS).await;
+    let versions: Vec<_> =
+        list["items"].as_array().expect("items").iter().map(|i| i["apiVersion"].clone()).collect();
+    assert_eq!(versions, ["example.com/v1", "example.com/v1"]);
+    let (_, list) = client.get("/apis/example.com/v1beta1/things").await;
+    let versions: Vec<_> =
+        list["items"].as_array().expect("items").iter().map(|i| i["apiVersion"].clone()).collect();
+    assert_eq!(versions, ["example.com/v1beta1", "example.com/v1beta1"]);
+    // What cannot be done is said when the definition is written.
+    let mut webhook = definition();
+    webhook["spec"]["conversion"] =
+        json!({ "strategy": "Webhook", "webhook": { "conversionReviewVersions": ["v1"] } });
+    webhook["metadata"]["name"] = json!("others.example.com");
+    webhook["spec"]["names"] = json!({ "plural": "others", "kind": "Other" });
+    let (status, answer) = client.post(CRDS, &webhook).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer["message"].as_str().expect("message").contains("spec.conversion.strategy"), "{answer}");
+    fixture.stop().await;
+}
