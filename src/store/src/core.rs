@@ -13,8 +13,6 @@
 
 mod apply;
 mod reconcile;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
