@@ -36,7 +36,7 @@ const ELECTION: usize = 8;
 /// Elections begin after so many ticks without a leader, and fewer than twice as many.
 const ELECTION_MIN: usize = 9;
 /// How far slow disks may stretch that.
-pub(crate) const MAX_STRETCH: usize = 8;
+const MAX_STRETCH: usize = 8;
 /// Bytes of entries in one message, and in one batch to apply.
 const BATCH_BYTES: u64 = 1 << 20;
 /// Applied entries kept in memory for followers.
@@ -273,13 +273,16 @@ impl<T, R> Core<T, R> {
     }
 
     /// How much longer than usual elections take, for a vote waits for the disk. 1 to [`MAX_STRETCH`].
-    pub(crate) fn set_stretch(&mut self, stretch: usize) {
+    /// Returns whether that is news.
+    pub(crate) fn set_stretch(&mut self, stretch: usize) -> bool {
         let stretch = stretch.clamp(1, MAX_STRETCH);
-        if stretch != self.stretch {
+        let news = stretch != self.stretch;
+        if news {
             self.stretch = stretch;
             self.timeout = self.draw_timeout();
             self.settle();
         }
+        news
     }
 
     /// After each call of Raft: its election timeout comes from our seed.

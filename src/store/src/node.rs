@@ -371,13 +371,24 @@ impl Node {
                 if std::mem::take(&mut self.disk_full) {
                     tracing::info!("the disk has space again; the store goes on");
                 }
-                self.flush_time = (self.flush_time * 7 + done.took) / 8;
-                let usual = self.flush_time * FLUSHES_PER_ELECTION;
-                self.core.set_stretch(1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize);
+                self.note_flush_time(done.took);
                 self.core.persisted(done.number, &mut self.out);
                 Ok(())
             }
             Err(error) => self.log_failed(error),
+        }
+    }
+
+    /// Elections wait for the disk, so they get more time where that is slow.
+    fn note_flush_time(&mut self, took: Duration) {
+        self.flush_time = (self.flush_time * 7 + took) / 8;
+        let usual = self.flush_time * FLUSHES_PER_ELECTION;
+        let stretch = 1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize;
+        if self.core.set_stretch(stretch) && stretch > 1 && self.transport.is_some() {
+            tracing::warn!(
+                flush_ms = self.flush_time.as_millis() as u64,
+                "the disk is slow: when the leader is lost, it takes longer until there is another one"
+            );
         }
     }
 

@@ -1,5 +1,8 @@
 //! From the files to a state: the engine if it can be trusted, else a snapshot, else the whole log.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -98,7 +98,8 @@ fn the_next_step() {
 
 #[test]
 fn what_would_cost_the_majority_is_refused_with_its_reason() {
-    let table: &[(&[u64], &[u64], &[u64], &[(u64, Health)], &str)] = &[
+    type Row = (&'static [u64], &'static [u64], &'static [u64], &'static [(u64, Health)], &'static str);
+    let table: &[Row] = &[
         // Two of three are lost: nothing can be committed, so nothing is begun.
         (&[1, 2, 3, 4], &[1, 2, 3], &[4], &[(2, DEAD), (3, DEAD)], "only 1 of the 3 present ones"),
         (&[1, 2], &[1, 2, 3], &[], &[(2, DEAD), (3, DEAD)], "only 1 of the 3 present ones"),

@@ -60,7 +60,7 @@ impl Node {
                 self.since_snapshot = 0;
                 tracing::debug!(index = meta.applied, bytes, "snapshot made");
                 let id =
-                    SnapshotId { index: meta.applied, term: meta.applied_term, members: meta.members.clone() };
+                    SnapshotId { index: meta.applied, term: meta.applied_term, members: meta.members };
                 self.core.offer(id);
                 self.flusher.cut(keep);
             }

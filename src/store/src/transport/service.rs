@@ -105,6 +105,10 @@ impl Inner {
 
     fn check(&self, peer: &Peer, from: u64) -> Result<(), Status> {
         let group = self.shared.group.read();
+        // A member that comes back with an empty folder must not vote under its old id.
+        if group.names.is_empty() && group.configured == [self.shared.id] {
+            return Err(Status::failed_precondition("this node has no group, or has lost its data"));
+        }
         let name = group.names.get(&from);
         let by_name = |name: Option<&String>| match (&peer.name, name) {
             (Some(claimed), Some(known)) => claimed == known,
