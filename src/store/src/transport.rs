@@ -10,6 +10,8 @@ mod lane;
 mod peer;
 mod service;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::HashMap;

@@ -10,7 +10,6 @@ use crate::error::{CommitError, Error, MemberError};
 use crate::membership::{self, Member};
 use crate::recover;
 use crate::status::{MemberStatus, Status};
-use crate::transport::Service;
 use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
 
 /// What [`Store::recover`] has kept.
@@ -232,7 +231,7 @@ impl Store {
     /// What other members call, to be served on the cluster port, with a [`crate::Peer`] among each
     /// request's extensions.
     pub fn service(&self) -> Routes {
-        Routes::new(Service::new(self.shared.clone()))
+        Routes::new(self.service.clone())
     }
 
     /// Rewrites the group of a closed store to this member alone: for when the majority is lost for good.
