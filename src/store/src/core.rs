@@ -218,6 +218,11 @@ impl<T, R> Core<T, R> {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// It leads, and has applied all that was committed before it did.
+    pub(crate) fn leads_for_sure(&self) -> bool {
+        self.is_leader() && self.raw.raft.apply_to_current_term()
+    }
+
     /// The leader, if this member knows one.
     pub(crate) fn leader(&self) -> Option<u64> {
         Some(self.raw.raft.leader_id).filter(|&id| id != 0)

@@ -277,7 +277,11 @@ impl Node {
                     self.fail(&error);
                 }
             }
-            Msg::Step(message) => self.core.step(message),
+            Msg::Step(message) => {
+                // Nobody writes to one that was removed.
+                self.removed = false;
+                self.core.step(message);
+            }
             Msg::Unreachable(id) => self.core.unreachable(id),
             Msg::SnapshotSent(to, arrived) => self.core.snapshot_sent(to, arrived),
             Msg::Forwarded(proposal, outcome) => self.forwarded(proposal, outcome),

@@ -11,6 +11,7 @@ use crate::status::{Group, MemberStatus, Role, Status};
 pub(super) struct StatusKey {
     term: u64,
     leader: Option<u64>,
+    leads: bool,
     members: u64,
     configured: u64,
     removed: bool,
@@ -26,6 +27,7 @@ impl Node {
         let key = StatusKey {
             term: self.core.term(),
             leader: self.core.leader(),
+            leads: self.core.leads_for_sure(),
             members: self.core.state.members_version(),
             configured: self.core.configured_version(),
             removed: self.removed,
@@ -56,7 +58,7 @@ impl Node {
         let configured: Vec<u64> =
             [&config.voters, &config.learners, &config.voters_outgoing].into_iter().flatten().copied().collect();
         let names = self.core.state.members().iter().map(|(id, member)| (*id, member.name.clone())).collect();
-        *self.shared.group.write() = Group { leads: self.core.is_leader(), names, configured };
+        *self.shared.group.write() = Group { leads: self.core.leads_for_sure(), names, configured };
         let core = &self.core;
         if let Some(transport) = &mut self.transport {
             // Before the records have arrived nothing is known about who is gone.

@@ -16,7 +16,7 @@ use super::Outcome;
 use super::lane::Lane;
 use super::peer::PeerShared;
 use super::wire::{self, Batch, Empty, LARGEST, Propose, Proposed};
-use crate::node::PATIENCE;
+use crate::node::{Msg, PATIENCE};
 
 /// What a member says to one that was removed.
 pub(super) const REMOVED: &str = "this node was removed from the cluster; leave it, or join it again";
@@ -96,6 +96,9 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
         }
         // The other side's own words: it has refused before doing anything.
         Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
+            if status.message() == REMOVED {
+                let _ = peer.context.sender.send(Msg::Removed);
+            }
             Outcome::NotSent
         }
         Ok(Err(status)) => {

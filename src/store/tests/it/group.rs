@@ -262,3 +262,122 @@ async fn a_cut_off_leader_steps_down_and_loses_nothing_acknowledged() {
     }
     same(&nodes);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_closes_hands_over_and_leaves_nothing_behind() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    for round in 0..3 {
+        let leader = nodes[0].wait_leader().await;
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        let closed = nodes.remove(at);
+        write(&closed, "round", &[round]).await;
+        closed.store.close().await.unwrap();
+        assert_ne!(closed.store.leader(), Some(leader), "another one leads when it is closed");
+        let failed = closed.store.commit(txn(&[], vec![put("late", b"1")])).await;
+        assert_eq!(failed, Err(CommitError::Closed));
+        closed.kill().await;
+        let revision = write_at_last(&nodes[0], "after", &[round]).await;
+        let back = group.open(leader, Bootstrap::New).await.unwrap();
+        back.wait_revision(revision).await;
+        nodes.push(back);
+    }
+    same(&nodes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_hears_nobody_disturbs_nobody() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let term = nodes[0].store.status().borrow().term;
+    let deaf = nodes.iter().find(|node| node.id != leader).unwrap();
+    // What others send does not arrive; what it sends does.
+    for node in nodes.iter().filter(|node| node.id != deaf.id) {
+        group.net.block(node.id, deaf.id);
+    }
+    deaf.wait("the loss of the leader", |s| s.leader.is_none()).await;
+    let lead = nodes.iter().find(|node| node.id == leader).unwrap();
+    for i in 0..20 {
+        write(lead, &format!("k{i}"), b"v").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(lead.store.leader(), Some(leader));
+    assert_eq!(lead.store.status().borrow().term, term, "no election was won or lost");
+    group.net.heal();
+    deaf.wait_revision(lead.store.revision()).await;
+    same(&nodes);
+}
+
+/// Twenty writers on all nodes while leaders are killed: what was acknowledged is there afterwards, in the
+/// order in which it was acknowledged, and each read sees all that was acknowledged before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_everywhere_lose_nothing_while_leaders_die() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let tasks = kedge_base::Tasks::new("writers");
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let mut writers = Vec::new();
+        for (at, node) in nodes.iter().enumerate() {
+            for writer in 0..6 {
+                let (store, stop) = (node.store.clone(), stop.clone());
+                let acknowledged = acknowledged.clone();
+                writers.push(tasks.spawn("writer", async move {
+                    let mut mine = Vec::new();
+                    for i in 0.. {
+                        if stop.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        let before = acknowledged.load(Ordering::SeqCst);
+                        if writer == 0 {
+                            if let Ok(seen) = store.read_barrier().await {
+                                assert!(seen >= before, "a read sees {seen}, {before} was acknowledged");
+                            }
+                            continue;
+                        }
+                        let key = format!("w{round}/{at}/{writer}/{i}");
+                        match store.commit(txn(&[], vec![put(&key, b"v")])).await {
+                            Ok(revision) => {
+                                assert!(revision > before, "{revision} began after {before}");
+                                acknowledged.fetch_max(revision, Ordering::SeqCst);
+                                mine.push((key, revision));
+                            }
+                            Err(CommitError::Closed) => break,
+                            Err(_) => {}
+                        }
+                    }
+                    mine
+                }));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let leader = nodes[0].wait_leader().await;
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        let killed = nodes.remove(at);
+        killed.kill().await;
+        write_at_last(&nodes[0], "alive", b"1").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stop.store(true, Ordering::SeqCst);
+        for writer in writers {
+            kept.extend(writer.await.unwrap());
+        }
+        let newest = write_at_last(&nodes[0], "round", &[round]).await;
+        let back = group.open(leader, Bootstrap::New).await.unwrap();
+        nodes.push(back);
+        for node in &nodes {
+            node.wait_revision(newest).await;
+        }
+        same(&nodes);
+        let content = nodes[0].mirror.content();
+        for (key, revision) in &kept {
+            assert_eq!(content.get(key).map(|row| row.2), Some(*revision), "{key}");
+        }
+    }
+    assert!(kept.len() > 100, "only {} writes were acknowledged", kept.len());
+}
