@@ -347,9 +347,8 @@ impl<T, R> Core<T, R> {
                 self.pending.drain(..).partition(|pending| pending.expires <= now);
             self.pending = rest;
             let text = "no majority of the control plane nodes confirmed the write in time";
-            out.commits.extend(
-                old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))),
-            );
+            out.commits
+                .extend(old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))));
         }
         for round in self.rounds.extract_if(.., |round| round.expires <= now) {
             out.reads.extend(round.tokens.into_iter().map(|token| (token, Err(()))));

@@ -191,9 +191,10 @@ impl Node {
                 let _ = sender.send(Msg::Disk(done));
             },
         )?;
-        let transport = config.cluster.as_ref().map(|cluster| {
-            Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone())
-        });
+        let transport = config
+            .cluster
+            .as_ref()
+            .map(|cluster| Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone()));
         // With two snapshots the log reaches back to the older one.
         let behind = if snapshots < 2 { 0 } else { config.snapshot_after_bytes };
         let since_snapshot = shared.counters.read().wal_bytes.saturating_sub(behind);
@@ -325,14 +326,7 @@ impl Node {
         }
         let now = Instant::now();
         self.next_tick = if self.core.is_alone() { None } else { Some(self.next_tick.unwrap_or(now + TICK)) };
-        let queue_due = if self.is_stalled() || !self.can_propose() {
-            None
-        } else if self.urgent > 0 {
-            Some(now)
-        } else {
-            self.lazy_since.map(|since| since + LAZY)
-        };
-        let due = [queue_due, self.next_tick, self.retry_at].into_iter().flatten().min()?;
+        let due = [self.queue_due(now), self.next_tick, self.retry_at].into_iter().flatten().min()?;
         Some(due.saturating_duration_since(now))
     }
 

@@ -86,12 +86,7 @@ pub(crate) struct Context {
 }
 
 impl Transport {
-    pub(crate) fn new(
-        dial: Arc<dyn Dial>,
-        runtime: Handle,
-        paths: &Paths,
-        sender: Sender<Msg>,
-    ) -> Self {
+    pub(crate) fn new(dial: Arc<dyn Dial>, runtime: Handle, paths: &Paths, sender: Sender<Msg>) -> Self {
         let tasks = Tasks::new("store-transport");
         let context = Context { dial, runtime, tasks, snapshots: paths.snapshots.clone(), sender };
         Self { context: Arc::new(context), peers: HashMap::new() }

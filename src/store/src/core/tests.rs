@@ -16,8 +16,7 @@ impl Observer for Nobody {
 type Tested = (Core<u32, u32>, Output<u32, u32>);
 
 fn core(id: u64, voters: &[u64], learners: &[u64]) -> Tested {
-    let members =
-        ConfState { voters: voters.to_vec(), learners: learners.to_vec(), ..ConfState::default() };
+    let members = ConfState { voters: voters.to_vec(), learners: learners.to_vec(), ..ConfState::default() };
     let state = State::empty(members.clone());
     let log = RaftLog::new(HardState::default(), members, (0, 0), vec![]);
     let settings = Settings { id, seed: 1, replace_after: 100, patience: 20, lag: 10 };
@@ -160,7 +159,8 @@ fn who_is_alone_needs_no_clock_and_stops_being_so_with_a_second_record() {
     sync(&mut tested);
     assert!(tested.0.is_alone());
     let admit = |tested: &mut Tested, id| {
-        let member = crate::Member { id, name: format!("n{id}"), address: "h:1".into(), failure_domain: None };
+        let member =
+            crate::Member { id, name: format!("n{id}"), address: "h:1".into(), failure_domain: None };
         let value = Value { bytes: crate::membership::encode(&member).into(), splice: None };
         let key = crate::membership::key(id);
         let txn = Txn { ops: vec![Op::Put { key, value }], ..Txn::default() };

@@ -71,7 +71,15 @@ fn the_next_step() {
         case("the leader stays", &[1, 2, 3, 4], &[1, 2, 3, 4, 5], &[], &[], 4, change(&[1, 2, 4], &[3])),
         case("back to one", &[1, 2], &[1, 2, 3], &[], &[], 2, change(&[2], &[1])),
         case("with the third one dead", &[1, 2], &[1, 2, 3], &[], &[(3, DEAD)], 1, change(&[1], &[2])),
-        case("a silent voter is left alone", &[1, 2, 3, 4], &[1, 2, 3], &[4], &[(2, SILENT)], 1, Step::Nothing),
+        case(
+            "a silent voter is left alone",
+            &[1, 2, 3, 4],
+            &[1, 2, 3],
+            &[4],
+            &[(2, SILENT)],
+            1,
+            Step::Nothing,
+        ),
         case(
             "a dead one is replaced",
             &[1, 2, 3, 4],
@@ -81,7 +89,15 @@ fn the_next_step() {
             1,
             change(&[1, 3, 4], &[2]),
         ),
-        case("but not by one that lags", &[1, 2, 3, 4], &[1, 2, 3], &[4], &[(2, DEAD), (4, BEHIND)], 1, Step::Nothing),
+        case(
+            "but not by one that lags",
+            &[1, 2, 3, 4],
+            &[1, 2, 3],
+            &[4],
+            &[(2, DEAD), (4, BEHIND)],
+            1,
+            Step::Nothing,
+        ),
         case("nor by nobody", &[1, 2, 3], &[1, 2, 3], &[], &[(2, DEAD)], 1, Step::Nothing),
         case("a voter is removed", &[1, 2, 3], &[1, 2, 3, 4], &[], &[], 1, change(&[1, 2, 3], &[])),
         case("and replaced", &[1, 2, 4], &[1, 2, 3], &[4], &[], 1, change(&[1, 2, 4], &[])),
@@ -151,7 +167,12 @@ fn records_come_back_as_they_were() {
 
 /// A group in any condition.
 fn situation() -> impl Strategy<Value = (Members, ConfState, BTreeMap<u64, Health>, u64)> {
-    let one = (0..4u8, 0..3u8, prop_oneof![3 => Just(GOOD), 1 => Just(BEHIND), 1 => Just(SILENT), 1 => Just(DEAD)], any::<bool>());
+    let one = (
+        0..4u8,
+        0..3u8,
+        prop_oneof![3 => Just(GOOD), 1 => Just(BEHIND), 1 => Just(SILENT), 1 => Just(DEAD)],
+        any::<bool>(),
+    );
     (proptest::collection::vec(one, 1..9), any::<prop::sample::Index>()).prop_map(|(nodes, leader)| {
         let (mut members, mut config, mut health) = (Members::new(), ConfState::default(), BTreeMap::new());
         for (i, (domain, place, well, recorded)) in nodes.iter().enumerate() {

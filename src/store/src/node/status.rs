@@ -55,8 +55,11 @@ impl Node {
 
     fn publish_group(&mut self) {
         let config = &self.core.state.meta.members;
-        let configured: Vec<u64> =
-            [&config.voters, &config.learners, &config.voters_outgoing].into_iter().flatten().copied().collect();
+        let configured: Vec<u64> = [&config.voters, &config.learners, &config.voters_outgoing]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
         let names = self.core.state.members().iter().map(|(id, member)| (*id, member.name.clone())).collect();
         *self.shared.group.write() = Group { leads: self.core.leads_for_sure(), names, configured };
         let core = &self.core;
@@ -69,11 +72,8 @@ impl Node {
     fn status(&self) -> Status {
         let core = &self.core;
         let leader = core.leader();
-        let members: Vec<MemberStatus> = core
-            .placements()
-            .into_iter()
-            .map(|placement| self.member_status(&placement, leader))
-            .collect();
+        let members: Vec<MemberStatus> =
+            core.placements().into_iter().map(|placement| self.member_status(&placement, leader)).collect();
         let voters = members.iter().filter(|member| member.role == Role::Voter).count();
         let changing = !core.state.meta.members.voters_outgoing.is_empty();
         Status {
@@ -94,7 +94,9 @@ impl Node {
             (false, _) => Role::Leaving,
             (_, Placement { voter: true, .. }) => Role::Voter,
             // A follower does not know how far others are.
-            (_, Placement { learner: true, health, .. }) if health.is_none_or(|h| h.caught_up) => Role::Standby,
+            (_, Placement { learner: true, health, .. }) if health.is_none_or(|h| h.caught_up) => {
+                Role::Standby
+            }
             _ => Role::Joining,
         };
         MemberStatus {

@@ -49,8 +49,7 @@ fn check(config: &Config, expected: &State) {
 }
 
 fn join() -> Bootstrap {
-    let peer =
-        Member { id: 1, name: "a".into(), address: "h:1".into(), failure_domain: None };
+    let peer = Member { id: 1, name: "a".into(), address: "h:1".into(), failure_domain: None };
     Bootstrap::Join { peers: vec![peer] }
 }
 
@@ -71,7 +70,7 @@ fn an_installation_is_finished_wherever_it_was_interrupted() {
         if stage < 3 {
             fs::rename(snapshot::received(&paths.snapshots, 40, 3), &installing).unwrap();
         }
-        if stage >= 1 && stage < 3 {
+        if (1..3).contains(&stage) {
             opened.wal.reset(40, 3, &hard_state).unwrap();
         }
         drop(opened);
@@ -79,7 +78,10 @@ fn an_installation_is_finished_wherever_it_was_interrupted() {
             2 => fs::remove_dir_all(&paths.engine).unwrap(),
             3 => {
                 let mut opened = open(&config, &paths, &Arc::default()).unwrap();
-                assert!(!snapshot::received(&paths.snapshots, 40, 3).exists(), "what was not begun is dropped");
+                assert!(
+                    !snapshot::received(&paths.snapshots, 40, 3).exists(),
+                    "what was not begun is dropped"
+                );
                 assert_eq!(opened.state.meta.applied, 0);
                 receive(&paths, &state);
                 drop(opened.engine);

@@ -366,7 +366,8 @@ impl World {
     fn disk_full(&mut self, id: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Node { core: Some(core), out, disk, .. } = node else { return };
-        let error = if core.is_sole_voter() { CommitError::Full } else { CommitError::Unknown(String::new()) };
+        let error =
+            if core.is_sole_voter() { CommitError::Full } else { CommitError::Unknown(String::new()) };
         let tokens: Vec<u64> = core.take_pending().collect();
         (out.append, out.messages) = (None, vec![]);
         let (hard_state, entries) = disk.reread();
@@ -423,14 +424,16 @@ impl World {
     }
 
     fn members(&self) -> Vec<u64> {
-        let newest = self.nodes.values().filter_map(|node| node.core.as_ref()).max_by_key(|c| c.state.meta.applied);
+        let newest =
+            self.nodes.values().filter_map(|node| node.core.as_ref()).max_by_key(|c| c.state.meta.applied);
         newest.map(|core| core.state.members().keys().copied().collect()).unwrap_or_default()
     }
 
     fn client(&mut self) {
         let pause = 5 + self.random.below(60);
         if !self.calm || self.random.one_in(2) {
-            let running: Vec<u64> = self.nodes.iter().filter(|(_, n)| n.core.is_some()).map(|(id, _)| *id).collect();
+            let running: Vec<u64> =
+                self.nodes.iter().filter(|(_, n)| n.core.is_some()).map(|(id, _)| *id).collect();
             if let Some(id) = self.random.pick(&running) {
                 if self.random.one_in(4) { self.read(id) } else { self.write(id) }
             }

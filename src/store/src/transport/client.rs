@@ -101,9 +101,10 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
             }
             Outcome::NotSent
         }
-        Ok(Err(status)) => {
-            Outcome::Lost(format!("the connection to the leader broke before its answer ({})", status.message()))
-        }
+        Ok(Err(status)) => Outcome::Lost(format!(
+            "the connection to the leader broke before its answer ({})",
+            status.message()
+        )),
         Err(_) => Outcome::Lost("the leader did not answer in time".into()),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use http::{Request as HttpRequest, Response as HttpResponse};
 use prost11::Message as _;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use tokio::sync::oneshot;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService};
@@ -17,10 +17,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
+use super::Peer;
 use super::client::REMOVED;
 use super::snapshots::Inbox;
 use super::wire::{self, Batch, Chunk, Empty, LARGEST, Offer, Progress, Propose, Proposed};
-use super::Peer;
 use crate::command;
 use crate::node::{Msg, Proposal, Ticket};
 use crate::store::Shared;
@@ -146,6 +146,10 @@ impl Inner {
             let Some(batch) = batch else { return Ok(Response::new(Empty {})) };
             for bytes in batch.messages {
                 let message = self.take(&peer, &bytes)?;
+                // Transactions and snapshots have their own ways, where they are looked at.
+                if matches!(message.msg_type(), MessageType::MsgPropose | MessageType::MsgSnapshot) {
+                    return Err(Status::invalid_argument("a message that does not belong here"));
+                }
                 self.shared.sender.send(Msg::Step(message)).map_err(|_| closed())?;
             }
         }
@@ -169,8 +173,7 @@ impl Inner {
         let permit = self.shared.permit(command.len()).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket { reply, permit };
-        let proposal =
-            Proposal { data: command.to_vec(), lazy, remote: true, since: Instant::now(), ticket };
+        let proposal = Proposal { data: command.to_vec(), lazy, remote: true, since: Instant::now(), ticket };
         self.shared.sender.send(Msg::Propose(proposal)).map_err(|_| closed())?;
         // No answer: the store ended with the transaction perhaps in the log.
         let result = answer.await.map_err(|_| Status::aborted("the leader stopped"))?;
@@ -181,11 +184,17 @@ impl Inner {
         let peer = Self::peer(&request)?;
         let offer = request.into_inner();
         let message = self.take(&peer, &offer.message)?;
+        if message.msg_type() != MessageType::MsgSnapshot {
+            return Err(Status::invalid_argument("no snapshot"));
+        }
         let offset = self.inbox.begin(message, offer.length).await?;
         Ok(Response::new(Progress { offset }))
     }
 
-    async fn receive(self: Arc<Self>, request: Request<Streaming<Chunk>>) -> Result<Response<Progress>, Status> {
+    async fn receive(
+        self: Arc<Self>,
+        request: Request<Streaming<Chunk>>,
+    ) -> Result<Response<Progress>, Status> {
         let peer = Self::peer(&request)?;
         let received = self.inbox.receive(request.into_inner(), |from| self.check(&peer, from)).await?;
         let offset = received.length;

@@ -98,6 +98,12 @@ async fn nobody_speaks_in_the_name_of_another() {
         let result = deliver(&store, peer, &message).await;
         assert_eq!(result.as_ref().err().map(Status::code), code, "{what}: {result:?}");
     }
+    for kind in [MessageType::MsgPropose, MessageType::MsgSnapshot] {
+        let mut message = heartbeat(2, 1);
+        message.set_msg_type(kind);
+        let refused = deliver(&store, id(2), &message).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{kind:?}");
+    }
     // The leader says so in words that the other one understands.
     let removed = deliver(&store, id(3), &heartbeat(3, 1)).await.unwrap_err();
     assert_eq!(removed.message(), client::REMOVED);

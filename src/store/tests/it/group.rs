@@ -108,7 +108,8 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot() {
     nodes[0].store.close().await.unwrap();
     let away = nodes.remove(0);
     away.kill().await;
-    let leader = nodes[0].wait("another leader", |s| s.leader.is_some_and(|id| id != 1)).await.leader.unwrap();
+    let leader =
+        nodes[0].wait("another leader", |s| s.leader.is_some_and(|id| id != 1)).await.leader.unwrap();
     let leader = nodes.iter().find(|node| node.id == leader).unwrap();
     let value = vec![7; 50_000];
     for i in 0..200 {
@@ -194,7 +195,9 @@ async fn a_dead_voter_is_replaced_by_a_standby() {
     let mut nodes = three(&group).await;
     let fourth = group.join(4, None, &nodes[0]).await;
     fourth.wait("its place as a standby", |s| s.members.len() == 4).await;
-    nodes[0].wait("a ready standby", |s| s.members.iter().any(|m| m.id == 4 && m.role == Role::Standby)).await;
+    nodes[0]
+        .wait("a ready standby", |s| s.members.iter().any(|m| m.id == 4 && m.role == Role::Standby))
+        .await;
     let leader = nodes[0].wait_leader().await;
     let at = nodes.iter().position(|node| node.id != leader).unwrap();
     let dead = nodes.remove(at);
@@ -233,9 +236,8 @@ async fn ids_names_and_addresses_are_unique_and_a_used_token_admits_nobody() {
     first.store.update_address(2, "h:9").await.unwrap();
     first.store.admit(member(3, "c", "h:2"), Txn::default()).await.unwrap();
     first.store.announce("a", "h:10", Some("rack1")).await.unwrap();
-    let own = first.wait("its new record", |s| {
-        s.members[0].member.as_ref().is_some_and(|m| m.failure_domain.is_some())
-    });
+    let own = first
+        .wait("its new record", |s| s.members[0].member.as_ref().is_some_and(|m| m.failure_domain.is_some()));
     assert_eq!(own.await.members[0].member.as_ref().unwrap().address, "h:10");
     let forged = first.store.commit(txn(&[], vec![put("kedge.member/0000000000000009", b"")])).await;
     assert!(matches!(forged, Err(CommitError::Invalid(_))));
@@ -380,4 +382,37 @@ async fn writers_everywhere_lose_nothing_while_leaders_die() {
         }
     }
     assert!(kept.len() > 100, "only {} writes were acknowledged", kept.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn load_of_three() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let tasks = kedge_base::Tasks::new("load");
+    for (what, leads) in [("leader", true), ("follower", false)] {
+        let node = nodes.iter().find(|node| (node.id == leader) == leads).unwrap();
+        for clients in [1, 16, 64] {
+            let each = if clients == 1 { 300 } else { 8000 / clients };
+            let started = Instant::now();
+            let running: Vec<_> = (0..clients)
+                .map(|client| {
+                    let store = node.store.clone();
+                    tasks.spawn("client", async move {
+                        for i in 0..each {
+                            let key = format!("{what}/{clients}/{client}/{i}");
+                            store.commit(txn(&[], vec![put(&key, &[b'x'; 1000])])).await.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            for client in running {
+                client.await.unwrap();
+            }
+            let took = started.elapsed();
+            let rate = f64::from(clients * each) / took.as_secs_f64();
+            println_figure(&format!("{clients} clients at the {what}, {rate:.0}/s"), took / (each as u32));
+        }
+    }
 }
