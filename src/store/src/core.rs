@@ -12,6 +12,7 @@
 //! entries.
 
 mod apply;
+mod reads;
 mod reconcile;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::{RawNode, Ready, SnapshotStatus, StateRole};
 
+use self::reads::Round;
 pub(crate) use self::reconcile::Placement;
 use crate::error::{CommitError, Error};
 use crate::logger::logger;
@@ -45,10 +47,6 @@ const BATCH_BYTES: u64 = 1 << 20;
 const FOLLOWER_BYTES: usize = 4 << 20;
 /// A member was heard of within so many ticks, or it is not healthy.
 const HEALTHY: u64 = 30;
-/// Reads share a round of heartbeats; so many rounds may be under way.
-const READ_ROUNDS: usize = 4;
-/// A round that was not answered is asked for again after so many ticks: messages get lost.
-const READ_AGAIN: u64 = 4;
 /// For so many ticks after a snapshot was made for a follower the log behind it is kept.
 const HOLD: u64 = 600;
 
@@ -102,16 +100,6 @@ struct Pending<T> {
     term: u64,
     expires: u64,
     token: T,
-}
-
-/// Reads that share one question to the leader.
-struct Round<R> {
-    context: u64,
-    asked: u64,
-    expires: u64,
-    /// Known once the leader has answered.
-    index: Option<u64>,
-    tokens: Vec<R>,
 }
 
 /// `T` and `R` name transactions and reads to whoever drives the core.
@@ -350,22 +338,7 @@ impl<T, R> Core<T, R> {
             out.commits
                 .extend(old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))));
         }
-        for round in self.rounds.extract_if(.., |round| round.expires <= now) {
-            out.reads.extend(round.tokens.into_iter().map(|token| (token, Err(()))));
-        }
-        for (_, token) in self.new_reads.extract_if(.., |(expires, _)| *expires <= now) {
-            out.reads.push((token, Err(())));
-        }
-        let mut again = Vec::new();
-        for round in &mut self.rounds {
-            if round.index.is_none() && round.asked + READ_AGAIN <= now {
-                round.asked = now;
-                again.push(round.context);
-            }
-        }
-        for context in again {
-            self.ask(context);
-        }
+        self.give_up_reads(out);
     }
 
     /// A message from another member.
@@ -397,55 +370,9 @@ impl<T, R> Core<T, R> {
         Ok(())
     }
 
-    /// Asks for a revision that contains all that was committed before.
-    pub(crate) fn read(&mut self, token: R) {
-        self.new_reads.push((self.ticks + self.settings.patience, token));
-    }
-
     /// Takes waiting transactions out, for instance because the log is started again from the disk.
     pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = T> {
         self.pending.drain(..).map(|pending| pending.token)
-    }
-
-    /// Takes waiting reads out.
-    pub(crate) fn take_reads(&mut self) -> Vec<R> {
-        let rounds = self.rounds.drain(..).flat_map(|round| round.tokens);
-        let mut tokens: Vec<R> = rounds.collect();
-        tokens.extend(self.new_reads.drain(..).map(|(_, token)| token));
-        tokens
-    }
-
-    fn begin_round(&mut self) {
-        if self.new_reads.is_empty() || self.rounds.len() >= READ_ROUNDS {
-            return;
-        }
-        let context = self.next_context;
-        self.next_context = self.next_context.wrapping_add(1);
-        let expires = self.new_reads.iter().map(|(expires, _)| *expires).max().unwrap_or(self.ticks);
-        let tokens = self.new_reads.drain(..).map(|(_, token)| token).collect();
-        self.rounds.push(Round { context, asked: self.ticks, expires, index: None, tokens });
-        self.ask(context);
-    }
-
-    fn ask(&mut self, context: u64) {
-        let mut bytes = self.settings.id.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&context.to_le_bytes());
-        self.raw.read_index(bytes);
-    }
-
-    fn read_known(&mut self, bytes: &[u8], index: u64) {
-        for round in &mut self.rounds {
-            if bytes.strip_prefix(&self.settings.id.to_le_bytes()) == Some(&round.context.to_le_bytes()) {
-                round.index = Some(index);
-            }
-        }
-    }
-
-    fn answer_reads(&mut self, out: &mut Output<T, R>) {
-        let (applied, revision) = (self.state.meta.applied, self.state.meta.revision);
-        for round in self.rounds.extract_if(.., |round| round.index.is_some_and(|index| index <= applied)) {
-            out.reads.extend(round.tokens.into_iter().map(|token| (token, Ok(revision))));
-        }
     }
 
     /// Handles all that Raft has ready.

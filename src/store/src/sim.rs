@@ -11,6 +11,7 @@
 
 mod check;
 mod disk;
+mod weather;
 mod world;
 
 use self::world::World;
