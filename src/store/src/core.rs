@@ -206,6 +206,12 @@ impl<T, R> Core<T, R> {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// What it says in its term, it may say aloud.
+    #[cfg(test)]
+    pub(crate) fn term_is_durable(&self) -> bool {
+        self.vote_number <= self.synced
+    }
+
     /// It leads, and has applied all that was committed before it did.
     pub(crate) fn leads_for_sure(&self) -> bool {
         self.is_leader() && self.raw.raft.apply_to_current_term()

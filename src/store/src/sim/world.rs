@@ -266,7 +266,8 @@ impl World {
             let life = node.life;
             let Node { core: Some(core), out, .. } = node else { return };
             core.drive(out).unwrap();
-            if core.is_leader() {
+            // A term that is not on the disk yet was never seen by anybody and may be forgotten.
+            if core.is_leader() && core.term_is_durable() {
                 self.history.lock().unwrap().lead(core.term(), id);
             }
             let messages = std::mem::take(&mut out.messages);
