@@ -116,8 +116,9 @@ impl Store {
         }
     }
 
-    /// Removes a member in the same transaction as `txn`. It is out of the group at once if it was no voter;
-    /// otherwise the leader first makes sure that the others can do without it: see [`Store::status`].
+    /// Removes a member in the same transaction as `txn`. The leader then makes sure that the others can do
+    /// without it, hands the lead over if it is the one that goes, and only then is the member out of the
+    /// group: see [`Store::gone`].
     ///
     /// # Errors
     /// Nothing has changed when there is no such member or no other one.
@@ -143,6 +144,19 @@ impl Store {
             CommitError::Conflict { key, .. } if key == other => MemberError::Last,
             other => MemberError::Commit(other),
         })
+    }
+
+    /// Waits until the group does without a member that was removed. Before that the member must go on
+    /// running if it can: its vote may be needed for the change. On the member itself this ends when the
+    /// others say that it is gone. The caller decides how long to wait; without a majority it is for ever.
+    pub async fn gone(&self, id: u64) {
+        let mut status = self.shared.status.subscribe();
+        let own = id == self.shared.id;
+        let gone = status.wait_for(|status| {
+            own && status.removed || status.leader.is_some() && status.members.iter().all(|m| m.id != id)
+        });
+        // An error: the store is closed.
+        let _ = gone.await;
     }
 
     /// A member is reached at another address from now on.

@@ -140,10 +140,11 @@ async fn below_three_the_group_steps_back_and_the_leader_may_be_the_one_that_goe
     let leader = nodes[1].wait_leader().await;
     let others: Vec<&Node> = nodes.iter().filter(|node| node.id != leader).collect();
     others[0].store.remove(leader, Txn::default()).await.unwrap();
+    others[0].store.gone(leader).await;
     let status = others[0].wait("one voter", |s| s.members.len() == 2 && voters(s).len() == 1).await;
     assert_ne!(status.leader, Some(leader));
     let gone = nodes.iter().find(|node| node.id == leader).unwrap();
-    gone.wait("the news that it was removed", |s| s.removed).await;
+    gone.store.gone(leader).await;
     write_at_last(others[1], "after", b"1").await;
     let left = others[1].id;
     others[0].store.remove(left, Txn::default()).await.unwrap();
@@ -415,4 +416,46 @@ async fn load_of_three() {
             println_figure(&format!("{clients} clients at the {what}, {rate:.0}/s"), took / (each as u32));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_the_one_with_the_vote_may_leave() {
+    let group = Group::new();
+    let first = group.first().await;
+    let second = group.join(2, None, &first).await;
+    first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    let revision = write(&first, "kept", b"1").await;
+    first.store.remove(1, Txn::default()).await.unwrap();
+    first.store.gone(1).await;
+    first.store.close().await.unwrap();
+    second.wait("being alone", |s| s.members.len() == 1 && s.leader == Some(2)).await;
+    assert!(write(&second, "after", b"1").await > revision);
+    assert!(second.mirror.content().contains_key("kept"));
+    first.kill().await;
+    // It is alone like one that has always been, after a restart too.
+    second.kill().await;
+    let second = group.open(2, Bootstrap::New).await.unwrap();
+    assert!(second.mirror.content().contains_key("after"));
+    write(&second, "again", b"1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_was_interrupted_is_taken_up_again() {
+    let group = Group::new();
+    let first = group.first().await;
+    for i in 0..50 {
+        write(&first, &format!("k{i}"), &[1; 2000]).await;
+    }
+    let second = group.join(2, None, &first).await;
+    let peers: Vec<Member> = first.store.members().into_iter().filter_map(|status| status.member).collect();
+    let mut joining = second;
+    for _ in 0..4 {
+        joining.kill().await;
+        joining = group.open(2, Bootstrap::Join { peers: peers.clone() }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    joining.wait_revision(first.store.revision()).await;
+    first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    joining.wait_revision(first.store.revision()).await;
+    assert_eq!(joining.mirror.content(), first.mirror.content());
 }
