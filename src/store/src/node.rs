@@ -30,6 +30,7 @@ use crate::error::{CommitError, Error};
 use crate::membership::Member;
 use crate::recover::{self, Opened, Paths};
 use crate::state::{Meta, Overlay, show_all};
+use crate::status::Status;
 use crate::store::Shared;
 use crate::transport::{Outcome, Transport};
 use crate::types::{Bootstrap, Config, Observer, Revision};
@@ -90,6 +91,8 @@ pub(crate) enum Msg {
     Forwarded(Proposal, Outcome),
     /// Another member says that this one is no member any more.
     Removed,
+    /// The group as the leader sees it.
+    Ask(oneshot::Sender<Result<Status, Error>>),
     Close(oneshot::Sender<Result<(), Error>>),
     /// Stop without flushing, as a crash would: for tests.
     Abandon(oneshot::Sender<()>),
@@ -287,6 +290,7 @@ impl Node {
             Msg::SnapshotSent(to, arrived) => self.core.snapshot_sent(to, arrived),
             Msg::Forwarded(proposal, outcome) => self.forwarded(proposal, outcome),
             Msg::Removed => self.removed = true,
+            Msg::Ask(reply) => self.ask(reply),
             Msg::Close(reply) => self.begin_close(reply),
             Msg::Abandon(_) => {}
         }

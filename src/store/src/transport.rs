@@ -26,12 +26,14 @@ use kedge_base::Tasks;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use self::peer::PeerHandle;
 pub(crate) use self::service::Service;
-use crate::error::CommitError;
+use crate::error::{CommitError, Error};
 use crate::node::{Msg, Proposal};
 use crate::recover::Paths;
+use crate::status::Status;
 use crate::types::Revision;
 
 /// A connection to another member.
@@ -120,6 +122,23 @@ impl Transport {
         context.tasks.spawn_until_stopped("forward", async move {
             let outcome = client::forward(&peer, &proposal.data, proposal.lazy).await;
             let _ = sender.send(Msg::Forwarded(proposal, outcome));
+        });
+    }
+
+    /// Completes `status` with what the leader knows.
+    pub(crate) fn ask(
+        &mut self,
+        id: u64,
+        address: &str,
+        mut status: Status,
+        reply: oneshot::Sender<Result<Status, Error>>,
+    ) {
+        let context = self.context.clone();
+        let peer = self.peer(id, address).shared().clone();
+        let _guard = context.runtime.enter();
+        context.tasks.spawn_until_stopped("health", async move {
+            let asked = client::health(&peer, &mut status).await;
+            let _ = reply.send(asked.map(|()| status).map_err(Error::Unavailable));
         });
     }
 

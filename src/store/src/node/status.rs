@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use super::{Node, TICK};
 use crate::core::Placement;
+use crate::error::Error;
 use crate::status::{Group, MemberStatus, Role, Status};
 
 /// What changes seldom and must be seen at once.
@@ -67,6 +70,22 @@ impl Node {
             // Before the records have arrived nothing is known about who is gone.
             transport.retain(|id| core.state.members().is_empty() || core.knows(id));
         }
+    }
+
+    /// The leader knows itself; others ask it.
+    pub(super) fn ask(&mut self, reply: oneshot::Sender<Result<Status, Error>>) {
+        let status = self.status();
+        let leader = self.core.leader();
+        let answer = if leader == Some(self.core.id()) {
+            Ok(status)
+        } else {
+            let address = leader.and_then(|id| self.core.state.members().get(&id));
+            if let (Some(leader), Some(transport)) = (address, &mut self.transport) {
+                return transport.ask(leader.id, &leader.address, status, reply);
+            }
+            Err(Error::Unavailable("there is no leader at the moment".into()))
+        };
+        let _ = reply.send(answer);
     }
 
     fn status(&self) -> Status {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 
 use super::Store;
 use crate::error::{CommitError, Error, MemberError};
 use crate::membership::{self, Member};
+use crate::node::Msg;
 use crate::recover;
 use crate::status::{MemberStatus, Status};
 use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
@@ -240,6 +241,17 @@ impl Store {
     /// The group as this node sees it, and each change of that.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.subscribe()
+    }
+
+    /// The group with what the leader alone knows: who is healthy and how far behind, and why it does not
+    /// change what should be changed.
+    ///
+    /// # Errors
+    /// There is no leader, or it cannot be asked; [`Store::status`] still says what this node knows.
+    pub async fn leader_status(&self) -> Result<Status, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.sender.send(Msg::Ask(reply)).map_err(|_| Error::Closed)?;
+        answer.await.unwrap_or(Err(Error::Closed))
     }
 
     /// What other members call, to be served on the cluster port, with a [`crate::Peer`] among each

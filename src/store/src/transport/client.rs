@@ -15,7 +15,7 @@ use tonic_prost::ProstCodec;
 use super::Outcome;
 use super::lane::Lane;
 use super::peer::PeerShared;
-use super::wire::{self, Batch, Empty, LARGEST, Propose, Proposed};
+use super::wire::{self, Batch, Empty, Health, LARGEST, Propose, Proposed};
 use crate::node::{Msg, PATIENCE};
 
 /// What a member says to one that was removed.
@@ -107,4 +107,19 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
         )),
         Err(_) => Outcome::Lost("the leader did not answer in time".into()),
     }
+}
+
+/// Adds what the leader knows of the members to `status`.
+pub(super) async fn health(peer: &PeerShared, status: &mut crate::Status) -> Result<(), String> {
+    let mut client = client(peer.channel().await?).await.map_err(|status| status.message().to_owned())?;
+    let codec = ProstCodec::<Empty, Health>::default();
+    let path = PathAndQuery::from_static(wire::HEALTH);
+    let call = client.unary(Request::new(Empty {}), path, codec);
+    let answer = tokio::time::timeout(CONNECT, call).await.map_err(|_| "no answer in time".to_owned())?;
+    let health = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    if !health.leads {
+        return Err("it does not lead any more".into());
+    }
+    health.add_to(status);
+    Ok(())
 }

@@ -20,7 +20,7 @@ use tower::service_fn;
 use super::Peer;
 use super::client::REMOVED;
 use super::snapshots::Inbox;
-use super::wire::{self, Batch, Chunk, Empty, LARGEST, Offer, Progress, Propose, Proposed};
+use super::wire::{self, Batch, Chunk, Empty, Health, LARGEST, Offer, Progress, Propose, Proposed};
 use crate::command;
 use crate::node::{Msg, Proposal, Ticket};
 use crate::store::Shared;
@@ -83,6 +83,10 @@ impl Inner {
             wire::PROPOSE => {
                 let propose = service_fn(move |request| inner.clone().propose(request));
                 grpc::<Propose, Proposed>().unary(propose, request).await
+            }
+            wire::HEALTH => {
+                let health = service_fn(move |request| inner.clone().health(request));
+                grpc::<Empty, Health>().unary(health, request).await
             }
             wire::OFFER => {
                 let offer = service_fn(move |request| inner.clone().offer(request));
@@ -155,18 +159,24 @@ impl Inner {
         }
     }
 
+    /// Only members may ask for anything.
+    fn member<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let peer = Self::peer(request)?;
+        let group = self.shared.group.read();
+        let member = |(id, name): (&u64, &String)| match peer.member_id {
+            Some(peer) => peer == *id,
+            None => peer.name.as_ref() == Some(name),
+        };
+        if group.names.iter().any(member) { Ok(()) } else { Err(Status::failed_precondition(REMOVED)) }
+    }
+
+    async fn health(self: Arc<Self>, request: Request<Empty>) -> Result<Response<Health>, Status> {
+        self.member(&request)?;
+        Ok(Response::new(Health::of(&self.shared.status.borrow())))
+    }
+
     async fn propose(self: Arc<Self>, request: Request<Propose>) -> Result<Response<Proposed>, Status> {
-        let peer = Self::peer(&request)?;
-        {
-            let group = self.shared.group.read();
-            let member = |(id, name): (&u64, &String)| match peer.member_id {
-                Some(peer) => peer == *id,
-                None => peer.name.as_ref() == Some(name),
-            };
-            if !group.names.iter().any(member) {
-                return Err(Status::failed_precondition(REMOVED));
-            }
-        }
+        self.member(&request)?;
         let Propose { command, lazy } = request.into_inner();
         // What cannot be decoded must not get into the log.
         command::decode(&command).map_err(|error| Status::invalid_argument(error.to_string()))?;

@@ -64,6 +64,12 @@ async fn three_nodes_are_highly_available_by_themselves() {
         assert!(node.mirror.content().keys().all(|key| !key.starts_with("kedge.")), "the store's own keys");
     }
     same(&nodes);
+    for node in &nodes {
+        let status = node.store.leader_status().await.unwrap();
+        assert_eq!(status.id, node.id);
+        assert!(status.members.iter().all(|member| member.healthy == Some(true)), "{status:#?}");
+        assert!(status.members.iter().all(|member| member.lag.is_some_and(|lag| lag < 100)), "{status:#?}");
+    }
     for node in nodes {
         node.store.close().await.unwrap();
     }
