@@ -10,7 +10,7 @@ mod flush;
 mod queue;
 mod status;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -83,6 +83,8 @@ pub(crate) enum Msg {
     Appended(Appended),
     /// From another member; its sender has been checked.
     Step(Message),
+    /// This member says where it can be reached.
+    Heard(u64, String),
     /// Messages to this member were lost.
     Unreachable(u64),
     /// What became of sending a snapshot to this member.
@@ -125,6 +127,8 @@ pub(crate) struct Node {
     flusher: Flusher,
     disk: Disk,
     transport: Option<Transport>,
+    /// Where others said they are, for as long as there is no record.
+    heard: HashMap<u64, String>,
     _lock: File,
     queue: VecDeque<Proposal>,
     urgent: usize,
@@ -207,6 +211,7 @@ impl Node {
             flusher,
             disk,
             transport,
+            heard: HashMap::new(),
             _lock: lock,
             queue: VecDeque::new(),
             urgent: 0,
@@ -285,6 +290,9 @@ impl Node {
                 // Nobody writes to one that was removed.
                 self.removed = false;
                 self.core.step(message);
+            }
+            Msg::Heard(id, address) => {
+                self.heard.insert(id, address);
             }
             Msg::Unreachable(id) => self.core.unreachable(id),
             Msg::SnapshotSent(to, arrived) => self.core.snapshot_sent(to, arrived),
@@ -426,11 +434,11 @@ impl Node {
     fn send(&mut self) {
         for message in self.out.messages.drain(..) {
             let Some(transport) = &mut self.transport else { continue };
-            let members = self.core.state.members();
-            let address = members.get(&message.to).map(|member| member.address.as_str()).or_else(|| {
+            let record = self.core.state.members().get(&message.to).map(|member| &member.address);
+            let address = record.or_else(|| self.heard.get(&message.to)).or_else(|| {
                 let cluster = self.config.cluster.as_ref()?;
                 let Bootstrap::Join { peers } = &cluster.bootstrap else { return None };
-                peers.iter().find(|peer| peer.id == message.to).map(|peer| peer.address.as_str())
+                peers.iter().find(|peer| peer.id == message.to).map(|peer| &peer.address)
             });
             let Some(address) = address else {
                 if message.msg_type() == MessageType::MsgSnapshot {

@@ -23,7 +23,7 @@ use self::world::World;
 /// term that was then forgotten.
 const FOUND: &[u64] = &[24, 74, 252, 9843, 3080, 4, 4689, 5974];
 /// How many new ones each run tries.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 6000;
 
 fn run(seeds: impl Iterator<Item = u64>) {
     for seed in seeds {

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use kedge_base::Tasks;
+use parking_lot::RwLock;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
@@ -85,12 +86,15 @@ pub(crate) struct Context {
     tasks: Tasks,
     snapshots: PathBuf,
     sender: Sender<Msg>,
+    /// Where this member can be reached, once its record says so.
+    address: RwLock<Option<String>>,
 }
 
 impl Transport {
     pub(crate) fn new(dial: Arc<dyn Dial>, runtime: Handle, paths: &Paths, sender: Sender<Msg>) -> Self {
         let tasks = Tasks::new("store-transport");
-        let context = Context { dial, runtime, tasks, snapshots: paths.snapshots.clone(), sender };
+        let snapshots = paths.snapshots.clone();
+        let context = Context { dial, runtime, tasks, snapshots, sender, address: RwLock::default() };
         Self { context: Arc::new(context), peers: HashMap::new() }
     }
 
@@ -140,6 +144,11 @@ impl Transport {
             let asked = client::health(&peer, &mut status).await;
             let _ = reply.send(asked.map(|()| status).map_err(Error::Unavailable));
         });
+    }
+
+    /// This member's own address, which it tells others.
+    pub(crate) fn set_address(&self, address: Option<&str>) {
+        *self.context.address.write() = address.map(str::to_owned);
     }
 
     /// Forgets peers that are gone.

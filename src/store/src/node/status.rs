@@ -67,6 +67,9 @@ impl Node {
         *self.shared.group.write() = Group { leads: self.core.leads_for_sure(), names, configured };
         let core = &self.core;
         if let Some(transport) = &mut self.transport {
+            let own = core.state.members().get(&core.id());
+            transport.set_address(own.map(|member| member.address.as_str()));
+            self.heard.retain(|id, _| !core.state.members().contains_key(id));
             // Before the records have arrived nothing is known about who is gone.
             transport.retain(|id| core.state.members().is_empty() || core.knows(id));
         }

@@ -56,14 +56,14 @@ pub(super) async fn client(channel: Channel) -> Result<Grpc<Channel>, Status> {
 }
 
 /// Delivers what comes along a lane until that fails. Returns why.
-pub(super) async fn deliver(channel: Channel, lane: &Arc<Lane>) -> String {
+pub(super) async fn deliver(channel: Channel, lane: &Arc<Lane>, address: Option<String>) -> String {
     let mut client = match client(channel).await {
         Ok(client) => client,
         Err(status) => return status.message().to_owned(),
     };
-    let stream = futures::stream::unfold(lane.clone(), |lane| async move {
+    let stream = futures::stream::unfold((lane.clone(), address), |(lane, address)| async move {
         let batch = lane.batch().await;
-        Some((batch, lane))
+        Some((Batch { address, ..batch }, (lane, None)))
     });
     let codec = ProstCodec::<Batch, Empty>::default();
     let path = PathAndQuery::from_static(wire::DELIVER);

@@ -67,7 +67,7 @@ impl Lane {
             let taken = self.take();
             if !taken.is_empty() {
                 let messages = taken.iter().map(|message| Bytes::from(message.encode_to_vec())).collect();
-                return Batch { messages };
+                return Batch { messages, address: None };
             }
         }
     }

@@ -148,11 +148,15 @@ impl Inner {
                 () = self.shared.closed.cancelled() => return Err(closed()),
             };
             let Some(batch) = batch else { return Ok(Response::new(Empty {})) };
+            let mut address = batch.address;
             for bytes in batch.messages {
                 let message = self.take(&peer, &bytes)?;
                 // Transactions and snapshots have their own ways, where they are looked at.
                 if matches!(message.msg_type(), MessageType::MsgPropose | MessageType::MsgSnapshot) {
                     return Err(Status::invalid_argument("a message that does not belong here"));
+                }
+                if let Some(address) = address.take() {
+                    let _ = self.shared.sender.send(Msg::Heard(message.from, address));
                 }
                 self.shared.sender.send(Msg::Step(message)).map_err(|_| closed())?;
             }

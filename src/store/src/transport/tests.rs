@@ -67,7 +67,7 @@ async fn client(store: &Store) -> Grpc<Routes> {
 }
 
 async fn deliver(store: &Store, peer: Option<Peer>, message: &Message) -> Result<(), Status> {
-    let batch = Batch { messages: vec![message.encode_to_vec().into()] };
+    let batch = Batch { messages: vec![message.encode_to_vec().into()], address: None };
     let request = request(peer, futures::stream::iter([batch]));
     let codec = ProstCodec::<Batch, Empty>::default();
     let path = PathAndQuery::from_static(wire::DELIVER);

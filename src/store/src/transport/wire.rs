@@ -25,6 +25,10 @@ pub(super) const LARGEST: usize = 32 << 20;
 pub(super) struct Batch {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub(super) messages: Vec<Bytes>,
+    /// Where the sender can be reached; in the first batch of a stream. Who has just joined has no records
+    /// to look that up.
+    #[prost(string, optional, tag = "2")]
+    pub(super) address: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -465,3 +465,24 @@ async fn a_join_that_was_interrupted_is_taken_up_again() {
     joining.wait_revision(first.store.revision()).await;
     assert_eq!(joining.mirror.content(), first.mirror.content());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_finds_a_leader_that_it_was_not_told_of() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let sponsor = nodes[0].wait_leader().await;
+    let at = nodes.iter().position(|node| node.id == sponsor).unwrap();
+    let old = nodes.remove(at);
+    let address = "127.0.0.1:1".to_owned();
+    let record = Member { id: 4, name: "node4".into(), address, failure_domain: None };
+    old.store.admit(record, Txn::default()).await.unwrap();
+    let known = old.store.members().into_iter().filter(|status| status.id == sponsor);
+    let peers = known.filter_map(|status| status.member).collect();
+    // The only one that it knows is gone before it starts.
+    old.store.close().await.unwrap();
+    old.kill().await;
+    let joining = group.open(4, Bootstrap::Join { peers }).await.unwrap();
+    nodes[0].wait("a leader", |s| s.leader.is_some_and(|id| id != sponsor)).await;
+    nodes[0].store.update_address(4, &joining.address).await.unwrap();
+    joining.wait_revision(nodes[0].store.revision()).await;
+}
