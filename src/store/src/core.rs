@@ -12,6 +12,7 @@
 //! entries.
 
 mod apply;
+mod reads;
 mod reconcile;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::{RawNode, Ready, SnapshotStatus, StateRole};
 
+use self::reads::Round;
 pub(crate) use self::reconcile::Placement;
 use crate::error::{CommitError, Error};
 use crate::logger::logger;
@@ -38,17 +40,13 @@ const ELECTION: usize = 8;
 /// Elections begin after so many ticks without a leader, and fewer than twice as many.
 const ELECTION_MIN: usize = 9;
 /// How far slow disks may stretch that.
-pub(crate) const MAX_STRETCH: usize = 8;
+const MAX_STRETCH: usize = 8;
 /// Bytes of entries in one message, and in one batch to apply.
 const BATCH_BYTES: u64 = 1 << 20;
 /// Applied entries kept in memory for followers.
 const FOLLOWER_BYTES: usize = 4 << 20;
 /// A member was heard of within so many ticks, or it is not healthy.
 const HEALTHY: u64 = 30;
-/// Reads share a round of heartbeats; so many rounds may be under way.
-const READ_ROUNDS: usize = 4;
-/// A round that was not answered is asked for again after so many ticks: messages get lost.
-const READ_AGAIN: u64 = 4;
 /// For so many ticks after a snapshot was made for a follower the log behind it is kept.
 const HOLD: u64 = 600;
 
@@ -102,16 +100,6 @@ struct Pending<T> {
     term: u64,
     expires: u64,
     token: T,
-}
-
-/// Reads that share one question to the leader.
-struct Round<R> {
-    context: u64,
-    asked: u64,
-    expires: u64,
-    /// Known once the leader has answered.
-    index: Option<u64>,
-    tokens: Vec<R>,
 }
 
 /// `T` and `R` name transactions and reads to whoever drives the core.
@@ -218,6 +206,17 @@ impl<T, R> Core<T, R> {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// What it says in its term, it may say aloud.
+    #[cfg(test)]
+    pub(crate) fn term_is_durable(&self) -> bool {
+        self.vote_number <= self.synced
+    }
+
+    /// It leads, and has applied all that was committed before it did.
+    pub(crate) fn leads_for_sure(&self) -> bool {
+        self.is_leader() && self.raw.raft.apply_to_current_term()
+    }
+
     /// The leader, if this member knows one.
     pub(crate) fn leader(&self) -> Option<u64> {
         Some(self.raw.raft.leader_id).filter(|&id| id != 0)
@@ -275,13 +274,16 @@ impl<T, R> Core<T, R> {
     }
 
     /// How much longer than usual elections take, for a vote waits for the disk. 1 to [`MAX_STRETCH`].
-    pub(crate) fn set_stretch(&mut self, stretch: usize) {
+    /// Returns whether that is news.
+    pub(crate) fn set_stretch(&mut self, stretch: usize) -> bool {
         let stretch = stretch.clamp(1, MAX_STRETCH);
-        if stretch != self.stretch {
+        let news = stretch != self.stretch;
+        if news {
             self.stretch = stretch;
             self.timeout = self.draw_timeout();
             self.settle();
         }
+        news
     }
 
     /// After each call of Raft: its election timeout comes from our seed.
@@ -339,26 +341,10 @@ impl<T, R> Core<T, R> {
                 self.pending.drain(..).partition(|pending| pending.expires <= now);
             self.pending = rest;
             let text = "no majority of the control plane nodes confirmed the write in time";
-            out.commits.extend(
-                old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))),
-            );
+            out.commits
+                .extend(old.into_iter().map(|p| (p.token, Err(CommitError::Unavailable(text.to_owned())))));
         }
-        for round in self.rounds.extract_if(.., |round| round.expires <= now) {
-            out.reads.extend(round.tokens.into_iter().map(|token| (token, Err(()))));
-        }
-        for (_, token) in self.new_reads.extract_if(.., |(expires, _)| *expires <= now) {
-            out.reads.push((token, Err(())));
-        }
-        let mut again = Vec::new();
-        for round in &mut self.rounds {
-            if round.index.is_none() && round.asked + READ_AGAIN <= now {
-                round.asked = now;
-                again.push(round.context);
-            }
-        }
-        for context in again {
-            self.ask(context);
-        }
+        self.give_up_reads(out);
     }
 
     /// A message from another member.
@@ -390,55 +376,9 @@ impl<T, R> Core<T, R> {
         Ok(())
     }
 
-    /// Asks for a revision that contains all that was committed before.
-    pub(crate) fn read(&mut self, token: R) {
-        self.new_reads.push((self.ticks + self.settings.patience, token));
-    }
-
     /// Takes waiting transactions out, for instance because the log is started again from the disk.
     pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = T> {
         self.pending.drain(..).map(|pending| pending.token)
-    }
-
-    /// Takes waiting reads out.
-    pub(crate) fn take_reads(&mut self) -> Vec<R> {
-        let rounds = self.rounds.drain(..).flat_map(|round| round.tokens);
-        let mut tokens: Vec<R> = rounds.collect();
-        tokens.extend(self.new_reads.drain(..).map(|(_, token)| token));
-        tokens
-    }
-
-    fn begin_round(&mut self) {
-        if self.new_reads.is_empty() || self.rounds.len() >= READ_ROUNDS {
-            return;
-        }
-        let context = self.next_context;
-        self.next_context = self.next_context.wrapping_add(1);
-        let expires = self.new_reads.iter().map(|(expires, _)| *expires).max().unwrap_or(self.ticks);
-        let tokens = self.new_reads.drain(..).map(|(_, token)| token).collect();
-        self.rounds.push(Round { context, asked: self.ticks, expires, index: None, tokens });
-        self.ask(context);
-    }
-
-    fn ask(&mut self, context: u64) {
-        let mut bytes = self.settings.id.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&context.to_le_bytes());
-        self.raw.read_index(bytes);
-    }
-
-    fn read_known(&mut self, bytes: &[u8], index: u64) {
-        for round in &mut self.rounds {
-            if bytes.strip_prefix(&self.settings.id.to_le_bytes()) == Some(&round.context.to_le_bytes()) {
-                round.index = Some(index);
-            }
-        }
-    }
-
-    fn answer_reads(&mut self, out: &mut Output<T, R>) {
-        let (applied, revision) = (self.state.meta.applied, self.state.meta.revision);
-        for round in self.rounds.extract_if(.., |round| round.index.is_some_and(|index| index <= applied)) {
-            out.reads.extend(round.tokens.into_iter().map(|token| (token, Ok(revision))));
-        }
     }
 
     /// Handles all that Raft has ready.

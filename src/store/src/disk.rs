@@ -155,8 +155,7 @@ impl Worker {
     fn install(&mut self, index: u64, term: u64) -> Result<State, Error> {
         self.engine = None;
         self.failed = false;
-        let (engine, state) =
-            recover::install(&self.config, &self.paths, &mut self.wal.lock(), index, term)?;
+        let (engine, state) = recover::install(&self.config, &self.paths, &mut self.wal.lock(), index, term)?;
         show_all(&state, engine.as_ref(), self.observer.as_ref())?;
         self.flushed = state.meta.clone();
         self.engine = Some(engine);

@@ -68,9 +68,6 @@ pub enum Error {
     /// go on.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// Messages of another member that make no sense.
-    #[error("message from another member: {0}")]
-    Message(String),
     /// The store is closed, or closing.
     #[error("the store is closed")]
     Closed,

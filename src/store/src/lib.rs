@@ -24,10 +24,10 @@ mod membership;
 mod node;
 mod raftlog;
 mod recover;
-mod snapshot;
-mod state;
 #[cfg(test)]
 mod sim;
+mod snapshot;
+mod state;
 mod stats;
 mod status;
 mod store;

@@ -10,7 +10,7 @@ mod flush;
 mod queue;
 mod status;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -30,6 +30,7 @@ use crate::error::{CommitError, Error};
 use crate::membership::Member;
 use crate::recover::{self, Opened, Paths};
 use crate::state::{Meta, Overlay, show_all};
+use crate::status::Status;
 use crate::store::Shared;
 use crate::transport::{Outcome, Transport};
 use crate::types::{Bootstrap, Config, Observer, Revision};
@@ -82,6 +83,8 @@ pub(crate) enum Msg {
     Appended(Appended),
     /// From another member; its sender has been checked.
     Step(Message),
+    /// This member says where it can be reached.
+    Heard(u64, String),
     /// Messages to this member were lost.
     Unreachable(u64),
     /// What became of sending a snapshot to this member.
@@ -90,6 +93,8 @@ pub(crate) enum Msg {
     Forwarded(Proposal, Outcome),
     /// Another member says that this one is no member any more.
     Removed,
+    /// The group as the leader sees it.
+    Ask(oneshot::Sender<Result<Status, Error>>),
     Close(oneshot::Sender<Result<(), Error>>),
     /// Stop without flushing, as a crash would: for tests.
     Abandon(oneshot::Sender<()>),
@@ -122,6 +127,8 @@ pub(crate) struct Node {
     flusher: Flusher,
     disk: Disk,
     transport: Option<Transport>,
+    /// Where others said they are, for as long as there is no record.
+    heard: HashMap<u64, String>,
     _lock: File,
     queue: VecDeque<Proposal>,
     urgent: usize,
@@ -191,9 +198,10 @@ impl Node {
                 let _ = sender.send(Msg::Disk(done));
             },
         )?;
-        let transport = config.cluster.as_ref().map(|cluster| {
-            Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone())
-        });
+        let transport = config
+            .cluster
+            .as_ref()
+            .map(|cluster| Transport::new(cluster.dial.clone(), runtime, &paths, shared.sender.clone()));
         // With two snapshots the log reaches back to the older one.
         let behind = if snapshots < 2 { 0 } else { config.snapshot_after_bytes };
         let since_snapshot = shared.counters.read().wal_bytes.saturating_sub(behind);
@@ -203,6 +211,7 @@ impl Node {
             flusher,
             disk,
             transport,
+            heard: HashMap::new(),
             _lock: lock,
             queue: VecDeque::new(),
             urgent: 0,
@@ -277,11 +286,19 @@ impl Node {
                     self.fail(&error);
                 }
             }
-            Msg::Step(message) => self.core.step(message),
+            Msg::Step(message) => {
+                // Nobody writes to one that was removed.
+                self.removed = false;
+                self.core.step(message);
+            }
+            Msg::Heard(id, address) => {
+                self.heard.insert(id, address);
+            }
             Msg::Unreachable(id) => self.core.unreachable(id),
             Msg::SnapshotSent(to, arrived) => self.core.snapshot_sent(to, arrived),
             Msg::Forwarded(proposal, outcome) => self.forwarded(proposal, outcome),
             Msg::Removed => self.removed = true,
+            Msg::Ask(reply) => self.ask(reply),
             Msg::Close(reply) => self.begin_close(reply),
             Msg::Abandon(_) => {}
         }
@@ -321,14 +338,7 @@ impl Node {
         }
         let now = Instant::now();
         self.next_tick = if self.core.is_alone() { None } else { Some(self.next_tick.unwrap_or(now + TICK)) };
-        let queue_due = if self.is_stalled() || !self.can_propose() {
-            None
-        } else if self.urgent > 0 {
-            Some(now)
-        } else {
-            self.lazy_since.map(|since| since + LAZY)
-        };
-        let due = [queue_due, self.next_tick, self.retry_at].into_iter().flatten().min()?;
+        let due = [self.queue_due(now), self.next_tick, self.retry_at].into_iter().flatten().min()?;
         Some(due.saturating_duration_since(now))
     }
 
@@ -371,13 +381,24 @@ impl Node {
                 if std::mem::take(&mut self.disk_full) {
                     tracing::info!("the disk has space again; the store goes on");
                 }
-                self.flush_time = (self.flush_time * 7 + done.took) / 8;
-                let usual = self.flush_time * FLUSHES_PER_ELECTION;
-                self.core.set_stretch(1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize);
+                self.note_flush_time(done.took);
                 self.core.persisted(done.number, &mut self.out);
                 Ok(())
             }
             Err(error) => self.log_failed(error),
+        }
+    }
+
+    /// Elections wait for the disk, so they get more time where that is slow.
+    fn note_flush_time(&mut self, took: Duration) {
+        self.flush_time = (self.flush_time * 7 + took) / 8;
+        let usual = self.flush_time * FLUSHES_PER_ELECTION;
+        let stretch = 1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize;
+        if self.core.set_stretch(stretch) && stretch > 1 && self.transport.is_some() {
+            tracing::warn!(
+                flush_ms = self.flush_time.as_millis() as u64,
+                "the disk is slow: when the leader is lost, it takes longer until there is another one"
+            );
         }
     }
 
@@ -413,11 +434,11 @@ impl Node {
     fn send(&mut self) {
         for message in self.out.messages.drain(..) {
             let Some(transport) = &mut self.transport else { continue };
-            let members = self.core.state.members();
-            let address = members.get(&message.to).map(|member| member.address.as_str()).or_else(|| {
+            let record = self.core.state.members().get(&message.to).map(|member| &member.address);
+            let address = record.or_else(|| self.heard.get(&message.to)).or_else(|| {
                 let cluster = self.config.cluster.as_ref()?;
                 let Bootstrap::Join { peers } = &cluster.bootstrap else { return None };
-                peers.iter().find(|peer| peer.id == message.to).map(|peer| peer.address.as_str())
+                peers.iter().find(|peer| peer.id == message.to).map(|peer| &peer.address)
             });
             let Some(address) = address else {
                 if message.msg_type() == MessageType::MsgSnapshot {

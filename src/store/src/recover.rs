@@ -1,5 +1,8 @@
 //! From the files to a state: the engine if it can be trusted, else a snapshot, else the whole log.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -129,7 +132,12 @@ pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> 
 }
 
 /// The log as Raft finds it, after the state that `meta` describes. `entries` are all that the disk has.
-pub(crate) fn raft_log(node_id: u64, meta: &Meta, mut hard_state: HardState, mut entries: Vec<Entry>) -> RaftLog {
+pub(crate) fn raft_log(
+    node_id: u64,
+    meta: &Meta,
+    mut hard_state: HardState,
+    mut entries: Vec<Entry>,
+) -> RaftLog {
     entries.retain(|entry| entry.index > meta.applied);
     let last = entries.last().map_or(meta.applied, |entry| entry.index);
     hard_state.commit = hard_state.commit.clamp(meta.applied, last);
@@ -306,7 +314,8 @@ fn install_with(
 fn finish_install(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> Result<(), Error> {
     let Some((index, term)) = snapshot::interrupted(&paths.snapshots)? else { return Ok(()) };
     tracing::info!(index, "a snapshot from another member was about to be installed; that is finished now");
-    let (mut wal, _) = Wal::open(&paths.wal, config.node_id, config.segment_bytes, u64::MAX, counters.clone())?;
+    let (mut wal, _) =
+        Wal::open(&paths.wal, config.node_id, config.segment_bytes, u64::MAX, counters.clone())?;
     let known = wal.hard_state();
     // Never below the snapshot's term: that of a recovered group is new.
     let hard_state = HardState { term: known.term.max(term), commit: index, ..known.clone() };
@@ -327,6 +336,7 @@ fn switch_over(
     for old in snapshot::list(&paths.snapshots)? {
         fs::remove_file(&old.path).map_err(Error::io("remove", &old.path))?;
     }
+    snapshot::remove_received(&paths.snapshots, index)?;
     snapshot::keep(&paths.snapshots, index, term)
 }
 

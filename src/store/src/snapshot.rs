@@ -87,6 +87,20 @@ pub(crate) fn interrupted(dir: &Path) -> Result<Option<(u64, u64)>, Error> {
     Ok(found)
 }
 
+/// Removes what was received and reaches no further than `index`.
+pub(crate) fn remove_received(dir: &Path, index: u64) -> Result<(), Error> {
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let found = name.strip_suffix(".received").and_then(|name| name.split_once('-'));
+        let old = found.and_then(|(found, _)| u64::from_str_radix(found, 16).ok());
+        if old.is_some_and(|old| old <= index) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives an installed snapshot the name under which it is found.
 pub(crate) fn keep(dir: &Path, index: u64, term: u64) -> Result<(), Error> {
     let from = installing(dir, index, term);

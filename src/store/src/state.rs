@@ -159,10 +159,7 @@ impl State {
     /// The empty state of a group that begins with these members. It is at revision 1, so that a list of
     /// nothing has a revision too.
     pub(crate) fn empty(members: ConfState) -> Self {
-        Self {
-            meta: Meta { revision: 1, members, ..Meta::default() },
-            ..Self::loading(Meta::default())
-        }
+        Self { meta: Meta { revision: 1, members, ..Meta::default() }, ..Self::loading(Meta::default()) }
     }
 
     /// The state that `meta` describes; [`State::load`] every object, then [`State::verify`].

@@ -4,10 +4,10 @@ mod members;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -25,6 +25,7 @@ use crate::node::{Msg, Node, Proposal, Ticket};
 use crate::recover::Paths;
 use crate::stats::{Counters, Stats};
 use crate::status::{Group, Status};
+use crate::transport::Service;
 use crate::types::{Bootstrap, Config, Observer, Op, Revision, Txn};
 
 /// The largest encoded transaction in bytes; upstream takes requests of 3 MiB.
@@ -65,6 +66,7 @@ impl Shared {
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    service: Service,
 }
 
 impl Store {
@@ -106,7 +108,7 @@ impl Store {
             .spawn(move || thread(config, observer, for_thread, runtime, &messages, ready))
             .map_err(Error::Thread)?;
         opened.await.map_err(|_| Error::Failed("its thread panicked while opening".into()))??;
-        let store = Self { shared };
+        let store = Self { service: Service::new(shared.clone()), shared };
         let (closing, token) = (store.clone(), tasks.token().clone());
         tasks.spawn("store", async move {
             tokio::select! {

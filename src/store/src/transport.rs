@@ -10,6 +10,8 @@ mod lane;
 mod peer;
 mod service;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::HashMap;
@@ -21,15 +23,18 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use kedge_base::Tasks;
+use parking_lot::RwLock;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use self::peer::PeerHandle;
 pub(crate) use self::service::Service;
-use crate::error::CommitError;
+use crate::error::{CommitError, Error};
 use crate::node::{Msg, Proposal};
 use crate::recover::Paths;
+use crate::status::Status;
 use crate::types::Revision;
 
 /// A connection to another member.
@@ -81,17 +86,15 @@ pub(crate) struct Context {
     tasks: Tasks,
     snapshots: PathBuf,
     sender: Sender<Msg>,
+    /// Where this member can be reached, once its record says so.
+    address: RwLock<Option<String>>,
 }
 
 impl Transport {
-    pub(crate) fn new(
-        dial: Arc<dyn Dial>,
-        runtime: Handle,
-        paths: &Paths,
-        sender: Sender<Msg>,
-    ) -> Self {
+    pub(crate) fn new(dial: Arc<dyn Dial>, runtime: Handle, paths: &Paths, sender: Sender<Msg>) -> Self {
         let tasks = Tasks::new("store-transport");
-        let context = Context { dial, runtime, tasks, snapshots: paths.snapshots.clone(), sender };
+        let snapshots = paths.snapshots.clone();
+        let context = Context { dial, runtime, tasks, snapshots, sender, address: RwLock::default() };
         Self { context: Arc::new(context), peers: HashMap::new() }
     }
 
@@ -124,6 +127,28 @@ impl Transport {
             let outcome = client::forward(&peer, &proposal.data, proposal.lazy).await;
             let _ = sender.send(Msg::Forwarded(proposal, outcome));
         });
+    }
+
+    /// Completes `status` with what the leader knows.
+    pub(crate) fn ask(
+        &mut self,
+        id: u64,
+        address: &str,
+        mut status: Status,
+        reply: oneshot::Sender<Result<Status, Error>>,
+    ) {
+        let context = self.context.clone();
+        let peer = self.peer(id, address).shared().clone();
+        let _guard = context.runtime.enter();
+        context.tasks.spawn_until_stopped("health", async move {
+            let asked = client::health(&peer, &mut status).await;
+            let _ = reply.send(asked.map(|()| status).map_err(Error::Unavailable));
+        });
+    }
+
+    /// This member's own address, which it tells others.
+    pub(crate) fn set_address(&self, address: Option<&str>) {
+        *self.context.address.write() = address.map(str::to_owned);
     }
 
     /// Forgets peers that are gone.

@@ -67,7 +67,8 @@ pub enum Bootstrap {
     /// It founds a group.
     New,
     /// It was admitted to a group and gets everything from there; [`Config::node_id`] is the id it was
-    /// admitted with. It may be opened again and again until that is done.
+    /// admitted with. It may be opened again and again until that is done. A member that has lost its
+    /// folder must not use its old id for that: it is removed, and admitted with another one.
     Join {
         /// The members known so far: where to answer to before the records have arrived.
         peers: Vec<crate::Member>,

@@ -85,12 +85,7 @@ impl<T, R> Core<T, R> {
         }
     }
 
-    fn acknowledge(
-        &mut self,
-        entry: &Entry,
-        result: Result<Revision, CommitError>,
-        out: &mut Output<T, R>,
-    ) {
+    fn acknowledge(&mut self, entry: &Entry, result: Result<Revision, CommitError>, out: &mut Output<T, R>) {
         let mut result = Some(result);
         while self.pending.front().is_some_and(|pending| pending.index <= entry.index) {
             let Some(pending) = self.pending.pop_front() else { return };

@@ -106,9 +106,9 @@ impl<T, R> Core<T, R> {
         known
             .map(|id| {
                 let heard = self.seen.contains_key(&id) || self.silence(id) == 0;
-                let caught_up = progress
-                    .get(id)
-                    .is_some_and(|p| p.state != ProgressState::Snapshot && p.matched + self.settings.lag >= last);
+                let caught_up = progress.get(id).is_some_and(|p| {
+                    p.state != ProgressState::Snapshot && p.matched + self.settings.lag >= last
+                });
                 let silent = self.silence(id);
                 let healthy = heard && silent <= HEALTHY;
                 (id, Health { healthy, dead: silent > self.settings.replace_after, caught_up })

@@ -53,7 +53,12 @@ fn majority(voters: usize) -> usize {
 
 /// Plans the next step towards the configuration that the records ask for. `leader` is the member that
 /// plans. The result never needs a majority that is not healthy now.
-pub(crate) fn plan(members: &Members, config: &ConfState, health: &BTreeMap<u64, Health>, leader: u64) -> Step {
+pub(crate) fn plan(
+    members: &Members,
+    config: &ConfState,
+    health: &BTreeMap<u64, Health>,
+    leader: u64,
+) -> Step {
     if !config.voters_outgoing.is_empty() {
         return Step::LeaveJoint;
     }
@@ -68,8 +73,7 @@ pub(crate) fn plan(members: &Members, config: &ConfState, health: &BTreeMap<u64,
         Ok(chosen) => view.check(&chosen),
         Err(step) => step,
     };
-    let unchanged =
-        |step: &Step| matches!(step, Step::Change { voters: v, learners: l } if *v == voters && *l == learners);
+    let unchanged = |step: &Step| matches!(step, Step::Change { voters: v, learners: l } if *v == voters && *l == learners);
     match step {
         // The rest need not wait for the voters: newcomers are let in as learners meanwhile.
         waits @ Step::Wait(_) => match view.check(&voters) {
@@ -177,7 +181,9 @@ impl View<'_> {
             return Step::Transfer(heir);
         }
         let Some(&standby) = standbys.first() else {
-            return Step::Wait("the leader was removed, but no other member is reachable and up to date".into());
+            return Step::Wait(
+                "the leader was removed, but no other member is reachable and up to date".into(),
+            );
         };
         let mut voters = self.voters.clone();
         voters.insert(standby);
@@ -199,6 +205,9 @@ impl View<'_> {
             }
         }
         let stays = |id: &&u64| !voters.contains(id);
-        Step::Change { voters: voters.clone(), learners: self.members.keys().filter(stays).copied().collect() }
+        Step::Change {
+            voters: voters.clone(),
+            learners: self.members.keys().filter(stays).copied().collect(),
+        }
     }
 }

@@ -59,9 +59,10 @@ impl Node {
                 self.snapshot_bytes = bytes;
                 self.since_snapshot = 0;
                 tracing::debug!(index = meta.applied, bytes, "snapshot made");
-                let id =
-                    SnapshotId { index: meta.applied, term: meta.applied_term, members: meta.members.clone() };
+                let id = SnapshotId { index: meta.applied, term: meta.applied_term, members: meta.members };
                 self.core.offer(id);
+                // Should it not do, it is asked for again.
+                self.snapshot_wanted = false;
                 self.flusher.cut(keep);
             }
             Some(Err(error)) => {

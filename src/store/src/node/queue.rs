@@ -43,10 +43,22 @@ impl Node {
         self.core.is_leader() || self.core.is_sole_voter() || reachable || self.transport.is_none()
     }
 
+    /// When the transactions that wait are to go on.
+    pub(super) fn queue_due(&self, now: Instant) -> Option<Instant> {
+        if self.queue.is_empty() || self.is_stalled() || !self.can_propose() {
+            None
+        } else if self.urgent > 0 || !self.core.is_leader() {
+            // What is lazy waits at the leader.
+            Some(now)
+        } else {
+            self.lazy_since.map(|since| since + LAZY)
+        }
+    }
+
     /// Hands waiting transactions to Raft, as many as share one frame, or to the leader.
     pub(super) fn propose(&mut self) -> Result<(), Error> {
-        let due = self.urgent > 0 || self.lazy_since.is_some_and(|since| since.elapsed() >= LAZY);
-        if !due || self.is_stalled() || !self.can_propose() {
+        let now = Instant::now();
+        if self.queue_due(now).is_none_or(|due| due > now) {
             return Ok(());
         }
         self.core.lead()?;

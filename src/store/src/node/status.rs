@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use super::{Node, TICK};
 use crate::core::Placement;
+use crate::error::Error;
 use crate::status::{Group, MemberStatus, Role, Status};
 
 /// What changes seldom and must be seen at once.
@@ -11,6 +14,7 @@ use crate::status::{Group, MemberStatus, Role, Status};
 pub(super) struct StatusKey {
     term: u64,
     leader: Option<u64>,
+    leads: bool,
     members: u64,
     configured: u64,
     removed: bool,
@@ -26,6 +30,7 @@ impl Node {
         let key = StatusKey {
             term: self.core.term(),
             leader: self.core.leader(),
+            leads: self.core.leads_for_sure(),
             members: self.core.state.members_version(),
             configured: self.core.configured_version(),
             removed: self.removed,
@@ -53,25 +58,44 @@ impl Node {
 
     fn publish_group(&mut self) {
         let config = &self.core.state.meta.members;
-        let configured: Vec<u64> =
-            [&config.voters, &config.learners, &config.voters_outgoing].into_iter().flatten().copied().collect();
+        let configured: Vec<u64> = [&config.voters, &config.learners, &config.voters_outgoing]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
         let names = self.core.state.members().iter().map(|(id, member)| (*id, member.name.clone())).collect();
-        *self.shared.group.write() = Group { leads: self.core.is_leader(), names, configured };
+        *self.shared.group.write() = Group { leads: self.core.leads_for_sure(), names, configured };
         let core = &self.core;
         if let Some(transport) = &mut self.transport {
+            let own = core.state.members().get(&core.id());
+            transport.set_address(own.map(|member| member.address.as_str()));
+            self.heard.retain(|id, _| !core.state.members().contains_key(id));
             // Before the records have arrived nothing is known about who is gone.
             transport.retain(|id| core.state.members().is_empty() || core.knows(id));
         }
     }
 
+    /// The leader knows itself; others ask it.
+    pub(super) fn ask(&mut self, reply: oneshot::Sender<Result<Status, Error>>) {
+        let status = self.status();
+        let leader = self.core.leader();
+        let answer = if leader == Some(self.core.id()) {
+            Ok(status)
+        } else {
+            let address = leader.and_then(|id| self.core.state.members().get(&id));
+            if let (Some(leader), Some(transport)) = (address, &mut self.transport) {
+                return transport.ask(leader.id, &leader.address, status, reply);
+            }
+            Err(Error::Unavailable("there is no leader at the moment".into()))
+        };
+        let _ = reply.send(answer);
+    }
+
     fn status(&self) -> Status {
         let core = &self.core;
         let leader = core.leader();
-        let members: Vec<MemberStatus> = core
-            .placements()
-            .into_iter()
-            .map(|placement| self.member_status(&placement, leader))
-            .collect();
+        let members: Vec<MemberStatus> =
+            core.placements().into_iter().map(|placement| self.member_status(&placement, leader)).collect();
         let voters = members.iter().filter(|member| member.role == Role::Voter).count();
         let changing = !core.state.meta.members.voters_outgoing.is_empty();
         Status {
@@ -92,7 +116,9 @@ impl Node {
             (false, _) => Role::Leaving,
             (_, Placement { voter: true, .. }) => Role::Voter,
             // A follower does not know how far others are.
-            (_, Placement { learner: true, health, .. }) if health.is_none_or(|h| h.caught_up) => Role::Standby,
+            (_, Placement { learner: true, health, .. }) if health.is_none_or(|h| h.caught_up) => {
+                Role::Standby
+            }
             _ => Role::Joining,
         };
         MemberStatus {

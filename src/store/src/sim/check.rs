@@ -66,7 +66,8 @@ impl History {
         }
         for change in changes {
             let Some(entry) = &change.entry else { continue };
-            let Some(number) = std::str::from_utf8(&entry.bytes).ok().and_then(|text| text.parse().ok()) else {
+            let Some(number) = std::str::from_utf8(&entry.bytes).ok().and_then(|text| text.parse().ok())
+            else {
                 continue;
             };
             self.happens(number, revision, change);
@@ -114,7 +115,9 @@ impl History {
             Ok(revision) => {
                 self.commits += 1;
                 if happened != Some(*revision) {
-                    self.fail(format!("operation {number} is said to be at {revision}, it is at {happened:?}"));
+                    self.fail(format!(
+                        "operation {number} is said to be at {revision}, it is at {happened:?}"
+                    ));
                 }
                 self.ops[number].acknowledged = Some(*revision);
                 self.acknowledged = self.acknowledged.max(*revision);
@@ -122,7 +125,9 @@ impl History {
             Err(CommitError::Unavailable(_) | CommitError::Unknown(_)) => {}
             Err(_) => {
                 if happened.is_some() {
-                    self.fail(format!("operation {number} is refused with {result:?} and is at {happened:?}"));
+                    self.fail(format!(
+                        "operation {number} is refused with {result:?} and is at {happened:?}"
+                    ));
                 }
                 self.ops[number].refused = true;
             }

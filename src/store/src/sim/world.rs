@@ -6,50 +6,24 @@ use std::sync::{Arc, Mutex};
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::check::{History, Op, Watcher};
+use super::check::{History, Watcher};
 use super::disk::Disk;
-use crate::command;
+use super::weather::Random;
 use crate::core::{Core, Output, Settings};
 use crate::error::CommitError;
-use crate::membership::{self, Member};
+use crate::membership;
 use crate::raftlog::SnapshotId;
 use crate::state::State;
-use crate::types::{Check, Condition, Op as Change, Revision, Txn, Value};
+use crate::types::Revision;
 
 /// Milliseconds of faults; then everything heals.
-const STORMY: u64 = 8_000;
+pub(super) const STORMY: u64 = 8_000;
 /// Until then the group must have come to rest.
 const END: u64 = 60_000;
-const KEYS: u64 = 6;
 /// Changes of the members write this instead of a number.
-const NO_OP: u64 = u64::MAX;
+pub(super) const NO_OP: u64 = u64::MAX;
 
-/// A small generator (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
-        if from.is_empty() { None } else { Some(from[self.below(from.len() as u64) as usize]) }
-    }
-}
-
-enum Event {
+pub(super) enum Event {
     /// The number tells lives apart: what was meant for an earlier life does not happen.
     Tick(u64, u64),
     Deliver(Message, Option<State>),
@@ -63,10 +37,10 @@ enum Event {
     Heal,
 }
 
-struct Node {
+pub(super) struct Node {
     life: u64,
     /// `None` while it is down.
-    core: Option<Core<u64, u64>>,
+    pub(super) core: Option<Core<u64, u64>>,
     out: Output<u64, u64>,
     disk: Disk,
     /// What is being written.
@@ -83,19 +57,19 @@ struct Node {
 
 pub(super) struct World {
     seed: u64,
-    random: Random,
-    now: u64,
+    pub(super) random: Random,
+    pub(super) now: u64,
     sequence: u64,
     events: BinaryHeap<Reverse<(u64, u64)>>,
     waiting: HashMap<u64, Event>,
-    nodes: BTreeMap<u64, Node>,
-    cut: BTreeSet<(u64, u64)>,
+    pub(super) nodes: BTreeMap<u64, Node>,
+    pub(super) cut: BTreeSet<(u64, u64)>,
     lossy: u64,
-    history: Arc<Mutex<History>>,
+    pub(super) history: Arc<Mutex<History>>,
     /// Reads under way: the acknowledged revision when they began.
-    reads: Vec<Revision>,
-    next_id: u64,
-    calm: bool,
+    pub(super) reads: Vec<Revision>,
+    pub(super) next_id: u64,
+    pub(super) calm: bool,
 }
 
 impl World {
@@ -122,7 +96,7 @@ impl World {
         world
     }
 
-    fn create(&mut self, id: u64, disk: Disk) {
+    pub(super) fn create(&mut self, id: u64, disk: Disk) {
         let pace = 45 + self.random.below(12);
         let disk_time = [1, 3, 20, 120][self.random.below(4) as usize];
         let node = Node {
@@ -140,7 +114,7 @@ impl World {
         self.nodes.insert(id, node);
     }
 
-    fn at(&mut self, delay: u64, event: Event) {
+    pub(super) fn at(&mut self, delay: u64, event: Event) {
         self.sequence += 1;
         self.events.push(Reverse((self.now + delay, self.sequence)));
         self.waiting.insert(self.sequence, event);
@@ -221,7 +195,7 @@ impl World {
         self.nodes.get_mut(&id).filter(|node| node.life == life && node.core.is_some())
     }
 
-    fn start(&mut self, id: u64) {
+    pub(super) fn start(&mut self, id: u64) {
         let seed = self.random.next();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.life += 1;
@@ -243,7 +217,7 @@ impl World {
         self.at(phase, Event::Tick(id, life));
     }
 
-    fn crash(&mut self, id: u64) {
+    pub(super) fn crash(&mut self, id: u64) {
         let survives = self.random.one_in(2);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.core = None;
@@ -283,7 +257,7 @@ impl World {
     }
 
     /// Carries out what a core wants done.
-    fn drive(&mut self, id: u64) {
+    pub(super) fn drive(&mut self, id: u64) {
         loop {
             let (slow, fails, now_or_later) =
                 (self.random.next(), self.random.one_in(400), self.random.one_in(3));
@@ -292,7 +266,8 @@ impl World {
             let life = node.life;
             let Node { core: Some(core), out, .. } = node else { return };
             core.drive(out).unwrap();
-            if core.is_leader() {
+            // A term that is not on the disk yet was never seen by anybody and may be forgotten.
+            if core.is_leader() && core.term_is_durable() {
                 self.history.lock().unwrap().lead(core.term(), id);
             }
             let messages = std::mem::take(&mut out.messages);
@@ -366,7 +341,8 @@ impl World {
     fn disk_full(&mut self, id: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Node { core: Some(core), out, disk, .. } = node else { return };
-        let error = if core.is_sole_voter() { CommitError::Full } else { CommitError::Unknown(String::new()) };
+        let error =
+            if core.is_sole_voter() { CommitError::Full } else { CommitError::Unknown(String::new()) };
         let tokens: Vec<u64> = core.take_pending().collect();
         (out.append, out.messages) = (None, vec![]);
         let (hard_state, entries) = disk.reread();
@@ -420,167 +396,6 @@ impl World {
         }
         core.step(message);
         self.drive(to);
-    }
-
-    fn members(&self) -> Vec<u64> {
-        let newest = self.nodes.values().filter_map(|node| node.core.as_ref()).max_by_key(|c| c.state.meta.applied);
-        newest.map(|core| core.state.members().keys().copied().collect()).unwrap_or_default()
-    }
-
-    fn client(&mut self) {
-        let pause = 5 + self.random.below(60);
-        if !self.calm || self.random.one_in(2) {
-            let running: Vec<u64> = self.nodes.iter().filter(|(_, n)| n.core.is_some()).map(|(id, _)| *id).collect();
-            if let Some(id) = self.random.pick(&running) {
-                if self.random.one_in(4) { self.read(id) } else { self.write(id) }
-            }
-        }
-        // Clients rest when the weather is good, so that the group can.
-        if self.now < STORMY + 500 {
-            self.at(pause, Event::Client);
-        }
-    }
-
-    fn read(&mut self, id: u64) {
-        self.reads.push(self.history.lock().unwrap().acknowledged);
-        let token = self.reads.len() as u64 - 1;
-        if let Some(core) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()) {
-            core.read(token);
-        }
-        self.drive(id);
-    }
-
-    fn write(&mut self, id: u64) {
-        // Most go where they will be taken, some where they will not.
-        let leader = self.nodes.get(&id).and_then(|n| n.core.as_ref()).and_then(Core::leader);
-        let id = if self.random.one_in(5) { id } else { leader.unwrap_or(id) };
-        let key = format!("key{}", self.random.below(KEYS));
-        let seen = self.nodes.get(&id).and_then(|n| n.core.as_ref()).map(|c| c.state.meta.revision);
-        let check = match self.random.below(5) {
-            0 => Some(Check::Absent),
-            1 => Some(Check::Any),
-            2 => Some(Check::At(seen.unwrap_or(1).saturating_sub(self.random.below(4)))),
-            _ => None,
-        };
-        let number = {
-            let mut history = self.history.lock().unwrap();
-            let after = history.acknowledged;
-            let op = Op { key: key.clone(), check, after, refused: false, acknowledged: None };
-            history.ops.push(op);
-            history.ops.len() - 1
-        };
-        let key: crate::types::Key = key.into();
-        let value = Value { bytes: number.to_string().into(), splice: None };
-        let txn = Txn {
-            conditions: check.map(|check| Condition { key: key.clone(), check }).into_iter().collect(),
-            ops: vec![Change::Put { key, value }],
-            lazy: false,
-        };
-        if !self.propose(id, &txn, number as u64) {
-            self.history.lock().unwrap().answered(number, &Err(CommitError::NoLeader));
-        }
-        self.drive(id);
-    }
-
-    fn propose(&mut self, id: u64, txn: &Txn, token: u64) -> bool {
-        let Some(core) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()) else { return false };
-        core.lead().unwrap();
-        core.propose(command::encode(txn), token).is_ok()
-    }
-
-    fn leader(&self) -> Option<u64> {
-        let leads = |node: &&Node| node.core.as_ref().is_some_and(Core::is_leader);
-        let by_term = self.nodes.values().filter(leads).filter_map(|node| node.core.as_ref());
-        by_term.max_by_key(|core| core.term()).map(Core::id)
-    }
-
-    /// Writes a member's record, as the join does.
-    fn admit(&mut self, id: u64) {
-        let Some(leader) = self.leader() else { return };
-        let domain = ["a", "b", "c"][self.random.below(3) as usize];
-        let failure_domain = self.random.one_in(2).then(|| domain.to_owned());
-        let member = Member { id, name: format!("n{id}"), address: format!("n{id}:1"), failure_domain };
-        let value = Value { bytes: membership::encode(&member).into(), splice: None };
-        let txn = Txn {
-            conditions: vec![Condition { key: membership::key(id), check: Check::Absent }],
-            ops: vec![Change::Put { key: membership::key(id), value }],
-            lazy: false,
-        };
-        self.propose(leader, &txn, NO_OP);
-        self.drive(leader);
-    }
-
-    fn remove(&mut self, id: u64, other: u64) {
-        let Some(leader) = self.leader() else { return };
-        let condition = |id: u64| Condition { key: membership::key(id), check: Check::Any };
-        let txn = Txn {
-            conditions: vec![condition(id), condition(other)],
-            ops: vec![Change::Delete { key: membership::key(id) }],
-            lazy: false,
-        };
-        self.propose(leader, &txn, NO_OP);
-        self.drive(leader);
-    }
-
-    fn fault(&mut self) {
-        if self.calm {
-            return;
-        }
-        let ids: Vec<u64> = self.nodes.keys().copied().collect();
-        let members = self.members();
-        match self.random.below(12) {
-            0..=2 if self.next_id <= 7 => {
-                let id = self.next_id;
-                self.next_id += 1;
-                self.create(id, Disk::new(vec![]));
-                self.start(id);
-                self.admit(id);
-            }
-            3 if members.len() > 1 => {
-                let (id, other) = (self.random.pick(&members), self.random.pick(&members));
-                if let (Some(id), Some(other)) = (id, other)
-                    && id != other
-                {
-                    self.remove(id, other);
-                }
-            }
-            4..=6 => {
-                if let Some(id) = self.random.pick(&ids) {
-                    self.crash(id);
-                }
-            }
-            7 => {
-                // One side cannot reach the other; perhaps the other way goes on.
-                let both = self.random.one_in(2);
-                let side: BTreeSet<u64> = ids.iter().copied().filter(|_| self.random.one_in(2)).collect();
-                for &a in &ids {
-                    for &b in &ids {
-                        if side.contains(&a) && !side.contains(&b) {
-                            self.cut.insert((a, b));
-                            if both {
-                                self.cut.insert((b, a));
-                            }
-                        }
-                    }
-                }
-            }
-            8 => {
-                if let Some(leader) = self.leader()
-                    && let Some(core) = self.nodes.get_mut(&leader).and_then(|node| node.core.as_mut())
-                {
-                    core.transfer();
-                    self.drive(leader);
-                }
-            }
-            9 => {
-                for id in ids {
-                    self.crash(id);
-                }
-            }
-            _ => self.cut.clear(),
-        }
-        let pause = 50 + self.random.below(900);
-        self.at(pause, Event::Fault);
     }
 
     /// Everybody has everything, and the configuration is what the records ask for.

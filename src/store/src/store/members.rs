@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 
 use super::Store;
 use crate::error::{CommitError, Error, MemberError};
 use crate::membership::{self, Member};
+use crate::node::Msg;
 use crate::recover;
 use crate::status::{MemberStatus, Status};
-use crate::transport::Service;
 use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
 
 /// What [`Store::recover`] has kept.
@@ -117,8 +117,9 @@ impl Store {
         }
     }
 
-    /// Removes a member in the same transaction as `txn`. It is out of the group at once if it was no voter;
-    /// otherwise the leader first makes sure that the others can do without it: see [`Store::status`].
+    /// Removes a member in the same transaction as `txn`. The leader then makes sure that the others can do
+    /// without it, hands the lead over if it is the one that goes, and only then is the member out of the
+    /// group: see [`Store::gone`].
     ///
     /// # Errors
     /// Nothing has changed when there is no such member or no other one.
@@ -144,6 +145,19 @@ impl Store {
             CommitError::Conflict { key, .. } if key == other => MemberError::Last,
             other => MemberError::Commit(other),
         })
+    }
+
+    /// Waits until the group does without a member that was removed. Before that the member must go on
+    /// running if it can: its vote may be needed for the change. On the member itself this ends when the
+    /// others say that it is gone. The caller decides how long to wait; without a majority it is for ever.
+    pub async fn gone(&self, id: u64) {
+        let mut status = self.shared.status.subscribe();
+        let own = id == self.shared.id;
+        let gone = status.wait_for(|status| {
+            own && status.removed || status.leader.is_some() && status.members.iter().all(|m| m.id != id)
+        });
+        // An error: the store is closed.
+        let _ = gone.await;
     }
 
     /// A member is reached at another address from now on.
@@ -229,10 +243,21 @@ impl Store {
         self.shared.status.subscribe()
     }
 
+    /// The group with what the leader alone knows: who is healthy and how far behind, and why it does not
+    /// change what should be changed.
+    ///
+    /// # Errors
+    /// There is no leader, or it cannot be asked; [`Store::status`] still says what this node knows.
+    pub async fn leader_status(&self) -> Result<Status, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.sender.send(Msg::Ask(reply)).map_err(|_| Error::Closed)?;
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
     /// What other members call, to be served on the cluster port, with a [`crate::Peer`] among each
     /// request's extensions.
     pub fn service(&self) -> Routes {
-        Routes::new(Service::new(self.shared.clone()))
+        Routes::new(self.service.clone())
     }
 
     /// Rewrites the group of a closed store to this member alone: for when the majority is lost for good.

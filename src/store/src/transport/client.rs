@@ -15,8 +15,8 @@ use tonic_prost::ProstCodec;
 use super::Outcome;
 use super::lane::Lane;
 use super::peer::PeerShared;
-use super::wire::{self, Batch, Empty, LARGEST, Propose, Proposed};
-use crate::node::PATIENCE;
+use super::wire::{self, Batch, Empty, Health, LARGEST, Propose, Proposed};
+use crate::node::{Msg, PATIENCE};
 
 /// What a member says to one that was removed.
 pub(super) const REMOVED: &str = "this node was removed from the cluster; leave it, or join it again";
@@ -56,14 +56,14 @@ pub(super) async fn client(channel: Channel) -> Result<Grpc<Channel>, Status> {
 }
 
 /// Delivers what comes along a lane until that fails. Returns why.
-pub(super) async fn deliver(channel: Channel, lane: &Arc<Lane>) -> String {
+pub(super) async fn deliver(channel: Channel, lane: &Arc<Lane>, address: Option<String>) -> String {
     let mut client = match client(channel).await {
         Ok(client) => client,
         Err(status) => return status.message().to_owned(),
     };
-    let stream = futures::stream::unfold(lane.clone(), |lane| async move {
+    let stream = futures::stream::unfold((lane.clone(), address), |(lane, address)| async move {
         let batch = lane.batch().await;
-        Some((batch, lane))
+        Some((Batch { address, ..batch }, (lane, None)))
     });
     let codec = ProstCodec::<Batch, Empty>::default();
     let path = PathAndQuery::from_static(wire::DELIVER);
@@ -96,11 +96,30 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
         }
         // The other side's own words: it has refused before doing anything.
         Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
+            if status.message() == REMOVED {
+                let _ = peer.context.sender.send(Msg::Removed);
+            }
             Outcome::NotSent
         }
-        Ok(Err(status)) => {
-            Outcome::Lost(format!("the connection to the leader broke before its answer ({})", status.message()))
-        }
+        Ok(Err(status)) => Outcome::Lost(format!(
+            "the connection to the leader broke before its answer ({})",
+            status.message()
+        )),
         Err(_) => Outcome::Lost("the leader did not answer in time".into()),
     }
+}
+
+/// Adds what the leader knows of the members to `status`.
+pub(super) async fn health(peer: &PeerShared, status: &mut crate::Status) -> Result<(), String> {
+    let mut client = client(peer.channel().await?).await.map_err(|status| status.message().to_owned())?;
+    let codec = ProstCodec::<Empty, Health>::default();
+    let path = PathAndQuery::from_static(wire::HEALTH);
+    let call = client.unary(Request::new(Empty {}), path, codec);
+    let answer = tokio::time::timeout(CONNECT, call).await.map_err(|_| "no answer in time".to_owned())?;
+    let health = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    if !health.leads {
+        return Err("it does not lead any more".into());
+    }
+    health.add_to(status);
+    Ok(())
 }

@@ -67,7 +67,7 @@ impl Lane {
             let taken = self.take();
             if !taken.is_empty() {
                 let messages = taken.iter().map(|message| Bytes::from(message.encode_to_vec())).collect();
-                return Batch { messages };
+                return Batch { messages, address: None };
             }
         }
     }
@@ -95,7 +95,8 @@ mod tests {
     use super::*;
 
     fn message(index: u64, bytes: usize) -> Message {
-        let entries = if bytes > 0 { vec![Entry { data: vec![0; bytes], ..Entry::default() }] } else { vec![] };
+        let entries =
+            if bytes > 0 { vec![Entry { data: vec![0; bytes], ..Entry::default() }] } else { vec![] };
         Message { index, entries, ..Message::default() }
     }
 

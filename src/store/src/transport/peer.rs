@@ -98,9 +98,10 @@ impl PeerShared {
                 Ok(channel) => {
                     tracing::debug!(peer = self.id, address = self.address, "connected to a member");
                     backoff.reset();
+                    let own = self.context.address.read().clone();
                     tokio::select! {
-                        why = client::deliver(channel.clone(), &self.urgent) => why,
-                        why = client::deliver(channel, &self.bulk) => why,
+                        why = client::deliver(channel.clone(), &self.urgent, own) => why,
+                        why = client::deliver(channel, &self.bulk, None) => why,
                     }
                 }
                 Err(why) => why,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use http::{Request as HttpRequest, Response as HttpResponse};
 use prost11::Message as _;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use tokio::sync::oneshot;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService};
@@ -17,10 +17,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
+use super::Peer;
 use super::client::REMOVED;
 use super::snapshots::Inbox;
-use super::wire::{self, Batch, Chunk, Empty, LARGEST, Offer, Progress, Propose, Proposed};
-use super::Peer;
+use super::wire::{self, Batch, Chunk, Empty, Health, LARGEST, Offer, Progress, Propose, Proposed};
 use crate::command;
 use crate::node::{Msg, Proposal, Ticket};
 use crate::store::Shared;
@@ -84,6 +84,10 @@ impl Inner {
                 let propose = service_fn(move |request| inner.clone().propose(request));
                 grpc::<Propose, Proposed>().unary(propose, request).await
             }
+            wire::HEALTH => {
+                let health = service_fn(move |request| inner.clone().health(request));
+                grpc::<Empty, Health>().unary(health, request).await
+            }
             wire::OFFER => {
                 let offer = service_fn(move |request| inner.clone().offer(request));
                 grpc::<Offer, Progress>().unary(offer, request).await
@@ -105,6 +109,10 @@ impl Inner {
 
     fn check(&self, peer: &Peer, from: u64) -> Result<(), Status> {
         let group = self.shared.group.read();
+        // A member that comes back with an empty folder must not vote under its old id.
+        if group.names.is_empty() && group.configured == [self.shared.id] {
+            return Err(Status::failed_precondition("this node has no group, or has lost its data"));
+        }
         let name = group.names.get(&from);
         let by_name = |name: Option<&String>| match (&peer.name, name) {
             (Some(claimed), Some(known)) => claimed == known,
@@ -140,33 +148,46 @@ impl Inner {
                 () = self.shared.closed.cancelled() => return Err(closed()),
             };
             let Some(batch) = batch else { return Ok(Response::new(Empty {})) };
+            let mut address = batch.address;
             for bytes in batch.messages {
                 let message = self.take(&peer, &bytes)?;
+                // Transactions and snapshots have their own ways, where they are looked at.
+                if matches!(message.msg_type(), MessageType::MsgPropose | MessageType::MsgSnapshot) {
+                    return Err(Status::invalid_argument("a message that does not belong here"));
+                }
+                if let Some(address) = address.take() {
+                    let _ = self.shared.sender.send(Msg::Heard(message.from, address));
+                }
                 self.shared.sender.send(Msg::Step(message)).map_err(|_| closed())?;
             }
         }
     }
 
+    /// Only members may ask for anything.
+    fn member<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let peer = Self::peer(request)?;
+        let group = self.shared.group.read();
+        let member = |(id, name): (&u64, &String)| match peer.member_id {
+            Some(peer) => peer == *id,
+            None => peer.name.as_ref() == Some(name),
+        };
+        if group.names.iter().any(member) { Ok(()) } else { Err(Status::failed_precondition(REMOVED)) }
+    }
+
+    async fn health(self: Arc<Self>, request: Request<Empty>) -> Result<Response<Health>, Status> {
+        self.member(&request)?;
+        Ok(Response::new(Health::of(&self.shared.status.borrow())))
+    }
+
     async fn propose(self: Arc<Self>, request: Request<Propose>) -> Result<Response<Proposed>, Status> {
-        let peer = Self::peer(&request)?;
-        {
-            let group = self.shared.group.read();
-            let member = |(id, name): (&u64, &String)| match peer.member_id {
-                Some(peer) => peer == *id,
-                None => peer.name.as_ref() == Some(name),
-            };
-            if !group.names.iter().any(member) {
-                return Err(Status::failed_precondition(REMOVED));
-            }
-        }
+        self.member(&request)?;
         let Propose { command, lazy } = request.into_inner();
         // What cannot be decoded must not get into the log.
         command::decode(&command).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let permit = self.shared.permit(command.len()).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket { reply, permit };
-        let proposal =
-            Proposal { data: command.to_vec(), lazy, remote: true, since: Instant::now(), ticket };
+        let proposal = Proposal { data: command.to_vec(), lazy, remote: true, since: Instant::now(), ticket };
         self.shared.sender.send(Msg::Propose(proposal)).map_err(|_| closed())?;
         // No answer: the store ended with the transaction perhaps in the log.
         let result = answer.await.map_err(|_| Status::aborted("the leader stopped"))?;
@@ -177,11 +198,17 @@ impl Inner {
         let peer = Self::peer(&request)?;
         let offer = request.into_inner();
         let message = self.take(&peer, &offer.message)?;
+        if message.msg_type() != MessageType::MsgSnapshot {
+            return Err(Status::invalid_argument("no snapshot"));
+        }
         let offset = self.inbox.begin(message, offer.length).await?;
         Ok(Response::new(Progress { offset }))
     }
 
-    async fn receive(self: Arc<Self>, request: Request<Streaming<Chunk>>) -> Result<Response<Progress>, Status> {
+    async fn receive(
+        self: Arc<Self>,
+        request: Request<Streaming<Chunk>>,
+    ) -> Result<Response<Progress>, Status> {
         let peer = Self::peer(&request)?;
         let received = self.inbox.receive(request.into_inner(), |from| self.check(&peer, from)).await?;
         let offset = received.length;

@@ -1,14 +1,18 @@
 //! The messages on the wire. Raft's own stay bytes here: they come from another version of prost.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message;
 
 use crate::error::CommitError;
+use crate::status::{Role, Status};
 use crate::types::Revision;
 
 pub(super) const SERVICE: &str = "kedge.store.v1.Group";
 pub(super) const DELIVER: &str = "/kedge.store.v1.Group/Deliver";
 pub(super) const PROPOSE: &str = "/kedge.store.v1.Group/Propose";
+pub(super) const HEALTH: &str = "/kedge.store.v1.Group/Health";
 pub(super) const OFFER: &str = "/kedge.store.v1.Group/OfferSnapshot";
 pub(super) const SNAPSHOT: &str = "/kedge.store.v1.Group/SendSnapshot";
 
@@ -21,6 +25,10 @@ pub(super) const LARGEST: usize = 32 << 20;
 pub(super) struct Batch {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub(super) messages: Vec<Bytes>,
+    /// Where the sender can be reached; in the first batch of a stream. Who has just joined has no records
+    /// to look that up.
+    #[prost(string, optional, tag = "2")]
+    pub(super) address: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -91,6 +99,61 @@ impl Proposed {
             Verdict::Unknown => Err(CommitError::Unknown(self.text)),
             Verdict::Invalid => Err(CommitError::Invalid(self.text)),
         })
+    }
+}
+
+/// What a leader alone knows of the members.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Health {
+    /// Whether the one who answers leads.
+    #[prost(bool, tag = "1")]
+    pub(super) leads: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) members: Vec<MemberHealth>,
+    #[prost(string, optional, tag = "3")]
+    pub(super) waits: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct MemberHealth {
+    #[prost(fixed64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(bool, tag = "2")]
+    pub(super) healthy: bool,
+    #[prost(uint64, tag = "3")]
+    pub(super) silent_ms: u64,
+    #[prost(uint64, optional, tag = "4")]
+    pub(super) lag: Option<u64>,
+    /// It has all data, but no vote.
+    #[prost(bool, tag = "5")]
+    pub(super) standby: bool,
+}
+
+impl Health {
+    pub(super) fn of(status: &Status) -> Self {
+        let members = status.members.iter().map(|member| MemberHealth {
+            id: member.id,
+            healthy: member.healthy.unwrap_or_default(),
+            silent_ms: member.silent_for.map_or(0, |silent| silent.as_millis() as u64),
+            lag: member.lag,
+            standby: member.role == Role::Standby,
+        });
+        let leads = status.leader == Some(status.id);
+        Self { leads, members: members.collect(), waits: status.waits.clone() }
+    }
+
+    /// Adds what the leader knows to what this member knows.
+    pub(super) fn add_to(&self, status: &mut Status) {
+        status.waits.clone_from(&self.waits);
+        for member in &mut status.members {
+            let Some(known) = self.members.iter().find(|known| known.id == member.id) else { continue };
+            member.healthy = Some(known.healthy);
+            member.silent_for = Some(Duration::from_millis(known.silent_ms));
+            member.lag = known.lag;
+            if matches!(member.role, Role::Standby | Role::Joining) {
+                member.role = if known.standby { Role::Standby } else { Role::Joining };
+            }
+        }
     }
 }
 

@@ -134,3 +134,44 @@ fn an_entry_larger_than_a_segment_gets_its_own() {
     assert_eq!(recovered.entries[0].data.len(), 200 << 10);
     assert_eq!(recovered.last_index, 3);
 }
+
+#[test]
+fn a_log_that_starts_anew_forgets_the_rest_whenever_it_is_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = filled(dir.path(), 50, 3000);
+    let before: Vec<_> = list(dir.path()).unwrap();
+    let saved: Vec<Vec<u8>> = before.iter().map(|(_, path)| fs::read(path).unwrap()).collect();
+    wal.reset(1000, 7, &state(8, 1000)).unwrap();
+    assert_eq!(list(dir.path()).unwrap().len(), 1);
+    wal.append(Some(&state(8, 1000)), &[entry(8, 1001, b"next")]).unwrap();
+    drop(wal);
+    for kept in [false, true] {
+        if kept {
+            // As if the old segments had not been removed yet.
+            for ((_, path), bytes) in before.iter().zip(&saved) {
+                fs::write(path, bytes).unwrap();
+            }
+        }
+        let (wal, recovered) = open(dir.path(), 1000).unwrap();
+        assert_eq!((recovered.previous_index, recovered.last_index), (1000, 1001), "{kept}");
+        assert_eq!((recovered.hard_state.clone(), recovered.entries.len()), (state(8, 1000), 1));
+        assert_eq!(wal.reread(1000).unwrap().1.len(), 1);
+    }
+}
+
+#[test]
+fn an_end_that_was_replaced_after_the_log_was_cut_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = filled(dir.path(), 60, 3000);
+    let begins = wal.segments.back().unwrap().previous_index;
+    assert!(begins > 3);
+    // A new leader replaces entries of earlier segments too.
+    let replaced: Vec<Entry> = (begins - 2..=begins + 3).map(|i| entry(2, i, b"new")).collect();
+    wal.append(Some(&state(2, begins)), &replaced).unwrap();
+    wal.cut(begins).unwrap();
+    drop(wal);
+    let (_, recovered) = open(dir.path(), begins).unwrap();
+    assert_eq!(recovered.last_index, begins + 3);
+    assert!(recovered.previous_index <= begins);
+    assert_eq!(recovered.entries.iter().map(|e| e.term).collect::<Vec<_>>(), [2, 2, 2]);
+}

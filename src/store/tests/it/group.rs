@@ -64,6 +64,12 @@ async fn three_nodes_are_highly_available_by_themselves() {
         assert!(node.mirror.content().keys().all(|key| !key.starts_with("kedge.")), "the store's own keys");
     }
     same(&nodes);
+    for node in &nodes {
+        let status = node.store.leader_status().await.unwrap();
+        assert_eq!(status.id, node.id);
+        assert!(status.members.iter().all(|member| member.healthy == Some(true)), "{status:#?}");
+        assert!(status.members.iter().all(|member| member.lag.is_some_and(|lag| lag < 100)), "{status:#?}");
+    }
     for node in nodes {
         node.store.close().await.unwrap();
     }
@@ -108,7 +114,8 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot() {
     nodes[0].store.close().await.unwrap();
     let away = nodes.remove(0);
     away.kill().await;
-    let leader = nodes[0].wait("another leader", |s| s.leader.is_some_and(|id| id != 1)).await.leader.unwrap();
+    let leader =
+        nodes[0].wait("another leader", |s| s.leader.is_some_and(|id| id != 1)).await.leader.unwrap();
     let leader = nodes.iter().find(|node| node.id == leader).unwrap();
     let value = vec![7; 50_000];
     for i in 0..200 {
@@ -139,10 +146,11 @@ async fn below_three_the_group_steps_back_and_the_leader_may_be_the_one_that_goe
     let leader = nodes[1].wait_leader().await;
     let others: Vec<&Node> = nodes.iter().filter(|node| node.id != leader).collect();
     others[0].store.remove(leader, Txn::default()).await.unwrap();
+    others[0].store.gone(leader).await;
     let status = others[0].wait("one voter", |s| s.members.len() == 2 && voters(s).len() == 1).await;
     assert_ne!(status.leader, Some(leader));
     let gone = nodes.iter().find(|node| node.id == leader).unwrap();
-    gone.wait("the news that it was removed", |s| s.removed).await;
+    gone.store.gone(leader).await;
     write_at_last(others[1], "after", b"1").await;
     let left = others[1].id;
     others[0].store.remove(left, Txn::default()).await.unwrap();
@@ -194,7 +202,9 @@ async fn a_dead_voter_is_replaced_by_a_standby() {
     let mut nodes = three(&group).await;
     let fourth = group.join(4, None, &nodes[0]).await;
     fourth.wait("its place as a standby", |s| s.members.len() == 4).await;
-    nodes[0].wait("a ready standby", |s| s.members.iter().any(|m| m.id == 4 && m.role == Role::Standby)).await;
+    nodes[0]
+        .wait("a ready standby", |s| s.members.iter().any(|m| m.id == 4 && m.role == Role::Standby))
+        .await;
     let leader = nodes[0].wait_leader().await;
     let at = nodes.iter().position(|node| node.id != leader).unwrap();
     let dead = nodes.remove(at);
@@ -233,9 +243,8 @@ async fn ids_names_and_addresses_are_unique_and_a_used_token_admits_nobody() {
     first.store.update_address(2, "h:9").await.unwrap();
     first.store.admit(member(3, "c", "h:2"), Txn::default()).await.unwrap();
     first.store.announce("a", "h:10", Some("rack1")).await.unwrap();
-    let own = first.wait("its new record", |s| {
-        s.members[0].member.as_ref().is_some_and(|m| m.failure_domain.is_some())
-    });
+    let own = first
+        .wait("its new record", |s| s.members[0].member.as_ref().is_some_and(|m| m.failure_domain.is_some()));
     assert_eq!(own.await.members[0].member.as_ref().unwrap().address, "h:10");
     let forged = first.store.commit(txn(&[], vec![put("kedge.member/0000000000000009", b"")])).await;
     assert!(matches!(forged, Err(CommitError::Invalid(_))));
@@ -261,4 +270,219 @@ async fn a_cut_off_leader_steps_down_and_loses_nothing_acknowledged() {
         node.wait_revision(newest).await;
     }
     same(&nodes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_closes_hands_over_and_leaves_nothing_behind() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    for round in 0..3 {
+        let leader = nodes[0].wait_leader().await;
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        let closed = nodes.remove(at);
+        write(&closed, "round", &[round]).await;
+        closed.store.close().await.unwrap();
+        assert_ne!(closed.store.leader(), Some(leader), "another one leads when it is closed");
+        let failed = closed.store.commit(txn(&[], vec![put("late", b"1")])).await;
+        assert_eq!(failed, Err(CommitError::Closed));
+        closed.kill().await;
+        let revision = write_at_last(&nodes[0], "after", &[round]).await;
+        let back = group.open(leader, Bootstrap::New).await.unwrap();
+        back.wait_revision(revision).await;
+        nodes.push(back);
+    }
+    same(&nodes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_hears_nobody_disturbs_nobody() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let term = nodes[0].store.status().borrow().term;
+    let deaf = nodes.iter().find(|node| node.id != leader).unwrap();
+    // What others send does not arrive; what it sends does.
+    for node in nodes.iter().filter(|node| node.id != deaf.id) {
+        group.net.block(node.id, deaf.id);
+    }
+    deaf.wait("the loss of the leader", |s| s.leader.is_none()).await;
+    let lead = nodes.iter().find(|node| node.id == leader).unwrap();
+    for i in 0..20 {
+        write(lead, &format!("k{i}"), b"v").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(lead.store.leader(), Some(leader));
+    assert_eq!(lead.store.status().borrow().term, term, "no election was won or lost");
+    group.net.heal();
+    deaf.wait_revision(lead.store.revision()).await;
+    same(&nodes);
+}
+
+/// Twenty writers on all nodes while leaders are killed: what was acknowledged is there afterwards, in the
+/// order in which it was acknowledged, and each read sees all that was acknowledged before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_everywhere_lose_nothing_while_leaders_die() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let tasks = kedge_base::Tasks::new("writers");
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let mut writers = Vec::new();
+        for (at, node) in nodes.iter().enumerate() {
+            for writer in 0..6 {
+                let (store, stop) = (node.store.clone(), stop.clone());
+                let acknowledged = acknowledged.clone();
+                writers.push(tasks.spawn("writer", async move {
+                    let mut mine = Vec::new();
+                    for i in 0.. {
+                        if stop.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        let before = acknowledged.load(Ordering::SeqCst);
+                        if writer == 0 {
+                            if let Ok(seen) = store.read_barrier().await {
+                                assert!(seen >= before, "a read sees {seen}, {before} was acknowledged");
+                            }
+                            continue;
+                        }
+                        let key = format!("w{round}/{at}/{writer}/{i}");
+                        match store.commit(txn(&[], vec![put(&key, b"v")])).await {
+                            Ok(revision) => {
+                                assert!(revision > before, "{revision} began after {before}");
+                                acknowledged.fetch_max(revision, Ordering::SeqCst);
+                                mine.push((key, revision));
+                            }
+                            Err(CommitError::Closed) => break,
+                            Err(_) => {}
+                        }
+                    }
+                    mine
+                }));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let leader = nodes[0].wait_leader().await;
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        let killed = nodes.remove(at);
+        killed.kill().await;
+        write_at_last(&nodes[0], "alive", b"1").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stop.store(true, Ordering::SeqCst);
+        for writer in writers {
+            kept.extend(writer.await.unwrap());
+        }
+        let newest = write_at_last(&nodes[0], "round", &[round]).await;
+        let back = group.open(leader, Bootstrap::New).await.unwrap();
+        nodes.push(back);
+        for node in &nodes {
+            node.wait_revision(newest).await;
+        }
+        same(&nodes);
+        let content = nodes[0].mirror.content();
+        for (key, revision) in &kept {
+            assert_eq!(content.get(key).map(|row| row.2), Some(*revision), "{key}");
+        }
+    }
+    assert!(kept.len() > 100, "only {} writes were acknowledged", kept.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn load_of_three() {
+    let group = Group::new();
+    let nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let tasks = kedge_base::Tasks::new("load");
+    for (what, leads) in [("leader", true), ("follower", false)] {
+        let node = nodes.iter().find(|node| (node.id == leader) == leads).unwrap();
+        for clients in [1, 16, 64] {
+            let each = if clients == 1 { 300 } else { 8000 / clients };
+            let started = Instant::now();
+            let running: Vec<_> = (0..clients)
+                .map(|client| {
+                    let store = node.store.clone();
+                    tasks.spawn("client", async move {
+                        for i in 0..each {
+                            let key = format!("{what}/{clients}/{client}/{i}");
+                            store.commit(txn(&[], vec![put(&key, &[b'x'; 1000])])).await.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            for client in running {
+                client.await.unwrap();
+            }
+            let took = started.elapsed();
+            let rate = f64::from(clients * each) / took.as_secs_f64();
+            println_figure(&format!("{clients} clients at the {what}, {rate:.0}/s"), took / (each as u32));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_the_one_with_the_vote_may_leave() {
+    let group = Group::new();
+    let first = group.first().await;
+    let second = group.join(2, None, &first).await;
+    first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    let revision = write(&first, "kept", b"1").await;
+    first.store.remove(1, Txn::default()).await.unwrap();
+    first.store.gone(1).await;
+    first.store.close().await.unwrap();
+    second.wait("being alone", |s| s.members.len() == 1 && s.leader == Some(2)).await;
+    assert!(write(&second, "after", b"1").await > revision);
+    assert!(second.mirror.content().contains_key("kept"));
+    first.kill().await;
+    // It is alone like one that has always been, after a restart too.
+    second.kill().await;
+    let second = group.open(2, Bootstrap::New).await.unwrap();
+    assert!(second.mirror.content().contains_key("after"));
+    write(&second, "again", b"1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_was_interrupted_is_taken_up_again() {
+    let group = Group::new();
+    let first = group.first().await;
+    for i in 0..50 {
+        write(&first, &format!("k{i}"), &[1; 2000]).await;
+    }
+    let second = group.join(2, None, &first).await;
+    let peers: Vec<Member> = first.store.members().into_iter().filter_map(|status| status.member).collect();
+    let mut joining = second;
+    for _ in 0..4 {
+        joining.kill().await;
+        joining = group.open(2, Bootstrap::Join { peers: peers.clone() }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    joining.wait_revision(first.store.revision()).await;
+    first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    joining.wait_revision(first.store.revision()).await;
+    assert_eq!(joining.mirror.content(), first.mirror.content());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_finds_a_leader_that_it_was_not_told_of() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let sponsor = nodes[0].wait_leader().await;
+    let at = nodes.iter().position(|node| node.id == sponsor).unwrap();
+    let old = nodes.remove(at);
+    let address = "127.0.0.1:1".to_owned();
+    let record = Member { id: 4, name: "node4".into(), address, failure_domain: None };
+    old.store.admit(record, Txn::default()).await.unwrap();
+    let known = old.store.members().into_iter().filter(|status| status.id == sponsor);
+    let peers = known.filter_map(|status| status.member).collect();
+    // The only one that it knows is gone before it starts.
+    old.store.close().await.unwrap();
+    old.kill().await;
+    let joining = group.open(4, Bootstrap::Join { peers }).await.unwrap();
+    nodes[0].wait("a leader", |s| s.leader.is_some_and(|id| id != sponsor)).await;
+    nodes[0].store.update_address(4, &joining.address).await.unwrap();
+    joining.wait_revision(nodes[0].store.revision()).await;
 }

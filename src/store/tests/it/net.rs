@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use kedge_base::Tasks;
 use kedge_store::{
-    Bootstrap, Cluster, Config, Connection, Dial, Dialing, Error, Member, Peer, Revision, Role, Status, Store,
-    Txn,
+    Bootstrap, Cluster, Config, Connection, Dial, Dialing, Error, Member, Peer, Revision, Role, Status,
+    Store, Txn,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
