@@ -142,7 +142,7 @@ pub(crate) struct Group {
 }
 
 /// Longer than anything takes on a busy machine.
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 impl Group {
     pub(crate) fn new() -> Self {
