@@ -65,6 +65,10 @@ pub fn validate_schema_update(schema: &SchemaRef, value: &Value, old: Option<&Va
         required(schema.cursor(), value, "", &mut errors);
     } else {
         check(schema.cursor(), value, old, "", &mut errors);
+        // Rules may rely on the types of what they look at.
+        if errors.is_empty() && schema.set().has_rules {
+            super::rules::check(schema.cursor(), value, old, "", &mut errors);
+        }
     }
     errors
 }
@@ -117,7 +121,7 @@ fn required(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldErr
     }
 }
 
-fn type_name(shape: Shape) -> &'static str {
+pub(super) fn type_name(shape: Shape) -> &'static str {
     match shape {
         Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Quantity => "string",
         Shape::Int32 | Shape::Int64 => "integer",
@@ -159,7 +163,7 @@ fn fits(shape: Shape, v: &Value) -> bool {
 }
 
 /// The item of the old list that is the same thing as `item`; only lists of type "map" can tell.
-fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value) -> Option<&'a Value> {
+pub(super) fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value) -> Option<&'a Value> {
     let ListType::Map(keys) = &at.node.list else { return None };
     let list = old?.as_array()?;
     list.iter().find(|old| keys.iter().all(|key| old.get(key.as_ref()) == item.get(key.as_ref())))

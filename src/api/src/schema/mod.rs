@@ -8,6 +8,7 @@
 mod builtin;
 mod check;
 mod openapi;
+mod rules;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 pub use check::{apply_defaults, validate_schema, validate_schema_update};
 pub use openapi::SchemaError;
+pub use rules::{Rule, unenforced};
 
 /// A name that is static for built-in types and owned for those of a CRD.
 pub type Name = Cow<'static, str>;
@@ -108,8 +110,8 @@ pub struct Limits {
     pub any_of: Vec<NodeId>,
     pub one_of: Vec<NodeId>,
     pub not: Option<NodeId>,
-    /// `x-kubernetes-validations` as written; CEL is evaluated by the caller.
-    pub validations: Option<Value>,
+    /// `x-kubernetes-validations`.
+    pub validations: Arc<[rules::Rule]>,
 }
 
 /// One type.
@@ -174,6 +176,8 @@ pub struct SchemaSet {
     nodes: Vec<Node>,
     by_name: HashMap<Name, NodeId>,
     gvks: Vec<Gvk>,
+    /// Some node has validation rules.
+    has_rules: bool,
     /// True for the built-in types, whose decoding follows Go's `omitempty`.
     builtin: bool,
 }

@@ -116,7 +116,7 @@ fn limits(
         any_of,
         one_of,
         not,
-        validations: m.get("x-kubernetes-validations").cloned(),
+        validations: super::rules::compile(m.get("x-kubernetes-validations")),
     })
 }
 
@@ -169,6 +169,7 @@ fn add(
         _ => ListType::Atomic,
     };
     let l = limits(set, m, path, depth)?;
+    set.has_rules |= !l.validations.is_empty();
     let required: Vec<Name> = l.required.clone();
     node.limits = Some(Box::new(l));
     if let Some(props) = m.get("properties").and_then(Value::as_object) {
