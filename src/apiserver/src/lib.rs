@@ -110,6 +110,7 @@ impl ApiServer {
             quota_turn: tokio::sync::Mutex::new(()),
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
+            policies: ArcSwap::default(),
             webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
         });

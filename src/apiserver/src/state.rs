@@ -64,6 +64,7 @@ pub(crate) struct State {
     pub(crate) quota_turn: tokio::sync::Mutex<()>,
     pub(crate) inflight: crate::inflight::Limits,
     pub(crate) aggregation: crate::aggregation::Aggregation,
+    pub(crate) policies: ArcSwap<crate::admission::policy::Policies>,
     pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
 }

@@ -6,6 +6,7 @@ mod namespace;
 mod node;
 mod pod;
 mod pod_security;
+pub(crate) mod policy;
 pub(crate) mod quota;
 mod service_account;
 mod storage;
@@ -115,5 +116,6 @@ pub(crate) async fn validate(
     crate::authz::escalation(request, value)?;
     limit_range::validate(request, value)?;
     pod_security::validate(request, value, warnings)?;
+    policy::validate(request, value, warnings)?;
     webhook::validate(request, value, warnings).await
 }
