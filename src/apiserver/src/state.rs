@@ -78,7 +78,7 @@ impl Registries {
         Self(ArcSwap::from_pointee(registry))
     }
 
-    /// The registry as it is now.
+    /// The registry as it is now; what is made from it is out of date when this is another `Arc`.
     pub(crate) fn read(&self) -> Arc<Registry> {
         self.0.load_full()
     }

@@ -14,9 +14,21 @@ pub fn apply_defaults(schema: &SchemaRef, value: &mut Value) {
     }
 }
 
+/// A null where none is allowed and no default stands in for it: as if it were not there
+/// (`PruneNonNullableNullsWithoutDefaults`).
+fn is_stray_null(at: Cursor<'_>, name: &str, value: &Value) -> bool {
+    value.is_null()
+        && at.child(name).is_some_and(|child| {
+            !child.node.nullable && child.node.limits.as_ref().is_none_or(|l| l.default.is_none())
+        })
+}
+
 fn defaults(at: Cursor<'_>, value: &mut Value) {
     match value {
         Value::Object(map) => {
+            if map.values().any(Value::is_null) {
+                map.retain(|name, value| !is_stray_null(at, name, value));
+            }
             for f in &at.node.fields {
                 let child = at.at(f.node);
                 let Some(default) = child.node.limits.as_ref().and_then(|l| l.default.as_ref()) else {
@@ -378,6 +390,17 @@ mod tests {
                 r#"spec.size: Invalid value: "string": spec.size in body must be of type integer: "string""#,
             ]
         );
+    }
+
+    #[test]
+    fn stray_nulls_go() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "a": {"type": "string"}, "b": {"type": "string", "nullable": true}, "c": {"type": "string", "default": "x"}}}}}))
+        .unwrap();
+        let mut v = json!({"metadata": {"name": "n", "creationTimestamp": null}, "spec": {"a": null, "b": null, "c": null}});
+        apply_defaults(&s, &mut v);
+        assert_eq!(v, json!({"metadata": {"name": "n"}, "spec": {"b": null, "c": "x"}}));
+        assert!(validate_schema(&s, &v).is_empty());
     }
 
     #[test]

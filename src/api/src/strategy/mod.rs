@@ -275,7 +275,7 @@ impl Strategy for Generic {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod_spec::warnings(obj)
+        if self.schema.set().is_builtin() { pod_spec::warnings(obj) } else { Vec::new() }
     }
 }
 

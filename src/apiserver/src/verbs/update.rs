@@ -185,6 +185,7 @@ impl Change<'_> {
         }
         admission::validate(&request, &value, &mut warnings).await?;
         if self.target == Target::Main {
+            warnings.extend(strategy.warnings(&value));
             crate::crd::warn(resource, &value, &mut warnings);
         }
         let charges = admission::quota::charge(&request, &value).await?;
