@@ -88,7 +88,8 @@ impl Program {
 }
 
 fn pattern(function: &str, text: &str) -> Result<Regex, ExecutionError> {
-    Regex::new(text).map_err(|error| ExecutionError::function_error(function, error))
+    let ascii = regex::RegexBuilder::new(text).unicode(false).build();
+    ascii.or_else(|_| Regex::new(text)).map_err(|error| ExecutionError::function_error(function, error))
 }
 
 fn add_functions(context: &mut Context<'_, '_>) {

@@ -8,17 +8,18 @@
 mod builtin;
 mod check;
 mod openapi;
+mod pattern;
 mod rules;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use regex::Regex;
 use serde_json::Value;
 
 pub use check::{apply_defaults, validate_schema, validate_schema_update};
 pub use openapi::SchemaError;
+pub use pattern::Pattern;
 pub use rules::{Rule, unenforced};
 
 /// A name that is static for built-in types and owned for those of a CRD.
@@ -96,7 +97,7 @@ pub struct Limits {
     pub multiple_of: Option<f64>,
     pub min_length: Option<u64>,
     pub max_length: Option<u64>,
-    pub pattern: Option<Regex>,
+    pub pattern: Option<Pattern>,
     pub format: Option<Name>,
     pub min_items: Option<u64>,
     pub max_items: Option<u64>,

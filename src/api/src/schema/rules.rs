@@ -1,7 +1,7 @@
-//! Validation rules of CRDs (`x-kubernetes-validations`, KEP-2876): compiled with the schema, checked
+//! Validation rules of CRDs (`x-kubernetes-validations`, KEP-2876): compiled when first needed, checked
 //! on values whose types are right.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -14,9 +14,12 @@ use crate::field::{FieldError, index, join, key};
 #[derive(Debug)]
 pub struct Rule {
     source: String,
-    program: Result<Program, Error>,
+    /// With `optionalOldSelf`, which is not supported.
+    optional: bool,
+    program: OnceLock<Result<Program, Error>>,
     message: String,
-    message_program: Option<Program>,
+    message_source: Option<String>,
+    message_program: OnceLock<Option<Program>>,
     reason: String,
     /// `.spec.x`, below the node.
     field_path: String,
@@ -24,29 +27,41 @@ pub struct Rule {
     transition: bool,
 }
 
-/// Compiles a node's rules. One that cannot be compiled is kept, to be told about, and never checked.
+impl Rule {
+    /// One that cannot be compiled is told about, and never checked.
+    fn program(&self) -> &Result<Program, Error> {
+        self.program.get_or_init(|| {
+            if self.optional {
+                return Err(Error::Unsupported("optionalOldSelf".to_owned()));
+            }
+            Program::compile(&self.source)
+        })
+    }
+
+    fn message_program(&self) -> Option<&Program> {
+        let make = || self.message_source.as_deref().and_then(|text| Program::compile(text).ok());
+        self.message_program.get_or_init(make).as_ref()
+    }
+}
+
+/// Reads a node's rules.
 pub(super) fn compile(list: Option<&Value>) -> Arc<[Rule]> {
     let list = list.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     list.iter()
         .map(|rule| {
             let text = |field: &str| rule[field].as_str().unwrap_or_default().to_owned();
             let source = text("rule");
-            let program = if rule["optionalOldSelf"] == true {
-                Err(Error::Unsupported("optionalOldSelf".to_owned()))
-            } else {
-                Program::compile(&source)
-            };
             let message = match text("message") {
                 message if message.is_empty() => format!("failed rule: {}", source.trim()),
                 message => message,
             };
             Rule {
                 transition: source.contains("oldSelf"),
-                program,
+                optional: rule["optionalOldSelf"] == true,
+                program: OnceLock::new(),
                 message,
-                message_program: rule["messageExpression"]
-                    .as_str()
-                    .and_then(|text| Program::compile(text).ok()),
+                message_source: rule["messageExpression"].as_str().map(str::to_owned),
+                message_program: OnceLock::new(),
                 reason: text("reason"),
                 field_path: text("fieldPath"),
                 source,
@@ -62,7 +77,7 @@ pub fn unenforced(schema: &SchemaRef) -> Vec<String> {
         .filter_map(|node| node.limits.as_ref())
         .flat_map(|limits| limits.validations.iter())
         .filter_map(|rule| {
-            let error = rule.program.as_ref().err()?;
+            let error = rule.program().as_ref().err()?;
             Some(format!("validation rule {:?} is not enforced: {error}", rule.source))
         })
         .collect()
@@ -110,7 +125,7 @@ fn one(
     path: &str,
     errors: &mut Vec<FieldError>,
 ) {
-    let Ok(program) = &rule.program else { return };
+    let Ok(program) = rule.program() else { return };
     let mut variables = vec![("self", typed(at, value))];
     match old {
         Some(old) => variables.push(("oldSelf", typed(at, old))),
@@ -120,7 +135,7 @@ fn one(
     let failed = match program.is_true(&variables) {
         Ok(true) | Err(Error::Unsupported(_) | Error::Syntax(_)) => return,
         Ok(false) => {
-            let own = rule.message_program.as_ref().and_then(|program| program.evaluate(&variables).ok());
+            let own = rule.message_program().and_then(|program| program.evaluate(&variables).ok());
             match own {
                 Some(crate::cel::Value::String(text)) if !text.trim().is_empty() => text.trim().to_owned(),
                 _ => rule.message.clone(),

@@ -183,7 +183,7 @@ fn compiles(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// A default that its own schema refuses would make every object invalid.
+/// A default that its own schema refuses would make every object invalid; a pattern must be one.
 fn defaults_fit(schema: &SchemaRef, id: u32, path: &str, seen: &mut Vec<u32>, errors: &mut Vec<FieldError>) {
     if seen.contains(&id) {
         return;
@@ -191,6 +191,12 @@ fn defaults_fit(schema: &SchemaRef, id: u32, path: &str, seen: &mut Vec<u32>, er
     seen.push(id);
     let at = schema.at(id);
     let node = at.node();
+    if let Some(pattern) = node.limits.as_ref().and_then(|limits| limits.pattern.as_ref())
+        && let Err(error) = pattern.check()
+    {
+        let detail = format!("must be a valid regular expression, but isn't: {error}");
+        errors.push(FieldError::invalid(format!("{path}.pattern"), pattern.to_string(), detail));
+    }
     if let Some(default) = node.limits.as_ref().and_then(|limits| limits.default.as_ref()) {
         for mut error in validate_schema(&at, default) {
             error.path = join(&format!("{path}.default"), &error.path);
@@ -597,6 +603,7 @@ mod tests {
             assert_eq!(errors(schema.clone()), [""; 0], "{schema}");
         }
         assert_eq!(errors(spec(json!({"type": "integer", "minimum": 3, "default": 2}))).len(), 1);
+        assert_eq!(errors(spec(json!({"type": "string", "pattern": "("}))).len(), 1);
     }
 
     #[test]
