@@ -11,6 +11,7 @@ mod pod;
 mod pod_spec;
 mod rbac;
 mod storage;
+mod structural;
 mod util;
 mod workloads;
 
