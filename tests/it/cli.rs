@@ -134,7 +134,10 @@ fn in_the_background() {
     cluster.kedge(&["start"]).ok();
     cluster.wait_ready();
     let short = cluster.kedge(&["status"]).ok();
-    assert_has(&short, &["kedge is ready", &cluster.node, "datastore: leader"]);
+    assert_has(
+        &short,
+        &["kedge is ready", &cluster.node, "high-availability: no", "datastore voters:", "leader:"],
+    );
     assert_has(&cluster.kedge(&["status", "--format", "yaml"]).ok(), &["state: ready"]);
 
     step("start again changes nothing");

@@ -3,6 +3,7 @@
 //! on `serde_json::Value`; there is no I/O, no clock but `object::now_rfc3339`,
 //! and nothing asynchronous in this crate.
 
+pub mod cel;
 pub mod crd;
 pub mod decode;
 pub mod field;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kedge_api::crd;
 use kedge_api::object;
 use kedge_api::registry::{Registry, Resource};
+use kedge_api::schema::SchemaRef;
 use kedge_api::status::Status;
 use kedge_base::Tasks;
 use parking_lot::Mutex;
@@ -240,6 +241,18 @@ pub(crate) fn mark_deleted(definition: &mut Value) {
         "InstanceDeletionPending",
         "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
     );
+}
+
+/// Tells the user of validation rules that this server cannot check.
+pub(crate) fn warn(resource: &Resource, definition: &Value, warnings: &mut Vec<String>) {
+    if !is_definition(resource) {
+        return;
+    }
+    for version in definition["spec"]["versions"].as_array().into_iter().flatten() {
+        if let Ok(schema) = SchemaRef::from_openapi(&version["schema"]["openAPIV3Schema"]) {
+            warnings.extend(kedge_api::schema::unenforced(&schema));
+        }
+    }
 }
 
 /// Whether the resource is that of definitions.

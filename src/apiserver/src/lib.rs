@@ -97,6 +97,7 @@ impl Prepared {
             quota_turn: tokio::sync::Mutex::new(()),
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
+            policies: ArcSwap::default(),
             webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
         });

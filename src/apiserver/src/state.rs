@@ -64,6 +64,7 @@ pub(crate) struct State {
     pub(crate) quota_turn: tokio::sync::Mutex<()>,
     pub(crate) inflight: crate::inflight::Limits,
     pub(crate) aggregation: crate::aggregation::Aggregation,
+    pub(crate) policies: ArcSwap<crate::admission::policy::Policies>,
     pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
 }
@@ -77,7 +78,7 @@ impl Registries {
         Self(ArcSwap::from_pointee(registry))
     }
 
-    /// The registry as it is now.
+    /// The registry as it is now; what is made from it is out of date when this is another `Arc`.
     pub(crate) fn read(&self) -> Arc<Registry> {
         self.0.load_full()
     }

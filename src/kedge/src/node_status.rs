@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kedge_base::Tasks;
@@ -20,6 +21,9 @@ use crate::status::{Component, Datastore, Member, State, Status};
 const CONTROL_PLANE: [&str; 6] =
     ["apiserver", "controllers", "scheduler", "containerd", "network", "kubelet"];
 const WORKER: [&str; 3] = ["containerd", "network", "kubelet"];
+/// A leader that does not answer in this time is not waited for.
+const LEADER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Clones share the board.
 #[derive(Clone)]
 pub(crate) struct Board(Arc<Inner>);
@@ -67,7 +71,7 @@ impl Board {
 
     async fn answer(&self, request: Request) -> Reply {
         match (request.method.as_str(), request.path.as_str()) {
-            ("GET", "/status") => Reply::json(&self.now()),
+            ("GET", "/status") => Reply::json(&self.now().await),
             _ => match self.0.operations.get() {
                 None => Reply::failed(503, "the node is starting; see kedge status"),
                 Some(operations) => operations
@@ -84,10 +88,10 @@ impl Board {
         let _ = self.0.operations.set(operations);
     }
 
-    fn now(&self) -> Status {
+    async fn now(&self) -> Status {
         let mut status = self.0.status.borrow().clone();
         if let Some(store) = self.0.store.get() {
-            status.datastore = datastore(store);
+            status.datastore = datastore(store).await;
         }
         status
     }
@@ -159,8 +163,14 @@ impl Board {
 }
 
 /// The store's group in the words of `kedge status`.
-fn datastore(store: &Store) -> Datastore {
-    let status = store.status().borrow().clone();
+async fn datastore(store: &Store) -> Datastore {
+    // Health is what the leader alone knows; without one this node tells what it has.
+    let asked = tokio::time::timeout(LEADER_PATIENCE, store.leader_status()).await;
+    let own = store.status().borrow().clone();
+    let status = match asked {
+        Ok(Ok(status)) => kedge_store::Status { id: own.id, removed: own.removed, ..status },
+        _ => own,
+    };
     let own = status.members.iter().find(|member| member.id == status.id);
     let role = if status.leader == Some(status.id) {
         "leader"

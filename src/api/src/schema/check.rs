@@ -14,9 +14,21 @@ pub fn apply_defaults(schema: &SchemaRef, value: &mut Value) {
     }
 }
 
+/// A null where none is allowed and no default stands in for it: as if it were not there
+/// (`PruneNonNullableNullsWithoutDefaults`).
+fn is_stray_null(at: Cursor<'_>, name: &str, value: &Value) -> bool {
+    value.is_null()
+        && at.child(name).is_some_and(|child| {
+            !child.node.nullable && child.node.limits.as_ref().is_none_or(|l| l.default.is_none())
+        })
+}
+
 fn defaults(at: Cursor<'_>, value: &mut Value) {
     match value {
         Value::Object(map) => {
+            if map.values().any(Value::is_null) {
+                map.retain(|name, value| !is_stray_null(at, name, value));
+            }
             for f in &at.node.fields {
                 let child = at.at(f.node);
                 let Some(default) = child.node.limits.as_ref().and_then(|l| l.default.as_ref()) else {
@@ -65,6 +77,10 @@ pub fn validate_schema_update(schema: &SchemaRef, value: &Value, old: Option<&Va
         required(schema.cursor(), value, "", &mut errors);
     } else {
         check(schema.cursor(), value, old, "", &mut errors);
+        // Rules may rely on the types of what they look at.
+        if errors.is_empty() && schema.set().has_rules {
+            super::rules::check(schema.cursor(), value, old, "", &mut errors);
+        }
     }
     errors
 }
@@ -117,7 +133,7 @@ fn required(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldErr
     }
 }
 
-fn type_name(shape: Shape) -> &'static str {
+pub(super) fn type_name(shape: Shape) -> &'static str {
     match shape {
         Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Quantity => "string",
         Shape::Int32 | Shape::Int64 => "integer",
@@ -159,7 +175,7 @@ fn fits(shape: Shape, v: &Value) -> bool {
 }
 
 /// The item of the old list that is the same thing as `item`; only lists of type "map" can tell.
-fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value) -> Option<&'a Value> {
+pub(super) fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value) -> Option<&'a Value> {
     let ListType::Map(keys) = &at.node.list else { return None };
     let list = old?.as_array()?;
     list.iter().find(|old| keys.iter().all(|key| old.get(key.as_ref()) == item.get(key.as_ref())))
@@ -374,6 +390,17 @@ mod tests {
                 r#"spec.size: Invalid value: "string": spec.size in body must be of type integer: "string""#,
             ]
         );
+    }
+
+    #[test]
+    fn stray_nulls_go() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "a": {"type": "string"}, "b": {"type": "string", "nullable": true}, "c": {"type": "string", "default": "x"}}}}}))
+        .unwrap();
+        let mut v = json!({"metadata": {"name": "n", "creationTimestamp": null}, "spec": {"a": null, "b": null, "c": null}});
+        apply_defaults(&s, &mut v);
+        assert_eq!(v, json!({"metadata": {"name": "n"}, "spec": {"b": null, "c": "x"}}));
+        assert!(validate_schema(&s, &v).is_empty());
     }
 
     #[test]

@@ -8,16 +8,19 @@
 mod builtin;
 mod check;
 mod openapi;
+mod pattern;
+mod rules;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use regex::Regex;
 use serde_json::Value;
 
 pub use check::{apply_defaults, validate_schema, validate_schema_update};
 pub use openapi::SchemaError;
+pub use pattern::Pattern;
+pub use rules::{Rule, unenforced};
 
 /// A name that is static for built-in types and owned for those of a CRD.
 pub type Name = Cow<'static, str>;
@@ -94,7 +97,7 @@ pub struct Limits {
     pub multiple_of: Option<f64>,
     pub min_length: Option<u64>,
     pub max_length: Option<u64>,
-    pub pattern: Option<Regex>,
+    pub pattern: Option<Pattern>,
     pub format: Option<Name>,
     pub min_items: Option<u64>,
     pub max_items: Option<u64>,
@@ -108,8 +111,8 @@ pub struct Limits {
     pub any_of: Vec<NodeId>,
     pub one_of: Vec<NodeId>,
     pub not: Option<NodeId>,
-    /// `x-kubernetes-validations` as written; CEL is evaluated by the caller.
-    pub validations: Option<Value>,
+    /// `x-kubernetes-validations`.
+    pub validations: Arc<[rules::Rule]>,
 }
 
 /// One type.
@@ -174,6 +177,8 @@ pub struct SchemaSet {
     nodes: Vec<Node>,
     by_name: HashMap<Name, NodeId>,
     gvks: Vec<Gvk>,
+    /// Some node has validation rules.
+    has_rules: bool,
     /// True for the built-in types, whose decoding follows Go's `omitempty`.
     builtin: bool,
 }

@@ -341,6 +341,60 @@ pub(super) fn default_admission_policy(obj: &mut Value) {
     }
 }
 
+pub(super) fn default_api_service(obj: &mut Value) {
+    if let Some(service) = spec(obj).and_then(|s| s.get_mut("service")).and_then(Value::as_object_mut) {
+        put(service, "port", 443);
+    }
+}
+
+/// `kube-aggregator/pkg/apis/apiregistration/validation`.
+pub(super) fn validate_api_service(obj: &Value, errors: &mut Vec<FieldError>) {
+    let s = &obj["spec"];
+    let wanted = format!("{}.{}", text(s, "version"), text(s, "group"));
+    if object::name(obj) != wanted {
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            object::name(obj),
+            format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"),
+        ));
+    }
+    for (field, most) in [("groupPriorityMinimum", 20000), ("versionPriority", 1000)] {
+        let value = s[field].as_i64().unwrap_or(0);
+        if !(1..=most).contains(&value) {
+            errors.push(FieldError::invalid(
+                format!("spec.{field}"),
+                value,
+                format!("must be positive and less than {most}"),
+            ));
+        }
+    }
+    let service = &s["service"];
+    let has_bundle = !text(s, "caBundle").is_empty();
+    let insecure = s["insecureSkipTLSVerify"] == true;
+    if !service.is_object() {
+        if has_bundle || insecure {
+            errors.push(FieldError::invalid(
+                "spec.insecureSkipTLSVerify",
+                insecure,
+                "local APIServices may not have insecureSkipTLSVerify or caBundle",
+            ));
+        }
+        return;
+    }
+    for field in ["namespace", "name"] {
+        if text(service, field).is_empty() {
+            errors.push(FieldError::required(format!("spec.service.{field}"), ""));
+        }
+    }
+    if has_bundle && insecure {
+        errors.push(FieldError::invalid(
+            "spec.insecureSkipTLSVerify",
+            true,
+            "may not be true if caBundle is present",
+        ));
+    }
+}
+
 pub(super) fn default_csr(obj: &mut Value) {
     if let Some(s) = spec(obj) {
         put(s, "usages", json!(["digital signature", "key encipherment"]));

@@ -180,6 +180,12 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             Rules { default: config::default_webhooks, ..base }
         }
         ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
+        ("apiregistration.k8s.io", "APIService") => Rules {
+            default: config::default_api_service,
+            validate: config::validate_api_service,
+            status: || Some(json!({})),
+            ..base
+        },
         ("apiextensions.k8s.io", "CustomResourceDefinition") => Rules {
             default: crd::default,
             create: crd::create,

@@ -11,6 +11,7 @@ mod pod;
 mod pod_spec;
 mod rbac;
 mod storage;
+mod structural;
 mod util;
 mod workloads;
 
@@ -275,7 +276,7 @@ impl Strategy for Generic {
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {
-        pod_spec::warnings(obj)
+        if self.schema.set().is_builtin() { pod_spec::warnings(obj) } else { Vec::new() }
     }
 }
 

@@ -7,6 +7,7 @@ mod namespace;
 mod node;
 mod pod;
 mod pod_security;
+pub(crate) mod policy;
 pub(crate) mod quota;
 mod service_account;
 mod storage;
@@ -119,5 +120,6 @@ pub(crate) async fn validate(
     certificate::validate(request, value)?;
     limit_range::validate(request, value)?;
     pod_security::validate(request, value, warnings)?;
+    policy::validate(request, value, warnings)?;
     webhook::validate(request, value, warnings).await
 }

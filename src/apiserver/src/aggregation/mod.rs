@@ -6,6 +6,7 @@ mod discovery;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -42,6 +43,8 @@ pub(crate) struct Remote {
 #[derive(Default)]
 pub(crate) struct Aggregation {
     remotes: ArcSwap<(u64, BTreeMap<(String, String), Arc<Remote>>)>,
+    /// Whether there is any: most clusters have none, and their requests look no further.
+    any: AtomicBool,
     /// `APIResourceList` of each, by the APIService's name.
     resources: Mutex<BTreeMap<String, Arc<Value>>>,
 }
@@ -76,6 +79,7 @@ fn remotes(state: &State) -> Remotes {
         found.insert((remote.group.clone(), remote.version.clone()), Arc::new(remote));
     }
     state.aggregation.resources.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
+    state.aggregation.any.store(!found.is_empty(), Ordering::Release);
     let fresh = Arc::new((version, found));
     state.aggregation.remotes.store(fresh.clone());
     fresh
@@ -93,13 +97,10 @@ fn server(state: &State, spec: &Value) -> Result<Server, String> {
 
 /// Who answers for a group and version, if that is somebody else.
 pub(crate) fn find(state: &State, group: &str, version: &str) -> Option<Arc<Remote>> {
-    if group.is_empty() {
+    if group.is_empty() || !state.aggregation.any.load(Ordering::Acquire) {
         return None;
     }
     let remotes = remotes(state);
-    if remotes.1.is_empty() {
-        return None;
-    }
     remotes.1.get(&(group.to_owned(), version.to_owned())).cloned()
 }
 

@@ -134,6 +134,8 @@ impl Creation<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        warnings.extend(strategy.warnings(&value));
+        crate::crd::warn(resource, &value, &mut warnings);
         let charges = admission::quota::charge(&request, &value).await?;
         let manager = options.manager(resource, "");
         if object::managed_fields(&value).is_empty() {

@@ -184,6 +184,10 @@ impl Change<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        if self.target == Target::Main {
+            warnings.extend(strategy.warnings(&value));
+            crate::crd::warn(resource, &value, &mut warnings);
+        }
         let charges = admission::quota::charge(&request, &value).await?;
         if !edited.managed {
             let manager = options.manager(resource, self.target.subresource());

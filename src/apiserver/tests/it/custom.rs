@@ -137,6 +137,16 @@ async fn a_definition_makes_a_kind() {
     assert_eq!(table["columnDefinitions"][1]["name"], "Color");
     assert_eq!(table["rows"][0]["cells"], json!(["a", "blue"]));
 
+    // What kubectl explain asks for.
+    let (status, document) = client.get("/openapi/v3/apis/example.com/v1").await;
+    assert_eq!(status, StatusCode::OK, "{document}");
+    let paths = document["paths"].as_object().expect("paths");
+    assert!(paths.contains_key("/apis/example.com/v1/namespaces/{namespace}/things/{name}"), "{paths:?}");
+    let schemas = document["components"]["schemas"].as_object().expect("schemas");
+    let thing =
+        schemas.values().find(|s| s["x-kubernetes-group-version-kind"][0]["kind"] == "Thing").expect("Thing");
+    assert!(thing.to_string().contains("color") || schemas.len() > 1, "{thing}");
+
     // Apply merges lists by key.
     let apply = |ports: Value| json!({ "apiVersion": "example.com/v1", "kind": "Thing", "spec": { "color": "red", "ports": ports } });
     let path = |manager: &str| format!("{THINGS}/red?fieldManager={manager}&force=true");

@@ -5,4 +5,5 @@ mod custom;
 mod fixture;
 mod reads;
 mod remote;
+mod rules;
 mod writes;

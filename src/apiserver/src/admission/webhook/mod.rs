@@ -1,7 +1,7 @@
 //! Mutating and validating admission webhooks (`admission.k8s.io/v1`): configurations are read once
 //! per change, servers are asked over TLS, patches are applied and defaulted.
 
-mod rules;
+pub(super) mod rules;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use kedge_api::status::Status;
 use serde_json::{Value, json};
 
 use self::rules::{Rule, Selectors};
+use super::policy::{self, Conditions};
 use super::{Operation, Request};
 use crate::outbound::{self, Server};
 use crate::state::State;
@@ -41,8 +42,7 @@ struct Webhook {
     reinvoke: bool,
     /// It changes something elsewhere and cannot be told not to.
     side_effects: bool,
-    /// Conditions are CEL; they are not evaluated here.
-    conditional: bool,
+    conditions: Conditions,
     timeout: Duration,
     /// Where it is, or why that cannot be known.
     server: Result<(Server, String), String>,
@@ -60,7 +60,7 @@ impl Webhook {
             ignore_failure: text("failurePolicy") == "Ignore",
             reinvoke: text("reinvocationPolicy") == "IfNeeded",
             side_effects: !matches!(text("sideEffects"), "None" | "NoneOnDryRun"),
-            conditional: !list("matchConditions").is_empty(),
+            conditions: Conditions::new(value),
             timeout: Duration::from_secs(value["timeoutSeconds"].as_u64().unwrap_or(10)),
             server: server(state, &value["clientConfig"]),
         }
@@ -212,13 +212,20 @@ async fn ask(
             webhook.name
         )));
     }
-    let called = if webhook.conditional {
-        Err("matchConditions are not supported by this API server".to_owned())
+    let review = review(request, resource, value, false)?;
+    let conditions = if webhook.conditions.is_empty() {
+        Ok(true)
     } else {
-        let review = review(request, resource, value)?;
-        match tokio::time::timeout(webhook.timeout, call(webhook, request.state, &review)).await {
-            Ok(result) => result,
-            Err(_) => Err("context deadline exceeded".to_owned()),
+        webhook.conditions.hold(&policy::variables(request, &review, false))
+    };
+    let called = match conditions {
+        Ok(false) => return Ok(None),
+        Err(error) => Err(error),
+        Ok(true) => {
+            match tokio::time::timeout(webhook.timeout, call(webhook, request.state, &review)).await {
+                Ok(result) => result,
+                Err(_) => Err("context deadline exceeded".to_owned()),
+            }
         }
     };
     match called {
@@ -278,10 +285,12 @@ async fn call(webhook: &Webhook, state: &State, review: &Value) -> Result<Value,
     Ok(response)
 }
 
-fn review(
+/// The question. `is_shown`: the object is in the wanted version already.
+pub(super) fn review(
     request: &Request<'_>,
     resource: &kedge_api::registry::Resource,
     value: &Value,
+    is_shown: bool,
 ) -> Result<Value, Status> {
     let own = request.resource;
     let kind = |r: &kedge_api::registry::Resource| {
@@ -304,7 +313,7 @@ fn review(
         "requestResource": name(own),
         "operation": request.operation.as_str(),
         "userInfo": crate::review::user_info(request.user),
-        "object": if deleted { Value::Null } else { shown(value)? },
+        "object": if deleted { Value::Null } else if is_shown { value.clone() } else { shown(value)? },
         "oldObject": request.old.map_or(Ok(Value::Null), shown)?,
         "dryRun": request.dry_run,
         "options": { "kind": options, "apiVersion": "meta.k8s.io/v1" },

@@ -12,7 +12,7 @@ use crate::verbs::read;
 
 /// One `rules` entry.
 #[derive(Debug, Default)]
-pub(super) struct Rule {
+pub(in crate::admission) struct Rule {
     operations: Vec<String>,
     groups: Vec<String>,
     versions: Vec<String>,
@@ -29,7 +29,7 @@ fn lists(list: &[String], wanted: &str) -> bool {
 }
 
 impl Rule {
-    pub(super) fn new(value: &Value) -> Self {
+    pub(in crate::admission) fn new(value: &Value) -> Self {
         Self {
             operations: strings(&value["operations"]),
             groups: strings(&value["apiGroups"]),
@@ -39,7 +39,7 @@ impl Rule {
         }
     }
 
-    pub(super) fn matches(
+    pub(in crate::admission) fn matches(
         &self,
         resource: &Resource,
         subresource: &str,
@@ -63,14 +63,14 @@ impl Rule {
 }
 
 /// Whose objects a webhook wants to see.
-pub(super) struct Selectors {
+pub(in crate::admission) struct Selectors {
     namespace: LabelSelector,
     object: LabelSelector,
 }
 
 impl Selectors {
     /// A selector that cannot be read selects nothing.
-    pub(super) fn new(webhook: &Value) -> Self {
+    pub(in crate::admission) fn new(webhook: &Value) -> Self {
         let read = |field: &str| match &webhook[field] {
             Value::Null => LabelSelector::everything(),
             selector => LabelSelector::from_object(selector).unwrap_or_else(|_| LabelSelector::nothing()),
@@ -78,7 +78,7 @@ impl Selectors {
         Self { namespace: read("namespaceSelector"), object: read("objectSelector") }
     }
 
-    pub(super) fn matches(&self, request: &Request<'_>, value: &Value) -> bool {
+    pub(in crate::admission) fn matches(&self, request: &Request<'_>, value: &Value) -> bool {
         self.in_namespace(request, value)
             && (self.object.is_everything()
                 || (request.operation != Operation::Delete && self.object.matches_object(value))
@@ -104,7 +104,11 @@ impl Selectors {
 
 /// The resource in the version that a webhook wants to see: the request's own, or with matchPolicy
 /// "Equivalent" another one of the same objects.
-pub(super) fn version_for(rules: &[Rule], equivalent: bool, request: &Request<'_>) -> Option<Arc<Resource>> {
+pub(in crate::admission) fn version_for(
+    rules: &[Rule],
+    equivalent: bool,
+    request: &Request<'_>,
+) -> Option<Arc<Resource>> {
     let namespaced = !request.namespace.is_empty() && !request.is("", "namespaces");
     let matches = |resource: &Resource| {
         rules.iter().any(|rule| rule.matches(resource, request.subresource, request.operation, namespaced))
@@ -127,7 +131,7 @@ pub(super) fn version_for(rules: &[Rule], equivalent: bool, request: &Request<'_
 }
 
 /// The object in another version of its resource.
-pub(super) fn converted(
+pub(in crate::admission) fn converted(
     from: &Resource,
     to: &Resource,
     value: &Value,
@@ -139,7 +143,7 @@ pub(super) fn converted(
 }
 
 /// The cached configurations of one kind, by name.
-pub(super) fn configurations(state: &crate::state::State, storage_key: &str) -> Vec<Value> {
+pub(in crate::admission) fn configurations(state: &crate::state::State, storage_key: &str) -> Vec<Value> {
     let objects = state.cache.bucket(storage_key).objects();
     let mut all: Vec<Value> = objects.values().filter_map(|stored| read::parse(&stored.bytes).ok()).collect();
     all.sort_by(|a, b| object::name(a).cmp(object::name(b)));
