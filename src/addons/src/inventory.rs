@@ -54,6 +54,9 @@ pub struct Inventory {
     #[serde(skip)]
     pub addon: String,
     pub version: String,
+    /// The version of Kedge that applied it: its images carry that.
+    #[serde(default)]
+    pub kedge: String,
     /// The arguments it was enabled with; defaults are not kept, so that a new version may change them.
     #[serde(default)]
     pub arguments: BTreeMap<String, String>,

@@ -108,6 +108,7 @@ impl Manager {
         let inventory = Inventory {
             addon: name.to_owned(),
             version: addon.version.clone(),
+            kedge: self.cluster.version.clone(),
             arguments: given.clone(),
             objects: made.clone(),
         };
@@ -212,7 +213,16 @@ impl Manager {
         Ok(listed)
     }
 
-    /// Applies enabled addons again whose version in the catalogue differs: what a new binary does first.
+    /// Is this addon enabled, healthy or not?
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn is_enabled(&self, name: &str) -> Result<bool, Error> {
+        Ok(Inventory::load(&self.client, name).await?.is_some())
+    }
+
+    /// Applies enabled addons again that another version of Kedge or of the addon applied: what a new binary
+    /// does first.
     /// Returns what was upgraded, and what could not be with the reason.
     ///
     /// # Errors

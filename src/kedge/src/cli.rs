@@ -204,9 +204,12 @@ pub(crate) struct InstallArgs {
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(crate) timeout: u64,
-    /// Return as soon as the service was started
+    /// Return as soon as the service was started; no addon is enabled then
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// Leave a basic addon out (repeat it for more)
+    #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
+    pub(crate) without: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -154,6 +154,7 @@ async fn lead(
     let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr));
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
+        config: config.clone(),
         server: control_plane.server.clone(),
         controllers,
         board: board.clone(),

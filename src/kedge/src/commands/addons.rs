@@ -52,25 +52,40 @@ pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Fai
         wanted.push((name, given));
     }
     for (name, given) in wanted {
-        let mut step = Step::begin(&format!("enabling {name}"));
-        let limit = Duration::from_secs(args.timeout);
-        let result = block_on(manager.enable(name, &given, limit, &mut |text| {
-            step.update(&format!("enabling {name}: {text}"));
-        }))?;
-        match result {
-            Ok(()) => step.done(&format!("{name} is enabled")),
-            Err(error) => {
-                step.abandon();
-                return Err(Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))));
-            }
-        }
-        let notes =
-            manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
-        if !notes.is_empty() {
-            output::say(&notes);
-        }
+        enable_with(&manager, name, &given, Duration::from_secs(args.timeout))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Enable one addon with its defaults, unless it is enabled already.
+pub(crate) fn enable_one(config: &Config, name: &str, limit: Duration) -> Result<(), Failure> {
+    let manager = manager(config, super::admin_client(config)?)?;
+    if block_on(manager.is_enabled(name))?.context("ask for the addons")? {
+        return Ok(());
+    }
+    enable_with(&manager, name, &BTreeMap::new(), limit)
+}
+
+fn enable_with(
+    manager: &Manager,
+    name: &str,
+    given: &BTreeMap<String, String>,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let mut step = Step::begin(&format!("enabling {name}"));
+    let result = block_on(manager.enable(name, given, limit, &mut |text| {
+        step.update(&format!("enabling {name}: {text}"));
+    }))?;
+    if let Err(error) = result {
+        step.abandon();
+        return Err(Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))));
+    }
+    step.done(&format!("{name} is enabled"));
+    let notes = manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
+    if !notes.is_empty() {
+        output::say(&notes);
+    }
+    Ok(())
 }
 
 /// Disable each in the order given.

@@ -17,6 +17,9 @@ use crate::output::{self, Step};
 use crate::status::{State, Status};
 use crate::{preflight, service};
 
+/// What every cluster needs; `--without` leaves one out.
+pub(crate) const BASIC_ADDONS: [&str; 1] = ["dns"];
+
 /// Check, install, start, wait.
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
     let problems = preflight::check(config);
@@ -28,6 +31,8 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
+    // Addons that are there from the beginning; what somebody disabled later stays so.
+    let first = !config.store_dir().exists();
     let mut step = Step::begin("installing the service");
     let installed = files(config, given).and_then(|()| {
         step.update("starting kedge");
@@ -45,6 +50,11 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     match wait_ready(config, Duration::from_secs(args.timeout), &mut step) {
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
+            if first {
+                for addon in BASIC_ADDONS.iter().filter(|name| !args.without.iter().any(|out| out == *name)) {
+                    super::addons::enable_one(config, addon, Duration::from_secs(args.timeout))?;
+                }
+            }
             output::write(&next_steps(config));
             Ok(ExitCode::SUCCESS)
         }

@@ -17,13 +17,17 @@ use kedge_store::Status;
 use kube::api::{Api, DeleteParams};
 use tokio::sync::watch;
 
+use crate::config::Config;
 use crate::node_status::Board;
 
 /// How long the components may take to end when another node leads.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long an upgraded addon may take until it is healthy.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
 
 /// What the components need.
 pub(crate) struct Leading {
+    pub(crate) config: Config,
     pub(crate) server: ApiServer,
     pub(crate) controllers: kedge_controllers::Config,
     pub(crate) board: Board,
@@ -88,6 +92,8 @@ impl Leading {
         let (registry, changes) = (self.registry.clone(), self.book_changes.clone());
         let forget = forget_nodes(registry, changes, client_of("kedge"));
         term.spawn_until_stopped("nodes that have left", forget);
+        let upgrade = upgrade_addons(crate::commands::addons::manager(&self.config, client_of("kedge"))?);
+        term.spawn_until_stopped("addons' upgrade", upgrade);
         let informers = Informers::new(client_of("kedge"), term);
         let manager = client_of("system:kube-controller-manager");
         kedge_controllers::start(self.controllers.clone(), &manager, &informers, term)?;
@@ -95,6 +101,30 @@ impl Leading {
         kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, term)?;
         self.board.ready("scheduler");
         Ok(())
+    }
+}
+
+/// A new version of Kedge brings new versions of the addons that are enabled.
+async fn upgrade_addons(manager: kedge_addons::Manager) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+    loop {
+        match manager.upgrade(UPGRADE_LIMIT).await {
+            Ok(done) => {
+                for (addon, result) in &done {
+                    match result {
+                        Ok(()) => tracing::info!(addon, "addon upgraded"),
+                        Err(error) => {
+                            tracing::warn!(addon, error = %kedge_base::Chain(error), "addon not upgraded");
+                        }
+                    }
+                }
+                if done.iter().all(|(_, result)| result.is_ok()) {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(error = %kedge_base::Chain(&error), "the addons are not known yet"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
