@@ -247,7 +247,8 @@ lint() { cargo clippy --locked --workspace --all-targets --target "$TRIPLE" -- -
 deny() { cargo deny --locked --log-level warn check --hide-inclusion-graph bans licenses sources; }
 advisories() { cargo deny --locked --log-level error check advisories; }
 unit_tests() {
-    cargo nextest run --locked --target "$TRIPLE" --workspace --exclude kedge-tests --exclude kedge-benches
+    # The tests of the network make namespaces and need root, which this script has.
+    KEDGE_ROOT_TESTS=1 cargo nextest run --locked --target "$TRIPLE" --workspace --exclude kedge-tests --exclude kedge-benches
 }
 BUILT=
 build_binary() { cargo build --locked --release --package kedge --target "$TRIPLE" && BUILT=yes; }

@@ -33,12 +33,12 @@ fn dns_is_enabled_asked_and_disabled() {
     cluster.kubectl(&["run", "box", &image, "--", "sleep", "3600"]).ok();
     cluster.wait("pod/box", "condition=Ready");
     let address = cluster.field("service/web", ".spec.clusterIP");
-    for name in ["web", "web.default", "web.default.svc.cluster.local"] {
-        eventually(name, || {
-            let out = cluster.kubectl(&["exec", "box", "--", "nslookup", "-type=a", name]);
-            out.stdout.contains(&address).then_some(())
-        });
-    }
+    // nslookup of busybox knows no search domains; wget asks the C library, which does.
+    eventually("the Service's name", || {
+        let name = "web.default.svc.cluster.local";
+        let out = cluster.kubectl(&["exec", "box", "--", "nslookup", "-type=a", name]);
+        out.stdout.contains(&address).then_some(())
+    });
     assert_has(&cluster.exec("box", "wget -q -O - http://web/"), &["hello 1.0"]);
 
     step("arguments change what is there");

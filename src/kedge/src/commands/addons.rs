@@ -41,41 +41,45 @@ fn catalog(config: &Config) -> anyhow::Result<Catalog> {
 /// Enable each in the order given; the first that fails ends it.
 pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Failure> {
     require_root()?;
-    let manager = manager(config, super::admin_client(config)?)?;
-    // Everything is parsed before anything is applied.
-    let mut wanted: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
-    for word in &args.addons {
-        let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
-        let addon = manager.catalog().get(name).map_err(usage)?;
-        let given = addon.split_arguments(arguments).map_err(usage)?;
-        addon.values(&given).map_err(usage)?;
-        wanted.push((name, given));
-    }
-    for (name, given) in wanted {
-        enable_with(&manager, name, &given, Duration::from_secs(args.timeout))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    block_on(async {
+        let manager = manager(config, super::admin_client(config)?)?;
+        // Everything is parsed before anything is applied.
+        let mut wanted: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
+        for word in &args.addons {
+            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
+            let addon = manager.catalog().get(name).map_err(usage)?;
+            let given = addon.split_arguments(arguments).map_err(usage)?;
+            addon.values(&given).map_err(usage)?;
+            wanted.push((name, given));
+        }
+        for (name, given) in wanted {
+            enable_with(&manager, name, &given, Duration::from_secs(args.timeout)).await?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })?
 }
 
 /// Enable one addon with its defaults, unless it is enabled already.
 pub(crate) fn enable_one(config: &Config, name: &str, limit: Duration) -> Result<(), Failure> {
-    let manager = manager(config, super::admin_client(config)?)?;
-    if block_on(manager.is_enabled(name))?.context("ask for the addons")? {
-        return Ok(());
-    }
-    enable_with(&manager, name, &BTreeMap::new(), limit)
+    block_on(async {
+        let manager = manager(config, super::admin_client(config)?)?;
+        if manager.is_enabled(name).await.context("ask for the addons")? {
+            return Ok(());
+        }
+        enable_with(&manager, name, &BTreeMap::new(), limit).await
+    })?
 }
 
-fn enable_with(
+async fn enable_with(
     manager: &Manager,
     name: &str,
     given: &BTreeMap<String, String>,
     limit: Duration,
 ) -> Result<(), Failure> {
     let mut step = Step::begin(&format!("enabling {name}"));
-    let result = block_on(manager.enable(name, given, limit, &mut |text| {
-        step.update(&format!("enabling {name}: {text}"));
-    }))?;
+    let result = manager
+        .enable(name, given, limit, &mut |text| step.update(&format!("enabling {name}: {text}")))
+        .await;
     if let Err(error) = result {
         step.abandon();
         return Err(Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))));
@@ -91,21 +95,22 @@ fn enable_with(
 /// Disable each in the order given.
 pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Failure> {
     require_root()?;
-    let manager = manager(config, super::admin_client(config)?)?;
-    for name in names {
-        let mut step = Step::begin(&format!("disabling {name}"));
-        let result = block_on(manager.disable(name, &mut |text| {
-            step.update(&format!("disabling {name}: {text}"));
-        }))?;
-        match result {
-            Ok(()) => step.done(&format!("{name} is disabled")),
-            Err(error) => {
-                step.abandon();
-                return Err(usage(error));
+    block_on(async {
+        let manager = manager(config, super::admin_client(config)?)?;
+        for name in names {
+            let mut step = Step::begin(&format!("disabling {name}"));
+            let result =
+                manager.disable(name, &mut |text| step.update(&format!("disabling {name}: {text}"))).await;
+            match result {
+                Ok(()) => step.done(&format!("{name} is disabled")),
+                Err(error) => {
+                    step.abandon();
+                    return Err(usage(error));
+                }
             }
         }
-    }
-    Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::SUCCESS)
+    })?
 }
 
 pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, Failure> {
@@ -117,8 +122,10 @@ pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, 
 
 fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     require_root()?;
-    let manager = manager(config, super::admin_client(config)?)?;
-    let list = block_on(manager.list())?.context("list the addons")?;
+    let list = block_on(async {
+        let manager = manager(config, super::admin_client(config)?)?;
+        manager.list().await.context("list the addons")
+    })??;
     match format {
         Format::Json => output::say(&serde_json::to_string_pretty(&list).context("write JSON")?),
         Format::Yaml => output::write(&serde_saphyr::to_string(&list).context("write YAML")?),
