@@ -318,3 +318,29 @@ fn one_node_loses_its_data() {
     trio.three_voters(0);
     trio.holds(2, &names);
 }
+
+#[test]
+fn a_worker_whose_only_server_was_killed() {
+    let network = Network::new(2);
+    let mut first = Cluster::prepare_on(&network, 1);
+    first.run();
+    first.wait_ready();
+    let worker = Cluster::prepare_on(&network, 2);
+    worker.kedge(&["join", &invitation(&first, &[]), "--worker", "--timeout", "90"]).ok();
+    let name = &worker.node;
+    first.apply(&format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"there"}},"spec":{{"nodeName":"{name}","containers":[
+        {{"name":"hello","image":"kedge.dev/hello:1.0"}}]}}}}"#
+    ));
+    first.wait("pod/there", "condition=Ready");
+
+    step("the server killed and started again: its history of changes is shorter than what the worker has seen");
+    first.kill9();
+    first.run();
+    first.wait_ready();
+    let began = Instant::now();
+    first.kubectl(&["delete", "pod", "there", "--timeout=280s"]).ok();
+    eprintln!("FIGURE worker after its server was killed: a deleted pod is gone after {:?}", began.elapsed());
+    worker.kedge(&["leave"]).ok();
+    first.wait(&format!("node/{name}"), "delete");
+}
