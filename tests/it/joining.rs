@@ -103,7 +103,10 @@ fn refused_in_words() {
     };
 
     step("not a join string");
-    assert_has(&second.kedge(&["join", "nonsense"]).failed(2), &["join string is not valid", "kedge add-node"]);
+    assert_has(
+        &second.kedge(&["join", "nonsense"]).failed(2),
+        &["join string is not valid", "kedge add-node"],
+    );
 
     step("another authority's hash");
     let (start, hash) = join.rsplit_once('/').expect("a join string");
