@@ -47,36 +47,36 @@ fn three_control_planes_and_a_worker() {
     assert_has(&first.kedge(&["status"]).ok(), &["high-availability: yes", "datastore voters:", "leader:"]);
 
     step("pods on every node reach each other, and every node's port answers");
-    first.apply(&format!(
+    first.apply(
         r#"
 apiVersion: apps/v1
 kind: Deployment
-metadata: {{name: web}}
+metadata: {name: web}
 spec:
   replicas: 4
-  selector: {{matchLabels: {{app: web}}}}
+  selector: {matchLabels: {app: web}}
   template:
-    metadata: {{labels: {{app: web}}}}
+    metadata: {labels: {app: web}}
     spec:
-      tolerations: [{{operator: Exists}}]
+      tolerations: [{operator: Exists}]
       affinity:
         podAntiAffinity:
           requiredDuringSchedulingIgnoredDuringExecution:
           - topologyKey: kubernetes.io/hostname
-            labelSelector: {{matchLabels: {{app: web}}}}
+            labelSelector: {matchLabels: {app: web}}
       containers:
       - name: hello
         image: kedge.dev/hello:1.0
 ---
 apiVersion: v1
 kind: Service
-metadata: {{name: web}}
+metadata: {name: web}
 spec:
   type: NodePort
-  selector: {{app: web}}
-  ports: [{{port: 80, targetPort: 8080}}]
-"#
-    ));
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"#,
+    );
     first.rolled_out("deployment/web");
     let port = first.field("service/web", ".spec.ports[0].nodePort");
     for host in 1..=4 {

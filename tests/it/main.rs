@@ -10,6 +10,8 @@ mod binary;
 mod cli;
 mod cluster;
 mod damage;
+mod faults;
+mod joining;
 mod node;
 mod probes;
 mod semantics;

@@ -79,10 +79,18 @@ impl Cluster {
     /// When this is not root.
     #[must_use]
     pub fn prepare_on(network: &Network, host: usize) -> Self {
-        let name = format!("kedge-test-{}-{host}", std::process::id());
+        Self::prepare_named(network, host, &format!("kedge-test-{}-{host}", std::process::id()))
+    }
+
+    /// The same with a name for the Node object.
+    ///
+    /// # Panics
+    /// When this is not root.
+    #[must_use]
+    pub fn prepare_named(network: &Network, host: usize, name: &str) -> Self {
         let settings = vec![("--node-ip", network.address(host))];
         Self::made(
-            name,
+            name.to_owned(),
             Some(network.namespace(host)),
             network.address(host),
             6443,
@@ -263,6 +271,31 @@ impl Cluster {
     #[must_use]
     pub fn kedge(&self, arguments: &[&str]) -> Out {
         run(command_in(self.namespace.as_deref(), &self.binary).args(arguments).args(&self.flags), b"")
+    }
+
+    /// Begins a `kedge` command with the node's flags; its output can be read when it ends.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        command_in(self.namespace.as_deref(), &self.binary)
+            .args(arguments)
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", self.binary.display()))
+    }
+
+    /// Runs kubectl on the node's own host: it reaches the node when the network does not.
+    #[track_caller]
+    #[must_use]
+    pub fn kubectl_inside(&self, arguments: &[&str]) -> Out {
+        let mut command = command_in(self.namespace.as_deref(), kubectl_program());
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.dir);
+        run(command.args(arguments), b"")
     }
 
     /// Runs kubectl.
@@ -456,7 +489,9 @@ impl Cluster {
 
     fn record(&self, ending: &str) -> Option<PathBuf> {
         let folder = PathBuf::from(std::env::var_os("KEDGE_TEST_RECORDS")?);
-        Some(folder.join(format!("{}.{ending}", self.node)))
+        // Two nodes may have one name where a test wants that; folders are unique.
+        let name = self.dir.file_name()?.to_string_lossy();
+        Some(folder.join(format!("{name}.{ending}")))
     }
 
     fn note_record(&self) {

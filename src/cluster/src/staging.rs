@@ -149,6 +149,11 @@ impl Staging {
         run().map_err(|source| Error::File { action: "replace", path: pki_dir.into(), source })
     }
 
+    /// [`Self::install`] has put the prepared keys in place.
+    pub fn is_installed(&self) -> bool {
+        !self.pki().exists()
+    }
+
     /// The join is done (or given up): forget the folder, and the keys that the node had before.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! into the API server of the same process; on a worker it leads over HTTPS.
 
 mod book;
-mod control_plane;
+pub(crate) mod control_plane;
 mod drain;
 mod leading;
 pub(crate) mod ops;

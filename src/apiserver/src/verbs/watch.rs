@@ -65,6 +65,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         .parse()
         .or(if version.is_empty() { Ok(0) } else { Err(()) })
         .map_err(|()| Status::bad_request(format!("resourceVersion: Invalid value: {version:?}")))?;
+    let mut refused = None;
     let (cursor, initial) = if streaming || asked == 0 {
         // Initial state first, then changes. "0" takes any state, "" the newest.
         let revision = if version == "0" {
@@ -97,7 +98,10 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
                 return Err(too_large_version(asked, current));
             }
         }
-        bucket.events_after(asked, 0).map_err(|old| expired(&old))?;
+        // As upstream's watch cache does it: what is wrong with a revision that could be read is told by an
+        // event. Clients (kube-rs among them) list anew on such an event only, and would come back with the
+        // same revision for ever after a plain 410: whenever a server's history is shorter than another's.
+        refused = bucket.events_after(asked, 0).err().map(|old| line("ERROR", &expired(&old).to_value()));
         (asked, std::collections::VecDeque::new())
     };
     let seconds = match query.get("timeoutSeconds").and_then(|text| text.parse::<u64>().ok()) {
@@ -120,11 +124,14 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         ended: false,
         first_table: true,
     };
-    let stream = futures::stream::unfold(watcher, |mut watcher| async move {
-        let chunk = watcher.next().await?;
-        Some((Ok::<Bytes, std::convert::Infallible>(chunk), watcher))
-    });
-    let mut response = Response::new(Body::from_stream(stream));
+    let body = match refused {
+        Some(line) => Body::from(line),
+        None => Body::from_stream(futures::stream::unfold(watcher, |mut watcher| async move {
+            let chunk = watcher.next().await?;
+            Some((Ok::<Bytes, std::convert::Infallible>(chunk), watcher))
+        })),
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
     let kind = if context.accepted.form == Form::Object {
         "application/json"

@@ -73,6 +73,27 @@ async fn a_watch_tells_every_change_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revision_that_is_too_old_is_told_by_an_event() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let first = client.make(MAPS, &config_map("first")).await;
+    let version = first["metadata"]["resourceVersion"].as_str().expect("version").to_owned();
+    // More than the history keeps.
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let mut large = config_map(name);
+        large["data"] = serde_json::json!({ "text": "x".repeat(900_000) });
+        client.make(MAPS, &large).await;
+    }
+    // Not by an answer of 410: watchers come back with the same revision after that, for ever.
+    let mut watch = client.watch(&format!("{MAPS}?watch=1&resourceVersion={version}")).await;
+    let event = watch.next().await.expect("an event");
+    assert_eq!(event["type"], "ERROR");
+    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&410.into(), &"Expired".into()));
+    assert_eq!(watch.next().await, None, "the watch ends");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_may_not_read_is_forbidden_in_upstreams_words() {
     let fixture = Fixture::start().await;
     let nobody = fixture.user(User::new("jane", ["dev".to_owned()]));

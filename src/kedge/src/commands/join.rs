@@ -20,7 +20,7 @@ use super::{block_on, install, require_root, uninstall};
 use crate::cli::{Failure, JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
 use crate::control::{self, CallError};
-use crate::node::ops;
+use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
 use crate::{preflight, service};
@@ -76,9 +76,12 @@ fn replace(
 
     step.update("admitted; replacing this node's state");
     uninstall::take_down(config)?;
-    for path in [config.store_dir(), config.kubeconfig()] {
-        remove(&path)?;
+    // Unless a former attempt came as far as opening the store with the new keys: the group counts on what it
+    // holds since.
+    if !(staging.is_installed() && control_plane::store_was_opened(config)) {
+        remove(&config.store_dir())?;
     }
+    remove(&config.kubeconfig())?;
     staging.install(&config.pki_dir()).context("put the cluster's keys in place")?;
     // Where a service manager runs, it must find the node after the next boot too.
     if service::systemd_runs() {

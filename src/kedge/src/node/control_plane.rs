@@ -1,6 +1,7 @@
 //! The control plane of this node: the replicated store, the API server on it, and the cluster port that
 //! other nodes reach both by.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,15 @@ use tower::util::BoxCloneSyncService;
 use super::book::{Observers, StoreRecords};
 use super::shared;
 use crate::config::Config;
+
+/// Among the keys: the store was opened with them. It goes with the keys, so that joining and leaving begin
+/// without it.
+const STORE_MARK: &str = "store-opened";
+
+/// Was the store opened with the keys that are in place? Then the cluster may count on what is in it.
+pub(crate) fn store_was_opened(config: &Config) -> bool {
+    config.pki_dir().join(STORE_MARK).exists()
+}
 
 /// The running control plane.
 pub(crate) struct ControlPlane {
@@ -49,6 +59,7 @@ pub(crate) async fn start(
     joined: Option<&Admitted>,
     tasks: &Tasks,
 ) -> anyhow::Result<ControlPlane> {
+    store_is_there(config, joined.is_some())?;
     let prepared =
         ApiServer::prepare(server_config(config, pki, node_ip)?).await.context("start the API server")?;
     let address = SocketAddr::new(config.bind_address, config.cluster_port);
@@ -60,6 +71,10 @@ pub(crate) async fn start(
     let store = Store::open(store_config(config, pki, joined)?, Arc::new(observers), tasks)
         .await
         .context("open the datastore")?;
+    let mark = config.pki_dir().join(STORE_MARK);
+    if !mark.exists() {
+        kedge_base::write_atomic(&mark, b"", 0o600).with_context(|| format!("write {}", mark.display()))?;
+    }
     let registry = Registry::new(Arc::new(StoreRecords { store: store.clone(), book }), pki.clock().clone());
     let facts = Facts {
         shared: joined
@@ -80,6 +95,31 @@ pub(crate) async fn start(
     };
     tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
     Ok(ControlPlane { server: prepared.start(store, tasks), registry, book_changes: changes.subscribe() })
+}
+
+/// A member that has forgotten what it confirmed could vote a second time and help to lose what was
+/// acknowledged; and a single node does not begin anew by accident.
+fn store_is_there(config: &Config, joined: bool) -> anyhow::Result<()> {
+    let folder = config.store_dir();
+    if !store_was_opened(config) || fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Ok(());
+    }
+    let (folder, name) = (folder.display(), &config.node_name);
+    let anew = format!(
+        "take this node off its cluster (kedge remove-node {name} --force on another control-plane node) and join \
+         again (kedge leave --force, then kedge join, here)"
+    );
+    if joined {
+        anyhow::bail!(
+            "the datastore's folder {folder} is gone or empty, and the cluster counts on what was in it: put it \
+             back, or {anew}"
+        );
+    }
+    anyhow::bail!(
+        "the datastore's folder {folder} is gone or empty: put it back; or, where there are other control-plane \
+         nodes, {anew}; or, to begin anew without any data, remove {}",
+        config.pki_dir().join(STORE_MARK).display()
+    )
 }
 
 /// Writes down who and where this node is, as soon as the store takes writes: in the store's group and in

@@ -1,0 +1,158 @@
+//! Joining that is cut off, raced or refused: one member record, and words that say what to do.
+
+use std::process::Child;
+use std::time::Duration;
+
+use kedge_tests::{Cluster, Network, assert_has, eventually, step};
+
+use crate::faults::{datastore, invitation};
+
+fn founder(network: &Network) -> Cluster {
+    let mut first = Cluster::prepare_on(network, 1);
+    first.run();
+    first.wait_ready();
+    first
+}
+
+fn members(node: &Cluster) -> Vec<String> {
+    let status = datastore(node).expect("the node answers");
+    let all = status["members"].as_array().expect("members").iter();
+    all.filter_map(|member| member["name"].as_str().map(str::to_owned)).collect()
+}
+
+fn nodes(node: &Cluster) -> Vec<String> {
+    node.field("nodes", ".items[*].metadata.name").split(' ').map(str::to_owned).collect()
+}
+
+fn end(mut child: Child) {
+    // It may have ended already.
+    let _ = child.kill();
+    child.wait().expect("wait for kedge join");
+}
+
+#[test]
+fn cut_off_and_repeated() {
+    let network = Network::new(2);
+    let first = founder(&network);
+    let second = Cluster::prepare_on(&network, 2);
+    let join = invitation(&first, &[]);
+    let data = second.dir().join("data");
+
+    // Each is killed as soon as it got to that point; the next repeats it with the same one-time token.
+    for (point, file) in [
+        ("before it asked", "pki"),
+        ("while it asks", "join"),
+        ("with the answer", "join/admitted.json"),
+        ("with the keys in place", "pki/ca.crt"),
+        ("while it starts", "../run/kedge.pid"),
+    ] {
+        step(&format!("killed {point}"));
+        let mut child = second.spawn(&["join", &join, "--timeout", "90"]);
+        // Closer than `eventually` looks: the whole exchange takes some tens of milliseconds.
+        while !data.join(file).exists() && child.try_wait().expect("ask for its state").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        end(child);
+        eprintln!("members now: {:?}", members(&first));
+    }
+
+    step("repeated to its end: one member, one node");
+    second.kedge(&["join", &join, "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+    assert_eq!(nodes(&first), [first.node.clone(), second.node.clone()]);
+    eventually("two members", || {
+        let mut names = members(&first);
+        names.sort();
+        (names == [first.node.clone(), second.node.clone()]).then_some(())
+    });
+}
+
+#[test]
+fn one_token_for_two() {
+    let network = Network::new(3);
+    let first = founder(&network);
+    let rivals = [Cluster::prepare_on(&network, 2), Cluster::prepare_on(&network, 3)];
+    let join = invitation(&first, &[]);
+    let children: Vec<Child> =
+        rivals.iter().map(|rival| rival.spawn(&["join", &join, "--worker", "--timeout", "90"])).collect();
+    let mut winners = Vec::new();
+    for (rival, child) in rivals.iter().zip(children) {
+        let out = child.wait_with_output().expect("wait for kedge join");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        if out.status.success() {
+            winners.push(rival.node.clone());
+        } else {
+            assert_has(&said, &["this token was already used", "kedge add-node"]);
+        }
+    }
+    assert_eq!(winners.len(), 1, "{winners:?}");
+    first.wait(&format!("node/{}", winners[0]), "condition=Ready");
+    assert_eq!(nodes(&first), [first.node.clone(), winners[0].clone()]);
+}
+
+#[test]
+fn refused_in_words() {
+    let network = Network::new(3);
+    let mut first = founder(&network);
+    let second = Cluster::prepare_on(&network, 2);
+    let before = members(&first);
+    let join = invitation(&first, &[]);
+    let unchanged = |node: &Cluster| {
+        assert!(!node.dir().join("run/kedge.pid").exists(), "it was started");
+        assert!(!node.dir().join("data/store").exists(), "it has data");
+    };
+
+    step("not a join string");
+    assert_has(
+        &second.kedge(&["join", "nonsense"]).failed(2),
+        &["join string is not valid", "kedge add-node"],
+    );
+
+    step("another authority's hash");
+    let (start, hash) = join.rsplit_once('/').expect("a join string");
+    let digit = if hash.starts_with('0') { '1' } else { '0' };
+    let wrong = format!("{start}/{digit}{}", &hash[1..]);
+    let said = second.kedge(&["join", &wrong]).failed(1);
+    assert_has(&said, &["does not belong to the cluster of the join string", "nothing was sent"]);
+    unchanged(&second);
+
+    step("a token whose time is over");
+    let short = invitation(&first, &["--ttl", "1s"]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_has(&second.kedge(&["join", &short]).failed(1), &["expired", "kedge add-node"]);
+    unchanged(&second);
+
+    step("a name that another node has");
+    let namesake = Cluster::prepare_named(&network, 3, &first.node);
+    let said = namesake.kedge(&["join", &join]).failed(1);
+    assert_has(&said, &["already has a node named", &first.node, "remove-node"]);
+    unchanged(&namesake);
+
+    step("nobody there");
+    let gone = join.replacen(&network.address(1), &network.address(3), 1);
+    assert_has(&second.kedge(&["join", &gone]).failed(1), &["cannot reach", &network.address(3)]);
+    unchanged(&second);
+    assert_eq!(members(&first), before);
+    assert_eq!(nodes(&first), [first.node.clone()]);
+
+    step("workloads that would be lost");
+    let mut other = second;
+    other.run();
+    other.wait_ready();
+    other.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0"]).ok();
+    other.rolled_out("deployment/web");
+    let said = other.kedge(&["join", &join]).failed(1);
+    assert_has(&said, &["workloads run on this node", "--force", "Nothing was changed"]);
+    other.rolled_out("deployment/web");
+    assert_eq!(members(&first), before);
+
+    step("by force; and a node of a cluster joins no other");
+    assert_eq!(other.stop(), 0);
+    other.kedge(&["join", &join, "--worker", "--force", "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", other.node), "condition=Ready");
+    let said = first.kedge(&["join", &join]).failed(1);
+    assert_has(&said, &["already in a cluster", "kedge leave", "Nothing was changed"]);
+    let said = other.kedge(&["join", &join, "--force"]).failed(1);
+    assert_has(&said, &["already in a cluster", "kedge leave"]);
+    assert_eq!(first.ended(), None);
+}
