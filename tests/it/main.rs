@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
 mod access;
+mod backup;
 mod bad_input;
 mod binary;
 mod cli;

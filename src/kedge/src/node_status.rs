@@ -27,6 +27,7 @@ pub(crate) struct Board(Arc<Inner>);
 struct Inner {
     status: watch::Sender<Status>,
     store: OnceLock<Store>,
+    snapshots: std::path::PathBuf,
     operations: OnceLock<Ops>,
 }
 
@@ -54,6 +55,7 @@ impl Board {
         let board = Self(Arc::new(Inner {
             status: watch::Sender::new(status),
             store: OnceLock::new(),
+            snapshots: config.snapshot_dir(),
             operations: OnceLock::new(),
         }));
         let answers = board.clone();
@@ -88,6 +90,9 @@ impl Board {
         let mut status = self.0.status.borrow().clone();
         if let Some(store) = self.0.store.get() {
             status.datastore = datastore(store);
+            // Names and sizes only: no file is read.
+            let snapshots = crate::snapshot::list(&self.0.snapshots).unwrap_or_default();
+            status.datastore.last_snapshot = snapshots.into_iter().next();
         }
         status
     }
@@ -202,5 +207,6 @@ fn datastore(store: &Store) -> Datastore {
         waits: status.waits.clone(),
         removed: status.removed,
         members,
+        last_snapshot: None,
     }
 }
