@@ -5,6 +5,7 @@
 
 mod access;
 mod addons;
+mod backup;
 mod bad_input;
 mod binary;
 mod cli;

@@ -97,6 +97,12 @@ pub(crate) struct GlobalArgs {
     /// The folder of CNI plugins [default: /usr/lib/cni or /opt/cni/bin]
     #[arg(long, global = true, env = "KEDGE_CNI_BIN_DIR", value_name = "DIR", hide_env = true)]
     cni_bin_dir: Option<String>,
+    /// How often a snapshot is kept in DATA_DIR/snapshots: 90m, 12h, 7d, or off [default: 12h]
+    #[arg(long, global = true, env = "KEDGE_SNAPSHOT_INTERVAL", value_name = "TIME", hide_env = true)]
+    snapshot_interval: Option<String>,
+    /// How many of these are kept [default: 5]
+    #[arg(long, global = true, env = "KEDGE_SNAPSHOT_KEEP", value_name = "NUMBER", hide_env = true)]
+    snapshot_keep: Option<String>,
 }
 
 impl GlobalArgs {
@@ -122,6 +128,8 @@ impl GlobalArgs {
             ("failure-domain", &self.failure_domain),
             ("containerd", &self.containerd),
             ("cni-bin-dir", &self.cni_bin_dir),
+            ("snapshot-interval", &self.snapshot_interval),
+            ("snapshot-keep", &self.snapshot_keep),
         ] {
             if let Some(value) = value {
                 settings.insert(key, value.clone());
@@ -164,6 +172,14 @@ enum Command {
     Leave(LeaveArgs),
     /// Take another node off the cluster, dead or alive
     RemoveNode(RemoveNodeArgs),
+    /// Copies of the whole cluster: save, list, verify, restore
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Rebuild the cluster from this node's copy when most control-plane nodes are lost for good
+    Recover(RecoverArgs),
+    /// This node's certificates
+    #[command(subcommand)]
+    Certs(CertsCommand),
     /// Enable addons, and wait until they are healthy
     Enable(EnableArgs),
     /// Disable addons: remove exactly what enabling them made
@@ -366,6 +382,75 @@ pub(crate) struct RemoveNodeArgs {
     pub(crate) force: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Save one, read it back, and say what is in it
+    Save {
+        /// Where to; DATA_DIR/snapshots otherwise
+        file: Option<PathBuf>,
+        /// Its name in DATA_DIR/snapshots [default: the time]
+        #[arg(long, conflicts_with = "file")]
+        name: Option<String>,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// List those in DATA_DIR/snapshots
+    List {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Read one to its end and say what is in it
+    Verify {
+        /// The file, or a name from the list
+        file: PathBuf,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Make this node the only one of a cluster with what the snapshot holds
+    Restore(RestoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The file, or a name from the list
+    pub(crate) file: PathBuf,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// When they expire and are renewed; exit code 1 when one has expired
+    Check {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Issue all but the authorities' again; listeners use the new ones at once
+    Rotate {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EnableArgs {
     /// Names, with arguments behind a colon: dns, dns:1.1.1.1,8.8.8.8, dns:replicas=2;upstream=1.1.1.1
@@ -434,6 +519,12 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Join(args) => commands::join::join(&load()?, &given, &args),
         Command::Leave(args) => commands::join::leave(&load()?, &args),
         Command::RemoveNode(args) => commands::cluster::remove_node(&load()?, &args),
+        Command::Snapshot(command) => match command {
+            SnapshotCommand::Restore(args) => commands::restore::run(&load()?, &given, &args),
+            command => commands::snapshot::run(&load()?, &command),
+        },
+        Command::Recover(args) => commands::recover::run(&load()?, &args),
+        Command::Certs(command) => commands::certs::run(&load()?, &command),
         Command::Enable(args) => commands::addons::enable(&load()?, &args),
         Command::Disable { addons } => commands::addons::disable(&load()?, &addons),
         Command::Addons(command) => commands::addons::run(&load()?, &command),

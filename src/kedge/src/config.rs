@@ -7,14 +7,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::commands::cluster::parse_duration;
 
 /// Where the configuration is looked for when nobody says otherwise; it need not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
 
 /// Every key of the file, which is every global flag but `--config`.
-pub(crate) const KEYS: [&str; 18] = [
+pub(crate) const KEYS: [&str; 20] = [
     "data-dir",
     "run-dir",
     "log-dir",
@@ -33,6 +36,8 @@ pub(crate) const KEYS: [&str; 18] = [
     "failure-domain",
     "containerd",
     "cni-bin-dir",
+    "snapshot-interval",
+    "snapshot-keep",
 ];
 
 /// Settings that were given, as text, by key.
@@ -114,6 +119,10 @@ pub(crate) struct Config {
     pub(crate) containerd: Option<PathBuf>,
     /// The folder of CNI plugins, when the operator chose one.
     pub(crate) cni_bin_dir: Option<PathBuf>,
+    /// How often a snapshot is kept in [`Config::snapshot_dir`]; `None`: never.
+    pub(crate) snapshot_interval: Option<Duration>,
+    /// How many of these are kept.
+    pub(crate) snapshot_keep: usize,
 }
 
 impl Config {
@@ -163,6 +172,8 @@ impl Config {
             failure_domain: reader.optional("failure-domain", "a name"),
             containerd: reader.optional("containerd", "a path"),
             cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
+            snapshot_interval: reader.interval("snapshot-interval", "12h"),
+            snapshot_keep: reader.count("snapshot-keep", 5),
         };
         config.check_together(&mut reader);
         if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
@@ -202,6 +213,11 @@ impl Config {
     /// The replicated store's folder.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.data_dir.join("store")
+    }
+
+    /// Where this node keeps snapshots.
+    pub(crate) fn snapshot_dir(&self) -> PathBuf {
+        self.data_dir.join("snapshots")
     }
 
     /// The administrator's kubeconfig, rewritten at every start.
@@ -416,6 +432,28 @@ impl Reader {
             self.faults.push(format!("{key}: 0 is not a port between 1 and 65535"));
         }
         port
+    }
+
+    fn interval(&mut self, key: &str, default: &str) -> Option<Duration> {
+        let text: String = self.parsed(key, "a time", default.to_owned());
+        if matches!(text.as_str(), "off" | "never" | "0") {
+            return None;
+        }
+        match parse_duration(&text) {
+            Ok(interval) => Some(interval),
+            Err(fault) => {
+                self.faults.push(format!("{key}: {fault} (or off)"));
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, key: &str, default: usize) -> usize {
+        let count = self.parsed(key, "a number", default);
+        if count == 0 {
+            self.faults.push(format!("{key}: 0 would keep nothing; use 1 or more"));
+        }
+        count
     }
 
     fn network(&mut self, key: &str, address: [u8; 4], prefix: u8) -> IpNet {

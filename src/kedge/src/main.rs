@@ -19,6 +19,7 @@ mod pause;
 mod preflight;
 mod process;
 mod service;
+mod snapshot;
 mod status;
 
 use std::ffi::OsString;

@@ -3,12 +3,13 @@
 //! Components know each other only through a `kube::Client`. On a control-plane node it leads straight
 //! into the API server of the same process; on a worker it leads over HTTPS.
 
+pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
 mod leading;
 pub(crate) mod ops;
-mod shared;
+pub(crate) mod shared;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use kedge_kubelet::containerd;
 use kedge_network::{CniFiles, OverlayConfig};
 use kedge_store::Store;
 
+use self::backup::Backups;
 use self::control_plane::ControlPlane;
 use self::leading::{ClusterSigner, Leading};
 use self::ops::Ops;
@@ -49,10 +51,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let config = config;
     let role = joined.as_ref().map_or(Role::ControlPlane, |admitted| admitted.facts.role);
     let board = Board::serve(&config, role, &tasks)?;
-    let node_ip = match config.node_ip {
-        Some(address) => address,
-        None => kedge_network::default_address().context("find this node's address")?,
-    };
+    let node_ip = address(&config)?;
     board.set_addresses(&[node_ip]);
     let pki = open_pki(&config, node_ip, role)?;
 
@@ -87,6 +86,17 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         tasks.spawn_until_stopped("standing in the cluster", keep);
     }
     let informers = Informers::new(client.clone(), &component_tasks);
+    let backups = control_plane.as_ref().map(|plane| {
+        Arc::new(Backups {
+            store: plane.store().clone(),
+            pki: pki.clone(),
+            pki_dir: config.pki_dir(),
+            folder: config.snapshot_dir(),
+            node: config.node_name.clone(),
+            cluster: shared::settings_of(&config, &pki, joined.as_ref()),
+            busy: tokio::sync::Mutex::default(),
+        })
+    });
     board.serve_operations(Ops {
         client: client.clone(),
         pki: pki.clone(),
@@ -95,6 +105,8 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         cluster_port: config.cluster_port,
         control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
         members: members.clone(),
+        backups: backups.clone(),
+        config: config.clone(),
     });
 
     containerd.await.context("start containerd")?.context("start containerd")?;
@@ -118,6 +130,9 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     if !tasks.token().is_cancelled() {
         ready();
         tasks.spawn_until_stopped("memory of the start", crate::memory::trim_after_start());
+        if let (Some(backups), Some(interval)) = (backups, config.snapshot_interval) {
+            tasks.spawn_until_stopped("snapshots", backups.schedule(interval, config.snapshot_keep));
+        }
     }
 
     tasks.token().cancelled().await;
@@ -176,7 +191,22 @@ async fn lead(
     }
 }
 
-fn open_pki(config: &Config, node_ip: IpAddr, role: Role) -> anyhow::Result<Arc<Pki>> {
+/// The address that this node announces.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn address(config: &Config) -> anyhow::Result<IpAddr> {
+    match config.node_ip {
+        Some(address) => Ok(address),
+        None => Ok(kedge_network::default_address().context("find this node's address")?),
+    }
+}
+
+/// The cluster's and this node's keys; what is missing is made.
+///
+/// # Errors
+/// When a file that cannot be made again is missing or damaged.
+pub(crate) fn open_pki(config: &Config, node_ip: IpAddr, role: Role) -> anyhow::Result<Arc<Pki>> {
     let mut addresses = vec![node_ip, IpAddr::from([127, 0, 0, 1])];
     if !config.bind_address.is_unspecified() && !addresses.contains(&config.bind_address) {
         addresses.push(config.bind_address);

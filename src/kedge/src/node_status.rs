@@ -31,6 +31,7 @@ pub(crate) struct Board(Arc<Inner>);
 struct Inner {
     status: watch::Sender<Status>,
     store: OnceLock<Store>,
+    snapshots: std::path::PathBuf,
     operations: OnceLock<Ops>,
 }
 
@@ -58,6 +59,7 @@ impl Board {
         let board = Self(Arc::new(Inner {
             status: watch::Sender::new(status),
             store: OnceLock::new(),
+            snapshots: config.snapshot_dir(),
             operations: OnceLock::new(),
         }));
         let answers = board.clone();
@@ -92,6 +94,9 @@ impl Board {
         let mut status = self.0.status.borrow().clone();
         if let Some(store) = self.0.store.get() {
             status.datastore = datastore(store).await;
+            // Names and sizes only: no file is read.
+            let snapshots = crate::snapshot::list(&self.0.snapshots).unwrap_or_default();
+            status.datastore.last_snapshot = snapshots.into_iter().next();
         }
         status
     }
@@ -212,5 +217,6 @@ async fn datastore(store: &Store) -> Datastore {
         waits: status.waits.clone(),
         removed: status.removed,
         members,
+        last_snapshot: None,
     }
 }

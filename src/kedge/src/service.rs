@@ -200,6 +200,11 @@ fn flags(config: &Config) -> Vec<String> {
         ("--cluster-domain", config.cluster_domain.clone()),
         ("--table-name", config.table_name.clone()),
         ("--bridge-name", config.bridge_name.clone()),
+        (
+            "--snapshot-interval",
+            config.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs())),
+        ),
+        ("--snapshot-keep", config.snapshot_keep.to_string()),
     ];
     if let Some(address) = config.node_ip {
         settings.push(("--node-ip", address.to_string()));

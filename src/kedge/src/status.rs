@@ -90,6 +90,9 @@ pub(crate) struct Datastore {
     pub(crate) removed: bool,
     /// Nodes that hold a copy.
     pub(crate) members: Vec<Member>,
+    /// The newest snapshot in this node's own folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_snapshot: Option<crate::snapshot::Listed>,
 }
 
 /// A node that holds a copy of the data.
@@ -132,6 +135,10 @@ impl Datastore {
             (None, false) => "none (nothing can be written)".to_owned(),
         };
         text.push_str(&format!("  leader: {leader}, revision {}\n", self.revision));
+        if let Some(last) = &self.last_snapshot {
+            let time = last.time.strftime("%Y-%m-%dT%H:%M:%SZ");
+            text.push_str(&format!("  last snapshot: {time}, {}\n", crate::snapshot::size(last.bytes)));
+        }
         if let Some(waits) = &self.waits {
             text.push_str(&format!("  waits: {waits}\n"));
         }

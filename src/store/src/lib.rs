@@ -14,6 +14,7 @@
 //!
 //! Only this crate may name sled and raft. It knows nothing about Kubernetes: keys and values are opaque.
 
+pub mod backup;
 mod command;
 mod core;
 mod disk;

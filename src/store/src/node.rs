@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use self::flush::{Appended, Flusher};
+use crate::backup::BackupReply;
 use crate::core::{Core, Output, Settings};
 use crate::disk::{Disk, Done};
 use crate::error::{CommitError, Error};
@@ -93,6 +94,8 @@ pub(crate) enum Msg {
     Forwarded(Proposal, Outcome),
     /// Another member says that this one is no member any more.
     Removed,
+    /// A copy of the state for somebody else.
+    Backup(BackupReply),
     /// The group as the leader sees it.
     Ask(oneshot::Sender<Result<Status, Error>>),
     Close(oneshot::Sender<Result<(), Error>>),
@@ -104,6 +107,8 @@ pub(crate) enum Msg {
 struct Flushing {
     overlay: Arc<Overlay>,
     meta: Meta,
+    /// Who gets a copy of the snapshot that is made.
+    backups: Vec<BackupReply>,
 }
 
 /// The leader has answered, but this member has not applied so much yet.
@@ -144,6 +149,8 @@ pub(crate) struct Node {
     installing: bool,
     /// A follower waits for a snapshot.
     snapshot_wanted: bool,
+    /// Who waits for a copy of the state.
+    backups: Vec<BackupReply>,
     since_flush: u64,
     since_snapshot: u64,
     snapshot_bytes: u64,
@@ -223,6 +230,7 @@ impl Node {
             flushing: None,
             installing: false,
             snapshot_wanted: false,
+            backups: Vec::new(),
             since_flush: replay_bytes,
             since_snapshot,
             snapshot_bytes: 0,
@@ -298,6 +306,10 @@ impl Node {
             Msg::SnapshotSent(to, arrived) => self.core.snapshot_sent(to, arrived),
             Msg::Forwarded(proposal, outcome) => self.forwarded(proposal, outcome),
             Msg::Removed => self.removed = true,
+            Msg::Backup(reply) => match &self.failed {
+                Some(why) => drop(reply.send(Err(Error::Failed(why.clone())))),
+                None => self.backups.push(reply),
+            },
             Msg::Ask(reply) => self.ask(reply),
             Msg::Close(reply) => self.begin_close(reply),
             Msg::Abandon(_) => {}

@@ -289,7 +289,7 @@ pub(crate) fn install(
     install_with(config, paths, wal, index, term, &hard_state)
 }
 
-fn install_with(
+pub(crate) fn install_with(
     config: &Config,
     paths: &Paths,
     wal: &mut Wal,

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::Compression;
@@ -205,19 +205,28 @@ fn damaged(path: &Path, what: impl Into<String>) -> Error {
 
 /// Opens and verifies a snapshot: reads the file twice, but holds none of it.
 pub(crate) fn open(path: &Path) -> Result<Snapshot, Error> {
+    let length = fs::metadata(path).map_err(Error::io("read", path))?.len();
+    open_part(path, 0, length)
+}
+
+/// The same for a snapshot that is a part of a larger file.
+pub(crate) fn open_part(path: &Path, offset: u64, length: u64) -> Result<Snapshot, Error> {
     let failed = || Error::io("read", path);
-    let file = File::open(path).map_err(failed())?;
-    let length = file.metadata().map_err(failed())?.len();
     let Some(checked) = length.checked_sub(4) else { return Err(damaged(path, "it is cut short")) };
-    let mut input = BufReader::with_capacity(64 << 10, file);
+    let begin = || -> io::Result<File> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(file)
+    };
+    let mut input = BufReader::with_capacity(64 << 10, begin().map_err(failed())?);
     let mut sink = Checked::new(io::sink());
     io::copy(&mut Read::take(&mut input, checked), &mut sink).map_err(failed())?;
     let mut crc = [0; 4];
-    input.read_exact(&mut crc).map_err(failed())?;
+    input.read_exact(&mut crc).map_err(|_| damaged(path, "it is cut short"))?;
     if sink.hasher.finalize().to_le_bytes() != crc {
         return Err(damaged(path, "its checksum is wrong"));
     }
-    let mut input = BufReader::new(File::open(path).map_err(failed())?);
+    let mut input = BufReader::new(begin().map_err(failed())?);
     let mut head = [0; 16];
     input.read_exact(&mut head).map_err(|_| damaged(path, "it is cut short"))?;
     if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {

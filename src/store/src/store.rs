@@ -192,6 +192,10 @@ impl Store {
         Ok(())
     }
 
+    pub(crate) fn tell(&self, message: Msg) -> Result<(), Error> {
+        self.shared.sender.send(message).map_err(|_| Error::Closed)
+    }
+
     /// What the store has done since it was opened.
     pub fn stats(&self) -> Stats {
         self.shared.counters.read()

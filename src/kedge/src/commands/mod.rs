@@ -2,13 +2,17 @@
 //! the modules beside this one.
 
 pub(crate) mod addons;
+pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod images;
 pub(crate) mod install;
 pub(crate) mod join;
 pub(crate) mod kubectl;
+pub(crate) mod recover;
+pub(crate) mod restore;
 pub(crate) mod run;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod stop;
@@ -50,6 +54,32 @@ fn require_root() -> Result<(), Failure> {
         None => Ok(()),
         Some(problem) => Err(Failure::Failed(anyhow::anyhow!("{}; {}", problem.what, problem.remedy))),
     }
+}
+
+/// Ask on the terminal; where nobody can answer, only `--yes` says yes.
+fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
+    use std::io::{BufRead as _, IsTerminal as _};
+    if yes {
+        return Ok(true);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage("nobody can be asked here; nothing was changed: say --yes".into()));
+    }
+    crate::output::write(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// Data for people (`short`) or programs.
+fn print(format: crate::cli::Format, short: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    use crate::cli::Format;
+    match format {
+        Format::Short => crate::output::write(short),
+        Format::Json => crate::output::say(&serde_json::to_string_pretty(value).context("write JSON")?),
+        Format::Yaml => crate::output::write(&serde_saphyr::to_string(value).context("write YAML")?),
+    }
+    Ok(())
 }
 
 /// A small runtime for commands that ask containerd or the kernel something.

@@ -77,8 +77,7 @@ pub(crate) async fn start(
     }
     let registry = Registry::new(Arc::new(StoreRecords { store: store.clone(), book }), pki.clock().clone());
     let facts = Facts {
-        shared: joined
-            .map_or_else(|| shared::settings(config, pki.ca_hash()), |admitted| admitted.config.clone()),
+        shared: shared::settings_of(config, pki, joined),
         registry: registry.clone(),
         port: config.port,
         own: HostPort { host: node_ip.to_string(), port: config.port },

@@ -9,14 +9,16 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kedge_cluster::{
-    HostPort, JoinString, Members, NodeRecord, Pki, Registry, Role, TokenOptions, TokenSummary,
+    HostPort, JoinString, Leaf, Members, NodeRecord, Pki, Registry, Role, TokenOptions, TokenSummary,
 };
 use kedge_store::Store;
 use kube::api::{Api, ListParams};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::backup::{Backups, Save, Saved};
 use super::drain;
+use crate::config::Config;
 use crate::control::{Reply, Request};
 
 /// How long a control-plane node that leaves waits until the others do without it.
@@ -74,6 +76,9 @@ pub(crate) struct Ops {
     pub(crate) control_plane: Option<(Registry, Store)>,
     /// On nodes that joined.
     pub(crate) members: Option<Arc<Members>>,
+    /// On control-plane nodes.
+    pub(crate) backups: Option<Arc<Backups>>,
+    pub(crate) config: Config,
 }
 
 impl Ops {
@@ -90,6 +95,10 @@ impl Ops {
                 reply(with(request, async |wish| self.remove_node(&wish).await).await)
             }
             ("POST", "/leave") => reply(with(request, async |wish| self.leave(&wish).await).await),
+            ("POST", "/snapshots") => {
+                reply(with(request, async |wish: Save| self.save_snapshot(&wish).await).await)
+            }
+            ("POST", "/certs/rotate") => reply(self.rotate().await),
             ("GET", "/local-state") => reply(self.local_state().await),
             _ => return None,
         })
@@ -167,6 +176,27 @@ impl Ops {
             members.leave().await?;
         }
         Ok(self.node_name.clone())
+    }
+
+    async fn save_snapshot(&self, wish: &Save) -> anyhow::Result<Saved> {
+        let backups = self.backups.as_ref();
+        backups
+            .context("this is a worker and holds no copy; run the command on a control-plane node")?
+            .save(wish)
+            .await
+    }
+
+    /// Every certificate anew: listeners and clients use them from the next handshake on.
+    async fn rotate(&self) -> anyhow::Result<Vec<Leaf>> {
+        let Some(members) = self.members.as_ref().filter(|_| self.control_plane.is_none()) else {
+            self.pki.rotate(&Leaf::ALL)?;
+            crate::commands::config::write(&self.config)?;
+            return Ok(Leaf::ALL.to_vec());
+        };
+        for leaf in Leaf::WORKER {
+            members.renew(leaf).await?;
+        }
+        Ok(Leaf::WORKER.to_vec())
     }
 
     async fn local_state(&self) -> anyhow::Result<LocalState> {

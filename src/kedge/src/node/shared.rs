@@ -1,7 +1,7 @@
 //! The settings that all nodes of a cluster share: what the founder's configuration says.
 
 use anyhow::Context as _;
-use kedge_cluster::ClusterConfig;
+use kedge_cluster::{Admitted, ClusterConfig, Pki};
 
 use crate::config::Config;
 
@@ -16,6 +16,11 @@ pub(crate) fn settings(config: &Config, cluster_id: String) -> ClusterConfig {
         cluster_domain: config.cluster_domain.clone(),
         settings: [("port".to_owned(), config.port.to_string())].into(),
     }
+}
+
+/// The same for any node: one that joined has them from its cluster.
+pub(crate) fn settings_of(config: &Config, pki: &Pki, joined: Option<&Admitted>) -> ClusterConfig {
+    joined.map_or_else(|| settings(config, pki.ca_hash()), |admitted| admitted.config.clone())
 }
 
 /// A member's settings are the cluster's, whatever its own configuration says.

@@ -11,8 +11,8 @@ use kedge_network::dns::{self, Config};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
-use super::world::PATIENCE;
 use super::api::Api;
+use super::world::PATIENCE;
 
 fn loopback() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()

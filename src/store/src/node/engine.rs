@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kedge_base::Chain;
 
 use super::{Flushing, Node};
+use crate::backup;
 use crate::disk::{Done, Flush, Job};
 use crate::error::Error;
 use crate::raftlog::SnapshotId;
@@ -20,7 +21,8 @@ impl Node {
     pub(super) fn flush_if_due(&mut self, now: bool) {
         let limit = (self.config.snapshot_after_bytes / 4).clamp(1, FLUSH_BYTES);
         let waiting = self.retry_at.is_some_and(|at| at > Instant::now());
-        let due = now || (self.since_flush >= limit || self.snapshot_wanted) && !waiting;
+        let wish = self.snapshot_wanted || !self.backups.is_empty();
+        let due = now || (self.since_flush >= limit || wish) && !waiting;
         if self.flushing.is_some() || self.installing || self.out.install.is_some() || !due {
             return;
         }
@@ -29,14 +31,15 @@ impl Node {
         let meta = self.core.state.meta.clone();
         let snapshot_limit = self.config.snapshot_after_bytes.max(self.snapshot_bytes.saturating_mul(4));
         let wanted = std::mem::take(&mut self.snapshot_wanted);
-        let snapshot = wanted || self.since_snapshot >= snapshot_limit;
+        let backups = std::mem::take(&mut self.backups);
+        let snapshot = wanted || !backups.is_empty() || self.since_snapshot >= snapshot_limit;
         if wanted {
             self.core.hold(meta.applied);
         }
         let job = Flush { overlay: overlay.clone(), meta: meta.clone(), snapshot };
         if self.disk.submit(Job::Flush(job)) {
             self.since_flush = 0;
-            self.flushing = Some(Flushing { overlay, meta });
+            self.flushing = Some(Flushing { overlay, meta, backups });
         } else {
             self.core.state.restore_overlay(&overlay);
         }
@@ -47,7 +50,8 @@ impl Node {
             Done::Installed(state) => return self.installed(state),
             Done::Flushed { result, snapshot } => (result, snapshot),
         };
-        let Some(Flushing { overlay, meta }) = self.flushing.take() else { return };
+        let Some(Flushing { overlay, meta, backups }) = self.flushing.take() else { return };
+        backup::answer(backups, &self.shared.snapshots, &meta, matches!(snapshot, Some(Ok(_))));
         if let Err(error) = result {
             tracing::warn!(error = %Chain(&error), "the state engine cannot be written; it is tried again");
             self.core.state.restore_overlay(&overlay);

@@ -1,0 +1,89 @@
+//! `kedge certs check` and `rotate`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use kedge_cluster::{Admitted, CertificateStatus, Leaf, Role, certificates};
+
+use super::{print, require_root};
+use crate::cli::{CertsCommand, Failure, Format};
+use crate::config::Config;
+use crate::control::{self, CallError};
+use crate::node::{self, shared};
+
+/// On a worker others sign.
+const SIGNED: Duration = Duration::from_secs(120);
+
+/// Check or rotate.
+pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, Failure> {
+    require_root()?;
+    match command {
+        CertsCommand::Check { format } => {
+            let found = show(config, *format)?;
+            let expired = found.iter().any(|certificate| certificate.days_left < 0);
+            Ok(if expired { ExitCode::from(1) } else { ExitCode::SUCCESS })
+        }
+        CertsCommand::Rotate { format } => {
+            let answer =
+                control::call::<Vec<Leaf>>(&config.status_socket(), "POST", "/certs/rotate", &(), SIGNED);
+            match answer {
+                Ok(_) => {}
+                Err(CallError::NotRunning) => offline(config)?,
+                Err(error) => {
+                    return Err(Failure::Failed(
+                        anyhow::Error::from(error).context("rotate the certificates"),
+                    ));
+                }
+            }
+            show(config, *format)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn offline(config: &Config) -> anyhow::Result<()> {
+    let mut config = config.clone();
+    if let Some(joined) = Admitted::read(&config.pki_dir())? {
+        anyhow::ensure!(
+            joined.facts.role == Role::ControlPlane,
+            "a worker's certificates are signed by the control plane: start it with kedge start first"
+        );
+        shared::adopt(&mut config, &joined.config)?;
+    }
+    anyhow::ensure!(
+        config.pki_dir().join("ca.key").exists(),
+        "there is no cluster in {} yet; run kedge install",
+        config.data_dir.display()
+    );
+    let pki = node::open_pki(&config, node::address(&config)?, Role::ControlPlane)?;
+    pki.rotate(&Leaf::ALL).context("issue the certificates")?;
+    super::config::write(&config)
+}
+
+fn show(config: &Config, format: Format) -> anyhow::Result<Vec<CertificateStatus>> {
+    let found = certificates(&config.pki_dir(), Timestamp::now())
+        .context("read the certificates; is there a cluster on this node? (kedge install)")?;
+    print(format, &table(&found), &found)?;
+    Ok(found)
+}
+
+fn table(found: &[CertificateStatus]) -> String {
+    let mut text = format!(
+        "{:24}  {:20}  {:>6}  {:20}  SUBJECT\n",
+        "CERTIFICATE", "EXPIRES", "DAYS", "RENEWED BY ITSELF"
+    );
+    for certificate in found {
+        let time = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let renews = certificate.renews.map_or_else(|| "- (authority)".to_owned(), time);
+        text.push_str(&format!(
+            "{:24}  {:20}  {:>6}  {renews:20}  {}\n",
+            certificate.name,
+            time(certificate.expires),
+            if certificate.days_left < 0 { "EXPIRED".to_owned() } else { certificate.days_left.to_string() },
+            certificate.subject
+        ));
+    }
+    text
+}

@@ -1,0 +1,345 @@
+//! `kedge snapshot restore`: this node becomes the only one of a cluster with what the snapshot holds.
+//!
+//! Everything is built beside the present state first; then two renames put it in place. What was there
+//! is kept. The new datastore's revision is above every one that a client of the old one can have seen, and
+//! every object gets it, so nothing that watches or holds a version sees time go backwards.
+//!
+//! Not brought back: the datastore's members and the control-plane nodes in the cluster's book, because the
+//! group begins anew with this node; and join tokens, because one that was used since would be good again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use kedge_cluster::{Admitted, NodeId, NodeRecord, Replica, Role, Staging};
+use kedge_store::backup::{self, Inspected};
+
+use super::snapshot::describe;
+use super::status::wait_ready;
+use super::{confirm, install, require_root, uninstall};
+use crate::cli::{Failure, RestoreArgs};
+use crate::config::{Config, Settings};
+use crate::node::{self, ops, shared};
+use crate::output::{self, Step};
+use crate::snapshot::{self, Verified};
+use crate::status::{State, Status};
+use crate::{control, preflight, service};
+
+/// Where it is not known how far the old datastore came, clients may have seen so many more revisions:
+/// at a thousand changes a second a week and a half.
+const UNKNOWN: u64 = 1_000_000_000;
+
+/// Verify, ask, replace, start, wait until the node is Ready.
+pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let joined = Admitted::read(&config.pki_dir()).ok().flatten();
+    if joined.as_ref().is_some_and(|joined| joined.facts.role == Role::Worker) {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "this node is a worker; restore on a control-plane node, or run kedge leave first"
+        )));
+    }
+    let problems = preflight::check(config);
+    if !problems.is_empty() {
+        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+    }
+    let file = snapshot::find(&config.snapshot_dir(), &args.file);
+    let verified = snapshot::verify(&file)?;
+    output::write(&describe(&file, &verified));
+    let question = format!(
+        "Replace what this node ({}) has by this snapshot? Later changes are gone; other control-plane nodes \
+         must be stopped and join again.",
+        config.node_name
+    );
+    if !confirm(&question, args.yes)? {
+        output::say("nothing was changed");
+        return Ok(ExitCode::from(1));
+    }
+    let (config, given) = with_settings(config, given, &verified)?;
+    let mut step = Step::begin("stopping kedge");
+    match replace(&config, &given, &verified, args, &mut step) {
+        Ok((status, done)) => {
+            step.done(&format!(
+                "restored {} objects at revision {}; node {} is Ready\nthe former state is in {}; remove it when \
+                 you do not need it any more",
+                done.restored.objects,
+                done.restored.revision,
+                status.node,
+                done.aside.display()
+            ));
+            say_others(&config, &done);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            step.abandon();
+            Err(Failure::Failed(error))
+        }
+    }
+}
+
+/// The cluster's settings go with its objects: Services have addresses of its range.
+fn with_settings(
+    config: &Config,
+    given: &Settings,
+    verified: &Verified,
+) -> Result<(Config, Settings), Failure> {
+    let (mut config, mut given) = (config.clone(), given.clone());
+    let before = config.clone();
+    shared::adopt(&mut config, &verified.header.cluster)?;
+    for (key, old, new) in [
+        ("pod-cidr", before.pod_cidr.to_string(), config.pod_cidr.to_string()),
+        ("service-cidr", before.service_cidr.to_string(), config.service_cidr.to_string()),
+        ("cluster-dns", before.cluster_dns.to_string(), config.cluster_dns.to_string()),
+        ("cluster-domain", before.cluster_domain.clone(), config.cluster_domain.clone()),
+    ] {
+        if old == new {
+            continue;
+        }
+        if given.get(key).is_some() {
+            let text = format!("--{key} {old}: the snapshot's cluster has {new}; leave the flag out");
+            return Err(Failure::Usage(text));
+        }
+        if !config.owns_file() {
+            let text =
+                format!("the snapshot's cluster has {key} {new}; this node has no file to write it to");
+            return Err(Failure::Usage(format!("{text}: name one with --config")));
+        }
+        output::say(&format!("{key} becomes {new} (was {old})"));
+        given.insert(key, new);
+    }
+    Ok((config, given))
+}
+
+/// What was done.
+struct Done {
+    restored: backup::Summary,
+    aside: PathBuf,
+    /// Control-plane nodes that were in the cluster.
+    dropped: BTreeSet<String>,
+}
+
+fn replace(
+    config: &Config,
+    given: &Settings,
+    verified: &Verified,
+    args: &RestoreArgs,
+    step: &mut Step,
+) -> anyhow::Result<(Status, Done)> {
+    let ca = kedge_base::read_optional(&config.pki_dir().join("ca.crt")).context("read the cluster's key")?;
+    let same = ca.as_deref() == verified.keys.get("ca.crt").map(Vec::as_slice);
+    let ran = if same || ca.is_none() {
+        service::stop(config)?
+    } else {
+        // Pods of another cluster have no place in this one.
+        uninstall::take_down(config)?;
+        true
+    };
+    step.update("building the datastore");
+    let done = match build(config, verified, same) {
+        Ok(done) => done,
+        Err(error) => {
+            let hint = if ran && same { service::start(config).err() } else { None };
+            if let Some(failed) = hint {
+                output::complain(&format!("kedge was not started again: {failed:#}"));
+            }
+            return Err(error.context("the present state was left as it is"));
+        }
+    };
+    if service::systemd_runs() {
+        install::files(config, given)?;
+    } else {
+        install::settings(config, given)?;
+    }
+    step.update("starting");
+    service::start(config)?;
+    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready {
+        anyhow::bail!(
+            "the snapshot is restored but the node is not Ready after {} s\n{}{}\nthe log is {}; the former state \
+             is in {}",
+            args.timeout,
+            status.to_short(),
+            service::log_tail(config, 10),
+            service::log_place(config),
+            done.aside.display()
+        );
+    }
+    Ok((status, done))
+}
+
+/// Builds keys and datastore, then swaps them for the present ones.
+fn build(config: &Config, verified: &Verified, same: bool) -> anyhow::Result<Done> {
+    let scratch = Config { data_dir: config.data_dir.join("restore"), ..config.clone() };
+    if scratch.data_dir.exists() {
+        fs::remove_dir_all(&scratch.data_dir).context("remove what an earlier attempt left")?;
+    }
+    let present = if same { present(config) } else { None };
+    let others = present.as_ref().map(|(own, found)| {
+        found
+            .members
+            .iter()
+            .filter(|member| member.id != own.get())
+            .map(|member| member.name.clone())
+            .collect()
+    });
+    let others: BTreeSet<String> = others.unwrap_or_default();
+    make_keys(config, &scratch.pki_dir(), verified, others.is_empty())?;
+    let pki = node::open_pki(&scratch, node::address(config)?, Role::ControlPlane)?;
+
+    let header = &verified.header;
+    let above = match &present {
+        Some((_, found)) => found.last.revision,
+        None => header.revision + UNKNOWN,
+    };
+    let mut book = Vec::new();
+    verified.store.read(&mut |key, bytes| {
+        if key.starts_with("nodes.")
+            && Replica::owns(key)
+            && let Ok(record) = serde_json::from_slice::<NodeRecord>(bytes)
+        {
+            book.push(record);
+        }
+    })?;
+    let gone = |record: &&NodeRecord| record.role == Role::ControlPlane || record.name == config.node_name;
+    let ids: BTreeSet<NodeId> = book.iter().filter(gone).map(|record| record.id).collect();
+    let keep = |key: &str, bytes: &[u8]| !Replica::owns(key) || keep_record(key, bytes, &ids, pki.node_id());
+    let mut store = kedge_store::Config::new(scratch.store_dir());
+    store.node_id = pki.node_id().get();
+    let restored = backup::restore(&store, &verified.store, above, &keep).context("rebuild the datastore")?;
+    drop(pki);
+
+    let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ");
+    let aside = config.data_dir.join(format!("before-restore-{time}"));
+    fs::create_dir_all(&aside)
+        .and_then(|()| fs::set_permissions(&aside, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("create {}", aside.display()))?;
+    let mut away = vec!["store", "pki", "api-servers.json"];
+    if !same {
+        away.push("kubelet");
+    }
+    for name in away {
+        move_away(&config.data_dir.join(name), &aside.join(name))?;
+    }
+    for (from, to) in [(scratch.pki_dir(), config.pki_dir()), (scratch.store_dir(), config.store_dir())] {
+        fs::rename(&from, &to).with_context(|| format!("put {} in place", to.display()))?;
+    }
+    kedge_base::sync_dir(&config.data_dir).context("sync the data folder")?;
+    let _ = fs::remove_dir_all(&scratch.data_dir);
+    // A join that was under way is none any more.
+    Staging::new(config.data_dir.join("join")).finish(&config.pki_dir()).context("tidy up")?;
+    let mut dropped: BTreeSet<String> = book
+        .iter()
+        .filter(|record| record.role == Role::ControlPlane)
+        .map(|record| record.name.clone())
+        .collect();
+    dropped.extend(others);
+    dropped.remove(&config.node_name);
+    Ok(Done { restored, aside, dropped })
+}
+
+/// Tokens go; so do the nodes that are not in the new group, with their claims; and the note that this node
+/// was once removed.
+fn keep_record(key: &str, bytes: &[u8], gone: &BTreeSet<NodeId>, own: NodeId) -> bool {
+    let id = match key.split('.').next() {
+        Some("tokens") => return false,
+        Some("nodes") => serde_json::from_slice::<NodeRecord>(bytes).ok().map(|record| record.id),
+        Some("names" | "addresses") => serde_json::from_slice::<NodeId>(bytes).ok(),
+        Some("removed") => return !key.ends_with(&format!("/{own}")),
+        _ => None,
+    };
+    id.is_none_or(|id| !gone.contains(&id))
+}
+
+/// This node's id and what its datastore holds now, if it can be read.
+fn present(config: &Config) -> Option<(NodeId, Inspected)> {
+    let read = || -> anyhow::Result<(NodeId, Inspected)> {
+        let pki = node::open_pki(config, node::address(config)?, Role::ControlPlane)?;
+        let mut store = kedge_store::Config::new(config.store_dir());
+        store.node_id = pki.node_id().get();
+        Ok((pki.node_id(), backup::inspect(&store)?))
+    };
+    match read() {
+        Ok(found) => Some(found),
+        Err(error) => {
+            output::complain(&format!("the present datastore cannot be read ({error:#}); it is set aside"));
+            None
+        }
+    }
+}
+
+/// The cluster's keys, and this node's own unless others of its old group may be there still: with a new
+/// identity none of them takes this node for the old one.
+fn make_keys(config: &Config, target: &Path, verified: &Verified, keep_own: bool) -> anyhow::Result<()> {
+    fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o700)).context("restrict the folder of keys")?;
+    for (name, bytes) in &verified.keys {
+        kedge_base::write_atomic(&target.join(name), bytes, 0o600)
+            .with_context(|| format!("write {name}"))?;
+    }
+    let own = if keep_own { vec!["node.key", "time-floor"] } else { vec!["time-floor"] };
+    for name in own {
+        let bytes = kedge_base::read_optional(&config.pki_dir().join(name));
+        if let Some(bytes) = bytes.with_context(|| format!("read {name}"))? {
+            kedge_base::write_atomic(&target.join(name), &bytes, 0o600)
+                .with_context(|| format!("write {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn move_away(from: &Path, to: &Path) -> anyhow::Result<()> {
+    match fs::rename(from, to) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("move {} to {}", from.display(), to.display())),
+    }
+}
+
+/// Nodes that the snapshot knows and that may not be there.
+fn say_others(config: &Config, done: &Done) {
+    if !done.dropped.is_empty() {
+        let names: Vec<&str> = done.dropped.iter().map(String::as_str).collect();
+        output::say(&format!(
+            "control-plane nodes that are none any more: {}; on each run kedge leave --force, then join again",
+            names.join(", ")
+        ));
+    }
+    let limit = Duration::from_secs(30);
+    let state = control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), limit);
+    if let Ok(state) = state
+        && !state.other_nodes.is_empty()
+    {
+        output::say(&format!(
+            "Node objects that were restored too: {}; delete those whose machines are not there (kedge kubectl \
+             delete node NAME)",
+            state.other_nodes.join(", ")
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_book_keeps_workers_and_forgets_who_is_not_in_the_new_group() {
+        let (gone, worker, own) = (NodeId::new(1), NodeId::new(2), NodeId::new(3));
+        let ids = BTreeSet::from([gone]);
+        let id = |id: NodeId| serde_json::to_vec(&id).unwrap();
+        let key = |resource: &str, name: &str| format!("{resource}.cluster.kedge.internal//{name}");
+        for (key, bytes, kept) in [
+            (key("names", "n1"), id(gone), false),
+            (key("addresses", "192.0.2.1:25000"), id(gone), false),
+            (key("names", "w"), id(worker), true),
+            (key("tokens", "abc"), b"{}".to_vec(), false),
+            (key("removed", &own.to_string()), b"{}".to_vec(), false),
+            (key("removed", &worker.to_string()), b"{}".to_vec(), true),
+        ] {
+            assert_eq!(keep_record(&key, &bytes, &ids, own), kept, "{key}");
+        }
+    }
+}
