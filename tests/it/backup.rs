@@ -33,11 +33,9 @@ fn a_snapshot_brings_everything_back() {
     assert!(saved["confirmed"] == true && saved["objects"].as_u64().unwrap() > 50, "{saved}");
     let verified = cluster.kedge(&["snapshot", "verify", "before", "--format", "json"]).json();
     assert_eq!(verified["revision"], saved["revision"]);
-    assert_eq!(
-        verified["resources"]["configmaps."].as_u64().map(|count| count >= 50),
-        Some(true),
-        "{verified}"
-    );
+    let resources = verified["resources"].as_object().unwrap();
+    let configmaps = resources.iter().find(|(resource, _)| resource.starts_with("configmaps"));
+    assert!(configmaps.is_some_and(|(_, count)| count.as_u64() >= Some(50)), "{resources:?}");
     assert_has(&cluster.kedge(&["snapshot", "list"]).ok(), &["before", &saved["revision"].to_string()]);
     let taken = cluster.kedge(&["snapshot", "save", "--name", "before"]).failed(1);
     assert_has(&taken, &["before", "already"]);
@@ -129,6 +127,7 @@ fn a_snapshot_is_restored_on_another_machine() {
     assert_eq!(answer["status"]["authenticated"], true, "{answer}");
 
     step("and it runs pods");
+    second.kubectl(&["delete", "node", &first.node]).ok();
     second.kubectl(&["run", "hello", "--image=kedge.dev/hello:1.0"]).ok();
     second.wait("pod/hello", "condition=Ready");
 }
@@ -151,11 +150,6 @@ fn a_standby_goes_on_alone() {
 
     step("the only voter is lost for good");
     first.kill9();
-    eventually("the standby to notice", || {
-        let status = second.kedge(&["status", "--format", "json"]);
-        let status: serde_json::Value = serde_json::from_str(&status.stdout).ok()?;
-        (status["datastore"]["hasLeader"] == false).then_some(())
-    });
     let out = second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
     assert_has(&out, &["may", &first.node, "recovered at revision"]);
     assert_eq!(contents(&second), expected);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kedge_cluster::{Admitted, NodeId, Role};
+use kedge_cluster::{Admitted, NodeId, NodeRecord, Role};
 use kedge_store::backup::{self, Inspected};
 use kedge_store::{Recovered, Store};
 
@@ -13,11 +13,12 @@ use super::status::wait_ready;
 use super::{block_on, confirm, require_root};
 use crate::cli::{Failure, RecoverArgs};
 use crate::config::Config;
+use crate::control::{self, CallError};
 use crate::node::ops::RemoveNode;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
-use crate::status::{self, State};
-use crate::{control, service};
+use crate::service;
+use crate::status::State;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -33,13 +34,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
         }
         shared::adopt(&mut config, &joined.config)?;
     }
-    let now = status::ask(&config.status_socket()).ok().flatten();
-    if now.is_some_and(|status| status.datastore.has_leader) {
-        return Err(Failure::Failed(anyhow::anyhow!(
-            "the cluster has a leader and takes writes: there is nothing to recover; take dead nodes off with \
-             kedge remove-node NAME --force"
-        )));
-    }
+    refuse_with_majority(&config)?;
     let ran = service::stop(&config)?;
     let pki = node::open_pki(&config, node::address(&config)?, Role::ControlPlane)?;
     let mut store = kedge_store::Config::new(config.store_dir());
@@ -86,6 +81,21 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
             step.abandon();
             Err(Failure::Failed(error))
         }
+    }
+}
+
+/// A fresh read needs a majority; that a leader is known says nothing on a standby, which never looks for
+/// another one.
+fn refuse_with_majority(config: &Config) -> Result<(), Failure> {
+    match control::call::<Vec<NodeRecord>>(&config.status_socket(), "GET", "/nodes", &(), SOON) {
+        Ok(_) => Err(Failure::Failed(anyhow::anyhow!(
+            "a majority of the control-plane nodes answers: there is nothing to recover; take dead nodes off with \
+             kedge remove-node NAME --force"
+        ))),
+        Err(CallError::Refused(text)) if text.starts_with("the node is starting") => {
+            Err(Failure::Failed(anyhow::anyhow!("{text}; try again when it serves, or stop it first")))
+        }
+        Err(_) => Ok(()),
     }
 }
 
