@@ -99,11 +99,10 @@ fn write(proxy: &Proxy, name: &str) -> u16 {
     proxy.send("POST", "/api/v1/namespaces/default/configmaps", "application/json", &body).status
 }
 
-/// Writes until it is acknowledged and gives the time that took. 409: an attempt without an answer had
+/// Writes until it is acknowledged and gives the time since `began`. 409: an attempt without an answer had
 /// been done.
-fn written(proxy: &Proxy, name: &str) -> Duration {
-    let began = Instant::now();
-    let deadline = began + kedge_tests::LIMIT;
+fn written(began: Instant, proxy: &Proxy, name: &str) -> Duration {
+    let deadline = Instant::now() + kedge_tests::LIMIT;
     loop {
         let code = write(proxy, name);
         if matches!(code, 201 | 409) {
@@ -113,6 +112,39 @@ fn written(proxy: &Proxy, name: &str) -> Duration {
         assert!(Instant::now() < deadline, "gave up writing {name}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The same for many clients, a new write every 50 ms whether the former have their answer or not; what was
+/// acknowledged is added to `all`. One that was on its way to a leader that is cut off waits until the
+/// connection is given up, which says nothing of the others.
+fn written_by_many(began: Instant, proxy: &Proxy, prefix: &str, all: &mut Vec<String>) -> Duration {
+    let (sender, answers) = std::sync::mpsc::channel();
+    let deadline = Instant::now() + kedge_tests::LIMIT;
+    std::thread::scope(|scope| {
+        let mut first = None;
+        for count in 0.. {
+            let (name, sender) = (format!("{prefix}-{count}"), sender.clone());
+            scope.spawn(move || {
+                let code = write(proxy, &name);
+                let _ = sender.send((name, code, began.elapsed()));
+            });
+            if let Ok(answer) = answers.recv_timeout(Duration::from_millis(50)) {
+                first = (answer.1 == 201).then_some(answer.2);
+                assert!(answer.1 == 201 || answer.1 >= 500, "{answer:?}");
+                all.extend(first.map(|_| answer.0));
+            }
+            if first.is_some() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "gave up writing {prefix}");
+        }
+        drop(sender);
+        // The others have their answers too by the end.
+        for (name, code, _) in &answers {
+            all.extend((code == 201).then_some(name));
+        }
+        first.expect("one was acknowledged")
+    })
 }
 
 fn acknowledged(proxy: &Proxy, name: String, all: &mut Vec<String>) {
@@ -148,9 +180,10 @@ fn leaders_and_followers_killed() {
             acknowledged(&proxies[leader], format!("before-{round}-{count}"), &mut names);
             acknowledged(&proxies[other], format!("before-other-{round}-{count}"), &mut names);
         }
+        let began = Instant::now();
         trio.nodes[leader].kill9();
         let name = format!("after-{round}");
-        took.push(written(&proxies[other], &name));
+        took.push(written(began, &proxies[other], &name));
         names.push(name);
         trio.holds(other, &names);
         trio.back(leader, &names);
@@ -192,10 +225,13 @@ fn nodes_cut_off() {
     let other = (old + 1) % 3;
     let proxy = trio.nodes[other].proxy();
     acknowledged(&proxy, "before".into(), &mut names);
+    let began = Instant::now();
     trio.network.connect(old + 1, false);
-    let took = written(&proxy, "majority");
-    names.push("majority".into());
-    eprintln!("FIGURE leader cut off: next acknowledged write after {took:?}");
+    let took = written_by_many(began, &proxy, "majority", &mut names);
+    let all = began.elapsed();
+    eprintln!(
+        "FIGURE leader cut off: next acknowledged write after {took:?}, all have an answer after {all:?}"
+    );
     let new = trio.leader(&[other, (old + 2) % 3]);
     assert_ne!(new, old);
     let refused =
@@ -266,7 +302,7 @@ fn majority_lost_and_all_killed() {
     step("one more is back: writes go on");
     let began = Instant::now();
     trio.nodes[1].run();
-    written(&proxy, "again");
+    written(began, &proxy, "again");
     names.push("again".into());
     eprintln!(
         "FIGURE majority again: next acknowledged write {:?} after the second node's start",
@@ -287,7 +323,7 @@ fn majority_lost_and_all_killed() {
         node.run();
     }
     let proxy = trio.nodes[2].proxy();
-    written(&proxy, "first-after");
+    written(began, &proxy, "first-after");
     eprintln!("FIGURE all killed: next acknowledged write {:?} after their start", began.elapsed());
     names.push("first-after".into());
     for node in 0..3 {
