@@ -151,7 +151,7 @@ fn a_standby_goes_on_alone() {
     step("the only voter is lost for good");
     first.kill9();
     let out = second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
-    assert_has(&out, &["may", &first.node, "recovered at revision"]);
+    assert_has(&out, &["Lost is what", &first.node, "recovered at revision"]);
     assert_eq!(contents(&second), expected);
     second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
 

@@ -94,7 +94,7 @@ fn with_settings(
         ("pod-cidr", before.pod_cidr.to_string(), config.pod_cidr.to_string()),
         ("service-cidr", before.service_cidr.to_string(), config.service_cidr.to_string()),
         ("cluster-dns", before.cluster_dns.to_string(), config.cluster_dns.to_string()),
-        ("cluster-domain", before.cluster_domain.clone(), config.cluster_domain.clone()),
+        ("cluster-domain", before.cluster_domain, config.cluster_domain.clone()),
     ] {
         if old == new {
             continue;
