@@ -24,8 +24,13 @@ async fn three(group: &Group) -> Vec<Node> {
     write(&first, "before", b"1").await;
     let second = group.join(2, None, &first).await;
     let third = group.join(3, None, &first).await;
-    first.wait_voters(&[1, 2, 3]).await;
-    vec![first, second, third]
+    let nodes = vec![first, second, third];
+    for node in &nodes {
+        node.wait_voters(&[1, 2, 3]).await;
+        // Whoever has not heard yet that the change is over could not elect a leader without the old voter.
+        node.wait("the end of the change", |s| !s.changing).await;
+    }
+    nodes
 }
 
 fn same(nodes: &[Node]) {
