@@ -149,7 +149,9 @@ fn local_state(config: &Config) -> anyhow::Result<LocalState> {
 pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     let staging = Staging::new(config.data_dir.join("join"));
-    if Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
+    // A founder that does not run cannot tell whether there are others: --force takes the operator's word.
+    if !args.force
+        && Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
         && staging.admitted()?.is_none()
         && !has_others(config)
     {
