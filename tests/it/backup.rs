@@ -154,6 +154,12 @@ fn a_standby_goes_on_alone() {
     assert_has(&out, &["Lost is what", &first.node, "recovered at revision"]);
     assert_eq!(contents(&second), expected);
     second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
+
+    step("the lost one may join again, after it has forgotten everything");
+    first.kedge(&["leave", "--force"]).ok();
+    let invitation = second.kedge(&["add-node", "--format", "json"]).json();
+    first.kedge(&["join", invitation["join"][0].as_str().unwrap(), "--timeout", "120"]).ok();
+    second.wait(&format!("node/{}", first.node), "condition=Ready");
     second.kill9();
 }
 
