@@ -415,7 +415,7 @@ async fn forward(
         let server = hyper::upgrade::on(&mut response);
         tasks.spawn_until_stopped("proxy stream", async move {
             let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            stream::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
+            kedge_base::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
         });
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

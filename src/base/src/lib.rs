@@ -5,11 +5,13 @@
 mod backoff;
 mod error;
 mod file;
+mod pipe;
 mod task;
 
 pub use backoff::Backoff;
 pub use error::Chain;
 pub use file::{read_optional, sync_dir, write_atomic};
+pub use pipe::pass_bytes;
 pub use task::Tasks;
 
 /// The version of this build, without a leading "v".

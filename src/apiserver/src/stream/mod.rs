@@ -22,7 +22,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use kedge_base::Tasks;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
@@ -158,38 +158,6 @@ pub(crate) fn tunnelled(
     answer
 }
 
-/// Both ways until both have ended. Either side may hang up at any time; that is how streams end. A
-/// server that takes no more may have said why, so what it says is passed on to its end.
-pub(crate) async fn pass_bytes<C, S>(client: C, server: S)
-where
-    C: AsyncRead + AsyncWrite,
-    S: AsyncRead + AsyncWrite,
-{
-    let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_server, mut to_server) = tokio::io::split(server);
-    let up = async {
-        let copied = tokio::io::copy(&mut from_client, &mut to_server).await;
-        let _ = to_server.shutdown().await;
-        if copied.is_err() {
-            // A connection that is closed with unread input is reset, and takes its output with it.
-            let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
-        }
-    };
-    let down = async {
-        let copied = tokio::io::copy(&mut from_server, &mut to_client).await;
-        let _ = to_client.shutdown().await;
-        copied
-    };
-    tokio::pin!(up, down);
-    tokio::select! {
-        () = &mut up => drop(down.await),
-        copied = &mut down => match copied {
-            Ok(_) => up.await,
-            Err(_) => drop(tokio::time::timeout(GOODBYE, up).await),
-        },
-    }
-}
-
 /// The server's half of the handshake (RFC 6455, 4.2.2): 101, or 400 with the reason.
 fn switching(headers: &HeaderMap, protocol: Option<&str>) -> Response<Body> {
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
@@ -237,6 +205,8 @@ async fn until_closed(source: &mut (impl Stream<Item = Result<Message, Error>> +
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     pub(super) async fn server_of<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
@@ -267,7 +237,7 @@ mod tests {
             read.expect("read");
             assert_eq!(got, "enough");
         };
-        tokio::join!(pass_bytes(client, server), peer, user);
+        tokio::join!(kedge_base::pass_bytes(client, server), peer, user);
     }
 
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {

@@ -269,14 +269,8 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     fn of<B>(request: &Request<B>) -> Self {
-        let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        let decode = |text: &str| percent_decode(&text.replace('+', " "));
-        Self(
-            pairs
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(k, v)| (decode(k), decode(v)))
-                .collect(),
-        )
+        let query = request.uri().query().unwrap_or_default();
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
     }
 
     fn get(&self, key: &str) -> Option<&str> {
@@ -319,26 +313,6 @@ impl Query {
             },
         })
     }
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) if bytes[at] == b'%' => {
-                decoded.push(byte);
-                at += 3;
-            }
-            _ => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 #[cfg(test)]

@@ -3,23 +3,18 @@
 //! SPDY/3.1 and the older WebSocket subprotocols; the newer ones are the API server's matter, which
 //! translates them to SPDY. A subprotocol that containerd does not speak is refused here.
 
-use std::time::Duration;
-
 use http::header::{CONNECTION, HOST, HeaderName, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{Answer, Query, Refusal, Target, text};
 use crate::Error;
 use crate::core::Shared;
 
-/// How long a client may take to hang up when its stream has failed.
-const GOODBYE: Duration = Duration::from_secs(30);
 /// WebSocket subprotocols that the streaming server of containerd 1.6 speaks.
 const KNOWN: [&str; 5] = [
     "v4.channel.k8s.io",
@@ -149,44 +144,12 @@ async fn pass_on(core: &Shared, mut request: Request<Incoming>, url: &str) -> Re
     let server = hyper::upgrade::on(&mut response);
     core.tasks.spawn_until_stopped("stream", async move {
         let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-        pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
+        kedge_base::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
     });
     let mut answer = Response::new(text(StatusCode::OK, "").into_body());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *answer.headers_mut() = passed_on(response.headers());
     Ok(answer)
-}
-
-/// Both ways until both have ended. Either side may hang up at any time; that is how streams end. A
-/// server that takes no more may have said why, so what it says is passed on to its end.
-async fn pass_bytes<C, S>(client: C, server: S)
-where
-    C: AsyncRead + AsyncWrite,
-    S: AsyncRead + AsyncWrite,
-{
-    let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_server, mut to_server) = tokio::io::split(server);
-    let up = async {
-        let copied = tokio::io::copy(&mut from_client, &mut to_server).await;
-        let _ = to_server.shutdown().await;
-        if copied.is_err() {
-            // A connection that is closed with unread input is reset, and takes its output with it.
-            let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
-        }
-    };
-    let down = async {
-        let copied = tokio::io::copy(&mut from_server, &mut to_client).await;
-        let _ = to_client.shutdown().await;
-        copied
-    };
-    tokio::pin!(up, down);
-    tokio::select! {
-        () = &mut up => drop(down.await),
-        copied = &mut down => match copied {
-            Ok(_) => up.await,
-            Err(_) => drop(tokio::time::timeout(GOODBYE, up).await),
-        },
-    }
 }
 
 /// What belongs to the stream; who the client was is not containerd's matter.
