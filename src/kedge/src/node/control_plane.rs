@@ -174,7 +174,7 @@ fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         service_account_key: pki.service_account_key_pem().to_owned(),
         cluster_ca: pki.ca_pem().to_owned(),
-        service_range: (config.service_cidr.network(), config.service_cidr.prefix_len()),
+        service_ranges: config.service_cidrs.iter().map(|net| (net.network(), net.prefix_len())).collect(),
         node_ports: (30000, 32767),
         event_ttl_seconds: 3600,
     })
