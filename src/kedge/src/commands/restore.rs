@@ -23,7 +23,7 @@ use super::snapshot::describe;
 use super::status::wait_ready;
 use super::{confirm, install, require_root, uninstall};
 use crate::cli::{Failure, RestoreArgs};
-use crate::config::{Config, Settings};
+use crate::config::{Config, Settings, joined};
 use crate::node::{self, ops, shared};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
@@ -91,8 +91,8 @@ fn with_settings(
     let before = config.clone();
     shared::adopt(&mut config, &verified.header.cluster)?;
     for (key, old, new) in [
-        ("pod-cidr", before.pod_cidr.to_string(), config.pod_cidr.to_string()),
-        ("service-cidr", before.service_cidr.to_string(), config.service_cidr.to_string()),
+        ("pod-cidr", joined(&before.pod_cidrs), joined(&config.pod_cidrs)),
+        ("service-cidr", joined(&before.service_cidrs), joined(&config.service_cidrs)),
         ("cluster-dns", before.cluster_dns.to_string(), config.cluster_dns.to_string()),
         ("cluster-domain", before.cluster_domain, config.cluster_domain.clone()),
     ] {

@@ -81,8 +81,8 @@ impl Node {
             cni: Some(CniFiles { dir: files.path().into(), host_local_dir: files.path().join("leases") }),
             ..OverlayConfig::new(
                 format!("node{number}"),
-                [192, 0, 2, number].into(),
-                "10.9.0.0/16".parse().unwrap(),
+                vec![[192, 0, 2, number].into()],
+                vec!["10.9.0.0/16".parse().unwrap()],
                 "kedge0",
             )
         };
