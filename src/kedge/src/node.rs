@@ -7,6 +7,7 @@ pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+mod flannel;
 mod leading;
 pub(crate) mod ops;
 pub(crate) mod shared;

@@ -188,7 +188,7 @@ fn build(config: &Config, verified: &Verified, same: bool) -> anyhow::Result<Don
     });
     let others: BTreeSet<String> = others.unwrap_or_default();
     make_keys(config, &scratch.pki_dir(), verified, others.is_empty())?;
-    let pki = node::open_pki(&scratch, node::address(config)?, Role::ControlPlane)?;
+    let pki = node::open_pki(&scratch, &node::addresses(config)?, Role::ControlPlane)?;
 
     let header = &verified.header;
     let above = match &present {
@@ -257,7 +257,7 @@ fn keep_record(key: &str, bytes: &[u8], gone: &BTreeSet<NodeId>, own: NodeId) ->
 /// This node's id and what its datastore holds now, if it can be read.
 fn present(config: &Config) -> Option<(NodeId, Inspected)> {
     let read = || -> anyhow::Result<(NodeId, Inspected)> {
-        let pki = node::open_pki(config, node::address(config)?, Role::ControlPlane)?;
+        let pki = node::open_pki(config, &node::addresses(config)?, Role::ControlPlane)?;
         let mut store = kedge_store::Config::new(config.store_dir());
         store.node_id = pki.node_id().get();
         Ok((pki.node_id(), backup::inspect(&store)?))

@@ -7,6 +7,7 @@
 //! A node whose kernel has no VXLAN announces host-gw by itself; Kedge's nodes understand the mixture (a
 //! pair of nodes uses VXLAN only when both can), a stock flanneld ignores nodes of the other kind.
 
+mod condition;
 mod config;
 mod forward;
 mod kernel;
