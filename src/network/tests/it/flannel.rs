@@ -173,6 +173,8 @@ async fn neighbour() {
     moved["metadata"]["annotations"][format!("{PREFIX}backend-data")] =
         json!(format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#));
     peer.host.ip(&format!("link set flannel.1 address {mac}"));
+    // The kernel has forgotten the neighbours of that device.
+    peer.learns_vxlan(&announced_by_us);
     api.set("nodes", &moved);
     eventually("ours to flannel's new device", ours.reaches(2)).await;
     let entries = ours.host.exec("bridge", "fdb show dev flannel.1");
