@@ -11,6 +11,7 @@ mod binary;
 mod cli;
 mod cluster;
 mod damage;
+mod dual_stack;
 mod faults;
 mod joining;
 mod node;

@@ -88,11 +88,25 @@ impl Cluster {
     /// When this is not root.
     #[must_use]
     pub fn prepare_named(network: &Network, host: usize, name: &str) -> Self {
-        let settings = vec![("--node-ip", network.address(host))];
+        Self::prepare_with(network, host, name, vec![("--node-ip", network.address(host))])
+    }
+
+    /// The same with these settings only: the node finds its addresses by itself.
+    ///
+    /// # Panics
+    /// When this is not root.
+    #[must_use]
+    pub fn prepare_with(
+        network: &Network,
+        host: usize,
+        name: &str,
+        settings: Vec<(&'static str, String)>,
+    ) -> Self {
+        let address = network.address(host);
         Self::made(
             name.to_owned(),
             Some(network.namespace(host)),
-            network.address(host),
+            if address.contains(':') { format!("[{address}]") } else { address },
             6443,
             "kedge",
             "kedge0",

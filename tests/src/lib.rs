@@ -19,7 +19,7 @@ pub use cluster::Cluster;
 pub use http::{Proxy, Response};
 pub use image::{BUSYBOX, docker_archive, oci_archive};
 pub use leftovers::{Process, processes_naming};
-pub use network::Network;
+pub use network::{Families, Network};
 pub use run::{Out, kedge_binary, kubectl_program, run};
 
 use std::time::{Duration, Instant};

@@ -4,11 +4,23 @@ use std::process::Command;
 
 use crate::run::run;
 
+/// Which IP families the hosts of a [`Network`] have addresses of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both.
+    Both,
+}
+
 /// Hosts of one test; taken away again when it is dropped.
 #[derive(Debug)]
 pub struct Network {
     id: u32,
     hosts: usize,
+    families: Families,
 }
 
 impl Network {
@@ -18,10 +30,24 @@ impl Network {
     /// When the kernel refuses.
     #[must_use]
     pub fn new(hosts: usize) -> Self {
-        let network = Self { id: std::process::id(), hosts };
+        Self::of(hosts, Families::V4)
+    }
+
+    /// The same with addresses of these families.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[must_use]
+    pub fn of(hosts: usize, families: Families) -> Self {
+        let network = Self { id: std::process::id(), hosts, families };
         let bridge = network.bridge();
         ip(&["link", "add", &bridge, "type", "bridge"]);
-        ip(&["addr", "add", &format!("{}/24", network.address(0)), "dev", &bridge]);
+        if families != Families::V6 {
+            ip(&["addr", "add", &format!("{}/24", network.address_v4(0)), "dev", &bridge]);
+        }
+        if families != Families::V4 {
+            ip(&["addr", "add", &format!("{}/64", network.address_v6(0)), "dev", &bridge, "nodad"]);
+        }
         ip(&["link", "set", &bridge, "up"]);
         for host in 1..=hosts {
             let (namespace, card) = (network.namespace(host), network.card(host));
@@ -30,9 +56,19 @@ impl Network {
             ip(&["link", "set", &card, "master", &bridge, "up"]);
             let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
             inside(&["link", "set", "lo", "up"]);
-            inside(&["addr", "add", &format!("{}/24", network.address(host)), "dev", "eth0"]);
+            if families != Families::V6 {
+                inside(&["addr", "add", &format!("{}/24", network.address_v4(host)), "dev", "eth0"]);
+            }
+            if families != Families::V4 {
+                inside(&["addr", "add", &format!("{}/64", network.address_v6(host)), "dev", "eth0", "nodad"]);
+            }
             inside(&["link", "set", "eth0", "up"]);
-            inside(&["route", "add", "default", "via", &network.address(0)]);
+            if families != Families::V6 {
+                inside(&["route", "add", "default", "via", &network.address_v4(0)]);
+            }
+            if families != Families::V4 {
+                inside(&["-6", "route", "add", "default", "via", &network.address_v6(0)]);
+            }
         }
         network
     }
@@ -43,9 +79,19 @@ impl Network {
         format!("kt{}-{host}", self.id)
     }
 
-    /// The address of a host; 0 is this process's own namespace.
+    /// The address of a host, IPv4 where it has one; 0 is this process's own namespace.
     #[must_use]
     pub fn address(&self, host: usize) -> String {
+        if self.families == Families::V6 { self.address_v6(host) } else { self.address_v4(host) }
+    }
+
+    /// A host's IPv6 address.
+    #[must_use]
+    pub fn address_v6(&self, host: usize) -> String {
+        format!("fd7e:{:x}:{:x}::{}", self.id >> 16, self.id & 0xffff, if host == 0 { 254 } else { host })
+    }
+
+    fn address_v4(&self, host: usize) -> String {
         let (second, third) = (100 + self.id % 50, self.id / 50 % 250);
         format!("10.{second}.{third}.{}", if host == 0 { 254 } else { host })
     }

@@ -14,10 +14,12 @@ use kedge_store::{Check, Condition, Key, Op};
 use serde_json::{Value, json};
 
 use crate::encode;
+use crate::families;
 use crate::random;
 use crate::state::State;
 
 const ADDRESSES: &str = "ipaddresses.networking.k8s.io";
+const RANGES: &str = "servicecidrs.networking.k8s.io";
 /// Not a resource: nobody can list it.
 const PORTS: &str = "@nodeports";
 
@@ -137,20 +139,6 @@ fn carry_over(service: &mut Value, old: &Value) {
     if old.is_null() {
         return;
     }
-    let external = |service: &Value| service["spec"]["type"] == "ExternalName";
-    if !external(service) && !external(old) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            let unset = match &service["spec"][field] {
-                Value::Null => true,
-                Value::String(text) => text.is_empty(),
-                Value::Array(list) => list.is_empty(),
-                _ => false,
-            };
-            if unset && !old["spec"][field].is_null() {
-                service["spec"][field] = old["spec"][field].clone();
-            }
-        }
-    }
     if needs_node_ports(service) && needs_node_ports(old) {
         let before: Vec<Value> = ports(old).cloned().collect();
         for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
@@ -191,28 +179,56 @@ fn addresses(
         claims.returned.extend(before.into_iter().map(address_key));
         return;
     }
-    let range = Range::new(state.config.service_range);
-    let wanted = service["spec"]["clusterIPs"][0]
-        .as_str()
-        .or_else(|| service["spec"]["clusterIP"].as_str())
-        .unwrap_or_default()
-        .to_owned();
-    let family = if range.first.is_ipv4() { "IPv4" } else { "IPv6" };
-    if service["spec"]["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-        service["spec"]["ipFamilies"] = json!([family]);
+    let configured: Vec<&str> =
+        state.config.service_ranges.iter().map(|(address, _)| families::family_of(*address)).collect();
+    let faults = families::resolve(service, old, &configured);
+    if !faults.is_empty() {
+        errors.extend(faults);
+        return;
     }
-    if !service["spec"]["ipFamilyPolicy"].is_string() {
-        service["spec"]["ipFamilyPolicy"] = json!("SingleStack");
-    }
-    if wanted == "None" {
-        service["spec"]["clusterIP"] = json!("None");
-        service["spec"]["clusterIPs"] = json!(["None"]);
+    let wanted: Vec<String> = texts(&service["spec"]["clusterIPs"]);
+    if wanted.first().is_some_and(|first| first == "None") {
         claims.returned.extend(before.into_iter().map(address_key));
         return;
     }
+    let ranges = ranges(state);
+    let mut chosen: Vec<IpAddr> = Vec::new();
+    for (index, family) in texts(&service["spec"]["ipFamilies"]).iter().enumerate() {
+        let wanted = wanted.get(index).and_then(|text| text.parse::<IpAddr>().ok());
+        let address = match wanted {
+            Some(address) if before.contains(&address) => Some(address),
+            _ => claim(state, service, &ranges, family, wanted, claims, errors),
+        };
+        chosen.extend(address);
+    }
+    if !errors.is_empty() {
+        return;
+    }
+    let texts: Vec<String> = chosen.iter().map(ToString::to_string).collect();
+    service["spec"]["clusterIP"] = json!(texts.first());
+    service["spec"]["clusterIPs"] = json!(texts);
+    claims.returned.extend(before.into_iter().filter(|address| !chosen.contains(address)).map(address_key));
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// One address of a family that the Service did not have before: the one that is wanted, or a free one.
+fn claim(
+    state: &State,
+    service: &Value,
+    ranges: &[Range],
+    family: &str,
+    wanted: Option<IpAddr>,
+    claims: &mut Claims,
+    errors: &mut Vec<FieldError>,
+) -> Option<IpAddr> {
     let taken = |address: IpAddr| state.cache.bucket(ADDRESSES).get(&format!("/{address}")).is_some();
-    let address = if wanted.is_empty() {
-        match range.free(taken) {
+    let mut of_family = ranges.iter().filter(|range| families::family_of(range.first) == family);
+    let address = match wanted {
+        None => match of_family.find_map(|range| range.free(taken)) {
             Some(address) => address,
             None => {
                 errors.push(FieldError::invalid(
@@ -220,34 +236,25 @@ fn addresses(
                     Value::Null,
                     "failed to allocate a serviceIP: range is full",
                 ));
-                return;
+                return None;
             }
+        },
+        Some(address) if taken(address) => {
+            errors.push(taken_address(&address.to_string()));
+            return None;
         }
-    } else {
-        match wanted.parse::<IpAddr>() {
-            Ok(address) if range.contains(address) => address,
-            Ok(address) => {
-                errors.push(FieldError::invalid(
-                    "spec.clusterIPs",
-                    json!([wanted]),
-                    format!("failed to allocate IP {address}: the provided network does not match the current range"),
-                ));
-                return;
-            }
-            // The object's validation has its own words for what is not an address.
-            Err(_) => return,
+        Some(address) if of_family.any(|range| range.contains(address)) => address,
+        Some(address) => {
+            errors.push(FieldError::invalid(
+                "spec.clusterIPs",
+                json!([address.to_string()]),
+                format!(
+                    "failed to allocate IP {address}: the provided network does not match the current range"
+                ),
+            ));
+            return None;
         }
     };
-    service["spec"]["clusterIP"] = json!(address.to_string());
-    service["spec"]["clusterIPs"] = json!([address.to_string()]);
-    if before.contains(&address) {
-        return;
-    }
-    if taken(address) {
-        errors.push(taken_address(&address.to_string()));
-        return;
-    }
-    claims.returned.extend(before.into_iter().map(address_key));
     let record = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "IPAddress",
@@ -265,10 +272,32 @@ fn addresses(
             "namespace": object::namespace(service), "name": object::name(service),
         }},
     });
-    if !wanted.is_empty() {
+    if wanted.is_some() {
         claims.fixed.push(address_key(address));
     }
     claims.taken.push((address_key(address), encode::encode(&record)));
+    Some(address)
+}
+
+/// The configured ranges, and those that an administrator has added as ServiceCIDR objects (KEP-1880).
+fn ranges(state: &State) -> Vec<Range> {
+    let mut ranges: Vec<Range> = state.config.service_ranges.iter().copied().map(Range::new).collect();
+    // Usually there is just the one that says what is configured.
+    if state.cache.bucket(RANGES).len() > 1 {
+        for stored in crate::admission::objects_in(state, RANGES, "") {
+            let Ok(object) = serde_json::from_slice::<Value>(&stored.bytes) else { continue };
+            if object::name(&object) == "kubernetes" || !object["metadata"]["deletionTimestamp"].is_null() {
+                continue;
+            }
+            let cidrs = texts(&object["spec"]["cidrs"]);
+            let parsed = cidrs.iter().filter_map(|cidr| {
+                let (address, prefix) = cidr.split_once('/')?;
+                Some((address.parse().ok()?, prefix.parse().ok()?))
+            });
+            ranges.extend(parsed.map(Range::new));
+        }
+    }
+    ranges
 }
 
 fn node_ports(
@@ -446,7 +475,6 @@ mod tests {
             "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
         let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]}});
         carry_over(&mut new, &old);
-        assert_eq!(new["spec"]["clusterIP"], "10.96.0.9");
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30080);
         assert!(new["spec"]["ports"][1]["nodePort"].is_null());
     }

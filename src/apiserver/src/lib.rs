@@ -14,6 +14,7 @@ mod claims;
 mod crd;
 mod discovery;
 mod encode;
+mod families;
 mod eviction;
 mod expiry;
 mod extract;

@@ -33,8 +33,9 @@ pub struct Config {
     pub cluster_ca: String,
     /// How aggregated API servers are told who asks; without it they see no client certificate.
     pub front_proxy: Option<FrontProxy>,
-    /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`.
-    pub service_range: (IpAddr, u8),
+    /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`: one or, in a dual-stack
+    /// cluster, one of each IP family. The first one's family is the default of Services.
+    pub service_ranges: Vec<(IpAddr, u8)>,
     /// Node ports, both ends included.
     pub node_ports: (u16, u16),
     /// Events older than this are deleted, in seconds.

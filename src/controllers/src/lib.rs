@@ -41,7 +41,6 @@ mod time;
 mod ttl_after_finished;
 
 use std::fmt::Debug;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,11 +55,13 @@ pub use context::Context;
 pub struct Config {
     /// The cluster's CA certificate(s), PEM: goes into `kube-root-ca.crt` and into token secrets.
     pub cluster_ca_pem: String,
-    /// The addresses that pods get; every node receives a part. `None`: nodes get their range from
-    /// somebody else.
-    pub pod_cidr: Option<IpNet>,
-    /// The prefix length of one node's part of `pod_cidr` (upstream's default is 24 for IPv4).
-    pub node_cidr_mask: u8,
+    /// The addresses that pods get, one network an IP family; every node receives a part of each. Empty:
+    /// nodes get their ranges from somebody else.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The prefix length of one node's part of IPv4 (`--node-cidr-mask-size-ipv4`).
+    pub node_cidr_mask_ipv4: u8,
+    /// The prefix length of one node's part of IPv6 (`--node-cidr-mask-size-ipv6`).
+    pub node_cidr_mask_ipv6: u8,
     /// Named as the source of events, normally the node's name; may be empty.
     pub host: String,
     /// Finished pods above this number are deleted, oldest first (upstream: 12500).
@@ -94,19 +95,21 @@ pub trait Signer: Debug + Send + Sync + 'static {
 
 impl Config {
     /// Upstream's defaults around the two things that have none.
-    pub fn new(cluster_ca_pem: String, pod_cidr: Option<IpNet>) -> Self {
-        let node_cidr_mask = match pod_cidr.map(|net| net.addr()) {
-            Some(IpAddr::V6(_)) => 64,
-            _ => 24,
-        };
+    pub fn new(cluster_ca_pem: String, pod_cidrs: Vec<IpNet>) -> Self {
         Self {
             cluster_ca_pem,
-            pod_cidr,
-            node_cidr_mask,
+            pod_cidrs,
+            node_cidr_mask_ipv4: 24,
+            node_cidr_mask_ipv6: 64,
             host: String::new(),
             terminated_pod_threshold: 12_500,
             signer: None,
         }
+    }
+
+    /// The prefix length of a node's part of this network.
+    pub(crate) fn node_mask(&self, cidr: &IpNet) -> u8 {
+        if cidr.addr().is_ipv4() { self.node_cidr_mask_ipv4 } else { self.node_cidr_mask_ipv6 }
     }
 }
 
@@ -132,10 +135,11 @@ pub fn start(
     informers: &Informers,
     tasks: &Tasks,
 ) -> Result<(), Error> {
-    if let Some(cidr) = config.pod_cidr
-        && (config.node_cidr_mask < cidr.prefix_len() || config.node_cidr_mask > cidr.max_prefix_len())
-    {
-        return Err(Error::NodeMask { cidr, mask: config.node_cidr_mask });
+    for cidr in &config.pod_cidrs {
+        let mask = config.node_mask(cidr);
+        if mask < cidr.prefix_len() || mask > cidr.max_prefix_len() {
+            return Err(Error::NodeMask { cidr: *cidr, mask });
+        }
     }
     let ctx = Context::new(config, client.clone(), informers.clone(), tasks.clone());
     // What a new cluster waits for comes first.

@@ -12,7 +12,9 @@ use serde_json::json;
 use crate::context::{Context, ignore_not_found};
 
 pub(crate) fn start(ctx: &Context) {
-    let Some(cidr) = ctx.config.pod_cidr else { return };
+    if ctx.config.pod_cidrs.is_empty() {
+        return;
+    }
     let nodes = ctx.informers.informer::<Node>();
     let recorder = ctx.recorder("cidrAllocator");
     let queue: Queue<String> = Queue::new();
@@ -30,7 +32,7 @@ pub(crate) fn start(ctx: &Context) {
     // One worker: what it gave out and the cache does not show yet is looked up on the server.
     ctx.clone().run("node-ipam", queue, 1, synced, move |name| {
         let (ctx, nodes, recorder) = (ctx.clone(), nodes.clone(), recorder.clone());
-        async move { reconcile(&ctx, &nodes, &recorder, cidr, &name).await }
+        async move { reconcile(&ctx, &nodes, &recorder, &name).await }
     });
 }
 
@@ -50,7 +52,6 @@ async fn reconcile(
     ctx: &Context,
     nodes: &Informer<Node>,
     recorder: &Recorder,
-    cidr: IpNet,
     name: &str,
 ) -> Result<Option<Duration>, Error> {
     let Some(node) = nodes.get("", name) else { return Ok(None) };
@@ -65,20 +66,24 @@ async fn reconcile(
     }
     let taken: Vec<IpNet> =
         live.items.iter().flat_map(ranges).filter_map(|range| range.parse().ok()).collect();
-    let Some(free) = allocate(cidr, ctx.config.node_cidr_mask, &taken) else {
-        let text = format!("Node {name} status is now: CIDRNotAvailable");
-        recorder.event(reference(&*node), EventType::Normal, "CIDRNotAvailable", text);
-        return Err(Error::other(format!(
-            "no part of {cidr} is left for node {name}: delete nodes that are gone or use a larger pod network"
-        )));
-    };
-    let free = free.to_string();
+    // All families or none: what a node has does not change any more.
+    let mut free = Vec::new();
+    for cidr in &ctx.config.pod_cidrs {
+        let Some(part) = allocate(*cidr, ctx.config.node_mask(cidr), &taken) else {
+            let text = format!("Node {name} status is now: CIDRNotAvailable");
+            recorder.event(reference(&*node), EventType::Normal, "CIDRNotAvailable", text);
+            return Err(Error::other(format!(
+                "no part of {cidr} is left for node {name}: delete nodes that are gone or use a larger pod network"
+            )));
+        };
+        free.push(part.to_string());
+    }
     let patch = json!({
         "metadata": { "uid": node.metadata.uid },
-        "spec": { "podCIDR": free, "podCIDRs": [free] },
+        "spec": { "podCIDR": free.first(), "podCIDRs": free },
     });
     ignore_not_found(api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
-    tracing::info!(node = name, cidr = %free, "pod network of node allocated");
+    tracing::info!(node = name, cidrs = free.join(","), "pod network of node allocated");
     Ok(None)
 }
 

@@ -55,10 +55,11 @@ pub(crate) struct GlobalArgs {
     /// The name of the Node object [default: the host name]
     #[arg(long, global = true, env = "KEDGE_NODE_NAME", value_name = "NAME", hide_env = true)]
     node_name: Option<String>,
-    /// The address of the node's listeners [default: 0.0.0.0]
+    /// The address of the node's listeners [default: 0.0.0.0, with IPv6 ::]
     #[arg(long, global = true, env = "KEDGE_BIND_ADDRESS", value_name = "IP", hide_env = true)]
     bind_address: Option<String>,
-    /// The address that the node announces [default: the one towards the network]
+    /// The address that the node announces, or one of each IP family: V4,V6 [default: the one towards the
+    /// network]
     #[arg(long, global = true, env = "KEDGE_NODE_IP", value_name = "IP", hide_env = true)]
     node_ip: Option<String>,
     /// The Kubernetes API's port [default: 6443]
@@ -70,13 +71,14 @@ pub(crate) struct GlobalArgs {
     /// The kubelet's port [default: 10250]
     #[arg(long, global = true, env = "KEDGE_KUBELET_PORT", value_name = "PORT", hide_env = true)]
     kubelet_port: Option<String>,
-    /// Addresses of pods [default: 10.244.0.0/16]
+    /// Addresses of pods: one network, or one of each IP family with the default one first, as in
+    /// 10.244.0.0/16,fd00:10:244::/56 [default: 10.244.0.0/16]
     #[arg(long, global = true, env = "KEDGE_POD_CIDR", value_name = "CIDR", hide_env = true)]
     pod_cidr: Option<String>,
-    /// Addresses of Services [default: 10.96.0.0/16]
+    /// Addresses of Services, likewise [default: 10.96.0.0/16]
     #[arg(long, global = true, env = "KEDGE_SERVICE_CIDR", value_name = "CIDR", hide_env = true)]
     service_cidr: Option<String>,
-    /// The address of the cluster's DNS Service [default: 10.96.0.10]
+    /// The address of the cluster's DNS Service [default: the tenth of the Services']
     #[arg(long, global = true, env = "KEDGE_CLUSTER_DNS", value_name = "IP", hide_env = true)]
     cluster_dns: Option<String>,
     /// The domain of Services [default: cluster.local]

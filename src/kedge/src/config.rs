@@ -5,13 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::commands::cluster::parse_duration;
+
+mod networks;
+
+pub(crate) use networks::joined;
 
 /// Where the configuration is looked for when nobody says otherwise; it need not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
@@ -91,20 +95,20 @@ pub(crate) struct Config {
     pub(crate) log_dir: PathBuf,
     /// The Node object's name.
     pub(crate) node_name: String,
-    /// Where listeners bind.
-    pub(crate) bind_address: IpAddr,
-    /// The address to announce, when the operator chose one.
-    pub(crate) node_ip: Option<IpAddr>,
+    /// Where listeners bind, when the operator chose it; see [`Config::bind_address`].
+    pub(crate) bind_address: Option<IpAddr>,
+    /// The addresses to announce that the operator chose, at most one an IP family.
+    pub(crate) node_ips: Vec<IpAddr>,
     /// The Kubernetes API.
     pub(crate) port: u16,
     /// Between nodes.
     pub(crate) cluster_port: u16,
     /// The kubelet's HTTPS server.
     pub(crate) kubelet_port: u16,
-    /// All pods of the cluster.
-    pub(crate) pod_cidr: IpNet,
-    /// All cluster IPs.
-    pub(crate) service_cidr: IpNet,
+    /// All pods of the cluster: one network an IP family, the default one first.
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    /// All cluster IPs, likewise.
+    pub(crate) service_cidrs: Vec<IpNet>,
     /// What pods get as name server.
     pub(crate) cluster_dns: IpAddr,
     /// For instance `cluster.local`.
@@ -147,24 +151,21 @@ impl Config {
             settings.insert(key, (value.to_owned(), format!("--{key}")));
         }
         let mut reader = Reader { settings, faults };
+        let service_cidrs = reader.networks("service-cidr", [10, 96, 0, 0], 16);
         let config = Self {
             file: path.into(),
             data_dir: reader.folder("data-dir", "/var/lib/kedge"),
             run_dir: reader.folder("run-dir", "/run/kedge"),
             log_dir: reader.folder("log-dir", "/var/log"),
             node_name: reader.node_name(),
-            bind_address: reader.parsed("bind-address", "an IP address", IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            node_ip: reader.optional("node-ip", "an IP address"),
+            bind_address: reader.optional("bind-address", "an IP address"),
+            node_ips: reader.addresses("node-ip"),
             port: reader.port("port", 6443),
             cluster_port: reader.port("cluster-port", 25000),
             kubelet_port: reader.port("kubelet-port", 10250),
-            pod_cidr: reader.network("pod-cidr", [10, 244, 0, 0], 16),
-            service_cidr: reader.network("service-cidr", [10, 96, 0, 0], 16),
-            cluster_dns: reader.parsed(
-                "cluster-dns",
-                "an IP address",
-                IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
-            ),
+            pod_cidrs: reader.networks("pod-cidr", [10, 244, 0, 0], 16),
+            cluster_dns: reader.cluster_dns(&service_cidrs),
+            service_cidrs,
             cluster_domain: reader.name("cluster-domain", "cluster.local", 253, is_domain),
             table_name: reader.name("table-name", "kedge", 200, is_identifier),
             // Linux cuts interface names at 15 characters.
@@ -188,18 +189,8 @@ impl Config {
                 reader.faults.push(format!("{key} and {other} are both {port}; give each its own port"));
             }
         }
-        let (pods, services) = (&self.pod_cidr, &self.service_cidr);
-        if pods.contains(services) || services.contains(pods) {
-            reader
-                .faults
-                .push(format!("pod-cidr {pods} and service-cidr {services} overlap; choose two that do not"));
-        }
-        if !services.contains(&self.cluster_dns) && !reader.given("cluster-dns") {
-            reader.faults.push(format!(
-                "cluster-dns {} is not inside service-cidr {services}; set cluster-dns to an address of it",
-                self.cluster_dns
-            ));
-        } else if !services.contains(&self.cluster_dns) {
+        self.check_networks(reader);
+        if !self.service_cidrs.iter().any(|services| services.contains(&self.cluster_dns)) {
             // A DNS server outside of the cluster is a choice one can make.
             tracing::debug!(dns = %self.cluster_dns, "the DNS server is not a Service of this cluster");
         }
@@ -404,10 +395,6 @@ struct Reader {
 }
 
 impl Reader {
-    fn given(&self, key: &str) -> bool {
-        self.settings.contains_key(key)
-    }
-
     fn optional<T: std::str::FromStr>(&mut self, key: &str, what: &str) -> Option<T> {
         let (text, place) = self.settings.get(key)?;
         if text.is_empty() {
@@ -454,15 +441,6 @@ impl Reader {
             self.faults.push(format!("{key}: 0 would keep nothing; use 1 or more"));
         }
         count
-    }
-
-    fn network(&mut self, key: &str, address: [u8; 4], prefix: u8) -> IpNet {
-        let default = IpNet::new_assert(IpAddr::from(address), prefix);
-        let network: IpNet = self.parsed(key, "a network such as 10.244.0.0/16", default);
-        if network.trunc() != network {
-            self.faults.push(format!("{key}: {network} has host bits; did you mean {}?", network.trunc()));
-        }
-        network
     }
 
     fn folder(&mut self, key: &str, default: &str) -> PathBuf {
@@ -514,7 +492,7 @@ fn is_identifier(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn load(text: &str, given: &[(&'static str, &str)]) -> Result<Config, Faults> {
+    pub(super) fn load(text: &str, given: &[(&'static str, &str)]) -> Result<Config, Faults> {
         let mut settings = Settings::default();
         for (key, value) in given {
             settings.insert(key, (*value).to_owned());
@@ -527,8 +505,8 @@ mod tests {
         let config = load("", &[("node-name", "n1")]).unwrap();
         assert_eq!(config.data_dir, Path::new("/var/lib/kedge"));
         assert_eq!((config.port, config.cluster_port, config.kubelet_port), (6443, 25000, 10250));
-        assert_eq!(config.pod_cidr.to_string(), "10.244.0.0/16");
-        assert_eq!(config.service_cidr.to_string(), "10.96.0.0/16");
+        assert_eq!(joined(&config.pod_cidrs), "10.244.0.0/16");
+        assert_eq!(joined(&config.service_cidrs), "10.96.0.0/16");
         assert_eq!(config.cluster_dns.to_string(), "10.96.0.10");
         assert_eq!(config.cluster_domain, "cluster.local");
         assert_eq!(config.service_name(), "kedge");
@@ -569,9 +547,10 @@ mod tests {
     }
 
     #[test]
-    fn another_service_network_needs_another_dns_address() {
-        assert!(load("service-cidr: 10.32.0.0/16\n", &[]).unwrap_err().to_string().contains("cluster-dns"));
-        load("service-cidr: 10.32.0.0/16\ncluster-dns: 10.32.0.10\n", &[]).unwrap();
+    fn the_dns_address_follows_the_service_network() {
+        let dns = |text| load(text, &[]).unwrap().cluster_dns.to_string();
+        assert_eq!(dns("service-cidr: 10.32.0.0/16\n"), "10.32.0.10");
+        assert_eq!(dns("service-cidr: 10.32.0.0/16\ncluster-dns: 10.32.0.53\n"), "10.32.0.53");
     }
 
     #[test]

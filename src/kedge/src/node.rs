@@ -7,6 +7,7 @@ pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+mod flannel;
 mod leading;
 pub(crate) mod ops;
 pub(crate) mod shared;
@@ -51,9 +52,9 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let config = config;
     let role = joined.as_ref().map_or(Role::ControlPlane, |admitted| admitted.facts.role);
     let board = Board::serve(&config, role, &tasks)?;
-    let node_ip = address(&config)?;
-    board.set_addresses(&[node_ip]);
-    let pki = open_pki(&config, node_ip, role)?;
+    let node_ips = addresses(&config)?;
+    board.set_addresses(&node_ips);
+    let pki = open_pki(&config, &node_ips, role)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
     let runtime_tasks = tasks.child("runtime");
@@ -70,13 +71,13 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         Role::Worker => None,
         Role::ControlPlane => {
             crate::commands::config::write(&config)?;
-            Some(control_plane::start(&config, node_ip, &pki, joined.as_ref(), &server_tasks).await?)
+            Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
         }
     };
     let component_tasks = tasks.child("components");
     let client = match &control_plane {
         Some(control_plane) => {
-            lead(&config, node_ip, &pki, control_plane, &board, &component_tasks).await;
+            lead(&config, node_ips[0], &pki, control_plane, &board, &component_tasks).await;
             kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
         }
         None => worker_client(&config, &pki, joined.as_ref(), &component_tasks)?,
@@ -101,7 +102,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         client: client.clone(),
         pki: pki.clone(),
         node_name: config.node_name.clone(),
-        addresses: vec![node_ip],
+        addresses: node_ips.clone(),
         cluster_port: config.cluster_port,
         control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
         members: members.clone(),
@@ -115,9 +116,9 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     image_build::ensure(&socket, &config.data_dir.join("images")).await.context("import Kedge's images")?;
 
     let node_tasks = tasks.child("node");
-    let network = network(&config, node_ip, client.clone(), &informers, &node_tasks).await?;
+    let network = network(&config, &node_ips, client.clone(), &informers, &node_tasks).await?;
     board.ready("network");
-    kedge_kubelet::start(kubelet_config(&config, &pki, node_ip, role)?, &informers, &node_tasks)
+    kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role)?, &informers, &node_tasks)
         .await
         .context("start the kubelet")?;
     board.follow_node(&config.node_name, &informers);
@@ -166,7 +167,7 @@ async fn lead(
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
-    let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), Some(config.pod_cidr));
+    let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), config.pod_cidrs.clone());
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
         config: config.clone(),
@@ -191,30 +192,50 @@ async fn lead(
     }
 }
 
-/// The address that this node announces.
+/// The addresses that this node announces, one of each IP family of the cluster, the default one first: those
+/// of the configuration or those towards the network.
 ///
 /// # Errors
-/// When there is none.
-pub(crate) fn address(config: &Config) -> anyhow::Result<IpAddr> {
-    match config.node_ip {
-        Some(address) => Ok(address),
-        None => Ok(kedge_network::default_address().context("find this node's address")?),
+/// When there is none of the first family.
+pub(crate) fn addresses(config: &Config) -> anyhow::Result<Vec<IpAddr>> {
+    let mut found = Vec::new();
+    for (index, network) in config.pod_cidrs.iter().enumerate() {
+        let is_ipv4 = network.addr().is_ipv4();
+        let chosen = config.node_ips.iter().find(|address| address.is_ipv4() == is_ipv4).copied();
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        let address = match chosen {
+            Some(address) => Ok(address),
+            None => kedge_network::default_address_of(is_ipv4),
+        };
+        match address {
+            Ok(address) => found.push(address),
+            Err(error) if index == 0 => {
+                return Err(anyhow::Error::new(error).context(format!("find this node's {family} address")));
+            }
+            Err(error) => tracing::warn!(
+                error = %kedge_base::Chain(&error),
+                "this node has no {family} address, so other nodes do not reach its pods by {family}"
+            ),
+        }
     }
+    Ok(found)
 }
 
 /// The cluster's and this node's keys; what is missing is made.
 ///
 /// # Errors
 /// When a file that cannot be made again is missing or damaged.
-pub(crate) fn open_pki(config: &Config, node_ip: IpAddr, role: Role) -> anyhow::Result<Arc<Pki>> {
-    let mut addresses = vec![node_ip, IpAddr::from([127, 0, 0, 1])];
-    if !config.bind_address.is_unspecified() && !addresses.contains(&config.bind_address) {
-        addresses.push(config.bind_address);
+pub(crate) fn open_pki(config: &Config, node_ips: &[IpAddr], role: Role) -> anyhow::Result<Arc<Pki>> {
+    let mut addresses = node_ips.to_vec();
+    addresses.push(IpAddr::from([127, 0, 0, 1]));
+    let bind_address = config.bind_address();
+    if !bind_address.is_unspecified() && !addresses.contains(&bind_address) {
+        addresses.push(bind_address);
     }
     let identity = NodeIdentity {
         name: config.node_name.clone(),
         addresses,
-        service_addresses: config.service_cidr.hosts().next().into_iter().collect(),
+        service_addresses: config.kubernetes_service(),
         cluster_domain: config.cluster_domain.clone(),
     };
     let pki = match role {
@@ -293,7 +314,7 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
 
 async fn network(
     config: &Config,
-    node_ip: IpAddr,
+    node_ips: &[IpAddr],
     client: kube::Client,
     informers: &Informers,
     tasks: &Tasks,
@@ -301,16 +322,20 @@ async fn network(
     for warning in kedge_network::prepare_host().context("prepare the host's network")? {
         tracing::warn!(%warning, "host network");
     }
-    let mut overlay =
-        OverlayConfig::new(config.node_name.clone(), node_ip, config.pod_cidr, &config.bridge_name);
+    let mut overlay = OverlayConfig::new(
+        config.node_name.clone(),
+        node_ips.to_vec(),
+        config.pod_cidrs.clone(),
+        &config.bridge_name,
+    );
     // The control plane gives every node its part of the pods' range; pods wait for it.
     overlay.cni = Some(CniFiles { dir: config.cni_config_dir(), host_local_dir: config.cni_address_dir() });
     kedge_network::start_overlay(overlay, client, informers, tasks).await.context("start the pod network")?;
     let mut proxy = kedge_network::ProxyConfig::new(
         config.node_name.clone(),
-        vec![node_ip],
-        config.pod_cidr,
-        config.service_cidr,
+        node_ips.to_vec(),
+        config.pod_cidrs.clone(),
+        config.service_cidrs.clone(),
     );
     proxy.table_name.clone_from(&config.table_name);
     kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")
@@ -319,19 +344,19 @@ async fn network(
 fn kubelet_config(
     config: &Config,
     pki: &Pki,
-    node_ip: IpAddr,
+    node_ips: Vec<IpAddr>,
     role: Role,
 ) -> anyhow::Result<kedge_kubelet::Config> {
     Ok(kedge_kubelet::Config {
         node_name: config.node_name.clone(),
         labels: std::collections::BTreeMap::new(),
-        node_ip,
+        node_ips,
         containerd_socket: config.containerd_socket(),
         root_dir: config.data_dir.join("kubelet"),
         log_dir: config.log_dir.join("pods"),
         cluster_dns: vec![config.cluster_dns],
         cluster_domain: config.cluster_domain.clone(),
-        server_address: SocketAddr::new(config.bind_address, config.kubelet_port),
+        server_address: SocketAddr::new(config.bind_address(), config.kubelet_port),
         tls: kedge_kubelet::ServerTls { config: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))? },
         max_pods: 110,
         pause_image: image_build::pause_image(),

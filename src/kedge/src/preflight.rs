@@ -150,7 +150,7 @@ fn ports(config: &Config) -> Vec<Problem> {
         ("--cluster-port", config.cluster_port),
         ("--kubelet-port", config.kubelet_port),
     ] {
-        let Err(error) = TcpListener::bind((config.bind_address, port)) else { continue };
+        let Err(error) = TcpListener::bind((config.bind_address(), port)) else { continue };
         let problem = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 let owner = port_owner(port).map(|owner| format!(" by {owner}")).unwrap_or_default();
@@ -161,7 +161,7 @@ fn ports(config: &Config) -> Vec<Problem> {
             }
             io::ErrorKind::AddrNotAvailable => {
                 return vec![Problem::new(
-                    format!("this machine does not have the address {}", config.bind_address),
+                    format!("this machine does not have the address {}", config.bind_address()),
                     "choose one of its addresses with --bind-address",
                 )];
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use crate::config::Config;
+use crate::config::{Config, joined};
 use crate::process::Process;
 
 /// Where the binary is installed.
@@ -190,12 +190,11 @@ fn flags(config: &Config) -> Vec<String> {
         ("--run-dir", text(&config.run_dir)),
         ("--log-dir", text(&config.log_dir)),
         ("--node-name", config.node_name.clone()),
-        ("--bind-address", config.bind_address.to_string()),
         ("--port", config.port.to_string()),
         ("--cluster-port", config.cluster_port.to_string()),
         ("--kubelet-port", config.kubelet_port.to_string()),
-        ("--pod-cidr", config.pod_cidr.to_string()),
-        ("--service-cidr", config.service_cidr.to_string()),
+        ("--pod-cidr", joined(&config.pod_cidrs)),
+        ("--service-cidr", joined(&config.service_cidrs)),
         ("--cluster-dns", config.cluster_dns.to_string()),
         ("--cluster-domain", config.cluster_domain.clone()),
         ("--table-name", config.table_name.clone()),
@@ -206,8 +205,11 @@ fn flags(config: &Config) -> Vec<String> {
         ),
         ("--snapshot-keep", config.snapshot_keep.to_string()),
     ];
-    if let Some(address) = config.node_ip {
-        settings.push(("--node-ip", address.to_string()));
+    if let Some(address) = config.bind_address {
+        settings.push(("--bind-address", address.to_string()));
+    }
+    if !config.node_ips.is_empty() {
+        settings.push(("--node-ip", joined(&config.node_ips)));
     }
     if let Some(domain) = &config.failure_domain {
         settings.push(("--failure-domain", domain.clone()));

@@ -29,8 +29,9 @@ pub struct Config {
     pub node_name: String,
     /// Extra labels of the Node object.
     pub labels: BTreeMap<String, String>,
-    /// The address that the node announces.
-    pub node_ip: IpAddr,
+    /// The addresses that the node announces, at most one an IP family; the first one's family is that of
+    /// `status.podIP`. Never empty.
+    pub node_ips: Vec<IpAddr>,
     /// containerd's gRPC socket.
     pub containerd_socket: PathBuf,
     /// State of the pods: `pods/UID/volumes`, `pods/UID/containers`, ... e.g. `/var/lib/kedge/kubelet`.
@@ -60,6 +61,24 @@ pub struct Config {
 }
 
 impl Config {
+    /// The address that the node is reached by first.
+    pub(crate) fn node_ip(&self) -> String {
+        self.node_ips.first().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// All addresses of the node, as a pod on its network has them.
+    pub(crate) fn host_ips(&self) -> Vec<String> {
+        self.node_ips.iter().map(ToString::to_string).collect()
+    }
+
+    /// A pod's addresses in the order of the node's families, whatever the runtime's is (upstream
+    /// `kubelet_pods.go`, `sortPodIPs`).
+    pub(crate) fn sorted(&self, mut ips: Vec<String>) -> Vec<String> {
+        let first_is_ipv6 = self.node_ips.first().is_some_and(IpAddr::is_ipv6);
+        ips.sort_by_key(|ip| ip.contains(':') != first_is_ipv6);
+        ips
+    }
+
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root_dir.join("pods").join(uid)
     }

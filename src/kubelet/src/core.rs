@@ -96,7 +96,7 @@ impl Core {
         let allocatable = allocatable.unwrap_or_default();
         let units = |name: &str| allocatable.get(name).map_or(0, resources::value);
         NodeFacts {
-            host_ips: vec![self.config.node_ip.to_string()],
+            host_ips: self.config.host_ips(),
             pod_ips,
             cpu_milli: allocatable.get("cpu").map_or(0, resources::milli),
             memory: units("memory"),

@@ -68,7 +68,7 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
         report(core, target, &real, memory);
         return Err(error);
     }
-    let paths = match volumes::set_up(core, target, &real.ips()).await {
+    let paths = match volumes::set_up(core, target, &core.config.sorted(real.ips())).await {
         Ok(ready) => {
             if let Some(at) = ready.refresh_at {
                 next.at(at);
@@ -385,7 +385,11 @@ async fn create_and_start(
         container,
         restart_count,
         image: image.id.clone(),
-        pod_ips: if pod::host_network(target) { vec![core.config.node_ip.to_string()] } else { real.ips() },
+        pod_ips: if pod::host_network(target) {
+            core.config.host_ips()
+        } else {
+            core.config.sorted(real.ips())
+        },
         volumes: paths.clone(),
         target_id,
     };

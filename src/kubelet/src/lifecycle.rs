@@ -50,10 +50,10 @@ pub(crate) async fn run(
 /// The pod's own address.
 pub(crate) async fn address(core: &Core, target: &Pod) -> Result<String, Error> {
     if pod::host_network(target) {
-        return Ok(core.config.node_ip.to_string());
+        return Ok(core.config.node_ip());
     }
     let real = core.runtime.pod(&pod::uid(target)).await?;
-    real.ips().into_iter().next().ok_or_else(|| Error::other("the pod has no address yet"))
+    core.config.sorted(real.ips()).into_iter().next().ok_or_else(|| Error::other("the pod has no address yet"))
 }
 
 /// `runAsNonRoot` (upstream `security_context_others.go`, `verifyRunAsNonRoot`).

@@ -100,10 +100,7 @@ async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
     NodeStatus {
         capacity: Some(to_map(capacity)),
         allocatable: Some(to_map(allocatable)),
-        addresses: Some(vec![
-            NodeAddress { type_: "InternalIP".into(), address: core.config.node_ip.to_string() },
-            NodeAddress { type_: "Hostname".into(), address: core.config.node_name.clone() },
-        ]),
+        addresses: Some(addresses(&core.config)),
         conditions: Some(conditions(core, &health, old)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(core.config.server_address.port()) }),
@@ -112,6 +109,14 @@ async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
         images: core.images.report().await.ok(),
         ..NodeStatus::default()
     }
+}
+
+fn addresses(config: &Config) -> Vec<NodeAddress> {
+    let address = |kind: &str, address| NodeAddress { type_: kind.to_owned(), address };
+    let mut all: Vec<NodeAddress> =
+        config.host_ips().into_iter().map(|ip| address("InternalIP", ip)).collect();
+    all.push(address("Hostname", config.node_name.clone()));
+    all
 }
 
 async fn info(core: &Shared) -> NodeSystemInfo {
@@ -229,7 +234,12 @@ pub(crate) async fn report(core: Shared) {
             let ready = new.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
             core.summary.send_if_modified(|summary| std::mem::replace(&mut summary.ready, ready) != ready);
             if !is_same(&old, &new) || written.elapsed() >= REPORT {
-                let patch = json!({ "status": new });
+                let mut patch = json!({ "status": new });
+                // Merged by type, two addresses of one type would become one (upstream
+                // `fixupPatchForNodeStatusAddresses`).
+                if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+                    addresses.push(json!({ "$patch": "replace" }));
+                }
                 match api
                     .patch_status(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch))
                     .await

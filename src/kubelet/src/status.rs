@@ -35,8 +35,8 @@ pub(crate) fn generate(
         observed_generation: target.metadata.generation,
         start_time: old.start_time.clone().or_else(|| Some(pod::now())),
         qos_class: Some(resources::qos(target).as_str().to_owned()),
-        host_ip: Some(core.config.node_ip.to_string()),
-        host_ips: Some(vec![HostIP { ip: core.config.node_ip.to_string() }]),
+        host_ip: Some(core.config.node_ip()),
+        host_ips: Some(core.config.host_ips().into_iter().map(|ip| HostIP { ip }).collect()),
         ..PodStatus::default()
     };
     let ips = pod_ips(core, target, real, &old);
@@ -85,9 +85,9 @@ pub(crate) fn generate(
 
 fn pod_ips(core: &Core, target: &Pod, real: &RuntimePod, old: &PodStatus) -> Vec<String> {
     if pod::host_network(target) {
-        return vec![core.config.node_ip.to_string()];
+        return core.config.host_ips();
     }
-    let ips = real.ips();
+    let ips = core.config.sorted(real.ips());
     if !ips.is_empty() {
         return ips;
     }

@@ -65,16 +65,31 @@ async fn run(state: &Arc<State>) -> Result<(), Status> {
         }),
     )
     .await?;
-    let (range, prefix) = state.config.service_range;
-    ensure(
-        state,
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [format!("{range}/{prefix}")] },
-        }),
-    )
-    .await?;
+    service_cidr(state).await?;
     kubernetes_service(state).await
+}
+
+/// The configured ranges of Services as an object, for who wants to know
+/// (`pkg/controlplane/controller/defaultservicecidr`). A second family may be added to it.
+async fn service_cidr(state: &Arc<State>) -> Result<(), Status> {
+    let ranges = &state.config.service_ranges;
+    let cidrs: Vec<String> = ranges.iter().map(|(range, prefix)| format!("{range}/{prefix}")).collect();
+    let wanted = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": { "name": "kubernetes" }, "spec": { "cidrs": cidrs },
+    });
+    match find(state, &wanted)? {
+        None => ensure(state, wanted).await,
+        Some(found) if found["spec"] == wanted["spec"] => Ok(()),
+        Some(found) if found["spec"]["cidrs"][0] == wanted["spec"]["cidrs"][0] => write(state, wanted).await,
+        Some(found) => {
+            tracing::warn!(
+                configured = cidrs.join(","), cluster = %found["spec"]["cidrs"],
+                "the range of Services was changed; those that are there keep their addresses"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// The Service that pods find the API server by, and where it leads
@@ -82,13 +97,15 @@ async fn run(state: &Arc<State>) -> Result<(), Status> {
 async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
     let port = state.config.listen.port();
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
+    // As upstream, it has the first family only, whatever the cluster has.
+    let Some((first, _)) = state.config.service_ranges.first() else { return Ok(()) };
     ensure(
         state,
         json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
             "spec": {
-                "clusterIP": first_address(state.config.service_range.0).to_string(),
+                "clusterIP": first_address(*first).to_string(),
                 "type": "ClusterIP", "sessionAffinity": "None",
                 "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
             },
@@ -122,8 +139,10 @@ pub(crate) async fn publish(state: Arc<State>, mut addresses: watch::Receiver<Ve
 
 async fn endpoints(state: &Arc<State>, addresses: &[IpAddr]) -> Result<(), Status> {
     let port = state.config.listen.port();
-    // One address family a slice; an API server has one address.
-    let Some(first) = addresses.first() else { return Ok(()) };
+    // One address family a slice, and the Service has just one: its own, where the servers have such addresses.
+    let own = state.config.service_ranges.first().map(|(range, _)| range.is_ipv4());
+    let of_service = addresses.iter().find(|address| Some(address.is_ipv4()) == own);
+    let Some(first) = of_service.or(addresses.first()) else { return Ok(()) };
     let addresses: Vec<&IpAddr> = addresses.iter().filter(|one| one.is_ipv4() == first.is_ipv4()).collect();
     let endpoints: Vec<Value> = addresses
         .iter()

@@ -22,6 +22,10 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) async fn start() -> Self {
+        Self::with_ranges(vec![([10, 96, 0, 0].into(), 24)]).await
+    }
+
+    pub(crate) async fn with_ranges(service_ranges: Vec<(std::net::IpAddr, u8)>) -> Self {
         let dir = tempfile::tempdir().expect("folder");
         let node = NodeIdentity {
             name: "node1".into(),
@@ -43,7 +47,7 @@ impl Fixture {
                 client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem()).expect("TLS"),
                 ca: pki.front_proxy_ca_pem().to_owned(),
             }),
-            service_range: ([10, 96, 0, 0].into(), 24),
+            service_ranges,
             node_ports: (30000, 30100),
             event_ttl_seconds: 3600,
         };

@@ -248,6 +248,40 @@ async fn every_service_gets_an_address_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_gets_addresses_of_both_families_and_gives_one_back() {
+    let v6 = "fd00:10:96::".parse().expect("address");
+    let fixture = Fixture::with_ranges(vec![([10, 96, 0, 0].into(), 24), (v6, 112)]).await;
+    let client = fixture.admin();
+    let (_, cidr) = client.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes").await;
+    assert_eq!(cidr["spec"]["cidrs"], json!(["10.96.0.0/24", "fd00:10:96::/112"]));
+    let object = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "both" },
+        "spec": { "ports": [{ "port": 80 }], "selector": { "a": "b" }, "ipFamilyPolicy": "RequireDualStack" } });
+    let made = client.make(SERVICES, &object).await;
+    assert_eq!(made["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]), "{made}");
+    let addresses: Vec<String> = serde_json::from_value(made["spec"]["clusterIPs"].clone()).expect("texts");
+    assert!(addresses[0].starts_with("10.96.0.") && addresses[1].starts_with("fd00:10:96::"), "{made}");
+    assert_eq!(made["spec"]["clusterIP"], *addresses[0]);
+    let path = |address: &str| format!("/apis/networking.k8s.io/v1/ipaddresses/{address}");
+    for address in &addresses {
+        assert_eq!(client.get(&path(address)).await.0, StatusCode::OK, "{address}");
+    }
+    let both = format!("{SERVICES}/both");
+    let change = json!({ "spec": { "ipFamilyPolicy": "SingleStack" } });
+    let (status, single) = client.patch(&both, "merge", &change).await;
+    assert_eq!(status, StatusCode::OK, "{single}");
+    assert_eq!(single["spec"]["clusterIPs"], json!([addresses[0]]));
+    assert_eq!(client.get(&path(&addresses[1])).await.0, StatusCode::NOT_FOUND, "the address is free again");
+    let change = json!({ "spec": { "ipFamilyPolicy": "PreferDualStack" } });
+    let (_, again) = client.patch(&both, "merge", &change).await;
+    assert_eq!(again["spec"]["clusterIPs"].as_array().map(Vec::len), Some(2), "{again}");
+    let change = json!({ "spec": { "clusterIP": "10.96.0.200", "clusterIPs": ["10.96.0.200", again["spec"]["clusterIPs"][1]] } });
+    let (status, answer) = client.patch(&both, "merge", &change).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer["message"].as_str().expect("text").contains("may not change once set"), "{answer}");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_and_scale_change_their_part_only() {
     let fixture = Fixture::start().await;
     let client = fixture.admin();

@@ -9,7 +9,7 @@ use kedge_addons::{Catalog, Cluster, Error, Manager, State};
 
 use super::{block_on, require_root};
 use crate::cli::{AddonsCommand, EnableArgs, Failure, Format};
-use crate::config::Config;
+use crate::config::{Config, joined};
 use crate::output::{self, Step};
 
 /// The manager of this node's cluster, with a client for its API.
@@ -23,7 +23,7 @@ fn cluster(config: &Config) -> Cluster {
         version: kedge_base::VERSION.to_owned(),
         cluster_dns: config.cluster_dns.to_string(),
         cluster_domain: config.cluster_domain.clone(),
-        pod_cidr: config.pod_cidr.to_string(),
+        pod_cidr: joined(&config.pod_cidrs),
         data_dir: config.data_dir.display().to_string(),
     }
 }

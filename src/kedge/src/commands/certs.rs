@@ -57,7 +57,7 @@ fn offline(config: &Config) -> anyhow::Result<()> {
         "there is no cluster in {} yet; run kedge install",
         config.data_dir.display()
     );
-    let pki = node::open_pki(&config, node::address(&config)?, Role::ControlPlane)?;
+    let pki = node::open_pki(&config, &node::addresses(&config)?, Role::ControlPlane)?;
     pki.rotate(&Leaf::ALL).context("issue the certificates")?;
     super::config::write(&config)
 }

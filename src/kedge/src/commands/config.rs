@@ -28,7 +28,7 @@ pub(crate) fn run(config: &Config, servers: &[String]) -> Result<ExitCode, Failu
 /// # Errors
 /// When the certificates cannot be read or the file cannot be written.
 pub(crate) fn write(config: &Config) -> anyhow::Result<()> {
-    let text = text(config, &[url(preflight::local_address(config.bind_address), config.port)])?;
+    let text = text(config, &[url(preflight::local_address(config.bind_address()), config.port)])?;
     let path = config.kubeconfig();
     if kedge_base::read_optional(&path).ok().flatten().as_deref() == Some(text.as_bytes()) {
         return Ok(());
@@ -52,12 +52,14 @@ fn text(config: &Config, servers: &[String]) -> anyhow::Result<String> {
 /// The address that the running node announces; this machine's loopback when none is known.
 fn announced(config: &Config) -> String {
     let address = config
-        .node_ip
+        .node_ips
+        .first()
+        .copied()
         .or_else(|| {
             let status = status::ask(&config.status_socket()).ok().flatten()?;
             status.addresses.iter().find_map(|address| address.parse().ok())
         })
-        .unwrap_or_else(|| preflight::local_address(config.bind_address));
+        .unwrap_or_else(|| preflight::local_address(config.bind_address()));
     url(address, config.port)
 }
 

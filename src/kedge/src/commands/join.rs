@@ -66,7 +66,7 @@ fn replace(
     staging: &Staging,
     step: &mut Step,
 ) -> anyhow::Result<Status> {
-    let facts = facts(config, args)?;
+    let facts = facts(config, args, string)?;
     fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
     let clock =
         Arc::new(Clock::open(&config.pki_dir().join("time-floor")).context("open the clock's floor")?);
@@ -114,16 +114,32 @@ fn failure(failure: Failure) -> anyhow::Error {
     }
 }
 
-fn facts(config: &Config, args: &JoinArgs) -> anyhow::Result<NodeFacts> {
-    let address: IpAddr = match config.node_ip {
-        Some(address) => address,
-        None => kedge_network::default_address().context("find this node's address")?,
+/// Which IP families the cluster has is not known yet: the address it was asked by says which comes first.
+fn facts(config: &Config, args: &JoinArgs, string: &JoinString) -> anyhow::Result<NodeFacts> {
+    let family = string.server.address().map(|address| address.is_ipv4());
+    let mut addresses = config.node_ips.clone();
+    let mut missing = None;
+    for is_ipv4 in [true, false] {
+        if !addresses.iter().any(|address| address.is_ipv4() == is_ipv4) {
+            match kedge_network::default_address_of(is_ipv4) {
+                Ok(address) => addresses.push(address),
+                Err(error) => missing = Some(error),
+            }
+        }
+    }
+    if family.is_some() || config.node_ips.is_empty() {
+        addresses.sort_by_key(|address| address.is_ipv4() != family.unwrap_or(true));
+    }
+    let address: IpAddr = match (addresses.first(), missing) {
+        (Some(address), _) => *address,
+        (None, Some(error)) => return Err(anyhow::Error::new(error).context("find this node's address")),
+        (None, None) => anyhow::bail!("this node has no address"),
     };
     Ok(NodeFacts {
         name: config.node_name.clone(),
         role: if args.worker { Role::Worker } else { Role::ControlPlane },
         address: HostPort { host: address.to_string(), port: config.cluster_port },
-        addresses: vec![address],
+        addresses,
         failure_domain: config.failure_domain.clone(),
     })
 }

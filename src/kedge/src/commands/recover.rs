@@ -36,7 +36,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
     }
     refuse_with_majority(&config)?;
     let ran = service::stop(&config)?;
-    let pki = node::open_pki(&config, node::address(&config)?, Role::ControlPlane)?;
+    let pki = node::open_pki(&config, &node::addresses(&config)?, Role::ControlPlane)?;
     let mut store = kedge_store::Config::new(config.store_dir());
     store.node_id = pki.node_id().get();
     drop(pki);

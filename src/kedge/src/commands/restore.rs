@@ -23,7 +23,7 @@ use super::snapshot::describe;
 use super::status::wait_ready;
 use super::{confirm, install, require_root, uninstall};
 use crate::cli::{Failure, RestoreArgs};
-use crate::config::{Config, Settings};
+use crate::config::{Config, Settings, joined};
 use crate::node::{self, ops, shared};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
@@ -91,8 +91,8 @@ fn with_settings(
     let before = config.clone();
     shared::adopt(&mut config, &verified.header.cluster)?;
     for (key, old, new) in [
-        ("pod-cidr", before.pod_cidr.to_string(), config.pod_cidr.to_string()),
-        ("service-cidr", before.service_cidr.to_string(), config.service_cidr.to_string()),
+        ("pod-cidr", joined(&before.pod_cidrs), joined(&config.pod_cidrs)),
+        ("service-cidr", joined(&before.service_cidrs), joined(&config.service_cidrs)),
         ("cluster-dns", before.cluster_dns.to_string(), config.cluster_dns.to_string()),
         ("cluster-domain", before.cluster_domain, config.cluster_domain.clone()),
     ] {
@@ -188,7 +188,7 @@ fn build(config: &Config, verified: &Verified, same: bool) -> anyhow::Result<Don
     });
     let others: BTreeSet<String> = others.unwrap_or_default();
     make_keys(config, &scratch.pki_dir(), verified, others.is_empty())?;
-    let pki = node::open_pki(&scratch, node::address(config)?, Role::ControlPlane)?;
+    let pki = node::open_pki(&scratch, &node::addresses(config)?, Role::ControlPlane)?;
 
     let header = &verified.header;
     let above = match &present {
@@ -257,7 +257,7 @@ fn keep_record(key: &str, bytes: &[u8], gone: &BTreeSet<NodeId>, own: NodeId) ->
 /// This node's id and what its datastore holds now, if it can be read.
 fn present(config: &Config) -> Option<(NodeId, Inspected)> {
     let read = || -> anyhow::Result<(NodeId, Inspected)> {
-        let pki = node::open_pki(config, node::address(config)?, Role::ControlPlane)?;
+        let pki = node::open_pki(config, &node::addresses(config)?, Role::ControlPlane)?;
         let mut store = kedge_store::Config::new(config.store_dir());
         store.node_id = pki.node_id().get();
         Ok((pki.node_id(), backup::inspect(&store)?))

@@ -54,15 +54,16 @@ impl ControlPlane {
 /// When the store or a port cannot be opened.
 pub(crate) async fn start(
     config: &Config,
-    node_ip: IpAddr,
+    node_ips: &[IpAddr],
     pki: &Arc<Pki>,
     joined: Option<&Admitted>,
     tasks: &Tasks,
 ) -> anyhow::Result<ControlPlane> {
     store_is_there(config, joined.is_some())?;
+    let node_ip = node_ips.first().copied().context("this node has no address")?;
     let prepared =
         ApiServer::prepare(server_config(config, pki, node_ip)?).await.context("start the API server")?;
-    let address = SocketAddr::new(config.bind_address, config.cluster_port);
+    let address = SocketAddr::new(config.bind_address(), config.cluster_port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
 
     let book = Arc::new(Replica::default());
@@ -89,7 +90,7 @@ pub(crate) async fn start(
         name: config.node_name.clone(),
         role: Role::ControlPlane,
         address: HostPort { host: node_ip.to_string(), port: config.cluster_port },
-        addresses: vec![node_ip],
+        addresses: node_ips.to_vec(),
         failure_domain: config.failure_domain.clone(),
     };
     tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
@@ -163,7 +164,7 @@ fn store_config(
 
 fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
     Ok(kedge_apiserver::Config {
-        listen: SocketAddr::new(config.bind_address, config.port),
+        listen: SocketAddr::new(config.bind_address(), config.port),
         tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
         kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
         front_proxy: Some(FrontProxy {
@@ -174,7 +175,7 @@ fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         service_account_key: pki.service_account_key_pem().to_owned(),
         cluster_ca: pki.ca_pem().to_owned(),
-        service_range: (config.service_cidr.network(), config.service_cidr.prefix_len()),
+        service_ranges: config.service_cidrs.iter().map(|net| (net.network(), net.prefix_len())).collect(),
         node_ports: (30000, 32767),
         event_ttl_seconds: 3600,
     })

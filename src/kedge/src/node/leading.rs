@@ -92,6 +92,12 @@ impl Leading {
         let (registry, changes) = (self.registry.clone(), self.book_changes.clone());
         let forget = forget_nodes(registry, changes, client_of("kedge"));
         term.spawn_until_stopped("nodes that have left", forget);
+        let network = kedge_network::NetworkConfig {
+            networks: self.config.pod_cidrs.clone(),
+            backend: kedge_network::Backend::Vxlan(kedge_network::VxlanConfig::default()),
+        };
+        let publish = super::flannel::publish(client_of("kedge"), network);
+        term.spawn_until_stopped("flannel's objects", publish);
         let upgrade = upgrade_addons(crate::commands::addons::manager(&self.config, client_of("kedge"))?);
         term.spawn_until_stopped("addons' upgrade", upgrade);
         let informers = Informers::new(client_of("kedge"), term);

@@ -9,9 +9,9 @@ use crate::config::Config;
 pub(crate) fn settings(config: &Config, cluster_id: String) -> ClusterConfig {
     ClusterConfig {
         cluster_id,
-        pod_cidrs: vec![config.pod_cidr.to_string()],
-        service_cidrs: vec![config.service_cidr.to_string()],
-        kubernetes_service: config.service_cidr.hosts().next().into_iter().collect(),
+        pod_cidrs: config.pod_cidrs.iter().map(ToString::to_string).collect(),
+        service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
+        kubernetes_service: config.kubernetes_service(),
         cluster_dns: vec![config.cluster_dns],
         cluster_domain: config.cluster_domain.clone(),
         settings: [("port".to_owned(), config.port.to_string())].into(),
@@ -28,12 +28,13 @@ pub(crate) fn settings_of(config: &Config, pki: &Pki, joined: Option<&Admitted>)
 /// # Errors
 /// When the cluster's settings make no sense, which a damaged file may cause.
 pub(crate) fn adopt(config: &mut Config, shared: &ClusterConfig) -> anyhow::Result<()> {
-    let network = |cidrs: &[String], what: &str| -> anyhow::Result<ipnet::IpNet> {
-        let text = cidrs.first().with_context(|| format!("the cluster names no {what}"))?;
-        text.parse().with_context(|| format!("the cluster's {what} {text:?}"))
+    let networks = |cidrs: &[String], what: &str| -> anyhow::Result<Vec<ipnet::IpNet>> {
+        anyhow::ensure!(!cidrs.is_empty(), "the cluster names no {what}");
+        let parse = |text: &String| text.parse().with_context(|| format!("the cluster's {what} {text:?}"));
+        cidrs.iter().map(parse).collect()
     };
-    config.pod_cidr = network(&shared.pod_cidrs, "range of pods")?;
-    config.service_cidr = network(&shared.service_cidrs, "range of Services")?;
+    config.pod_cidrs = networks(&shared.pod_cidrs, "range of pods")?;
+    config.service_cidrs = networks(&shared.service_cidrs, "range of Services")?;
     if let Some(dns) = shared.cluster_dns.first() {
         config.cluster_dns = *dns;
     }

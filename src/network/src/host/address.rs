@@ -5,18 +5,20 @@ use std::net::IpAddr;
 use crate::Error;
 use crate::rt::{Address, DefaultRoute, Link, Rt};
 
-/// The address of the default route's interface (IPv4 before IPv6, the lowest metric first). Without a
+/// The address of an IP family: the one of the default route's interface (the lowest metric first). Without a
 /// default route, as on an isolated network, the first global address of an interface that is up.
 ///
 /// # Errors
 /// [`Error::NoAddress`] with the remedy when there is none; a netlink failure.
-pub fn default_address() -> Result<IpAddr, Error> {
+pub fn default_address_of(is_ipv4: bool) -> Result<IpAddr, Error> {
     let read = || -> std::io::Result<_> {
         let links = Rt::open()?;
         Ok((links.links()?, links.addresses()?, links.default_routes()?))
     };
-    let (links, addresses, routes) =
+    let (links, mut addresses, mut routes) =
         read().map_err(|source| Error::netlink("read network interfaces", source))?;
+    addresses.retain(|address| address.address.is_ipv4() == is_ipv4);
+    routes.retain(|route| route.is_ipv4 == is_ipv4);
     choose(&links, &addresses, &routes).ok_or(Error::NoAddress)
 }
 

@@ -7,6 +7,7 @@
 //! A node whose kernel has no VXLAN announces host-gw by itself; Kedge's nodes understand the mixture (a
 //! pair of nodes uses VXLAN only when both can), a stock flanneld ignores nodes of the other kind.
 
+mod condition;
 mod config;
 mod forward;
 mod kernel;
@@ -53,13 +54,18 @@ pub struct OverlayConfig {
 }
 
 impl OverlayConfig {
-    /// One IP family, flannel's default backend, and no CNI files.
-    pub fn new(node_name: impl Into<String>, node_ip: IpAddr, pod_cidr: IpNet, bridge: &str) -> Self {
+    /// Flannel's default backend, and no CNI files.
+    pub fn new(
+        node_name: impl Into<String>,
+        node_ips: Vec<IpAddr>,
+        pod_cidrs: Vec<IpNet>,
+        bridge: &str,
+    ) -> Self {
         Self {
             node_name: node_name.into(),
-            node_ips: vec![node_ip],
+            node_ips,
             network: NetworkConfig {
-                networks: vec![pod_cidr],
+                networks: pod_cidrs,
                 backend: Backend::Vxlan(VxlanConfig::default()),
             },
             bridge: bridge.to_owned(),

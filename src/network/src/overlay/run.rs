@@ -15,6 +15,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 
+use super::condition::Condition;
 use super::config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig};
 use super::kernel::{Desired, Kernel, Outcome, OwnShare, device_name};
 use super::lease::{Lease, pod_cidrs, public_overwrite};
@@ -46,12 +47,14 @@ struct Inner {
     last: Mutex<Option<Desired>>,
     /// The version of the Node that was patched last, and with what: its change may not have come back.
     patched: Mutex<Option<(Option<String>, BTreeMap<String, String>)>>,
+    /// The same for its condition.
+    said: Mutex<Option<(Option<String>, Condition)>>,
 }
 
 /// What of a node matters here.
-fn relevant(node: &Node, is_own: bool) -> (Option<Lease>, Vec<IpNet>, Option<BTreeMap<String, String>>) {
+fn relevant(node: &Node, is_own: bool) -> impl PartialEq + use<> {
     let annotations = is_own.then(|| node.metadata.annotations.clone()).flatten();
-    (Lease::of(node), pod_cidrs(node), annotations)
+    (Lease::of(node), pod_cidrs(node), annotations, is_own.then(|| Condition::of(node)))
 }
 
 impl Runner {
@@ -65,7 +68,9 @@ impl Runner {
         let kernel = Arc::new(kernel);
         let (changed, network) = (Arc::default(), watch::Sender::default());
         let (told, last, patched) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let inner = Inner { config, client, nodes, kernel, state, changed, network, told, last, patched };
+        let said = Mutex::default();
+        let inner =
+            Inner { config, client, nodes, kernel, state, changed, network, told, last, patched, said };
         Self(Arc::new(inner))
     }
 
@@ -242,6 +247,12 @@ impl Inner {
             ));
             outcome.try_again = true;
         }
+        if let Err(error) = self.say(&node, &outcome).await {
+            outcome
+                .problems
+                .push(format!("the Node's condition NetworkUnavailable was not written: {}", Chain(&error)));
+            outcome.try_again = true;
+        }
         self.tell(&outcome.problems);
         self.publish(subnets, &outcome);
         outcome
@@ -293,6 +304,22 @@ impl Inner {
         nodes.patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         *self.patched.lock() = patched;
         tracing::info!(backend = %lease.backend, mtu = outcome.mtu, "pod network announced");
+        Ok(())
+    }
+
+    /// The condition by which the scheduler knows whether pods can be reached here.
+    async fn say(&self, node: &Node, outcome: &Outcome) -> Result<(), kube::Error> {
+        let wanted = Condition::wanted(outcome.lease.is_some(), &outcome.problems);
+        let now = Condition::of(node);
+        let said = Some((node.metadata.resource_version.clone(), wanted.clone()));
+        if now.as_ref() == Some(&wanted) || *self.said.lock() == said {
+            return Ok(());
+        }
+        let nodes = kube::Api::<Node>::all(self.client.clone());
+        let moved = now.is_none_or(|now| now.status != wanted.status);
+        let patch = json!({ "status": { "conditions": [wanted.patch(moved)] } });
+        nodes.patch_status(&self.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        *self.said.lock() = said;
         Ok(())
     }
 

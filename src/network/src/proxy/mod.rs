@@ -52,14 +52,14 @@ impl ProxyConfig {
     pub fn new(
         node_name: impl Into<String>,
         node_ips: Vec<IpAddr>,
-        pod_cidr: IpNet,
-        service_cidr: IpNet,
+        pod_cidrs: Vec<IpNet>,
+        service_cidrs: Vec<IpNet>,
     ) -> Self {
         Self {
             node_name: node_name.into(),
             node_ips,
-            pod_cidrs: vec![pod_cidr],
-            service_cidrs: vec![service_cidr],
+            pod_cidrs,
+            service_cidrs,
             table_name: "kedge".into(),
             node_port_addresses: Vec::new(),
         }
@@ -67,7 +67,7 @@ impl ProxyConfig {
 
     #[cfg(test)]
     fn for_tests() -> Self {
-        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let net = |text: &str| vec![text.parse::<IpNet>().unwrap()];
         Self::new("node1", vec![IpAddr::from([192, 0, 2, 1])], net("10.244.0.0/16"), net("10.96.0.0/16"))
     }
 

@@ -235,9 +235,11 @@ fn address(message: &Message<'_>) -> Option<Address> {
     if *message.body.get(3)? != 0 {
         return None;
     }
-    // IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE
+    // IFA_F_DADFAILED, IFA_F_DEPRECATED; and for IPv6 (AF_INET6) IFA_F_TEMPORARY, which changes every day. A
+    // tentative one will do: the kernel is about to confirm it.
     let flags = attribute(parts, 8).and_then(number).unwrap_or(u32::from(*message.body.get(2)?));
-    if flags & (0x08 | 0x20 | 0x40) != 0 {
+    let is_ipv6 = message.body.first() == Some(&10);
+    if flags & (0x08 | 0x20) != 0 || (is_ipv6 && flags & 0x01 != 0) {
         return None;
     }
     // On point-to-point links IFA_ADDRESS is the other end.

@@ -111,6 +111,9 @@ impl Api {
 
     fn answer(&self, head: &http::request::Parts, body: &[u8]) -> Response<Body> {
         let parts: Vec<&str> = head.uri.path().split('/').collect();
+        if let (&Method::PATCH, [.., resource, object, "status"]) = (&head.method, &*parts) {
+            return self.patch_status(resource, object, body);
+        }
         if head.method == Method::PATCH {
             let [resource, object] = parts[parts.len() - 2..] else { panic!("{}", head.uri) };
             return self.patch(resource, object, body);
@@ -132,6 +135,15 @@ impl Api {
                 }),
             ),
         }
+    }
+
+    /// A strategic merge patch of one condition.
+    fn patch_status(&self, resource: &str, wanted: &str, body: &[u8]) -> Response<Body> {
+        let patch: Value = serde_json::from_slice(body).unwrap();
+        let mut object = self.get(resource, wanted).unwrap();
+        object["status"]["conditions"] = patch["status"]["conditions"].clone();
+        self.set(resource, &object);
+        whole(StatusCode::OK, &object)
     }
 
     /// A merge patch of annotations.

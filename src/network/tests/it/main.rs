@@ -4,6 +4,7 @@
 
 mod api;
 mod dns;
+mod flannel;
 mod overlay;
 mod ports;
 mod proxy;

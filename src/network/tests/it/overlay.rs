@@ -15,18 +15,18 @@ use crate::api::Api;
 use crate::world::{Namespace, PATIENCE, ask, eventually, in_own_namespace, is_enabled, serve};
 
 /// A machine with one pod.
-struct Node {
+pub(crate) struct Node {
     number: u8,
-    host: Namespace,
+    pub(crate) host: Namespace,
     pod: Namespace,
-    overlay: Overlay,
+    pub(crate) overlay: Overlay,
     tasks: Tasks,
     thread: std::thread::JoinHandle<()>,
     files: tempfile::TempDir,
 }
 
 /// With pods of both IP families.
-fn dual_node_object(number: u8) -> Value {
+pub(crate) fn dual_node_object(number: u8) -> Value {
     let mut node = node_object(number);
     node["spec"]["podCIDRs"] = json!([format!("10.244.{number}.0/24"), format!("fd00:244:{number}::/64")]);
     node
@@ -41,7 +41,7 @@ fn node_object(number: u8) -> Value {
 }
 
 impl Node {
-    fn start(number: u8, name: &str, wire: &Namespace, api: &Api, backend: &Backend) -> Self {
+    pub(crate) fn start(number: u8, name: &str, wire: &Namespace, api: &Api, backend: &Backend) -> Self {
         let host = Namespace::new(&format!("{name}{number}"));
         let pod = Namespace::new(&format!("{name}{number}p"));
         wire.cable(&format!("port{number}"), &host, &format!("192.0.2.{number}/24"));
@@ -81,8 +81,8 @@ impl Node {
             cni: Some(CniFiles { dir: files.path().into(), host_local_dir: files.path().join("leases") }),
             ..OverlayConfig::new(
                 format!("node{number}"),
-                [192, 0, 2, number].into(),
-                "10.9.0.0/16".parse().unwrap(),
+                vec![[192, 0, 2, number].into()],
+                vec!["10.9.0.0/16".parse().unwrap()],
                 "kedge0",
             )
         };
@@ -103,11 +103,11 @@ impl Node {
     }
 
     /// The pod asks the pod of another node; both see each other's own addresses.
-    fn reaches(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
+    pub(crate) fn reaches(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
         self.reaches_at(format!("10.244.{other}.2:8080"), format!("10.244.{}.2", self.number))
     }
 
-    fn reaches_by_ipv6(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
+    pub(crate) fn reaches_by_ipv6(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
         self.reaches_at(format!("[fd00:244:{other}::2]:8080"), format!("fd00:244:{}::2", self.number))
     }
 
@@ -131,14 +131,14 @@ impl Node {
         }
     }
 
-    async fn has_routes(&self, count: usize) {
+    pub(crate) async fn has_routes(&self, count: usize) {
         let mut state = self.overlay.watch();
         let waited = state.wait_for(|state| state.as_ref().is_some_and(|state| state.routes.len() == count));
         let found = tokio::time::timeout(PATIENCE, waited).await;
         assert!(found.is_ok(), "{:?}", self.overlay.state());
     }
 
-    fn stop(self) {
+    pub(crate) fn stop(self) {
         self.tasks.token().cancel();
         self.thread.join().unwrap();
         self.host.within(|| {
@@ -168,7 +168,7 @@ async fn all_reach_all(what: &str, nodes: &[Node]) {
     }
 }
 
-fn wire() -> Namespace {
+pub(crate) fn wire() -> Namespace {
     let wire = Namespace::new("wire");
     wire.ip("link add wire type bridge");
     wire.ip("link set wire up");

@@ -77,7 +77,7 @@ async fn scenario() {
     let informers = Informers::new(api.client(), &tasks);
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let node_ips = vec![IpAddr::from([192, 0, 2, 1])];
-    let config = ProxyConfig::new("node1", node_ips, net("10.244.0.0/16"), net("10.96.0.0/16"));
+    let config = ProxyConfig::new("node1", node_ips, vec![net("10.244.0.0/16")], vec![net("10.96.0.0/16")]);
     let proxy = start_proxy(config, &informers, &tasks).await.unwrap();
     tokio::time::timeout(PATIENCE, proxy.ready()).await.unwrap();
     let table = run("nft", "list table inet kedge");

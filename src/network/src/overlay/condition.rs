@@ -1,0 +1,76 @@
+//! The Node's condition `NetworkUnavailable`, with the words of flanneld (pkg/subnet/kube/kube.go,
+//! `CompleteLease`): other programs look for its reason. It stays while Kedge restarts, as the network does.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+
+const KIND: &str = "NetworkUnavailable";
+const UP: (&str, &str, &str) = ("False", "FlannelIsUp", "Flannel is running on this node");
+
+/// What of it means something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) status: String,
+    reason: String,
+    message: String,
+}
+
+impl Condition {
+    fn new((status, reason, message): (&str, &str, &str)) -> Self {
+        Self { status: status.into(), reason: reason.into(), message: message.into() }
+    }
+
+    /// As the Node has it.
+    pub(super) fn of(node: &Node) -> Option<Self> {
+        let conditions = node.status.as_ref()?.conditions.as_ref()?;
+        let found = conditions.iter().find(|condition| condition.type_ == KIND)?;
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        Some(Self {
+            status: found.status.clone(),
+            reason: text(&found.reason),
+            message: text(&found.message),
+        })
+    }
+
+    /// Without an announced network other nodes' pods are out of reach.
+    pub(super) fn wanted(is_announced: bool, problems: &[String]) -> Self {
+        if is_announced {
+            return Self::new(UP);
+        }
+        let message = problems.first().map_or("Flannel is not running on this node", String::as_str);
+        Self::new(("True", "FlannelIsDown", message))
+    }
+
+    /// For the Node's status; `moved`: the status differs from the one before.
+    pub(super) fn patch(&self, moved: bool) -> Value {
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let mut patch = json!({
+            "type": KIND, "status": self.status, "reason": self.reason, "message": self.message,
+            "lastHeartbeatTime": now,
+        });
+        if moved {
+            patch["lastTransitionTime"] = json!(now);
+        }
+        patch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_flannels() {
+        let up = Condition::wanted(true, &["a detail".into()]);
+        let mut patch = up.patch(true);
+        assert_eq!(patch["reason"], "FlannelIsUp");
+        assert_eq!(patch["lastTransitionTime"], patch["lastHeartbeatTime"]);
+        let node: Node =
+            serde_json::from_value(json!({ "status": { "conditions": [patch.take()] } })).unwrap();
+        assert_eq!(Condition::of(&node), Some(up));
+        let down = Condition::wanted(false, &["no address".into()]);
+        assert_eq!((&*down.status, &*down.reason, &*down.message), ("True", "FlannelIsDown", "no address"));
+        assert!(down.patch(false)["lastTransitionTime"].is_null());
+    }
+}
