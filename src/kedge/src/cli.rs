@@ -204,6 +204,12 @@ enum Command {
     /// Answer the cluster's DNS questions (what the dns addon runs)
     #[command(hide = true)]
     Dns(Box<crate::dns::DnsArgs>),
+    /// Serve what nodes and pods use (what the metrics addon runs)
+    #[command(hide = true)]
+    Metrics(crate::metrics::MetricsArgs),
+    /// Make volumes on this node (what the hostpath-storage addon runs)
+    #[command(hide = true)]
+    Storage(crate::storage::StorageArgs),
     /// Answer HTTP requests with version, pod and node (what the hello image runs)
     #[command(hide = true)]
     Hello {
@@ -539,6 +545,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Dns(args) => crate::dns::run(*args),
+        Command::Metrics(args) => crate::metrics::run(args),
+        Command::Storage(args) => crate::storage::run(args),
         Command::Pause => Ok(crate::pause::run()),
         Command::Hello { version } => Ok(crate::hello::run(version)),
     }

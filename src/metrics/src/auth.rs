@@ -48,7 +48,10 @@ pub(crate) enum Subject {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
     Unauthorized,
-    Forbidden { user: String, reason: String },
+    Forbidden {
+        user: String,
+        reason: String,
+    },
     /// The API server did not tell.
     Unknown(String),
 }

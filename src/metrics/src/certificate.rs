@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kedge_base::Backoff;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use rcgen::{
@@ -42,8 +43,10 @@ pub(crate) async fn ensure(client: &kube::Client, config: &Config) -> Result<Cer
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);
     let name = format!("{}.{}.svc", config.service, config.namespace);
     let certificate = loop {
-        let mut secret =
-            secrets.get(&config.secret).await.map_err(Error::api(format!("read Secret {}", config.secret)))?;
+        let mut secret = secrets
+            .get(&config.secret)
+            .await
+            .map_err(Error::api(format!("read Secret {}", config.secret)))?;
         if let Some(certificate) = of_secret(&secret).filter(|found| is_usable(&found.chain, &name)) {
             break certificate;
         }
@@ -64,11 +67,20 @@ pub(crate) async fn ensure(client: &kube::Client, config: &Config) -> Result<Cer
     let bundle = STANDARD.encode(&certificate.authority);
     let patch = json!({ "spec": { "caBundle": bundle } });
     let name = format!("{VERSION}.{GROUP}");
-    services
-        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
-        .await
-        .map_err(Error::api(format!("announce the certificate in APIService {name}")))?;
-    Ok(certificate)
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match services.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => return Ok(certificate),
+            // The pod may have started before the addon's last objects were applied.
+            Err(error) if kedge_client::is_not_found(&error) => {
+                tracing::info!(api_service = name, "waiting for the APIService");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) => {
+                return Err(Error::api(format!("announce the certificate in APIService {name}"))(error));
+            }
+        }
+    }
 }
 
 fn of_secret(secret: &Secret) -> Option<Certificate> {

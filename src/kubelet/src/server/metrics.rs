@@ -228,8 +228,11 @@ impl Snapshot {
             Family::begin(&mut out, "node_cpu_usage_seconds_total", "counter", help)
                 .seconds("", node.cpu, self.at);
             let help = "Current working set of the node in bytes";
-            Family::begin(&mut out, "node_memory_working_set_bytes", "gauge", help)
-                .bytes("", node.working_set, self.at);
+            Family::begin(&mut out, "node_memory_working_set_bytes", "gauge", help).bytes(
+                "",
+                node.working_set,
+                self.at,
+            );
         }
         let used = || self.pods.iter().filter_map(|pod| Some((pod, pod.usage?)));
         let help = "Cumulative cpu time consumed by the pod in core-seconds";

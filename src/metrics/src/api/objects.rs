@@ -54,8 +54,11 @@ impl Measured {
             "window": window(self.window),
         });
         if self.is_pod {
-            let containers: Vec<Value> =
-                self.parts.iter().map(|(name, rate)| json!({ "name": name, "usage": usage(*rate) })).collect();
+            let containers: Vec<Value> = self
+                .parts
+                .iter()
+                .map(|(name, rate)| json!({ "name": name, "usage": usage(*rate) }))
+                .collect();
             body["containers"] = json!(containers);
         } else if let Some((_, rate)) = self.parts.first() {
             body["usage"] = usage(*rate);
@@ -72,7 +75,8 @@ impl Measured {
 }
 
 fn moment(milliseconds: i64) -> String {
-    jiff::Timestamp::from_millisecond(milliseconds).map_or_else(|_| String::new(), |time| format!("{time:.0}"))
+    jiff::Timestamp::from_millisecond(milliseconds)
+        .map_or_else(|_| String::new(), |time| format!("{time:.0}"))
 }
 
 /// As Go prints a duration, in seconds.
@@ -101,9 +105,7 @@ pub(super) fn list(items: &[Measured], kind: &str) -> Value {
 }
 
 pub(super) fn table(items: &[Measured]) -> Value {
-    let column = |name: &str, format: &str, description: &str| {
-        json!({ "name": name, "type": "string", "format": format, "description": description, "priority": 0 })
-    };
+    let column = |name: &str, format: &str, description: &str| json!({ "name": name, "type": "string", "format": format, "description": description, "priority": 0 });
     let rows: Vec<Value> = items
         .iter()
         .map(|item| {
@@ -135,7 +137,7 @@ pub(super) fn group_list() -> Value {
 
 fn group_entry() -> Value {
     let version = json!({ "groupVersion": GROUP_VERSION, "version": VERSION });
-    json!({ "name": GROUP, "versions": [version.clone()], "preferredVersion": version })
+    json!({ "name": GROUP, "versions": [version], "preferredVersion": version })
 }
 
 pub(super) fn group() -> Value {
@@ -159,7 +161,8 @@ pub(super) fn resources() -> Value {
 
 /// Schemas of the two kinds, with references that begin with `prefix`.
 fn schemas(prefix: &str) -> Value {
-    let of = |kind: &str| json!({ "$ref": format!("{prefix}io.k8s.metrics.pkg.apis.metrics.v1beta1.{kind}") });
+    let of =
+        |kind: &str| json!({ "$ref": format!("{prefix}io.k8s.metrics.pkg.apis.metrics.v1beta1.{kind}") });
     let usage = json!({
         "type": "object", "description": "The memory usage is the memory working set.",
         "additionalProperties": { "type": "string" },
@@ -190,13 +193,19 @@ fn schemas(prefix: &str) -> Value {
     };
     let name = |kind: &str| format!("io.k8s.metrics.pkg.apis.metrics.v1beta1.{kind}");
     let all = [
-        ("ContainerMetrics", json!({
-            "type": "object", "required": ["name", "usage"],
-            "properties": { "name": { "type": "string" }, "usage": usage },
-        })),
-        ("NodeMetrics", object("NodeMetrics", "usage", usage.clone())),
+        (
+            "ContainerMetrics",
+            json!({
+                "type": "object", "required": ["name", "usage"],
+                "properties": { "name": { "type": "string" }, "usage": usage },
+            }),
+        ),
+        ("NodeMetrics", object("NodeMetrics", "usage", usage)),
         ("NodeMetricsList", list("NodeMetricsList", "NodeMetrics")),
-        ("PodMetrics", object("PodMetrics", "containers", json!({ "type": "array", "items": of("ContainerMetrics") }))),
+        (
+            "PodMetrics",
+            object("PodMetrics", "containers", json!({ "type": "array", "items": of("ContainerMetrics") })),
+        ),
         ("PodMetricsList", list("PodMetricsList", "PodMetrics")),
     ];
     all.into_iter().map(|(kind, schema)| (name(kind), schema)).collect::<serde_json::Map<_, _>>().into()
@@ -212,7 +221,7 @@ pub(super) fn openapi_v2() -> Value {
 
 pub(super) fn openapi_paths() -> Value {
     let path = format!("apis/{GROUP_VERSION}");
-    json!({ "paths": { &path: { "serverRelativeURL": format!("/openapi/v3/{path}") } } })
+    json!({ "paths": { (path.clone()): { "serverRelativeURL": format!("/openapi/v3/{path}") } } })
 }
 
 pub(super) fn openapi_v3() -> Value {
@@ -248,7 +257,10 @@ mod tests {
         assert_eq!(object["timestamp"], "1970-01-01T00:00:01Z");
         assert_eq!(object["window"], "15.02s");
         assert_eq!(object["metadata"]["labels"]["app"], "x");
-        assert_eq!(object["containers"][1], json!({"name": "b", "usage": {"cpu": "250000000n", "memory": "2Ki"}}));
+        assert_eq!(
+            object["containers"][1],
+            json!({"name": "b", "usage": {"cpu": "250000000n", "memory": "2Ki"}})
+        );
         let table = table(&[pod]);
         assert_eq!(table["rows"][0]["cells"], json!(["p", "500000000n", "4Ki", "15.02s"]));
         assert_eq!(table["columnDefinitions"].as_array().unwrap().len(), 4);
@@ -261,7 +273,8 @@ mod tests {
 
     #[test]
     fn windows_are_durations() {
-        for (milliseconds, text) in [(15_000, "15s"), (15_020, "15.02s"), (75_123, "75.123s"), (500, "0.5s")] {
+        for (milliseconds, text) in [(15_000, "15s"), (15_020, "15.02s"), (75_123, "75.123s"), (500, "0.5s")]
+        {
             assert_eq!(window(milliseconds), text);
         }
     }
