@@ -479,6 +479,44 @@ pub(crate) enum AddonsCommand {
     Info {
         /// Its name
         addon: String,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Folders and git repositories with more addons, on this node
+    #[command(subcommand)]
+    Repo(RepoCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepoCommand {
+    /// Copy one to this node
+    Add {
+        /// A folder, or the URL of a git repository; addons are folders in it with an addon.yaml
+        #[arg(value_name = "PATH-OR-URL")]
+        source: String,
+        /// How to call it here [default: the last part of the path or URL]
+        #[arg(long)]
+        name: Option<String>,
+        /// A branch or tag of the git repository
+        #[arg(long, value_name = "BRANCH")]
+        branch: Option<String>,
+    },
+    /// Forget one; its addons that are enabled stay
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Copy one again, or all of them, and upgrade their addons that are enabled
+    Update {
+        /// Its name
+        name: Option<String>,
+    },
+    /// List them
+    List {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
     },
 }
 
