@@ -224,7 +224,7 @@ fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
     match command {
         RepoCommand::Add { source, name, branch } => {
             let added = Added { source, name: name.as_deref(), reference: branch.as_deref() };
-            let mut step = Step::begin(&format!("adding {source}"));
+            let step = Step::begin(&format!("adding {source}"));
             match repositories.add(added, &catalog(config)?) {
                 Ok(made) => step.done(&format!("{} is added: {}", made.name, made.addons.join(", "))),
                 Err(error) => {
@@ -260,7 +260,7 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
         }
     };
     for name in &names {
-        let mut step = Step::begin(&format!("updating {name}"));
+        let step = Step::begin(&format!("updating {name}"));
         match repositories.update(name, &catalog(config)?) {
             Ok(made) => step.done(&format!("{name} is up to date: {}", made.addons.join(", "))),
             Err(error) => {
