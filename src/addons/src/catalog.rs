@@ -46,6 +46,34 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// The addon in this folder, if it is one.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Addon>, Error> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Read { path, source }
+        };
+        if !folder.join(DEFINITION).is_file() {
+            return Ok(None);
+        }
+        let mut definition = String::new();
+        let mut manifests = Vec::new();
+        for file in std::fs::read_dir(folder).map_err(failed(folder))? {
+            let path = file.map_err(failed(folder))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name == DEFINITION {
+                definition = std::fs::read_to_string(&path).map_err(failed(&path))?;
+            } else if is_manifest(&name) && path.is_file() {
+                manifests.push((name, std::fs::read_to_string(&path).map_err(failed(&path))?));
+            }
+        }
+        manifests.sort();
+        Addon::parse(&folder.display().to_string(), &definition, manifests).map(Some)
+    }
+
+    pub(crate) fn insert(&mut self, addon: Addon) {
+        self.addons.insert(addon.name.clone(), addon);
+    }
+
     /// Adds every folder of `dir` that holds an `addon.yaml`; a name that exists already is replaced.
     ///
     /// # Errors
@@ -57,22 +85,9 @@ impl Catalog {
         };
         for entry in std::fs::read_dir(dir).map_err(failed(dir))? {
             let folder = entry.map_err(failed(dir))?.path();
-            if !folder.join(DEFINITION).is_file() {
-                continue;
+            if let Some(addon) = Self::read(&folder)? {
+                self.insert(addon);
             }
-            let mut definition = None;
-            let mut manifests = Vec::new();
-            for file in std::fs::read_dir(&folder).map_err(failed(&folder))? {
-                let path = file.map_err(failed(&folder))?.path();
-                let name =
-                    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                if name == DEFINITION {
-                    definition = Some(std::fs::read_to_string(&path).map_err(failed(&path))?);
-                } else if is_manifest(&name) {
-                    manifests.push((name, std::fs::read_to_string(&path).map_err(failed(&path))?));
-                }
-            }
-            self.add(&folder.display().to_string(), definition, manifests)?;
         }
         Ok(())
     }

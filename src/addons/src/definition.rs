@@ -26,6 +26,9 @@ pub struct Addon {
     /// Addons that must be enabled before.
     #[serde(default)]
     pub requires: Vec<String>,
+    /// A part of Kedge itself: always on, configured where `notes` says.
+    #[serde(default)]
+    pub builtin: bool,
     /// A remark that is shown when the addon was enabled.
     #[serde(default)]
     pub notes: String,
@@ -49,6 +52,11 @@ pub struct Argument {
     /// The only values allowed, when there are any.
     #[serde(default)]
     pub values: Vec<String>,
+    /// The smallest and largest number allowed.
+    #[serde(default)]
+    pub min: Option<u32>,
+    #[serde(default)]
+    pub max: Option<u32>,
 }
 
 /// What an argument's text must be.
@@ -61,6 +69,10 @@ pub enum ArgumentType {
     Int,
     Bool,
     Ip,
+    /// A range of addresses: `10.244.0.0/16`.
+    Cidr,
+    /// A folder or file of the nodes, from the root on.
+    Path,
     /// Comma-separated texts.
     List,
 }
@@ -121,6 +133,10 @@ impl Addon {
         if text.is_empty() {
             return Ok(given);
         }
+        if self.builtin {
+            let notes = self.notes.trim().to_owned();
+            return Err(Error::BuiltIn { addon: self.name.clone(), notes });
+        }
         let known = |key: &str| self.arguments.iter().any(|argument| argument.name == key);
         let bare =
             !text.split_once('=').is_some_and(|(key, _)| known(key) || !text.contains([',', ':', '/']));
@@ -165,14 +181,29 @@ impl Argument {
         }
     }
 
+    fn allows(&self, number: u32) -> bool {
+        self.min.is_none_or(|min| number >= min) && self.max.is_none_or(|max| number <= max)
+    }
+
     fn check(&self, text: &str) -> Result<(), String> {
         let name = &self.name;
         let wrong = |what: &str| Err(format!("{name}: {text:?} is not {what}"));
         match self.kind {
             ArgumentType::Int if text.parse::<u32>().is_err() => return wrong("a whole number"),
+            ArgumentType::Int if text.parse::<u32>().is_ok_and(|number| !self.allows(number)) => {
+                let (min, max) = (self.min.unwrap_or(0), self.max.unwrap_or(u32::MAX));
+                return wrong(&format!("a number from {min} to {max}"));
+            }
             ArgumentType::Bool if !matches!(text, "true" | "false") => return wrong("true or false"),
             ArgumentType::Ip if !text.is_empty() && text.parse::<IpAddr>().is_err() => {
                 return wrong("an IP address");
+            }
+            ArgumentType::Cidr if !text.is_empty() && !is_cidr(text) => {
+                return wrong("a range of addresses such as 10.244.0.0/16");
+            }
+            // A default may begin with one of the cluster's folders.
+            ArgumentType::Path if !text.starts_with("${") && !is_plain_path(text) => {
+                return wrong("a path from the root on, without . and ..");
             }
             _ => {}
         }
@@ -180,11 +211,29 @@ impl Argument {
         if text.chars().any(|c| c.is_control() || matches!(c, '"' | '\\' | '\'')) {
             return wrong("free of quotes and control characters");
         }
+        if text.contains('$') && text != self.default_text() {
+            return wrong("free of $");
+        }
         if !self.values.is_empty() && !self.values.iter().any(|value| value == text) {
             return wrong(&format!("one of {}", self.values.join(", ")));
         }
         Ok(())
     }
+}
+
+fn is_cidr(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else { return false };
+    let most = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+}
+
+fn is_plain_path(text: &str) -> bool {
+    let mut parts = text.strip_prefix('/').unwrap_or_default().split('/');
+    parts.all(|part| !matches!(part, "" | "." | ".."))
 }
 
 #[cfg(test)]

@@ -11,8 +11,15 @@ pub enum Error {
     NotEnabled(String),
     #[error("addon {addon}: {what}")]
     Argument { addon: String, what: String },
-    #[error("the addon {addon} is not made for {arch}; it runs on {offered}")]
-    Architecture { addon: String, arch: String, offered: String },
+    #[error("the addon {addon} runs on {offered} only, and the cluster's nodes are {found}")]
+    Architecture { addon: String, found: String, offered: String },
+    #[error("{addon} is a part of Kedge, always on, and takes no arguments here. {notes}")]
+    BuiltIn { addon: String, notes: String },
+    #[error("{addon} is a part of Kedge and cannot be disabled")]
+    AlwaysOn { addon: String },
+    /// About a repository of addons.
+    #[error("{0}")]
+    Repository(String),
     #[error("the addon {addon} needs {requirement}; run: kedge enable {requirement}")]
     Requires { addon: String, requirement: String },
     #[error("the addon {addon} is needed by {users}; disable that first")]

@@ -57,6 +57,9 @@ pub struct Inventory {
     /// The version of Kedge that applied it: its images carry that.
     #[serde(default)]
     pub kedge: String,
+    /// Of what was applied; empty while that is under way.
+    #[serde(default)]
+    pub digest: String,
     /// The arguments it was enabled with; defaults are not kept, so that a new version may change them.
     #[serde(default)]
     pub arguments: BTreeMap<String, String>,

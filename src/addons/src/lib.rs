@@ -2,8 +2,8 @@
 //!
 //! Enabling is one server-side apply under the field manager `kedge-addons`, with an inventory object
 //! that lists what was made: disabling removes exactly that, and a newer version of an addon removes
-//! what it no longer has. The crate talks to an API server through a `kube::Client` and touches nothing
-//! else.
+//! what it no longer has. The crate talks to an API server through a `kube::Client`; apart from that it
+//! touches the folder of added addons and runs git to fill it.
 
 mod apply;
 mod catalog;
@@ -13,9 +13,11 @@ mod health;
 mod inventory;
 mod manager;
 mod render;
+mod repository;
 
 pub use catalog::Catalog;
 pub use definition::{Addon, Argument, ArgumentType};
 pub use error::Error;
 pub use inventory::{Inventory, ObjectRef};
 pub use manager::{Cluster, Listed, Manager, State};
+pub use repository::{Added, Kind, Repositories, Repository};

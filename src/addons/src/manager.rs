@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, ListParams};
+
 use crate::apply::Objects;
 use crate::catalog::Catalog;
 use crate::definition::Addon;
@@ -41,7 +44,7 @@ impl Cluster {
 }
 
 /// How an addon is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Disabled,
@@ -52,15 +55,18 @@ pub enum State {
 }
 
 /// A line of the list.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Listed {
     pub name: String,
     /// Of the enabled one, or of the catalogue's.
     pub version: String,
     pub description: String,
     pub state: State,
+    /// Those that it was enabled with; the others have their defaults.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub arguments: BTreeMap<String, String>,
     /// Why it is unhealthy.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
 }
 
@@ -94,12 +100,14 @@ impl Manager {
         progress: &mut (dyn FnMut(&str) + Send),
     ) -> Result<(), Error> {
         let addon = self.catalog.get(name)?;
-        let arguments = addon.values(given)?;
-        check_architecture(addon)?;
-        let values = render::with_cluster(&arguments, &self.cluster.values());
-        let objects = render::objects(addon, &values)?;
+        let objects = self.render(addon, given)?;
+        if addon.builtin {
+            return Ok(());
+        }
+        self.check_architecture(addon).await?;
         for requirement in &addon.requires {
-            if Inventory::load(&self.client, requirement).await?.is_none() {
+            let always_on = self.catalog.get(requirement).is_ok_and(|required| required.builtin);
+            if !always_on && Inventory::load(&self.client, requirement).await?.is_none() {
                 return Err(Error::Requires { addon: name.to_owned(), requirement: requirement.clone() });
             }
         }
@@ -109,6 +117,7 @@ impl Manager {
             addon: name.to_owned(),
             version: addon.version.clone(),
             kedge: self.cluster.version.clone(),
+            digest: render::digest(&objects),
             arguments: given.clone(),
             objects: made.clone(),
         };
@@ -120,6 +129,7 @@ impl Manager {
             .collect();
         let mut widest = inventory.clone();
         widest.objects.extend(gone.iter().cloned());
+        widest.digest.clear();
         widest.save(&self.client).await?;
 
         let mut api = Objects::new(&self.client);
@@ -131,9 +141,7 @@ impl Manager {
             progress(&format!("removing {object}"));
             api.delete(object).await?;
         }
-        if !gone.is_empty() {
-            inventory.save(&self.client).await?;
-        }
+        inventory.save(&self.client).await?;
         health::wait(&self.client, name, &made, limit, progress).await
     }
 
@@ -142,6 +150,9 @@ impl Manager {
     /// # Errors
     /// When it is not enabled, others need it, or the API server refuses.
     pub async fn disable(&self, name: &str, progress: &mut (dyn FnMut(&str) + Send)) -> Result<(), Error> {
+        if self.catalog.get(name).is_ok_and(|addon| addon.builtin) {
+            return Err(Error::AlwaysOn { addon: name.to_owned() });
+        }
         let Some(inventory) = Inventory::load(&self.client, name).await? else {
             self.catalog.get(name)?;
             return Err(Error::NotEnabled(name.to_owned()));
@@ -180,13 +191,13 @@ impl Manager {
         let mut list = Vec::new();
         for addon in self.catalog.iter() {
             let inventory = enabled.remove(&addon.name);
-            list.push(
-                self.listed(addon.name.clone(), addon.version.clone(), &addon.description, inventory).await?,
-            );
+            let (name, version) = (addon.name.clone(), addon.version.clone());
+            list.push(self.listed(name, version, &addon.description, addon.builtin, inventory).await?);
         }
         for (name, inventory) in enabled {
             let version = inventory.version.clone();
-            list.push(self.listed(name, version, "(not in this version of Kedge)", Some(inventory)).await?);
+            let description = "(not in this version of Kedge, nor in a repository of this node)";
+            list.push(self.listed(name, version, description, false, Some(inventory)).await?);
         }
         Ok(list)
     }
@@ -196,6 +207,7 @@ impl Manager {
         name: String,
         version: String,
         description: &str,
+        builtin: bool,
         inventory: Option<Inventory>,
     ) -> Result<Listed, Error> {
         let mut listed = Listed {
@@ -203,12 +215,16 @@ impl Manager {
             version,
             description: description.to_owned(),
             state: State::Disabled,
+            arguments: BTreeMap::new(),
             reasons: Vec::new(),
         };
         if let Some(inventory) = inventory {
             listed.version = inventory.version;
             listed.reasons = health::reasons(&self.client, &inventory.objects).await?;
             listed.state = if listed.reasons.is_empty() { State::Enabled } else { State::Unhealthy };
+            listed.arguments = inventory.arguments;
+        } else if builtin {
+            listed.state = State::Enabled;
         }
         Ok(listed)
     }
@@ -221,8 +237,19 @@ impl Manager {
         Ok(Inventory::load(&self.client, name).await?.is_some())
     }
 
-    /// Applies enabled addons again that another version of Kedge or of the addon applied: what a new binary
-    /// does first.
+    /// What would be applied.
+    fn render(
+        &self,
+        addon: &Addon,
+        given: &BTreeMap<String, String>,
+    ) -> Result<Vec<kube::api::DynamicObject>, Error> {
+        let arguments = addon.values(given)?;
+        let values = render::with_cluster(&arguments, &self.cluster.values());
+        render::objects(addon, &values)
+    }
+
+    /// Applies enabled addons again whose objects are others in this version of Kedge: what a new binary
+    /// does first. What a newer Kedge has applied stays as it is: that one's nodes come to lead as well.
     /// Returns what was upgraded, and what could not be with the reason.
     ///
     /// # Errors
@@ -230,29 +257,66 @@ impl Manager {
     pub async fn upgrade(&self, limit: Duration) -> Result<Vec<(String, Result<(), Error>)>, Error> {
         let mut done = Vec::new();
         for inventory in Inventory::all(&self.client).await? {
-            let newer =
-                self.catalog.get(&inventory.addon).is_ok_and(|addon| addon.version != inventory.version);
-            if newer {
-                let result = self.enable(&inventory.addon, &inventory.arguments, limit, &mut |_| {}).await;
-                done.push((inventory.addon, result));
+            let Ok(addon) = self.catalog.get(&inventory.addon) else { continue };
+            if is_newer(&inventory.kedge, &self.cluster.version) {
+                continue;
             }
+            let result = match self.render(addon, &inventory.arguments) {
+                Ok(objects) if render::digest(&objects) == inventory.digest => continue,
+                Ok(_) => self.enable(&inventory.addon, &inventory.arguments, limit, &mut |_| {}).await,
+                // An argument that is no more.
+                Err(error) => Err(error),
+            };
+            done.push((inventory.addon, result));
         }
         Ok(done)
     }
+
+    /// Some node of the cluster must be able to run it.
+    async fn check_architecture(&self, addon: &Addon) -> Result<(), Error> {
+        if addon.architectures.is_empty() {
+            return Ok(());
+        }
+        let nodes = Api::<Node>::all(self.client.clone()).list_metadata(&ListParams::default()).await?;
+        let found: BTreeSet<String> = nodes
+            .items
+            .into_iter()
+            .filter_map(|node| node.metadata.labels?.remove("kubernetes.io/arch"))
+            .collect();
+        // No node yet: those that come are not known.
+        if found.is_empty() || found.iter().any(|arch| addon.architectures.contains(arch)) {
+            return Ok(());
+        }
+        Err(Error::Architecture {
+            addon: addon.name.clone(),
+            found: found.into_iter().collect::<Vec<_>>().join(", "),
+            offered: addon.architectures.join(", "),
+        })
+    }
 }
 
-fn check_architecture(addon: &Addon) -> Result<(), Error> {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
+/// Whether `version` comes after `than`, by its numbers.
+fn is_newer(version: &str, than: &str) -> bool {
+    let numbers = |text: &str| -> Vec<u64> {
+        text.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
     };
-    if addon.architectures.is_empty() || addon.architectures.iter().any(|offered| offered == arch) {
-        return Ok(());
+    numbers(version) > numbers(than)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, than, expected) in [
+            ("0.10.0", "0.9.0", true),
+            ("0.9.0", "0.10.0", false),
+            ("0.1.0", "0.1.0", false),
+            ("0.2.0-rc.1", "0.1.9", true),
+            ("", "0.1.0", false),
+        ] {
+            assert_eq!(is_newer(version, than), expected, "{version} {than}");
+        }
     }
-    Err(Error::Architecture {
-        addon: addon.name.clone(),
-        arch: arch.to_owned(),
-        offered: addon.architectures.join(", "),
-    })
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use kube::api::DynamicObject;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::definition::Addon;
 use crate::error::Error;
@@ -17,7 +18,9 @@ pub(crate) fn with_cluster(
     cluster: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let mut values = cluster.clone();
-    values.extend(arguments.iter().map(|(key, value)| (key.clone(), value.clone())));
+    // Only defaults may name the cluster's values: what a user gives has no `$`.
+    let filled = |value: &String| replace(value, cluster).unwrap_or_else(|_| value.clone());
+    values.extend(arguments.iter().map(|(key, value)| (key.clone(), filled(value))));
     values
 }
 
@@ -42,6 +45,17 @@ pub(crate) fn objects(addon: &Addon, values: &BTreeMap<String, String>) -> Resul
     }
     objects.sort_by_key(order);
     Ok(objects)
+}
+
+/// Differs when anything differs that would be applied.
+pub(crate) fn digest(objects: &[DynamicObject]) -> String {
+    let mut hash = Sha256::new();
+    for object in objects {
+        // What came from YAML can be written as JSON.
+        hash.update(serde_json::to_vec(object).unwrap_or_default());
+        hash.update([0]);
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// YAML documents are parted by lines that are `---`.

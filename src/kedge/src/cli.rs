@@ -206,6 +206,12 @@ enum Command {
     /// Answer the cluster's DNS questions (what the dns addon runs)
     #[command(hide = true)]
     Dns(Box<crate::dns::DnsArgs>),
+    /// Serve what nodes and pods use (what the metrics addon runs)
+    #[command(hide = true)]
+    Metrics(crate::metrics::MetricsArgs),
+    /// Make volumes on this node (what the hostpath-storage addon runs)
+    #[command(hide = true)]
+    Storage(crate::storage::StorageArgs),
     /// Answer HTTP requests with version, pod and node (what the hello image runs)
     #[command(hide = true)]
     Hello {
@@ -475,6 +481,44 @@ pub(crate) enum AddonsCommand {
     Info {
         /// Its name
         addon: String,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Folders and git repositories with more addons, on this node
+    #[command(subcommand)]
+    Repo(RepoCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepoCommand {
+    /// Copy one to this node
+    Add {
+        /// A folder, or the URL of a git repository; addons are folders in it with an addon.yaml
+        #[arg(value_name = "PATH-OR-URL")]
+        source: String,
+        /// How to call it here [default: the last part of the path or URL]
+        #[arg(long)]
+        name: Option<String>,
+        /// A branch or tag of the git repository
+        #[arg(long, value_name = "BRANCH")]
+        branch: Option<String>,
+    },
+    /// Forget one; its addons that are enabled stay
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Copy one again, or all of them, and upgrade their addons that are enabled
+    Update {
+        /// Its name
+        name: Option<String>,
+    },
+    /// List them
+    List {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Short)]
+        format: Format,
     },
 }
 
@@ -541,6 +585,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Dns(args) => crate::dns::run(*args),
+        Command::Metrics(args) => crate::metrics::run(args),
+        Command::Storage(args) => crate::storage::run(args),
         Command::Pause => Ok(crate::pause::run()),
         Command::Hello { version } => Ok(crate::hello::run(version)),
     }

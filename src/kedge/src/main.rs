@@ -12,15 +12,18 @@ mod dns;
 mod hello;
 mod image_build;
 mod memory;
+mod metrics;
 mod node;
 mod node_status;
 mod output;
 mod pause;
+mod pod;
 mod preflight;
 mod process;
 mod service;
 mod snapshot;
 mod status;
+mod storage;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -54,6 +54,9 @@ pub(crate) struct Status {
     /// The store.
     #[serde(default)]
     pub(crate) datastore: Datastore,
+    /// The cluster's enabled addons with their health; the command asks the API server for them.
+    #[serde(default)]
+    pub(crate) addons: Vec<kedge_addons::Listed>,
 }
 
 /// One part of a node.
@@ -161,6 +164,7 @@ impl Status {
             components: Vec::new(),
             addresses: Vec::new(),
             datastore: Datastore::default(),
+            addons: Vec::new(),
         }
     }
 
@@ -191,6 +195,17 @@ impl Status {
             }
             if let Some(remedy) = &component.remedy {
                 text.push_str(&format!("  {:width$}  remedy: {remedy}\n", ""));
+            }
+        }
+        if !self.addons.is_empty() {
+            text.push_str("addons:\n");
+        }
+        let width = self.addons.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
+        for addon in &self.addons {
+            let state = crate::commands::addons::word(addon.state);
+            text.push_str(&format!("  {:width$}  {state}\n", addon.name));
+            for reason in &addon.reasons {
+                text.push_str(&format!("  {:width$}  {reason}\n", ""));
             }
         }
         text
@@ -230,13 +245,28 @@ mod tests {
             ],
             addresses: vec!["192.0.2.1".into()],
             datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
+            addons: vec![kedge_addons::Listed {
+                name: "dns".into(),
+                version: "1".into(),
+                description: String::new(),
+                state: kedge_addons::State::Unhealthy,
+                arguments: std::collections::BTreeMap::new(),
+                reasons: vec!["Deployment kube-system/kube-dns: 0 of 1 pods are ready".into()],
+            }],
         }
     }
 
     #[test]
     fn names_the_failing_part_its_error_and_the_remedy() {
         let text = status().to_short();
-        for part in ["degraded", "containerd  not ready", "error: exit status 1", "remedy: see the log"] {
+        for part in [
+            "dns  unhealthy",
+            "0 of 1 pods",
+            "degraded",
+            "containerd  not ready",
+            "error: exit status 1",
+            "remedy: see the log",
+        ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));

@@ -1,12 +1,16 @@
 //! The cgroups above the containers: `kubepods[/burstable|/besteffort]/podUID`, on cgroup v1 and v2
 //! (upstream `pkg/kubelet/cm`, driver cgroupfs). The runtime makes those of the containers.
 
+mod usage;
+
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::resources::{self, Qos};
 use crate::{Error, pod};
+
+pub(crate) use usage::Usage;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 

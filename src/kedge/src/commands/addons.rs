@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kedge_addons::{Catalog, Cluster, Error, Manager, State};
+use kedge_addons::{Added, Catalog, Cluster, Error, Listed, Manager, Repositories, Repository, State};
 
 use super::{block_on, require_root};
-use crate::cli::{AddonsCommand, EnableArgs, Failure, Format};
+use crate::cli::{AddonsCommand, EnableArgs, Failure, Format, RepoCommand};
 use crate::config::{Config, joined};
 use crate::output::{self, Step};
+
+/// How long an upgraded addon may take until it is healthy.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
 
 /// The manager of this node's cluster, with a client for its API.
 pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
@@ -28,14 +31,17 @@ fn cluster(config: &Config) -> Cluster {
     }
 }
 
-/// Embedded addons, and those of folders that were added.
+/// Embedded addons, and those of repositories that were added on this node.
 fn catalog(config: &Config) -> anyhow::Result<Catalog> {
     let mut catalog = Catalog::embedded()?;
-    let folder = config.data_dir.join("addons");
-    if folder.is_dir() {
-        catalog.load(&folder).context("load the added addons")?;
+    for problem in repositories(config).load(&mut catalog) {
+        tracing::warn!(error = %kedge_base::Chain(&problem), "a repository of addons is left out");
     }
     Ok(catalog)
+}
+
+fn repositories(config: &Config) -> Repositories {
+    Repositories::new(config.data_dir.join("addons"))
 }
 
 /// Enable each in the order given; the first that fails ends it.
@@ -116,8 +122,36 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
 pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, Failure> {
     match command {
         AddonsCommand::List { format } => list(config, *format),
-        AddonsCommand::Info { addon } => info(config, addon),
+        AddonsCommand::Info { addon, format } => info(config, addon, *format),
+        AddonsCommand::Repo(command) => repo(config, command),
     }
+}
+
+/// The cluster's addons with their health, for `kedge status`: `None` when the cluster does not say.
+pub(crate) fn enabled(config: &Config, limit: Duration) -> Option<Vec<Listed>> {
+    let list = block_on(async {
+        let manager = manager(config, super::admin_client(config)?)?;
+        anyhow::Ok(tokio::time::timeout(limit, manager.list()).await??)
+    });
+    let list = list.ok()?.ok()?;
+    Some(list.into_iter().filter(|addon| addon.state != State::Disabled).collect())
+}
+
+pub(crate) fn word(state: State) -> &'static str {
+    match state {
+        State::Enabled => "enabled",
+        State::Disabled => "disabled",
+        State::Unhealthy => "unhealthy",
+    }
+}
+
+fn print<T: serde::Serialize>(value: &T, format: Format, short: impl FnOnce()) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::say(&serde_json::to_string_pretty(value).context("write JSON")?),
+        Format::Yaml => output::write(&serde_saphyr::to_string(value).context("write YAML")?),
+        Format::Short => short(),
+    }
+    Ok(())
 }
 
 fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
@@ -126,44 +160,133 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
         let manager = manager(config, super::admin_client(config)?)?;
         manager.list().await.context("list the addons")
     })??;
-    match format {
-        Format::Json => output::say(&serde_json::to_string_pretty(&list).context("write JSON")?),
-        Format::Yaml => output::write(&serde_saphyr::to_string(&list).context("write YAML")?),
-        Format::Short => {
-            let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
-            for addon in &list {
-                let state = match addon.state {
-                    State::Enabled => "enabled",
-                    State::Disabled => "disabled",
-                    State::Unhealthy => "unhealthy",
-                };
-                output::say(&format!("{:width$}  {state:9}  {}", addon.name, addon.description));
-                for reason in &addon.reasons {
-                    output::say(&format!("{:width$}  {reason}", ""));
+    print(&list, format, || {
+        let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
+        for addon in &list {
+            let state = word(addon.state);
+            output::say(&format!("{:width$}  {state:9}  {}", addon.name, addon.description));
+            for reason in &addon.reasons {
+                output::say(&format!("{:width$}  {reason}", ""));
+            }
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure> {
+    let catalog = catalog(config)?;
+    let addon = catalog.get(name).map_err(usage)?;
+    print(addon, format, || {
+        output::say(&format!("{} {}\n{}", addon.name, addon.version, addon.description));
+        for (title, list) in [("requires", &addon.requires), ("architectures", &addon.architectures)] {
+            if !list.is_empty() {
+                output::say(&format!("{title}: {}", list.join(", ")));
+            }
+        }
+        if !addon.arguments.is_empty() {
+            output::say("arguments:");
+        }
+        for argument in &addon.arguments {
+            let values = if argument.values.is_empty() {
+                String::new()
+            } else {
+                format!(" [{}]", argument.values.join("|"))
+            };
+            output::say(&format!(
+                "  {}{values} (default {}): {}",
+                argument.name, argument.default, argument.description
+            ));
+        }
+        if !addon.notes.trim().is_empty() {
+            output::say(addon.notes.trim());
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
+    let repositories = repositories(config);
+    if let RepoCommand::List { format } = command {
+        let list = repositories.list().context("list the repositories")?;
+        print(&list, *format, || {
+            for repository in &list {
+                output::say(&format!(
+                    "{}  {}  {}",
+                    repository.name,
+                    repository.source,
+                    repository.addons.join(", ")
+                ));
+            }
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    require_root()?;
+    match command {
+        RepoCommand::Add { source, name, branch } => {
+            let added = Added { source, name: name.as_deref(), reference: branch.as_deref() };
+            let step = Step::begin(&format!("adding {source}"));
+            match repositories.add(added, &catalog(config)?) {
+                Ok(made) => step.done(&format!("{} is added: {}", made.name, made.addons.join(", "))),
+                Err(error) => {
+                    step.abandon();
+                    return Err(Failure::Failed(error.into()));
                 }
             }
         }
+        RepoCommand::Remove { name } => {
+            let gone = repositories.remove(name).map_err(usage)?;
+            output::say(&format!("{name} is removed"));
+            tell_enabled(config, &gone);
+        }
+        RepoCommand::Update { name } => update(config, &repositories, name.as_deref())?,
+        RepoCommand::List { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn info(config: &Config, name: &str) -> Result<ExitCode, Failure> {
-    let catalog = catalog(config)?;
-    let addon = catalog.get(name).map_err(usage)?;
-    output::say(&format!("{} {}\n{}", addon.name, addon.version, addon.description));
-    if !addon.requires.is_empty() {
-        output::say(&format!("requires: {}", addon.requires.join(", ")));
+/// Addons that go on without their repository are worth a word.
+fn tell_enabled(config: &Config, gone: &Repository) {
+    let enabled = enabled(config, Duration::from_secs(5)).unwrap_or_default();
+    for addon in enabled.iter().filter(|addon| gone.addons.contains(&addon.name)) {
+        output::say(&format!("{} stays enabled; kedge disable {} removes it", addon.name, addon.name));
     }
-    for argument in &addon.arguments {
-        output::say(&format!("  {} (default {}): {}", argument.name, argument.default, argument.description));
+}
+
+fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> Result<(), Failure> {
+    let names: Vec<String> = match name {
+        Some(name) => vec![name.to_owned()],
+        None => {
+            repositories.list().context("list the repositories")?.into_iter().map(|own| own.name).collect()
+        }
+    };
+    for name in &names {
+        let step = Step::begin(&format!("updating {name}"));
+        match repositories.update(name, &catalog(config)?) {
+            Ok(made) => step.done(&format!("{name} is up to date: {}", made.addons.join(", "))),
+            Err(error) => {
+                step.abandon();
+                return Err(Failure::Failed(anyhow::Error::from(error).context(format!("update {name}"))));
+            }
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    // A node that does not run has nothing to upgrade: its start does.
+    let Ok(client) = super::admin_client(config) else { return Ok(()) };
+    block_on(async {
+        let manager = manager(config, client)?;
+        for (addon, result) in manager.upgrade(UPGRADE_LIMIT).await.context("upgrade the enabled addons")? {
+            result.with_context(|| format!("upgrade {addon}"))?;
+            output::say(&format!("{addon} is upgraded"));
+        }
+        Ok(())
+    })?
 }
 
 /// A wrong name or argument is wrong usage, everything else a failure.
 fn usage(error: Error) -> Failure {
     match error {
-        Error::Unknown { .. } | Error::Argument { .. } => Failure::Usage(error.to_string()),
+        Error::Unknown { .. } | Error::Argument { .. } | Error::BuiltIn { .. } => {
+            Failure::Usage(error.to_string())
+        }
         other => Failure::Failed(other.into()),
     }
 }

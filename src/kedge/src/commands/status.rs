@@ -11,9 +11,12 @@ use crate::output::{self, Step};
 use crate::service;
 use crate::status::{self, State, Status};
 
+/// The addons are left out when the API server takes longer to tell of them.
+const ADDONS_LIMIT: Duration = Duration::from_secs(5);
+
 /// Print the status, after waiting for Ready when asked to.
 pub(crate) fn run(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
-    let status = match args.limit() {
+    let mut status = match args.limit() {
         None => current(config)?,
         Some(limit) => {
             let mut step = Step::begin("waiting for kedge");
@@ -22,6 +25,10 @@ pub(crate) fn run(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failur
             status?
         }
     };
+    let store_answers = status.datastore.has_leader;
+    if status.state != State::Stopped && store_answers && config.kubeconfig().exists() {
+        status.addons = super::addons::enabled(config, ADDONS_LIMIT).unwrap_or_default();
+    }
     match args.format {
         Format::Short => {
             output::write(&status.to_short());

@@ -1,0 +1,122 @@
+//! What a cgroup has used: processor time and the working set, as upstream's cAdvisor counts them.
+//! Reads files of the cgroup file systems and of /proc.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::Cgroups;
+
+/// Use of one group and of all below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Nanoseconds of one processor since the group exists.
+    pub(crate) cpu: u64,
+    /// Bytes, the caches of files included.
+    pub(crate) memory: u64,
+    /// Bytes that cannot be had back by dropping files that have not been used for a while.
+    pub(crate) working_set: u64,
+}
+
+impl Cgroups {
+    /// `None`: the pod has no group (any more).
+    pub(crate) fn pod_usage(&self, target: &Pod) -> Option<Usage> {
+        self.usage(&self.path_of(target))
+    }
+
+    /// All of the machine, or of the container that the node runs in.
+    pub(crate) fn node_usage(&self) -> Option<Usage> {
+        self.usage("")
+    }
+
+    fn usage(&self, path: &str) -> Option<Usage> {
+        let (cpu, memory, inactive) = if self.unified {
+            let dir = self.mount.join(path);
+            let micros = entry(&dir.join("cpu.stat"), "usage_usec")?;
+            // The root has no such file; the machine's own figures stand for it.
+            let memory = number(&dir.join("memory.current")).or_else(|| used("/proc/meminfo".as_ref()))?;
+            (micros * 1000, memory, entry(&dir.join("memory.stat"), "inactive_file"))
+        } else {
+            let dir = self.dir("memory", path);
+            let cpu = number(&self.dir("cpuacct", path).join("cpuacct.usage"))?;
+            let memory = number(&dir.join("memory.usage_in_bytes"))?;
+            (cpu, memory, entry(&dir.join("memory.stat"), "total_inactive_file"))
+        };
+        Some(Usage { cpu, memory, working_set: memory.saturating_sub(inactive.unwrap_or(0)) })
+    }
+}
+
+fn number(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// A line `KEY VALUE` of a file.
+fn entry(file: &Path, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// `MemTotal - MemFree` in bytes.
+fn used(meminfo: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(meminfo).ok()?;
+    let of = |key: &str| -> Option<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    Some(of("MemTotal")?.saturating_sub(of("MemFree")?) * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let file = dir.join(name);
+            std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+            std::fs::write(file, text).expect("written");
+        }
+    }
+
+    #[test]
+    fn both_kinds_of_hierarchy_are_read() {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("u".into());
+        let v1 = tempfile::tempdir().expect("a temporary folder");
+        write(
+            v1.path(),
+            &[
+                ("cpu/x", ""),
+                ("cpuacct/kubepods/besteffort/podu/cpuacct.usage", "1500000000\n"),
+                ("memory/kubepods/besteffort/podu/memory.usage_in_bytes", "1000\n"),
+                (
+                    "memory/kubepods/besteffort/podu/memory.stat",
+                    "inactive_file 1\ntotal_inactive_file 300\nx 1\n",
+                ),
+            ],
+        );
+        let v2 = tempfile::tempdir().expect("a temporary folder");
+        write(
+            v2.path(),
+            &[
+                ("cgroup.controllers", "cpu memory"),
+                ("kubepods/besteffort/podu/cpu.stat", "usage_usec 1500000\nuser_usec 1\n"),
+                ("kubepods/besteffort/podu/memory.current", "1000\n"),
+                ("kubepods/besteffort/podu/memory.stat", "anon 5\ninactive_file 300\n"),
+                ("cpu.stat", "usage_usec 9\n"),
+            ],
+        );
+        for dir in [v1.path(), v2.path()] {
+            // The first look at v2 writes weights into files that a real one has.
+            write(dir, &[("kubepods/besteffort/cpu.weight", "")]);
+            let cgroups = Cgroups::at(dir, "kubepods").expect("controllers");
+            let expected = Usage { cpu: 1_500_000_000, memory: 1000, working_set: 700 };
+            assert_eq!(cgroups.pod_usage(&pod), Some(expected), "{}", dir.display());
+            let mut other = pod.clone();
+            other.metadata.uid = Some("other".into());
+            assert_eq!(cgroups.pod_usage(&other), None);
+        }
+        let node = Cgroups::at(v2.path(), "kubepods").expect("controllers").node_usage();
+        assert!(node.is_some_and(|usage| usage.cpu == 9000 && usage.memory > 0));
+    }
+}

@@ -1,0 +1,99 @@
+//! The HTTPS listener.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use kedge_base::Tasks;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::Error;
+use crate::api::Api;
+use crate::auth::Delegated;
+
+/// A client that does not finish its handshake in this time is cut off.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_CONNECTIONS: usize = 256;
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// Answers until the tasks stop.
+///
+/// # Errors
+/// When somebody else listens there.
+pub(crate) async fn listen(
+    address: SocketAddr,
+    auth: Arc<Delegated>,
+    api: Arc<Api>,
+    tasks: &Tasks,
+) -> Result<(), Error> {
+    let failed = |source| Error::Io { doing: format!("listen on {address}"), source };
+    let listener = match TcpListener::bind(address).await {
+        // A kernel without IPv6.
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    let listener = listener.map_err(failed)?;
+    let connections = tasks.child("server");
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    tasks.spawn_until_stopped("server", async move {
+        loop {
+            // Those beyond the limit wait in the kernel's queue.
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
+                    connections.spawn_until_stopped("connection", async move {
+                        connection(api, stream, acceptor).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    // Out of file descriptors: going on at once would only burn CPU.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => return tracing::debug!("TLS handshake took too long"),
+    };
+    // rustls has checked that it is of the front proxy's authority.
+    let certificates = stream.get_ref().1.peer_certificates();
+    let peer: Arc<Option<String>> =
+        Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| common_name(first)));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (api, peer) = (api.clone(), peer.clone());
+        async move { Ok::<Answer, Infallible>(api.answer(&request, peer.as_deref()).await) }
+    });
+    let served = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+fn common_name(certificate: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
