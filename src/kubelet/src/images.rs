@@ -1,9 +1,14 @@
 //! Images: pulled as the policy says, with back-off, credentials and upstream's events
-//! (`pkg/kubelet/images/image_manager.go`); and read from archives.
+//! (`pkg/kubelet/images/image_manager.go`); read from archives and written to them; collected.
 
 mod archive;
+mod collect;
 mod credentials;
+mod export;
+mod listing;
 mod reference;
+mod store;
+mod unpack;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +23,11 @@ use crate::core::Core;
 use crate::runtime::Runtime;
 use crate::{Error, pod};
 
-pub use archive::{import, list};
+pub use archive::{ImportOptions, import};
+pub(crate) use collect::Collector;
+pub use collect::ImageGc;
+pub use export::export;
+pub use listing::{ImageInfo, describe, list, prune, set_pinned};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
