@@ -19,6 +19,8 @@ pub enum Error {
     InUse { addon: String, users: String },
     #[error("{place} is not a valid addon: {what}")]
     Definition { place: String, what: String },
+    #[error("{file} is not a valid manifest: {what}")]
+    Manifest { file: String, what: String },
     #[error("read {path}")]
     Read {
         path: PathBuf,

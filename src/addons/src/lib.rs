@@ -2,7 +2,7 @@
 //!
 //! Enabling is one server-side apply under the field manager `kedge-addons`, with an inventory object
 //! that lists what was made: disabling removes exactly that, and a newer version of an addon removes
-//! what it no longer has. The crate talks to an API server through a `kube::Client` and touches nothing
+//! what it no longer has. The same code applies the manifests of a watched folder. The crate talks to an API server through a `kube::Client` and touches nothing
 //! else.
 
 mod apply;
@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod inventory;
 mod manager;
+mod manifests;
 mod render;
 
 pub use catalog::Catalog;
@@ -19,3 +20,4 @@ pub use definition::{Addon, Argument, ArgumentType};
 pub use error::Error;
 pub use inventory::{Inventory, ObjectRef};
 pub use manager::{Cluster, Listed, Manager, State};
+pub use manifests::{Done, Manifests};

@@ -30,6 +30,7 @@ mod node;
 mod objects;
 mod pod;
 mod probe;
+mod registries;
 mod resources;
 mod runtime;
 mod runtime_events;
@@ -48,3 +49,4 @@ pub use images::{
     import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,
 };
 pub use kubelet::{Kubelet, Summary, start};
+pub use registries::Registries;

@@ -1,6 +1,6 @@
 //! What this node has and what of it nobody uses, for the command line.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use k8s_cri::v1 as cri;
