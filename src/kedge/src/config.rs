@@ -17,7 +17,7 @@ use crate::commands::cluster::parse_duration;
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
 
 /// Every key of the file, which is every global flag but `--config`.
-pub(crate) const KEYS: [&str; 20] = [
+pub(crate) const KEYS: [&str; 21] = [
     "data-dir",
     "run-dir",
     "log-dir",
@@ -38,6 +38,7 @@ pub(crate) const KEYS: [&str; 20] = [
     "cni-bin-dir",
     "snapshot-interval",
     "snapshot-keep",
+    "registries",
 ];
 
 /// Settings that were given, as text, by key.
@@ -123,6 +124,8 @@ pub(crate) struct Config {
     pub(crate) snapshot_interval: Option<Duration>,
     /// How many of these are kept.
     pub(crate) snapshot_keep: usize,
+    /// Mirrors and logins of registries; the file need not exist.
+    pub(crate) registries: PathBuf,
 }
 
 impl Config {
@@ -174,6 +177,7 @@ impl Config {
             cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
+            registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
         };
         config.check_together(&mut reader);
         if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
@@ -218,6 +222,21 @@ impl Config {
     /// Where this node keeps snapshots.
     pub(crate) fn snapshot_dir(&self) -> PathBuf {
         self.data_dir.join("snapshots")
+    }
+
+    /// Archives of images that are imported at start and when they appear.
+    pub(crate) fn image_dir(&self) -> PathBuf {
+        self.data_dir.join("images")
+    }
+
+    /// Where images are unpacked or built on their way.
+    pub(crate) fn image_work_dir(&self) -> PathBuf {
+        self.data_dir.join("image-work")
+    }
+
+    /// Manifests that are applied at start and when they change.
+    pub(crate) fn manifest_dir(&self) -> PathBuf {
+        self.data_dir.join("manifests")
     }
 
     /// The administrator's kubeconfig, rewritten at every start.

@@ -3,6 +3,7 @@
 //! `GET /status` answers a [`Status`] as JSON. The types are shared by the node that answers and the
 //! commands that ask.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -54,6 +55,9 @@ pub(crate) struct Status {
     /// The store.
     #[serde(default)]
     pub(crate) datastore: Datastore,
+    /// What else is wrong, by the file that has to be mended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) problems: BTreeMap<String, String>,
 }
 
 /// One part of a node.
@@ -161,6 +165,7 @@ impl Status {
             components: Vec::new(),
             addresses: Vec::new(),
             datastore: Datastore::default(),
+            problems: BTreeMap::new(),
         }
     }
 
@@ -192,6 +197,9 @@ impl Status {
             if let Some(remedy) = &component.remedy {
                 text.push_str(&format!("  {:width$}  remedy: {remedy}\n", ""));
             }
+        }
+        for (what, problem) in &self.problems {
+            text.push_str(&format!("problem: {what}: {problem}\n"));
         }
         text
     }
@@ -230,13 +238,20 @@ mod tests {
             ],
             addresses: vec!["192.0.2.1".into()],
             datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
+            problems: [("a.yaml".to_owned(), "no kind".to_owned())].into(),
         }
     }
 
     #[test]
     fn names_the_failing_part_its_error_and_the_remedy() {
         let text = status().to_short();
-        for part in ["degraded", "containerd  not ready", "error: exit status 1", "remedy: see the log"] {
+        for part in [
+            "degraded",
+            "containerd  not ready",
+            "error: exit status 1",
+            "remedy: see the log",
+            "problem: a.yaml: no kind",
+        ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));

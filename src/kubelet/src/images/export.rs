@@ -1,7 +1,7 @@
 //! Writes images of this node into one archive: an OCI image layout that `ctr images import`, `docker load`
 //! and our own import read. The same images always give the same bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
