@@ -115,12 +115,14 @@ impl Manifests {
     ) -> BTreeSet<String> {
         let mut failed = BTreeSet::new();
         for name in names {
-            let result = self.file(&name).await;
+            let mut result = self.file(&name).await;
+            if result.as_ref().is_err_and(may_pass) {
+                // An object of a kind that the same file brings, for one.
+                result = self.file(&name).await;
+            }
             report(&name, result.as_ref().copied());
-            match result {
-                // Only a change of the file mends these.
-                Ok(_) | Err(Error::Manifest { .. } | Error::Read { .. }) => {}
-                Err(_) => drop(failed.insert(name)),
+            if result.as_ref().is_err_and(may_pass) {
+                failed.insert(name);
             }
         }
         failed
@@ -165,6 +167,11 @@ impl Manifests {
         let others = manifests.into_iter().filter(|inventory| inventory.addon != key).chain(addons);
         Ok(others.flat_map(|inventory| inventory.objects).collect())
     }
+}
+
+/// Is it worth another try? The others only a change of the file mends.
+fn may_pass(error: &Error) -> bool {
+    !matches!(error, Error::Manifest { .. } | Error::Read { .. })
 }
 
 /// What was done for one file.

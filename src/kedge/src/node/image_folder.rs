@@ -26,7 +26,7 @@ struct Imported {
     size: u64,
     inode: u64,
     /// Nanoseconds since 1970.
-    modified: i128,
+    modified: i64,
     images: Vec<String>,
 }
 
@@ -111,7 +111,7 @@ impl ImageFolder {
         let present = match kedge_kubelet::list_images(&self.socket).await {
             Ok(present) => present,
             Err(error) => {
-                self.tell("", Some(format!("containerd does not answer: {error}")));
+                self.tell("", Some(format!("containerd does not answer: {}", kedge_base::Chain(&error))));
                 return names.into_iter().collect();
             }
         };
@@ -120,7 +120,7 @@ impl ImageFolder {
             match self.file(&name, &present).await {
                 Ok(()) => self.tell(&name, None),
                 Err(error) => {
-                    self.tell(&name, Some(error.to_string()));
+                    self.tell(&name, Some(kedge_base::Chain(&error).to_string()));
                     // Only a change of the file mends the others.
                     if matches!(error, kedge_kubelet::Error::Runtime(_)) {
                         again.insert(name);
@@ -142,7 +142,7 @@ impl ImageFolder {
         let mut now = Imported {
             size: meta.size(),
             inode: meta.ino(),
-            modified: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            modified: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
             images: Vec::new(),
         };
         if let Some(known) = self.imported.get(name) {
