@@ -90,9 +90,13 @@ impl Images {
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<cri::Image>, Error> {
+        // Known before the list is made: what is pulled meanwhile may be missing in it.
+        let known = self.records.ids();
         let asked = cri::ListImagesRequest { filter: None };
         let images = self.runtime.images().list_images(asked).await?.into_inner().images;
-        self.records.retain(|id| images.iter().any(|image| image.id == id));
+        for id in known.iter().filter(|id| !images.iter().any(|image| image.id == **id)) {
+            self.records.forget(id);
+        }
         Ok(images)
     }
 
