@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use kube::api::DynamicObject;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::definition::Addon;

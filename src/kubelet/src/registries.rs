@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1::AuthConfig;
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::watch;
 
 use crate::Error;
@@ -24,8 +24,10 @@ use crate::images::reference;
 #[serde(deny_unknown_fields, default)]
 struct File {
     /// Registry (`docker.io`, `quay.io`, `host:5000`, `*` for all others) to where its images are.
+    #[serde(deserialize_with = "or_default")]
     mirrors: BTreeMap<String, Option<Mirror>>,
     /// Host of a registry or mirror to how it is talked to.
+    #[serde(deserialize_with = "or_default")]
     configs: BTreeMap<String, Option<Host>>,
 }
 
@@ -162,6 +164,11 @@ impl Registries {
     pub fn file(&self) -> &Path {
         &self.0.file
     }
+}
+
+/// A section with nothing in it is as good as none.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
 fn parse(text: &str) -> Result<File, Error> {
