@@ -51,9 +51,14 @@ pub(crate) fn plain(text: &str) -> Result<Vec<DynamicObject>, String> {
 
 /// One document; an empty one is nothing.
 fn parse(text: &str) -> Result<Vec<DynamicObject>, String> {
-    let options = serde_saphyr::options! { strict_booleans: true };
-    let value: Value =
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
+    let is_json = text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    let value: Value = if is_json {
+        // JSON may be indented with tabs, YAML may not.
+        serde_json::from_str(text).map_err(|error| error.to_string())?
+    } else {
+        let options = serde_saphyr::options! { strict_booleans: true };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?
+    };
     let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
     let items = match value {
         Value::Null => Vec::new(),
