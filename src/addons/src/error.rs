@@ -44,6 +44,21 @@ pub enum Error {
     Inventory { addon: String, what: String },
 }
 
+impl Error {
+    /// One line for people: what the API server itself said, without the shape it came in.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Refused { source, .. } | Self::Api(source) => match source.as_ref() {
+                kube::Error::Api(status) => format!("{self}: {}", status.message),
+                other => format!("{self}: {other}"),
+            },
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl From<kube::Error> for Error {
     fn from(error: kube::Error) -> Self {
         Self::Api(Box::new(error))

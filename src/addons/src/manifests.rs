@@ -200,6 +200,11 @@ fn key(node: &str, file: &str) -> String {
     format!("{hash:016x}")
 }
 
+/// The parser shows the place in the text below its message.
+fn first_line(what: &str) -> String {
+    what.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
 /// `None`: there is no such file (any more).
 fn read(path: &Path, name: &str) -> Result<Option<Vec<DynamicObject>>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
@@ -212,7 +217,7 @@ fn read(path: &Path, name: &str) -> Result<Option<Vec<DynamicObject>>, Error> {
         Err(error) => return Err(failed(error)),
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    let mut objects = render::plain(&text).map_err(invalid)?;
+    let mut objects = render::plain(&text).map_err(|what| invalid(first_line(&what)))?;
     for object in &mut objects {
         let types = object.types.clone().unwrap_or_default();
         if types.kind.is_empty() || types.api_version.is_empty() {

@@ -131,19 +131,15 @@ impl Registries {
                 *known = Known { seen: Some(seen), file: Arc::new(file) };
                 Ok(())
             }
-            Err(error) => Err(Error::other(format!(
-                "{}: {}; what it said before is still used",
-                self.0.file.display(),
-                error.text()
-            ))),
+            Err(error) => Err(format!("{}; what it said before is still used", error.text())),
         };
-        let problem = result.as_ref().err().map(Error::text);
+        let problem = result.as_ref().err().cloned();
         self.0.problem.send_if_modified(|old| {
             let changed = *old != problem;
             *old = problem;
             changed
         });
-        result
+        result.map_err(|problem| Error::other(format!("{}: {problem}", self.0.file.display())))
     }
 
     fn read(&self) -> Result<File, Error> {
@@ -175,7 +171,11 @@ fn parse(text: &str) -> Result<File, Error> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(File::default());
     }
-    let file: File = serde_saphyr::from_str(text).map_err(|error| Error::other(error.to_string()))?;
+    let file: File = serde_saphyr::from_str(text).map_err(|error| {
+        // Below its message the parser shows the place in the text, which may be a password.
+        let text = error.to_string();
+        Error::other(text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+    })?;
     hosts::render(&file)?;
     Ok(file)
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kedge_addons::{Done, Manifests};
-use kedge_base::{Chain, Tasks};
+use kedge_base::Tasks;
 use kedge_client::{EventType, Recorder};
 
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub(crate) fn start(config: &Config, client: &kube::Client, board: &Board, tasks
                     board.note(&place, None);
                 }
                 Err(error) => {
-                    let problem = Chain(error).to_string();
+                    let problem = error.text();
                     board.note(&place, Some(problem.clone()));
                     // It is tried again and again; the first time is enough.
                     if told.get(file) != Some(&problem) {

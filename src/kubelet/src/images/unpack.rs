@@ -2,7 +2,7 @@
 //! file without a name, because images are read from their archive by place.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -25,7 +25,9 @@ pub(super) fn open(path: &Path, work_dir: &Path) -> Result<File, Error> {
     let unpack = || {
         std::fs::create_dir_all(work_dir)?;
         let mut plain = tempfile::tempfile_in(work_dir)?;
-        kind(file, &mut plain).map(|()| plain)
+        kind(file, &mut plain)?;
+        plain.rewind()?;
+        Ok(plain)
     };
     unpack().map_err(|error| Error::io(format!("unpack {} in {}", path.display(), work_dir.display()), error))
 }
@@ -67,9 +69,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("archive");
         std::fs::write(&path, bytes).expect("written");
-        let plain = open(&path, &dir.path().join("work"))?;
-        let mut found = vec![0; usize::try_from(plain.metadata().expect("metadata").len()).expect("small")];
-        plain.read_exact_at(&mut found, 0).expect("read");
+        let mut found = Vec::new();
+        open(&path, &dir.path().join("work"))?.read_to_end(&mut found).expect("read");
         Ok(found)
     }
 
