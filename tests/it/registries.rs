@@ -18,7 +18,12 @@ fn refused(cluster: &Cluster, name: &str) -> String {
         let reason = cluster.field(&format!("pod/{name}"), path);
         ["ErrImagePull", "ImagePullBackOff"].contains(&reason.as_str()).then_some(())
     });
-    let message = cluster.event(&format!("Pod/{name}"), "Failed");
+    let selector = format!("--field-selector=involvedObject.name={name},reason=Failed");
+    let message = eventually(&format!("the event about {name}'s pull"), || {
+        let events = cluster.get(&["events", &selector]);
+        let messages = events["items"].as_array()?.iter().filter_map(|event| event["message"].as_str());
+        messages.filter(|message| message.starts_with("Failed to pull image")).last().map(str::to_owned)
+    });
     eventually(&format!("the pull of {name} to be put off"), || {
         let path = ".status.containerStatuses[0].state.waiting.message";
         cluster.field(&format!("pod/{name}"), path).contains("Back-off pulling image").then_some(())
@@ -51,8 +56,8 @@ fn images_are_pulled_through_mirrors_and_with_logins() {
     fs::write(&file, &mirrors).unwrap();
     let by_digest = format!("app.invalid/library/app@{}", Registry::digest("library/app:1"));
     for (name, image) in [
-        ("by-tag", "app.invalid/library/app:1"),
         ("by-digest", by_digest.as_str()),
+        ("by-tag", "app.invalid/library/app:1"),
         ("by-path", "tool.invalid/team/tool:1"),
     ] {
         cluster.apply(&pod(name, image, ""));

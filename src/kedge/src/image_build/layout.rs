@@ -265,8 +265,8 @@ mod tests {
         }
     }
 
-    const ONE: &str = "ONE_DIGEST";
-    const TWO: &str = "TWO_DIGEST";
+    const ONE: &str = "ee8940c2cc29b5da03294a55c52407857cf5211ab65ab160b96b4997bbdcbc78";
+    const TWO: &str = "81a36700c15db97c1ef956ce56a17c2497f7ddf138ceb1696881361bf0365d55";
 
     #[test]
     fn every_reference_leads_to_a_blob_with_that_digest() {
