@@ -204,6 +204,22 @@ usable_kubectl() {
     KUBECTL=$1
 }
 
+# The registry that images are pulled from in tests. It is unpacked only: its package would start a service.
+fetch_registry() {
+    local work
+    DOCKER_REGISTRY=$(command -v docker-registry || true)
+    [ -n "$DOCKER_REGISTRY" ] || DOCKER_REGISTRY=$TOOLS/bin/docker-registry
+    export DOCKER_REGISTRY
+    if [ ! -x "$DOCKER_REGISTRY" ]; then
+        work=$(mktemp -d "$TOOLS/registry.XXXXXX")
+        chmod 0755 "$work"
+        (cd "$work" && apt-get download -q docker-registry && dpkg-deb -x ./docker-registry_*.deb tree) &&
+            install -m 0755 "$work/tree/usr/bin/docker-registry" "$DOCKER_REGISTRY"
+        rm -rf "$work"
+    fi
+    [ -x "$DOCKER_REGISTRY" ] && echo "$DOCKER_REGISTRY"
+}
+
 fetch_kubectl() {
     local base=https://dl.k8s.io/release/$KUBECTL_RELEASE/bin/linux/$DEB_ARCH work
     work=$(mktemp -d "$TOOLS/kubectl.XXXXXX")
@@ -280,6 +296,7 @@ if [ "$PART" != e2e ]; then
 fi
 if [ "$PART" != unit ]; then
     step "kubectl" install_kubectl
+    step "docker-registry" fetch_registry
     step "release binary" build_binary
     if [ -n "$BUILT" ] && [ -n "${KUBECTL:-}" ]; then
         step "whole-binary tests" whole_binary_tests

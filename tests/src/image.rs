@@ -21,14 +21,7 @@ const APPLETS: [&str; 34] = [
 /// # Panics
 /// When there is no static busybox or the file cannot be written.
 pub fn oci_archive(name: &str, archive: &Path) {
-    let layer = layer();
-    let config = bytes(&config(&layer));
-    let manifest = bytes(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    }));
+    let Parts { layer, config, manifest } = parts(name);
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
     entry["platform"] = json!({ "architecture": architecture(), "os": "linux" });
     entry["annotations"] = json!({ "io.containerd.image.name": name });
@@ -49,6 +42,28 @@ pub fn oci_archive(name: &str, archive: &Path) {
             (blob(&layer), &layer),
         ],
     );
+}
+
+/// What a registry needs of one image.
+pub(crate) struct Parts {
+    pub(crate) layer: Vec<u8>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) manifest: Vec<u8>,
+}
+
+/// The busybox image; `label` makes it another image than those with other labels.
+pub(crate) fn parts(label: &str) -> Parts {
+    let layer = layer();
+    let mut config = config(&layer);
+    config["config"]["Labels"] = json!({ "test": label });
+    let config = bytes(&config);
+    let manifest = bytes(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+    }));
+    Parts { layer, config, manifest }
 }
 
 /// Writes an image as `docker save` did before it knew OCI.
@@ -133,7 +148,7 @@ fn descriptor(media_type: &str, content: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": format!("sha256:{}", digest(content)), "size": content.len() })
 }
 
-fn digest(content: &[u8]) -> String {
+pub(crate) fn digest(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

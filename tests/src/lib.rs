@@ -3,7 +3,7 @@
 //!
 //! Nothing here is a stand-in: no mock of containerd, of kubectl or of the API. The environment names the
 //! programs: `KEDGE_BINARY` (needed), `KUBECTL` (otherwise from PATH), `KEDGE_TEST_DIR` (where folders are
-//! made, `/var/tmp`), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after
+//! made, `/var/tmp`), `DOCKER_REGISTRY` (otherwise from PATH), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after
 //! a test that was killed).
 
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
@@ -13,6 +13,7 @@ mod http;
 mod image;
 mod leftovers;
 mod network;
+mod registry;
 mod run;
 
 pub use cluster::Cluster;
@@ -20,6 +21,7 @@ pub use http::{Proxy, Response};
 pub use image::{BUSYBOX, docker_archive, oci_archive};
 pub use leftovers::{Process, processes_naming};
 pub use network::{Families, Network};
+pub use registry::Registry;
 pub use run::{Out, kedge_binary, kubectl_program, run};
 
 use std::time::{Duration, Instant};

@@ -101,6 +101,11 @@ impl Network {
         ip(&["link", "set", &self.card(host), if connected { "up" } else { "down" }]);
     }
 
+    /// Leaves a host with its own network only.
+    pub fn remove_default_route(&self, host: usize) {
+        ip(&["-n", &self.namespace(host), "route", "del", "default"]);
+    }
+
     fn bridge(&self) -> String {
         format!("ktn{}", self.id)
     }

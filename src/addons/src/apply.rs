@@ -1,23 +1,74 @@
 //! Objects of any kind: applied, deleted, found by what the API server says it serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
 
 use crate::error::Error;
-use crate::inventory::{MANAGER, ObjectRef};
+use crate::inventory::{ADDONS, Inventory, ObjectRef, Shelf};
+
+/// Makes the cluster hold exactly `objects` of what the inventory's owner had (`before`): they are applied,
+/// and what is no longer among them is deleted unless somebody else wants it (`keep`). The inventory names
+/// everything that may exist at any time, so that nothing is forgotten when the work is cut off in between.
+///
+/// # Errors
+/// The first refusal. Other objects are applied all the same when `go_on` says so; nothing is deleted then.
+pub(crate) async fn converge(
+    client: &kube::Client,
+    inventory: &Inventory,
+    objects: &[DynamicObject],
+    before: Vec<ObjectRef>,
+    keep: &BTreeSet<ObjectRef>,
+    go_on: bool,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> Result<(), Error> {
+    let kept: BTreeSet<&ObjectRef> = inventory.objects.iter().collect();
+    let gone: Vec<ObjectRef> = before.into_iter().filter(|object| !kept.contains(object)).collect();
+    let mut widest = inventory.clone();
+    widest.objects.extend(gone.iter().cloned());
+    // Whoever finds work that was cut off does it again.
+    widest.digest.clear();
+    widest.save(client).await?;
+
+    let mut api = Objects::of(client, inventory.shelf);
+    let mut refused = None;
+    for object in objects {
+        progress(&format!("applying {}", ObjectRef::of(object)));
+        match api.apply(object).await {
+            Ok(()) => {}
+            Err(error) if go_on => drop(refused.get_or_insert(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    for object in gone.iter().rev().filter(|object| !keep.contains(object)) {
+        progress(&format!("removing {object}"));
+        api.delete(object).await?;
+    }
+    if !gone.is_empty() || !inventory.digest.is_empty() {
+        inventory.save(client).await?;
+    }
+    Ok(())
+}
 
 /// Asks the API server once for each kind.
 pub(crate) struct Objects<'a> {
     client: &'a kube::Client,
+    shelf: Shelf,
     kinds: BTreeMap<(String, String), (ApiResource, Scope)>,
 }
 
 impl<'a> Objects<'a> {
     pub(crate) fn new(client: &'a kube::Client) -> Self {
-        Self { client, kinds: BTreeMap::new() }
+        Self::of(client, ADDONS)
+    }
+
+    fn of(client: &'a kube::Client, shelf: Shelf) -> Self {
+        Self { client, shelf, kinds: BTreeMap::new() }
     }
 
     /// The objects' interface; `None`: the kind is not served.
@@ -58,7 +109,7 @@ impl<'a> Objects<'a> {
                 api_version: named.api_version,
             });
         };
-        let params = PatchParams::apply(MANAGER).force();
+        let params = PatchParams::apply(self.shelf.manager).force();
         match api.patch(&named.name, &params, &Patch::Apply(object)).await {
             Ok(_) => Ok(()),
             Err(source) => Err(Error::Refused { object: named.to_string(), source: Box::new(source) }),

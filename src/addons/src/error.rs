@@ -26,6 +26,8 @@ pub enum Error {
     InUse { addon: String, users: String },
     #[error("{place} is not a valid addon: {what}")]
     Definition { place: String, what: String },
+    #[error("{file} is not a valid manifest: {what}")]
+    Manifest { file: String, what: String },
     #[error("read {path}")]
     Read {
         path: PathBuf,
@@ -47,6 +49,21 @@ pub enum Error {
     Unhealthy { addon: String, seconds: u64, reason: String },
     #[error("the inventory of addon {addon} cannot be read: {what}; enable the addon again")]
     Inventory { addon: String, what: String },
+}
+
+impl Error {
+    /// One line for people: what the API server itself said, without the shape it came in.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Refused { source, .. } | Self::Api(source) => match source.as_ref() {
+                kube::Error::Api(status) => format!("{self}: {}", status.message),
+                other => format!("{self}: {other}"),
+            },
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl From<kube::Error> for Error {

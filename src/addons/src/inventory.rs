@@ -1,4 +1,5 @@
-//! What an enabled addon has made, kept in a ConfigMap `kedge-addon-NAME` in `kube-system`.
+//! What an enabled addon has made, kept in a ConfigMap `kedge-addon-NAME` in `kube-system`; and the same for
+//! files of the manifests' folder, as `kedge-manifest-HASH`.
 //!
 //! It is written before anything is applied (with what was there before added), so that nothing is
 //! forgotten when the work is cut off in between, and again with exactly what is left afterwards.
@@ -11,9 +12,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-pub(crate) const MANAGER: &str = "kedge-addons";
 const NAMESPACE: &str = "kube-system";
-const LABEL: &str = "kedge.dev/addon";
+
+/// Whose inventories: they are found by their own label and never mixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shelf {
+    prefix: &'static str,
+    label: &'static str,
+    /// The field manager that applies what they list.
+    pub(crate) manager: &'static str,
+}
+
+/// Of addons.
+pub(crate) const ADDONS: Shelf =
+    Shelf { prefix: "kedge-addon-", label: "kedge.dev/addon", manager: "kedge-addons" };
+/// Of files in the manifests' folder.
+pub(crate) const MANIFESTS: Shelf =
+    Shelf { prefix: "kedge-manifest-", label: "kedge.dev/manifest", manager: "kedge-manifests" };
+
+impl Default for Shelf {
+    fn default() -> Self {
+        ADDONS
+    }
+}
 
 /// Names one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +73,8 @@ impl ObjectRef {
 #[serde(rename_all = "camelCase")]
 pub struct Inventory {
     #[serde(skip)]
+    pub(crate) shelf: Shelf,
+    #[serde(skip)]
     pub addon: String,
     pub version: String,
     /// The version of Kedge that applied it: its images carry that.
@@ -71,55 +94,72 @@ fn api(client: &kube::Client) -> Api<ConfigMap> {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-fn object_name(addon: &str) -> String {
-    format!("kedge-addon-{addon}")
+impl Shelf {
+    fn object_name(self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
 }
 
 impl Inventory {
     pub(crate) async fn load(client: &kube::Client, addon: &str) -> Result<Option<Self>, Error> {
-        match api(client).get_opt(&object_name(addon)).await? {
-            Some(map) => Self::decode(addon, &map).map(Some),
+        Self::load_from(client, ADDONS, addon).await
+    }
+
+    pub(crate) async fn load_from(
+        client: &kube::Client,
+        shelf: Shelf,
+        name: &str,
+    ) -> Result<Option<Self>, Error> {
+        match api(client).get_opt(&shelf.object_name(name)).await? {
+            Some(map) => Self::decode(shelf, name, &map).map(Some),
             None => Ok(None),
         }
     }
 
     pub(crate) async fn all(client: &kube::Client) -> Result<Vec<Self>, Error> {
-        let maps = api(client).list(&ListParams::default().labels(LABEL)).await?;
+        Self::all_of(client, ADDONS).await
+    }
+
+    pub(crate) async fn all_of(client: &kube::Client, shelf: Shelf) -> Result<Vec<Self>, Error> {
+        let maps = api(client).list(&ListParams::default().labels(shelf.label)).await?;
         maps.items
             .iter()
-            .filter_map(|map| Some((map.metadata.labels.as_ref()?.get(LABEL)?, map)))
-            .map(|(addon, map)| Self::decode(addon, map))
+            .filter_map(|map| Some((map.metadata.labels.as_ref()?.get(shelf.label)?, map)))
+            .map(|(name, map)| Self::decode(shelf, name, map))
             .collect()
     }
 
-    fn decode(addon: &str, map: &ConfigMap) -> Result<Self, Error> {
+    fn decode(shelf: Shelf, addon: &str, map: &ConfigMap) -> Result<Self, Error> {
         let text = map.data.as_ref().and_then(|data| data.get("inventory")).map_or("", String::as_str);
         let mut inventory: Self = serde_json::from_str(text)
             .map_err(|error| Error::Inventory { addon: addon.to_owned(), what: error.to_string() })?;
         addon.clone_into(&mut inventory.addon);
+        inventory.shelf = shelf;
         Ok(inventory)
     }
 
     pub(crate) async fn save(&self, client: &kube::Client) -> Result<(), Error> {
         let text = serde_json::to_string(self)
             .map_err(|error| Error::Inventory { addon: self.addon.clone(), what: error.to_string() })?;
-        let name = object_name(&self.addon);
+        let name = self.shelf.object_name(&self.addon);
         let map = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(NAMESPACE.to_owned()),
-                labels: Some([(LABEL.to_owned(), self.addon.clone())].into()),
+                labels: Some([(self.shelf.label.to_owned(), self.addon.clone())].into()),
                 ..ObjectMeta::default()
             },
             data: Some([("inventory".to_owned(), text)].into()),
             ..ConfigMap::default()
         };
-        api(client).patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&map)).await?;
+        api(client)
+            .patch(&name, &PatchParams::apply(self.shelf.manager).force(), &Patch::Apply(&map))
+            .await?;
         Ok(())
     }
 
-    pub(crate) async fn delete(client: &kube::Client, addon: &str) -> Result<(), Error> {
-        match api(client).delete(&object_name(addon), &DeleteParams::default()).await {
+    pub(crate) async fn delete(&self, client: &kube::Client) -> Result<(), Error> {
+        match api(client).delete(&self.shelf.object_name(&self.addon), &DeleteParams::default()).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(error.into()),

@@ -2,8 +2,9 @@
 //!
 //! Enabling is one server-side apply under the field manager `kedge-addons`, with an inventory object
 //! that lists what was made: disabling removes exactly that, and a newer version of an addon removes
-//! what it no longer has. The crate talks to an API server through a `kube::Client`; apart from that it
-//! touches the folder of added addons and runs git to fill it.
+//! what it no longer has. The same code applies the manifests of a watched folder. The crate talks to an
+//! API server through a `kube::Client`; apart from that it touches the folder of added addons and runs git
+//! to fill it.
 
 mod apply;
 mod catalog;
@@ -12,6 +13,7 @@ mod error;
 mod health;
 mod inventory;
 mod manager;
+mod manifests;
 mod render;
 mod repository;
 
@@ -20,4 +22,5 @@ pub use definition::{Addon, Argument, ArgumentType};
 pub use error::Error;
 pub use inventory::{Inventory, ObjectRef};
 pub use manager::{Cluster, Listed, Manager, State};
+pub use manifests::{Done, Manifests};
 pub use repository::{Added, Kind, Repositories, Repository};

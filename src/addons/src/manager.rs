@@ -6,11 +6,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 
-use crate::apply::Objects;
+use crate::apply::{Objects, converge};
 use crate::catalog::Catalog;
 use crate::definition::Addon;
 use crate::error::Error;
-use crate::inventory::{Inventory, ObjectRef};
+use crate::inventory::{ADDONS, Inventory, ObjectRef};
 use crate::{health, render};
 
 /// What manifests may know of the cluster.
@@ -114,6 +114,7 @@ impl Manager {
         let before = Inventory::load(&self.client, name).await?;
         let made: Vec<ObjectRef> = objects.iter().map(ObjectRef::of).collect();
         let inventory = Inventory {
+            shelf: ADDONS,
             addon: name.to_owned(),
             version: addon.version.clone(),
             kedge: self.cluster.version.clone(),
@@ -121,27 +122,8 @@ impl Manager {
             arguments: given.clone(),
             objects: made.clone(),
         };
-        let kept: BTreeSet<&ObjectRef> = made.iter().collect();
-        let gone: Vec<ObjectRef> = before
-            .into_iter()
-            .flat_map(|before| before.objects)
-            .filter(|object| !kept.contains(object))
-            .collect();
-        let mut widest = inventory.clone();
-        widest.objects.extend(gone.iter().cloned());
-        widest.digest.clear();
-        widest.save(&self.client).await?;
-
-        let mut api = Objects::new(&self.client);
-        for object in &objects {
-            progress(&format!("applying {}", ObjectRef::of(object)));
-            api.apply(object).await?;
-        }
-        for object in gone.iter().rev() {
-            progress(&format!("removing {object}"));
-            api.delete(object).await?;
-        }
-        inventory.save(&self.client).await?;
+        let before = before.map(|before| before.objects).unwrap_or_default();
+        converge(&self.client, &inventory, &objects, before, &BTreeSet::new(), false, progress).await?;
         health::wait(&self.client, name, &made, limit, progress).await
     }
 
@@ -175,7 +157,7 @@ impl Manager {
             progress(&format!("removing {object}"));
             api.delete(object).await?;
         }
-        Inventory::delete(&self.client, name).await
+        inventory.delete(&self.client).await
     }
 
     /// Every addon of the catalogue, and those that are enabled but no longer in it.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use kube::api::DynamicObject;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -34,13 +35,7 @@ pub(crate) fn objects(addon: &Addon, values: &BTreeMap<String, String>) -> Resul
                 continue;
             }
             let text = replace(&document, values).map_err(invalid)?;
-            let options = serde_saphyr::options! { strict_booleans: true };
-            let value: Value = serde_saphyr::from_str_with_options(&text, options)
-                .map_err(|error| invalid(error.to_string()))?;
-            if value.is_null() {
-                continue;
-            }
-            objects.push(serde_json::from_value(value).map_err(|error| invalid(error.to_string()))?);
+            objects.extend(parse(&text).map_err(invalid)?);
         }
     }
     objects.sort_by_key(order);
@@ -58,12 +53,47 @@ pub(crate) fn digest(objects: &[DynamicObject]) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// YAML documents are parted by lines that are `---`.
+/// The objects of a file that nothing is put into: YAML documents or JSON; lists stand for their items.
+pub(crate) fn plain(text: &str) -> Result<Vec<DynamicObject>, String> {
+    let mut objects = Vec::new();
+    for document in documents(text) {
+        objects.extend(parse(&document)?);
+    }
+    objects.sort_by_key(order);
+    Ok(objects)
+}
+
+/// One document; an empty one is nothing.
+fn parse(text: &str) -> Result<Vec<DynamicObject>, String> {
+    let is_json = text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    let value: Value = if is_json {
+        // JSON may be indented with tabs, YAML may not.
+        serde_json::from_str(text).map_err(|error| error.to_string())?
+    } else {
+        let options = serde_saphyr::options! { strict_booleans: true };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?
+    };
+    let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    let items = match value {
+        Value::Null => Vec::new(),
+        Value::Object(mut list) if is_list && list.get("items").is_some_and(Value::is_array) => {
+            match list.remove("items") {
+                Some(Value::Array(items)) => items,
+                _ => Vec::new(),
+            }
+        }
+        value => vec![value],
+    };
+    items.into_iter().map(|item| serde_json::from_value(item).map_err(|error| error.to_string())).collect()
+}
+
+/// YAML documents are parted by lines that begin with `---`.
 fn documents(text: &str) -> Vec<String> {
     let mut documents = vec![String::new()];
     for line in text.lines() {
-        if line.trim_end() == "---" {
-            documents.push(String::new());
+        let rest = line.strip_prefix("---").filter(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+        if let Some(rest) = rest {
+            documents.push(format!("{}\n", rest.trim()));
         } else if let Some(document) = documents.last_mut() {
             document.push_str(line);
             document.push('\n');

@@ -1,16 +1,18 @@
 //! What every crate of Kedge needs and nothing that is particular to Kubernetes:
-//! named tasks and their shutdown, back-off, error chains and safe file writes.
+//! named tasks and their shutdown, back-off, error chains, safe file writes and watched folders.
 //! This crate knows of no other crate of the workspace.
 
 mod backoff;
 mod error;
 mod file;
+mod folder;
 mod pipe;
 mod task;
 
 pub use backoff::Backoff;
 pub use error::Chain;
 pub use file::{read_optional, sync_dir, write_atomic};
+pub use folder::{Changed, FolderWatch};
 pub use pipe::pass_bytes;
 pub use task::Tasks;
 

@@ -105,6 +105,9 @@ pub(crate) struct GlobalArgs {
     /// How many of these are kept [default: 5]
     #[arg(long, global = true, env = "KEDGE_SNAPSHOT_KEEP", value_name = "NUMBER", hide_env = true)]
     snapshot_keep: Option<String>,
+    /// Mirrors and logins of image registries, in k3s's format [default: /etc/kedge/registries.yaml]
+    #[arg(long, global = true, env = "KEDGE_REGISTRIES", value_name = "FILE", hide_env = true)]
+    registries: Option<String>,
 }
 
 impl GlobalArgs {
@@ -132,6 +135,7 @@ impl GlobalArgs {
             ("cni-bin-dir", &self.cni_bin_dir),
             ("snapshot-interval", &self.snapshot_interval),
             ("snapshot-keep", &self.snapshot_keep),
+            ("registries", &self.registries),
         ] {
             if let Some(value) = value {
                 settings.insert(key, value.clone());
@@ -302,14 +306,40 @@ pub(crate) struct KubectlArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
-    /// Import images from tar archives (docker save, OCI layout)
+    /// Import images from tar archives (docker save, OCI layout; plain, gzip or zstd)
     Import {
         /// The archives
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Write images of this node to one archive that import, ctr and docker load read
+    Export {
+        /// The archive; compressed when it ends with .gz or .tgz
+        file: PathBuf,
+        /// The images [default: all that have a tag]
+        #[arg(value_name = "IMAGE")]
+        names: Vec<String>,
+    },
     /// List the images that pods on this node can use
-    List,
+    List {
+        /// How to print it
+        #[arg(long, short = 'o', visible_alias = "output", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Remove images that no container of this node uses; pinned ones and Kedge's own stay
+    Prune {
+        /// How to print it
+        #[arg(long, short = 'o', visible_alias = "output", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Write Kedge's own images to an archive: always the same bytes for the same binaries
+    Build {
+        /// The archive
+        file: PathBuf,
+        /// Binaries of Kedge, one for each architecture [default: this one]
+        #[arg(long = "binary", value_name = "FILE")]
+        binaries: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -21,7 +21,7 @@ pub(crate) use networks::joined;
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
 
 /// Every key of the file, which is every global flag but `--config`.
-pub(crate) const KEYS: [&str; 20] = [
+pub(crate) const KEYS: [&str; 21] = [
     "data-dir",
     "run-dir",
     "log-dir",
@@ -42,6 +42,7 @@ pub(crate) const KEYS: [&str; 20] = [
     "cni-bin-dir",
     "snapshot-interval",
     "snapshot-keep",
+    "registries",
 ];
 
 /// Settings that were given, as text, by key.
@@ -127,6 +128,8 @@ pub(crate) struct Config {
     pub(crate) snapshot_interval: Option<Duration>,
     /// How many of these are kept.
     pub(crate) snapshot_keep: usize,
+    /// Mirrors and logins of registries; the file need not exist.
+    pub(crate) registries: PathBuf,
 }
 
 impl Config {
@@ -175,6 +178,7 @@ impl Config {
             cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
+            registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
         };
         config.check_together(&mut reader);
         if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
@@ -209,6 +213,21 @@ impl Config {
     /// Where this node keeps snapshots.
     pub(crate) fn snapshot_dir(&self) -> PathBuf {
         self.data_dir.join("snapshots")
+    }
+
+    /// Archives of images that are imported at start and when they appear.
+    pub(crate) fn image_dir(&self) -> PathBuf {
+        self.data_dir.join("images")
+    }
+
+    /// Where images are unpacked or built on their way.
+    pub(crate) fn image_work_dir(&self) -> PathBuf {
+        self.data_dir.join("image-work")
+    }
+
+    /// Manifests that are applied at start and when they change.
+    pub(crate) fn manifest_dir(&self) -> PathBuf {
+        self.data_dir.join("manifests")
     }
 
     /// The administrator's kubeconfig, rewritten at every start.

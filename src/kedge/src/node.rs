@@ -8,7 +8,9 @@ mod book;
 pub(crate) mod control_plane;
 mod drain;
 mod flannel;
+mod image_folder;
 mod leading;
+mod manifest_folder;
 pub(crate) mod ops;
 pub(crate) mod shared;
 
@@ -23,12 +25,13 @@ use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
 use kedge_client::failover::{self, Servers};
 use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
-use kedge_kubelet::containerd;
+use kedge_kubelet::{Registries, containerd};
 use kedge_network::{CniFiles, OverlayConfig};
 use kedge_store::Store;
 
 use self::backup::Backups;
 use self::control_plane::ControlPlane;
+use self::image_folder::ImageFolder;
 use self::leading::{ClusterSigner, Leading};
 use self::ops::Ops;
 use crate::config::Config;
@@ -113,15 +116,22 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     containerd.await.context("start containerd")?.context("start containerd")?;
     board.ready("containerd");
     let socket = config.containerd_socket();
-    image_build::ensure(&socket, &config.data_dir.join("images")).await.context("import Kedge's images")?;
-
+    image_build::ensure(&socket, &config.image_work_dir()).await.context("import Kedge's images")?;
     let node_tasks = tasks.child("node");
+    let mut images = ImageFolder::new(&config, board.clone());
+    images.import_all().await;
+    node_tasks.spawn_until_stopped("image archives", images.follow());
+    let registries = registries(&config, &board, &node_tasks);
+
     let network = network(&config, &node_ips, client.clone(), &informers, &node_tasks).await?;
     board.ready("network");
-    kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role)?, &informers, &node_tasks)
+    kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role, registries)?, &informers, &node_tasks)
         .await
         .context("start the kubelet")?;
     board.follow_node(&config.node_name, &informers);
+    if role == Role::ControlPlane {
+        manifest_folder::start(&config, &client, &board, &node_tasks);
+    }
     let renewal = match (role, &members) {
         (Role::Worker, Some(members)) => Renewal::worker(pki.clone(), members.clone(), client),
         _ => Renewal::control_plane(pki.clone()),
@@ -306,10 +316,34 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
         state: config.run_dir.join("containerd"),
         cni_bin_dir: cni_bin_dir.cloned().unwrap_or_default(),
         cni_conf_dir: config.cni_config_dir(),
-        registry_dir: config.data_dir.join("registries"),
+        registry_dir: registry_dir(config),
         pause_image: image_build::pause_image(),
         stream_address: IpAddr::from([127, 0, 0, 1]),
     })
+}
+
+fn registry_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("registries")
+}
+
+/// Mirrors and logins; what is wrong with their file is told by `kedge status`.
+fn registries(config: &Config, board: &Board, tasks: &Tasks) -> Registries {
+    let registries = Registries::new(config.registries.clone(), registry_dir(config));
+    if let Err(error) = registries.refresh() {
+        tracing::warn!(error = %kedge_base::Chain(&error), "mirrors and logins of registries are not used");
+    }
+    let (board, file, mut problem) =
+        (board.clone(), config.registries.display().to_string(), registries.problem());
+    tasks.spawn_until_stopped("registries' file", async move {
+        loop {
+            let now = problem.borrow_and_update().clone();
+            board.note(&file, now);
+            if problem.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    registries
 }
 
 async fn network(
@@ -346,6 +380,7 @@ fn kubelet_config(
     pki: &Pki,
     node_ips: Vec<IpAddr>,
     role: Role,
+    registries: Registries,
 ) -> anyhow::Result<kedge_kubelet::Config> {
     Ok(kedge_kubelet::Config {
         node_name: config.node_name.clone(),
@@ -360,6 +395,8 @@ fn kubelet_config(
         tls: kedge_kubelet::ServerTls { config: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))? },
         max_pods: 110,
         pause_image: image_build::pause_image(),
+        registries,
+        image_gc: kedge_kubelet::ImageGc::default(),
         cgroup_root: "kubepods".to_owned(),
         control_plane: role == Role::ControlPlane,
         register_taints: Vec::new(),

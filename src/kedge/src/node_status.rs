@@ -125,6 +125,17 @@ impl Board {
         self.set("kubelet", false, Some(why.to_owned()), Some(remedy.to_owned()));
     }
 
+    /// Something beside the parts that an operator has to mend, or (`None`) that it is mended. It does not
+    /// make the node less ready.
+    pub(crate) fn note(&self, what: &str, problem: Option<String>) {
+        self.0.status.send_if_modified(|status| match problem {
+            Some(problem) => {
+                status.problems.insert(what.to_owned(), problem.clone()).as_ref() != Some(&problem)
+            }
+            None => status.problems.remove(what).is_some(),
+        });
+    }
+
     fn set(&self, part: &str, ready: bool, error: Option<String>, remedy: Option<String>) {
         self.0.status.send_if_modified(|status| {
             let before = status.clone();

@@ -3,6 +3,7 @@
 //! `GET /status` answers a [`Status`] as JSON. The types are shared by the node that answers and the
 //! commands that ask.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -57,6 +58,9 @@ pub(crate) struct Status {
     /// The cluster's enabled addons with their health; the command asks the API server for them.
     #[serde(default)]
     pub(crate) addons: Vec<kedge_addons::Listed>,
+    /// What else is wrong, by the file that has to be mended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) problems: BTreeMap<String, String>,
 }
 
 /// One part of a node.
@@ -165,6 +169,7 @@ impl Status {
             addresses: Vec::new(),
             datastore: Datastore::default(),
             addons: Vec::new(),
+            problems: BTreeMap::new(),
         }
     }
 
@@ -207,6 +212,9 @@ impl Status {
             for reason in &addon.reasons {
                 text.push_str(&format!("  {:width$}  {reason}\n", ""));
             }
+        }
+        for (what, problem) in &self.problems {
+            text.push_str(&format!("problem: {what}: {problem}\n"));
         }
         text
     }
@@ -253,6 +261,7 @@ mod tests {
                 arguments: std::collections::BTreeMap::new(),
                 reasons: vec!["Deployment kube-system/kube-dns: 0 of 1 pods are ready".into()],
             }],
+            problems: [("a.yaml".to_owned(), "no kind".to_owned())].into(),
         }
     }
 
@@ -266,6 +275,7 @@ mod tests {
             "containerd  not ready",
             "error: exit status 1",
             "remedy: see the log",
+            "problem: a.yaml: no kind",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }

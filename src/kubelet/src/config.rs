@@ -50,6 +50,10 @@ pub struct Config {
     pub max_pods: u32,
     /// The image of the sandbox container; it is never collected.
     pub pause_image: String,
+    /// Mirrors and logins of registries.
+    pub registries: crate::Registries,
+    /// When unused images are removed.
+    pub image_gc: crate::ImageGc,
     /// The parent of all pods' cgroups, `kubepods`.
     pub cgroup_root: String,
     /// Adds the control-plane role to the node's labels.

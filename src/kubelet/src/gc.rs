@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::core::Shared;
+use crate::images::Collector;
 use crate::runtime::keys;
 use crate::{pod, volumes};
 
@@ -14,9 +15,8 @@ const LOG_PERIOD: Duration = Duration::from_secs(60);
 const LOG_SIZE: u64 = 10 << 20;
 /// Files of a container's log, the current one included.
 const LOG_FILES: usize = 5;
-/// Images are removed from this use of the disk on, until it is below the second value.
-const IMAGE_HIGH: f64 = 0.85;
-const IMAGE_LOW: f64 = 0.80;
+/// Images are looked at every fifth time.
+const IMAGE_TURN: u32 = 5;
 
 /// Stops and removes what belongs to pods that the API server no longer has.
 pub(crate) async fn remove_orphans(core: &Shared) {
@@ -61,12 +61,15 @@ pub(crate) async fn remove_orphans(core: &Shared) {
 
 /// The regular work.
 pub(crate) async fn run(core: Shared) {
-    loop {
-        tokio::time::sleep(LOG_PERIOD).await;
-        rotate_logs(&core).await;
-        if let Err(error) = collect_images(&core).await {
+    let mut collector = Collector::default();
+    for turn in 0_u32.. {
+        if turn.is_multiple_of(IMAGE_TURN)
+            && let Err(error) = collector.run(&core).await
+        {
             tracing::warn!(error = %error.text(), "images not collected");
         }
+        tokio::time::sleep(LOG_PERIOD).await;
+        rotate_logs(&core).await;
     }
 }
 
@@ -123,48 +126,6 @@ fn shift(log: &Path) -> std::io::Result<()> {
     old.sort();
     while old.len() >= LOG_FILES {
         std::fs::remove_file(old.remove(0))?;
-    }
-    Ok(())
-}
-
-/// Removes unused images when the disk that holds them is nearly full.
-async fn collect_images(core: &Shared) -> Result<(), crate::Error> {
-    let info = core.runtime.images().image_fs_info(k8s_cri::v1::ImageFsInfoRequest {}).await?.into_inner();
-    let Some(mountpoint) =
-        info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).map(|id| id.mountpoint)
-    else {
-        return Ok(());
-    };
-    let used = || {
-        let stat = nix::sys::statvfs::statvfs(mountpoint.as_str()).ok()?;
-        (stat.blocks() > 0).then(|| 1.0 - stat.blocks_available() as f64 / stat.blocks() as f64)
-    };
-    if used().is_none_or(|share| share < IMAGE_HIGH) {
-        return Ok(());
-    }
-    let containers = core.runtime.list_containers(None).await?;
-    let in_use: HashSet<String> = containers
-        .into_iter()
-        .flat_map(|c| [c.image_ref, c.image_id, c.image.map(|image| image.image).unwrap_or_default()])
-        .collect();
-    let mut images = core.images.list().await?;
-    images.sort_by_key(|image| std::cmp::Reverse(image.size));
-    for image in images {
-        let pause = image.repo_tags.iter().any(|tag| tag == &core.config.pause_image);
-        let kept = image.pinned || pause || in_use.contains(&image.id);
-        let named = image.repo_tags.iter().chain(&image.repo_digests).any(|name| in_use.contains(name));
-        if kept || named {
-            continue;
-        }
-        tracing::info!(
-            image = image.id,
-            size = image.size,
-            "removing an unused image, the disk is nearly full"
-        );
-        core.images.remove(&image.id).await?;
-        if used().is_none_or(|share| share < IMAGE_LOW) {
-            break;
-        }
     }
     Ok(())
 }

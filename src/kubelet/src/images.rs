@@ -1,9 +1,15 @@
 //! Images: pulled as the policy says, with back-off, credentials and upstream's events
-//! (`pkg/kubelet/images/image_manager.go`); and read from archives.
+//! (`pkg/kubelet/images/image_manager.go`); read from archives and written to them; collected.
 
 mod archive;
+mod collect;
 mod credentials;
-mod reference;
+mod export;
+mod listing;
+mod records;
+pub(crate) mod reference;
+mod store;
+mod unpack;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,14 +20,20 @@ use k8s_openapi::api::core::v1::{Container, ContainerImage, Pod};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::records::{Proof, Records, SecretUse};
 use crate::core::Core;
 use crate::runtime::Runtime;
-use crate::{Error, pod};
+use crate::{Config, Error, Registries, pod};
 
-pub use archive::{import, list};
+pub use archive::{ImportOptions, import};
+pub(crate) use collect::Collector;
+pub use collect::ImageGc;
+pub use export::export;
+pub use listing::{ImageInfo, describe, list, prune, set_pinned};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+const PARALLEL_PULLS: usize = 3;
 /// A node's status names at most so many images.
 const REPORTED: usize = 50;
 
@@ -39,6 +51,10 @@ pub(crate) struct Images {
     failures: Arc<Mutex<HashMap<String, Failure>>>,
     /// One pull of an image at a time; the others find it present.
     pulls: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Pulls of different images at a time: unpacking costs memory, and cards are slow.
+    slots: Arc<tokio::sync::Semaphore>,
+    records: Records,
+    registries: Registries,
 }
 
 /// An image that is on this machine now.
@@ -51,8 +67,15 @@ pub(crate) struct Present {
 }
 
 impl Images {
-    pub(crate) fn new(runtime: Runtime) -> Self {
-        Self { runtime, failures: Arc::default(), pulls: Arc::default() }
+    pub(crate) fn new(runtime: Runtime, config: &Config) -> Self {
+        Self {
+            runtime,
+            failures: Arc::default(),
+            pulls: Arc::default(),
+            slots: Arc::new(tokio::sync::Semaphore::new(PARALLEL_PULLS)),
+            records: Records::open(config.root_dir.join("image_manager/pulled")),
+            registries: config.registries.clone(),
+        }
     }
 
     pub(crate) async fn find(&self, image: &str) -> Result<Option<Present>, Error> {
@@ -67,18 +90,20 @@ impl Images {
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<cri::Image>, Error> {
-        Ok(self
-            .runtime
-            .images()
-            .list_images(cri::ListImagesRequest { filter: None })
-            .await?
-            .into_inner()
-            .images)
+        // Known before the list is made: what is pulled meanwhile may be missing in it.
+        let known = self.records.ids();
+        let asked = cri::ListImagesRequest { filter: None };
+        let images = self.runtime.images().list_images(asked).await?.into_inner().images;
+        for id in known.iter().filter(|id| !images.iter().any(|image| image.id == **id)) {
+            self.records.forget(id);
+        }
+        Ok(images)
     }
 
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
         let spec = cri::ImageSpec { image: id.to_owned(), ..Default::default() };
         self.runtime.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+        self.records.forget(id);
         Ok(())
     }
 
@@ -117,7 +142,15 @@ impl Images {
                 return Err(Error::Container { reason: "ImageInspectError", message });
             }
         };
-        match (container.image_pull_policy.as_deref().unwrap_or(reference::default_policy(&image)), present) {
+        let policy = container.image_pull_policy.as_deref().unwrap_or(reference::default_policy(&image));
+        // What a pod pulled with its Secret is not for those who have none.
+        let present = match present {
+            Some(present) if policy != "Always" && !self.may_use(core, target, &image, &present).await => {
+                None
+            }
+            other => other,
+        };
+        match (policy, present) {
             ("Never" | "IfNotPresent", Some(present)) => {
                 core.normal(target, name, "Pulled", format!(
                     "Container image {written:?} already present on machine and can be accessed by the pod"
@@ -158,6 +191,22 @@ impl Images {
         }
     }
 
+    /// May the pod use the image that is here without a pull that proves it?
+    async fn may_use(&self, core: &Core, target: &Pod, image: &str, present: &Present) -> bool {
+        if self.records.allows(image, &present.id, &[]) {
+            return true;
+        }
+        let logins = credentials::of_pod(core, target, image).await;
+        let used: Vec<SecretUse> = logins
+            .into_iter()
+            .filter_map(|login| match login.proof {
+                Proof::Secret(used) => Some(used),
+                Proof::Node => None,
+            })
+            .collect();
+        self.records.allows(image, &present.id, &used)
+    }
+
     async fn pull(
         &self,
         core: &Core,
@@ -172,26 +221,54 @@ impl Images {
         core.normal(target, name, "Pulling", format!("Pulling image {written:?}"));
         let gate = self.pulls.lock().entry(image.to_owned()).or_default().clone();
         let guard = gate.lock().await;
+        let slot = self.slots.acquire().await.map_err(|error| Error::other(error.to_string()))?;
         let begun = Instant::now();
-        let mut logins = credentials::of_pod(core, target, image).await;
-        // Without credentials last: a public image needs none.
-        logins.push(None);
-        let mut result = Err(Error::other("no attempt was made"));
-        for auth in logins {
+        if let Err(error) = self.registries.refresh() {
+            core.warning(target, name, "FailedToReadRegistries", error.text());
+        }
+        let mut attempts: Vec<(Option<cri::AuthConfig>, Proof)> = credentials::of_pod(core, target, image)
+            .await
+            .into_iter()
+            .map(|login| (Some(login.auth), login.proof))
+            .collect();
+        attempts.extend(self.registries.logins(image).into_iter().map(|auth| (Some(auth), Proof::Node)));
+        if attempts.is_empty() {
+            attempts.push((None, Proof::Node));
+        }
+        let mut errors: Vec<String> = Vec::new();
+        let mut proof = None;
+        for (auth, of) in attempts {
             let request = cri::PullImageRequest {
                 image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
                 auth,
                 sandbox_config: Some(sandbox.clone()),
             };
-            result = self.runtime.images().pull_image(request).await.map(|_| ()).map_err(Error::from);
-            if result.is_ok() {
-                break;
+            match self.runtime.images().pull_image(request).await {
+                Ok(_) => {
+                    proof = Some(of);
+                    break;
+                }
+                Err(status) => {
+                    let text = Error::from(status).text();
+                    if !errors.contains(&text) {
+                        errors.push(text);
+                    }
+                }
             }
         }
-        drop(guard);
+        drop((slot, guard));
         self.pulls.lock().retain(|_, gate| Arc::strong_count(gate) > 1);
-        result?;
+        let Some(proof) = proof else {
+            // As Go prints one error, and many.
+            return Err(Error::other(match errors.as_slice() {
+                [only] => only.clone(),
+                all => format!("[{}]", all.join(", ")),
+            }));
+        };
         let found = self.find(image).await?;
+        if let Some(present) = &found {
+            self.records.pulled(image, &present.id, &proof);
+        }
         let present =
             found.ok_or_else(|| Error::other(format!("image {written:?} is missing after its pull")))?;
         let size = self

@@ -65,7 +65,7 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
         services: informers.informer::<Service>(),
         node: informers.informer_with_fields::<Node>(&format!("metadata.name={name}")),
         objects,
-        images: Images::new(runtime.clone()),
+        images: Images::new(runtime.clone(), &config),
         statuses: Statuses::new(),
         probes: Probes::default(),
         cgroups,

@@ -30,6 +30,7 @@ mod node;
 mod objects;
 mod pod;
 mod probe;
+mod registries;
 mod resources;
 mod runtime;
 mod runtime_events;
@@ -43,5 +44,9 @@ mod worker;
 
 pub use config::{Config, ServerTls};
 pub use error::Error;
-pub use images::{import as import_images, list as list_images};
+pub use images::{
+    ImageGc, ImageInfo, ImportOptions, describe as describe_images, export as export_images,
+    import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,
+};
 pub use kubelet::{Kubelet, Summary, start};
+pub use registries::Registries;

@@ -41,6 +41,7 @@ type Known = Option<Option<Arc<Object>>>;
 pub(crate) struct Object {
     pub(crate) data: Data,
     pub(crate) type_: String,
+    pub(crate) uid: String,
 }
 
 struct Entry {
@@ -191,14 +192,15 @@ impl From<ConfigMap> for Object {
         let mut data: Data =
             object.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())).collect();
         data.extend(object.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)));
-        Self { data, type_: String::new() }
+        Self { data, type_: String::new(), uid: object.metadata.uid.unwrap_or_default() }
     }
 }
 
 impl From<Secret> for Object {
     fn from(object: Secret) -> Self {
         let data = object.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
-        Self { data, type_: object.type_.unwrap_or_default() }
+        let uid = object.metadata.uid.unwrap_or_default();
+        Self { data, type_: object.type_.unwrap_or_default(), uid }
     }
 }
 

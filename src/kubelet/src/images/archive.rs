@@ -1,54 +1,56 @@
-//! Reads an image archive into containerd: an OCI layout, or what `docker save` writes. CRI has no
-//! call for this, so blobs go into containerd's content store and names into its image store, in
-//! the namespace that CRI uses; CRI hears of them by containerd's events.
+//! Reads an image archive: an OCI layout, or what `docker save` writes, plain or compressed with gzip or
+//! zstd. CRI has no call for this, so blobs go into containerd's content store and names into its image
+//! store; CRI hears of them by containerd's events.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use containerd_client::services::v1 as api;
-use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
-use containerd_client::types::Descriptor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tonic::transport::Channel;
 
-use super::reference;
+use super::export::{is_index, is_manifest};
+use super::store::Store;
+use super::{reference, unpack};
 use crate::Error;
-use crate::runtime::Runtime;
 use crate::volumes::blocking;
 
-/// The containerd namespace of CRI.
-const NAMESPACE: &str = "k8s.io";
-const LEASE: &str = "kedge-image-import";
 const CHUNK: usize = 1 << 20;
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// How an archive is imported.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Where a compressed archive is unpacked meanwhile; a folder with room for it.
+    pub work_dir: PathBuf,
+    /// Keep the images until they are unpinned: nobody could fetch them again.
+    pub pin: bool,
+}
+
 /// Where an entry of the archive lies in the file.
 #[derive(Clone, Copy, Debug)]
-struct Span {
-    offset: u64,
-    size: u64,
+pub(super) struct Span {
+    pub(super) offset: u64,
+    pub(super) size: u64,
 }
 
 /// A blob to be stored, with the labels that keep what it refers to from being collected.
 #[derive(Clone, Debug)]
-struct Blob {
-    digest: String,
-    size: u64,
-    from: From,
-    labels: HashMap<String, String>,
+pub(super) struct Blob {
+    pub(super) digest: String,
+    pub(super) size: u64,
+    pub(super) from: From,
+    pub(super) labels: HashMap<String, String>,
 }
 
 #[derive(Clone, Debug)]
-enum From {
+pub(super) enum From {
     File(Span),
     Bytes(Vec<u8>),
 }
@@ -57,196 +59,49 @@ enum From {
 struct Plan {
     /// Children before parents.
     blobs: Vec<Blob>,
-    /// Name to (media type, digest, size).
-    images: BTreeMap<String, (String, String, u64)>,
+    images: BTreeMap<String, Target>,
 }
 
-/// The names of all images that CRI could run.
-///
-/// # Errors
-/// When containerd does not answer.
-pub async fn list(containerd_socket: &Path) -> Result<Vec<String>, Error> {
-    let mut images = ImagesClient::new(Runtime::new(containerd_socket)?.channel());
-    let mut request = tonic::Request::new(api::ListImagesRequest { filters: Vec::new() });
-    request
-        .metadata_mut()
-        .insert("containerd-namespace", tonic::metadata::MetadataValue::from_static(NAMESPACE));
-    let answer = images.list(request).await?.into_inner();
-    let mut names: Vec<String> = answer.images.into_iter().map(|image| image.name).collect();
-    names.sort();
-    Ok(names)
-}
+/// What an image's name leads to: media type, digest, size.
+pub(super) type Target = (String, String, u64);
 
-/// Imports the images of an uncompressed archive and returns their names.
+/// Imports the images of an archive and returns their names.
 ///
 /// # Errors
 /// When the file is not an image archive, or containerd refuses it.
-pub async fn import(containerd_socket: &Path, archive: &Path) -> Result<Vec<String>, Error> {
-    let path = archive.to_path_buf();
-    let plan = blocking(move || {
-        let file = File::open(&path).map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+pub async fn import(
+    containerd_socket: &Path,
+    archive: &Path,
+    options: &ImportOptions,
+) -> Result<Vec<String>, Error> {
+    let (path, work_dir) = (archive.to_path_buf(), options.work_dir.clone());
+    let (file, plan) = blocking(move || {
+        let file = unpack::open(&path, &work_dir)?;
         let entries = entries(&file)?;
-        read_plan(&file, &entries)
+        let plan = read_plan(&file, &entries)?;
+        Ok((Arc::new(file), plan))
     })
     .await?;
     if plan.images.is_empty() {
         return Err(Error::other(format!("{} holds no named image", archive.display())));
     }
-    let channel = Runtime::new(containerd_socket)?.channel();
-    let lease = api::CreateRequest {
-        id: LEASE.to_owned(),
-        labels: HashMap::from([("containerd.io/gc.expire".to_owned(), later()?)]),
-    };
-    let mut leases = LeasesClient::new(channel.clone());
-    match leases.create(in_namespace(lease)?).await {
-        Err(status) if status.code() != tonic::Code::AlreadyExists => return Err(status.into()),
-        _ => {}
-    }
-    let result = store(&channel, archive, &plan).await;
-    let _ = leases.delete(in_namespace(api::DeleteRequest { id: LEASE.to_owned(), sync: false })?).await;
-    result?;
-    Ok(plan.images.into_keys().collect())
-}
-
-/// A lease that a crash leaves behind ends by itself.
-fn later() -> Result<String, Error> {
-    let now = jiff::Timestamp::now().as_second();
-    let time = jiff::Timestamp::from_second(now + 3600).map_err(|error| Error::other(error.to_string()))?;
-    Ok(time.to_string())
-}
-
-fn in_namespace<T>(message: T) -> Result<tonic::Request<T>, Error> {
-    let mut request = tonic::Request::new(message);
-    let value = |text: &str| {
-        text.parse::<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>()
-            .map_err(|error| Error::other(error.to_string()))
-    };
-    request.metadata_mut().insert("containerd-namespace", value(NAMESPACE)?);
-    request.metadata_mut().insert("containerd-lease", value(LEASE)?);
-    Ok(request)
-}
-
-async fn store(channel: &Channel, archive: &Path, plan: &Plan) -> Result<(), Error> {
-    for blob in &plan.blobs {
-        write_blob(channel, archive, blob).await?;
-    }
-    for (name, (media_type, digest, size)) in &plan.images {
-        let image = api::Image {
-            name: name.clone(),
-            labels: HashMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]),
-            target: Some(Descriptor {
-                media_type: media_type.clone(),
-                digest: digest.clone(),
-                size: i64::try_from(*size).unwrap_or(i64::MAX),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let mut images = ImagesClient::new(channel.clone());
-        let create = api::CreateImageRequest { image: Some(image.clone()), ..Default::default() };
-        match images.create(in_namespace(create)?).await {
-            Ok(_) => {}
-            Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                let update = api::UpdateImageRequest { image: Some(image), ..Default::default() };
-                images.update(in_namespace(update)?).await?;
-            }
-            Err(status) => return Err(status.into()),
+    let store = Store::new(containerd_socket)?;
+    let lease = store.lease().await?;
+    let result = async {
+        for blob in &plan.blobs {
+            store.write_blob(&lease, &file, blob).await?;
         }
+        for (name, target) in &plan.images {
+            store.put_image(&lease, name, target, options.pin).await?;
+        }
+        Ok(())
     }
-    Ok(())
+    .await;
+    store.release(lease).await;
+    result.map(|()| plan.images.into_keys().collect())
 }
 
-async fn write_blob(channel: &Channel, archive: &Path, blob: &Blob) -> Result<(), Error> {
-    let mut content = ContentClient::new(channel.clone());
-    let info = in_namespace(api::InfoRequest { digest: blob.digest.clone() })?;
-    if content.info(info).await.is_ok() {
-        // There already, but perhaps without the labels.
-        let info =
-            api::Info { digest: blob.digest.clone(), labels: blob.labels.clone(), ..Default::default() };
-        let mask = prost_types::FieldMask { paths: vec!["labels".to_owned()] };
-        let update = api::UpdateRequest { info: Some(info), update_mask: Some(mask) };
-        if !blob.labels.is_empty() {
-            content.update(in_namespace(update)?).await?;
-        }
-        return Ok(());
-    }
-    let (sender, receiver) = tokio::sync::mpsc::channel::<api::WriteContentRequest>(4);
-    let reader = tokio::task::spawn_blocking({
-        let (archive, blob) = (archive.to_path_buf(), blob.clone());
-        move || send_blob(&archive, &blob, &sender)
-    });
-    let stream = futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|message| (message, receiver))
-    });
-    let answer = content.write(in_namespace(stream)?).await;
-    let mut failed = None;
-    match answer {
-        Ok(answer) => {
-            let mut answers = answer.into_inner();
-            loop {
-                match answers.message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break,
-                    Err(status) => {
-                        failed = Some(status);
-                        break;
-                    }
-                }
-            }
-        }
-        Err(status) => failed = Some(status),
-    }
-    match reader.await {
-        Ok(Err(error)) => return Err(error),
-        Err(error) => return Err(Error::other(format!("reading the archive ended abnormally: {error}"))),
-        Ok(Ok(())) => {}
-    }
-    match failed {
-        Some(status) if status.code() != tonic::Code::AlreadyExists => Err(status.into()),
-        _ => Ok(()),
-    }
-}
-
-fn send_blob(
-    archive: &Path,
-    blob: &Blob,
-    sender: &tokio::sync::mpsc::Sender<api::WriteContentRequest>,
-) -> Result<(), Error> {
-    let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
-    let message = |offset: u64, data: Vec<u8>, last: bool| api::WriteContentRequest {
-        action: if last { api::WriteAction::Commit as i32 } else { api::WriteAction::Write as i32 },
-        r#ref: format!("kedge-import-{}", blob.digest),
-        total,
-        expected: blob.digest.clone(),
-        offset: i64::try_from(offset).unwrap_or(i64::MAX),
-        data,
-        labels: if last { blob.labels.clone() } else { HashMap::new() },
-    };
-    let file =
-        File::open(archive).map_err(|error| Error::io(format!("open {}", archive.display()), error))?;
-    let mut done = 0;
-    loop {
-        let wanted = usize::try_from(blob.size - done).unwrap_or(CHUNK).min(CHUNK);
-        let data = match &blob.from {
-            From::Bytes(bytes) => {
-                let start = usize::try_from(done).unwrap_or(bytes.len());
-                bytes[start..start + wanted].to_vec()
-            }
-            From::File(span) => read_at(&file, Span { offset: span.offset + done, size: wanted as u64 })?,
-        };
-        let last = done + wanted as u64 == blob.size;
-        if sender.blocking_send(message(done, data, last)).is_err() {
-            // The other side says why.
-            return Ok(());
-        }
-        if last {
-            return Ok(());
-        }
-        done += wanted as u64;
-    }
-}
-
-fn read_at(file: &File, span: Span) -> Result<Vec<u8>, Error> {
+pub(super) fn read_at(file: &File, span: Span) -> Result<Vec<u8>, Error> {
     let size = usize::try_from(span.size).map_err(|_| Error::other("an entry of the archive is too big"))?;
     let mut bytes = vec![0; size];
     file.read_exact_at(&mut bytes, span.offset).map_err(|error| Error::io("read the archive", error))?;
@@ -254,7 +109,12 @@ fn read_at(file: &File, span: Span) -> Result<Vec<u8>, Error> {
 }
 
 fn entries(file: &File) -> Result<HashMap<String, Span>, Error> {
-    let failed = |error| Error::io("read the archive (only uncompressed tar archives are supported)", error);
+    let failed = |error| {
+        Error::io(
+            "read the archive (a tar archive is expected, plain or compressed with gzip or zstd)",
+            error,
+        )
+    };
     let mut archive = tar::Archive::new(file);
     let mut found = HashMap::new();
     for entry in archive.entries_with_seek().map_err(failed)? {
@@ -317,14 +177,13 @@ fn add_layout(
     entries: &HashMap<String, Span>,
     descriptor: &Value,
     plan: &mut Plan,
-) -> Result<(String, String, u64), Error> {
+) -> Result<Target, Error> {
     let media_type = descriptor["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
     let digest = descriptor["digest"].as_str().unwrap_or_default().to_owned();
     let name = format!("blobs/{}", digest.replace(':', "/"));
     let span = *entries.get(&name).ok_or_else(|| missing(&name))?;
     let mut labels = HashMap::new();
-    let is_index = media_type == INDEX || media_type.ends_with("manifest.list.v2+json");
-    let is_manifest = media_type == MANIFEST || media_type.ends_with("distribution.manifest.v2+json");
+    let (is_index, is_manifest) = (is_index(&media_type), is_manifest(&media_type));
     if is_index || is_manifest {
         let bytes = read_at(file, span)?;
         let value: Value = serde_json::from_slice(&bytes)
@@ -358,7 +217,7 @@ fn add_docker(
     entries: &HashMap<String, Span>,
     image: &Value,
     plan: &mut Plan,
-) -> Result<(String, String, u64), Error> {
+) -> Result<Target, Error> {
     let mut add = |name: &str| -> Result<(String, u64, bool), Error> {
         let span = *entries.get(name).ok_or_else(|| missing(name))?;
         let (digest, gzip) = digest_of(file, span)?;

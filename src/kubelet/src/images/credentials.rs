@@ -1,4 +1,5 @@
-//! Logins for registries from the pod's `imagePullSecrets` (upstream `pkg/credentialprovider`).
+//! Logins for registries from the pod's `imagePullSecrets` and from the node's own `config.json`
+//! (upstream `pkg/credentialprovider`).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,16 +7,25 @@ use k8s_cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
+use super::records::{Proof, SecretUse, hash};
 use super::reference;
 use crate::core::Core;
 use crate::objects::Source;
 use crate::pod;
 
-/// Logins that fit the image, the most specific first. Secrets that are missing or broken are
-/// skipped: the pull may succeed without them, and says why when it does not.
-pub(super) async fn of_pod(core: &Core, target: &Pod, image: &str) -> Vec<Option<AuthConfig>> {
+/// A login and who owns it.
+#[derive(Clone, Debug)]
+pub(super) struct Login {
+    pub(super) auth: AuthConfig,
+    pub(super) proof: Proof,
+}
+
+/// Logins that fit the image: the pod's, the most specific first, then those of Docker's `config.json` in
+/// the kubelet's folder. Secrets that are missing or broken are skipped: the pull may succeed without them,
+/// and says why when it does not.
+pub(super) async fn of_pod(core: &Core, target: &Pod, image: &str) -> Vec<Login> {
     let spec = pod::spec(target);
-    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
+    let mut found: Vec<(usize, Login)> = Vec::new();
     for secret in spec.image_pull_secrets.iter().flatten() {
         let source =
             Source { secret: true, namespace: pod::namespace(target).to_owned(), name: secret.name.clone() };
@@ -40,10 +50,34 @@ pub(super) async fn of_pod(core: &Core, target: &Pod, image: &str) -> Vec<Option
         let Some(bytes) = object.data.get(key) else { continue };
         let Ok(value) = serde_json::from_slice::<Value>(bytes) else { continue };
         let entries = if nested { value.get("auths").cloned().unwrap_or_default() } else { value };
-        found.extend(matching(&entries, image));
+        found.extend(matching(&entries, image).into_iter().map(|(length, auth)| {
+            let used = SecretUse {
+                uid: object.uid.clone(),
+                namespace: source.namespace.clone(),
+                name: source.name.clone(),
+                credential_hash: credential_hash(&auth),
+            };
+            (length, Login { auth, proof: Proof::Secret(used) })
+        }));
     }
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| Some(auth)).collect()
+    let mut node = of_node(core, image);
+    node.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    let node = node.into_iter().map(|(_, auth)| Login { auth, proof: Proof::Node });
+    found.into_iter().map(|(_, login)| login).chain(node).collect()
+}
+
+/// Upstream reads `config.json` in the kubelet's root folder too.
+fn of_node(core: &Core, image: &str) -> Vec<(usize, AuthConfig)> {
+    let bytes = std::fs::read(core.config.root_dir.join("config.json")).unwrap_or_default();
+    let value = serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
+    value.get("auths").map(|entries| matching(entries, image)).unwrap_or_default()
+}
+
+/// What tells one login from another without keeping it.
+fn credential_hash(auth: &AuthConfig) -> String {
+    let parts = [&auth.username, &auth.password, &auth.auth, &auth.identity_token];
+    hash(serde_json::json!(parts).to_string().as_bytes())
 }
 
 fn matching(entries: &Value, image: &str) -> Vec<(usize, AuthConfig)> {
@@ -71,15 +105,32 @@ fn matching(entries: &Value, image: &str) -> Vec<(usize, AuthConfig)> {
     found
 }
 
-/// The image lies below the server's path; `*` stands for one label of the host.
+/// The image lies below the server's path. Labels of the host may have `*` for anything in them; ports must
+/// be the same.
 fn fits(server: &str, path: &str) -> bool {
     let (server_host, server_path) = server.split_once('/').unwrap_or((server, ""));
     let (host, rest) = path.split_once('/').unwrap_or((path, ""));
-    let (wanted, labels): (Vec<&str>, Vec<&str>) =
-        (server_host.split('.').collect(), host.split('.').collect());
-    wanted.len() == labels.len()
-        && wanted.iter().zip(&labels).all(|(wanted, label)| *wanted == "*" || wanted == label)
+    let parts = |host: &str| -> (Vec<String>, Option<String>) {
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !port.contains(']') => (name, Some(port.to_owned())),
+            _ => (host, None),
+        };
+        (name.split('.').map(str::to_owned).collect(), port)
+    };
+    let ((wanted, wanted_port), (labels, port)) = (parts(server_host), parts(host));
+    wanted_port == port
+        && wanted.len() == labels.len()
+        && wanted.iter().zip(&labels).all(|(wanted, label)| glob(wanted, label))
         && rest.starts_with(server_path)
+}
+
+fn glob(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
+            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && glob(after, &rest[at..]))
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +143,8 @@ mod tests {
             "https://index.docker.io/v1/": { "auth": STANDARD.encode("me:secret") },
             "*.example.com": { "username": "u", "password": "p" },
             "registry.example.com/team": { "username": "team", "password": "p" },
+            "reg*.example.net:5000": { "username": "port", "password": "p" },
+            "localhost:5000": { "username": "local", "password": "p" },
         });
         let users = |image: &str| -> Vec<String> {
             let mut found = matching(&entries, image);
@@ -102,5 +155,9 @@ mod tests {
         assert_eq!(users("registry.example.com/team/app"), ["team", "u"]);
         assert_eq!(users("registry.example.com/other"), ["u"]);
         assert!(users("quay.io/x").is_empty());
+        assert_eq!(users("registry1.example.net:5000/x:1"), ["port"]);
+        assert!(users("registry1.example.net:5001/x").is_empty());
+        assert!(users("registry1.example.net/x").is_empty());
+        assert_eq!(users("localhost:5000/a/b"), ["local"]);
     }
 }
