@@ -143,6 +143,7 @@ impl Manifests {
             addon: key.clone(),
             version: String::new(),
             kedge: kedge_base::VERSION.to_owned(),
+            digest: String::new(),
             arguments: BTreeMap::from([
                 ("node".to_owned(), self.node.clone()),
                 ("file".to_owned(), name.to_owned()),
