@@ -152,6 +152,12 @@ impl Cluster {
         &self.dir
     }
 
+    /// The API server's address: `https://HOST:PORT`.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
     /// The node's flags, as every command takes them.
     #[must_use]
     pub fn flags(&self) -> &[String] {

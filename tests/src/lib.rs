@@ -9,16 +9,21 @@
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
 mod cluster;
+pub mod history;
 mod http;
+mod https;
 mod image;
 mod leftovers;
+mod load;
 mod network;
 mod run;
 
 pub use cluster::Cluster;
 pub use http::{Proxy, Response};
+pub use https::Server;
 pub use image::{BUSYBOX, docker_archive, oci_archive};
 pub use leftovers::{Process, processes_naming};
+pub use load::{Amount, Load};
 pub use network::Network;
 pub use run::{Out, kedge_binary, kubectl_program, run};
 
