@@ -55,6 +55,25 @@ impl Network {
         ip(&["link", "set", &self.card(host), if connected { "up" } else { "down" }]);
     }
 
+    /// Whether `host` receives what `sender` sends; the other direction is left alone.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn hears(&self, host: usize, sender: usize, hears: bool) {
+        let table = format!("kt_deaf_{sender}");
+        let source = self.address(sender);
+        let rules = if hears {
+            format!("delete table ip {table}\n")
+        } else {
+            format!(
+                "table ip {table} {{ chain in {{ type filter hook prerouting priority -500; ip saddr {source} \
+                 drop; }} }}\n"
+            )
+        };
+        let namespace = self.namespace(host);
+        run(command_in(Some(&namespace), "nft").args(["-f", "-"]), rules.as_bytes()).ok();
+    }
+
     fn bridge(&self) -> String {
         format!("ktn{}", self.id)
     }
