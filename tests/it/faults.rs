@@ -150,7 +150,7 @@ fn rounds() -> usize {
 }
 
 /// Pod names with their container ids, in order.
-fn containers(node: &Cluster) -> Vec<String> {
+pub(crate) fn containers(node: &Cluster) -> Vec<String> {
     let path =
         "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
     let mut lines: Vec<String> =

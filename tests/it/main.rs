@@ -13,6 +13,7 @@ mod cluster;
 mod damage;
 mod faults;
 mod joining;
+mod machine;
 mod node;
 mod probes;
 mod semantics;

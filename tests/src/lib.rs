@@ -8,7 +8,9 @@
 
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
+mod clock;
 mod cluster;
+mod disk;
 pub mod history;
 mod http;
 mod https;
@@ -18,7 +20,9 @@ mod load;
 mod network;
 mod run;
 
+pub use clock::Clock;
 pub use cluster::Cluster;
+pub use disk::Disk;
 pub use http::{Proxy, Response};
 pub use https::Server;
 pub use image::{BUSYBOX, docker_archive, oci_archive};

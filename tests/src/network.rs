@@ -55,6 +55,19 @@ impl Network {
         ip(&["link", "set", &self.card(host), if connected { "up" } else { "down" }]);
     }
 
+    /// Gives a host another address, as a new DHCP lease does: the old one is gone.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn readdress(&self, host: usize, old: &str, new: &str) {
+        let namespace = self.namespace(host);
+        let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
+        inside(&["addr", "del", &format!("{old}/24"), "dev", "eth0"]);
+        inside(&["addr", "add", &format!("{new}/24"), "dev", "eth0"]);
+        // With the last address the route went too.
+        inside(&["route", "replace", "default", "via", &self.address(0)]);
+    }
+
     /// Whether `host` receives what `sender` sends; the other direction is left alone.
     ///
     /// # Panics
