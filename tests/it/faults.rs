@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Amount, Cluster, Load, Network, Proxy, Server, assert_has, eventually, step};
+use kedge_tests::{Amount, Cluster, Disk, Load, Network, Proxy, Server, assert_has, eventually, step};
 use serde_json::Value;
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -11,21 +11,28 @@ const ALL: [usize; 3] = [0, 1, 2];
 /// Three control-plane nodes that vote. The nodes go before their network.
 struct Trio {
     nodes: Vec<Cluster>,
+    /// The disk of the first node's store, when it has one of its own.
+    disk: Option<Disk>,
     network: Network,
 }
 
 impl Trio {
     fn start() -> Self {
+        Self::start_with(|_| None)
+    }
+
+    fn start_with(disk: impl Fn(&Cluster) -> Option<Disk>) -> Self {
         step("a group of three");
         let network = Network::new(3);
         let mut nodes: Vec<Cluster> = (1..=3).map(|host| Cluster::prepare_on(&network, host)).collect();
+        let disk = disk(&nodes[0]);
         nodes[0].run();
         nodes[0].wait_ready();
         for node in &nodes[1..] {
             node.kedge(&["join", &invitation(&nodes[0], &[]), "--timeout", "90"]).ok();
             node.write_kubeconfig();
         }
-        let trio = Self { nodes, network };
+        let trio = Self { nodes, disk, network };
         trio.three_voters(0);
         trio
     }
@@ -161,10 +168,11 @@ pub(crate) fn containers(node: &Cluster) -> Vec<String> {
 
 #[test]
 fn killed_and_cut_off() {
-    let mut trio = Trio::start();
+    let mut trio = Trio::start_with(|first| Disk::mount(&first.dir().join("data/store"), 512));
     leaders_and_followers_killed(&mut trio);
     nodes_cut_off(&trio);
     heard_one_way(&trio);
+    slow_disk_of_one(&mut trio);
 }
 
 fn leaders_and_followers_killed(trio: &mut Trio) {
@@ -281,6 +289,37 @@ fn heard_one_way(trio: &Trio) {
         );
     }
     load.finish();
+}
+
+/// The others are fast enough for all, and heartbeats do not wait for a disk: nobody is deposed.
+fn slow_disk_of_one(trio: &mut Trio) {
+    let Some(mut disk) = trio.disk.take() else {
+        eprintln!("SKIPPED: slow disk of one node");
+        return;
+    };
+    let load = trio.load("slow-disk");
+    for (writes, time) in [(30, 4), (3, 6)] {
+        step(&format!("the first node's disk takes {writes} writes a second"));
+        let leader = trio.leader(&ALL);
+        if !disk.slow(trio.nodes[0].pid(), Some(writes)) {
+            eprintln!("SKIPPED: slow disk of one node");
+            break;
+        }
+        let began = Instant::now();
+        load.go_on(Duration::from_secs(time));
+        let (count, slowest) = load.writes_since(began);
+        eprintln!(
+            "FIGURE slow disk of one of three, {writes} writes a second, it {}: {count} API writes in {time} s, the \
+             slowest took {slowest:?}",
+            if leader == 0 { "leads" } else { "follows" }
+        );
+        assert_eq!(trio.leader(&ALL), leader, "a slow disk deposed the leader");
+        assert_eq!(trio.nodes[0].ended(), None, "a slow disk must not end the node");
+    }
+    disk.slow(trio.nodes[0].pid(), None);
+    load.finish();
+    trio.nodes[0].stop();
+    disk.unmount();
 }
 
 #[test]
