@@ -5,8 +5,8 @@ mod watcher;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -49,7 +49,9 @@ struct Shared {
     ops: Mutex<Vec<Op>>,
     more: Condvar,
     next_value: AtomicU64,
-    /// 0: go on; otherwise clients stop, and watchers when they have seen this revision.
+    /// Clients stop.
+    stop: AtomicBool,
+    /// When it is not 0, watchers stop as soon as they have seen this revision.
     last: AtomicU64,
     /// What was answered besides what there should be, and how often.
     refusals: Mutex<BTreeMap<String, usize>>,
@@ -78,7 +80,7 @@ impl Shared {
     }
 
     fn stopped(&self) -> bool {
-        self.last.load(Acquire) != 0
+        self.stop.load(Acquire)
     }
 
     /// The number of an object of this load.
@@ -115,6 +117,7 @@ impl Load {
             ops: Mutex::default(),
             more: Condvar::new(),
             next_value: AtomicU64::new(1),
+            stop: AtomicBool::new(false),
             last: AtomicU64::new(0),
             refusals: Mutex::default(),
         });
@@ -202,28 +205,18 @@ impl Load {
     /// When something does not fit, with what.
     pub fn finish(self) -> Counts {
         let Self { shared, clients, watchers } = self;
-        // Keys above the clients' are nobody else's.
-        let mut last = Client::new(&shared, clients.len());
-        let revision = crate::eventually("a last write", || {
-            let call = Call::Create(shared.value());
-            match last.call(shared.keys + 1, call) {
-                Outcome::Written(revision) => Some(revision),
-                _ => {
-                    last.call(shared.keys + 1, Call::Delete);
-                    None
-                }
-            }
-        });
-        shared.last.store(revision, Release);
+        shared.stop.store(true, Release);
+        let number = clients.len();
         for client in clients {
             client.join().expect("no client panicked");
         }
-        // Again, for what the clients wrote meanwhile.
-        let revision = crate::eventually("a write after the last one", || {
-            match last.call(shared.keys + 2, Call::Create(shared.value())) {
+        // Keys above the clients' are nobody else's. Only now: watches must see all that clients did.
+        let mut last = Client::new(&shared, number);
+        let revision = crate::eventually("a last write", || {
+            match last.call(shared.keys + 1, Call::Create(shared.value())) {
                 Outcome::Written(revision) => Some(revision),
                 _ => {
-                    last.call(shared.keys + 2, Call::Delete);
+                    last.call(shared.keys + 1, Call::Delete);
                     None
                 }
             }

@@ -26,8 +26,8 @@ pub(super) fn list(shared: &Shared, server: usize) -> Option<Revision> {
     let returned = shared.now();
     let list: Json = serde_json::from_slice(&body).ok()?;
     let items = list["items"].as_array()?;
-    // The last two are the load's own.
-    for key in 0..shared.keys + 3 {
+    // The last one is the load's own.
+    for key in 0..shared.keys + 2 {
         let found = items
             .iter()
             .find(|item| item["metadata"]["name"].as_str().and_then(|name| shared.key(name)) == Some(key))
