@@ -165,7 +165,10 @@ fn a_node_of_both_families() {
     let pod_ips = ips(&status["podIPs"]);
     assert_eq!(pod_ips.len(), 2, "{status}");
     assert!(pod_ips[0].starts_with("10.244.0.") && pod_ips[1].starts_with("fd00:10:244:"), "{status}");
-    assert_eq!((&status["podIP"], ips(&status["hostIPs"])), (&json!(pod_ips[0]), vec![v4.clone(), v6.clone()]));
+    assert_eq!(
+        (&status["podIP"], ips(&status["hostIPs"])),
+        (&json!(pod_ips[0]), vec![v4.clone(), v6.clone()])
+    );
     let told = node.exec("box", "echo $POD_IPS $HOST_IPS; cat /etc/hosts");
     let of_box = ips(&node.get(&["pod", "box"])["status"]["podIPs"]);
     assert_has(&told, &[&of_box.join(","), &format!("{v4},{v6}"), &format!("{}\tbox", of_box[1])]);
@@ -228,7 +231,10 @@ spec:
         eventually(&format!("the {kind} record"), || {
             let kind = format!("-type={kind}");
             let name = "web.default.svc.cluster.local";
-            node.kubectl(&["exec", "box", "--", "nslookup", &kind, name]).stdout.contains(address).then_some(())
+            node.kubectl(&["exec", "box", "--", "nslookup", &kind, name])
+                .stdout
+                .contains(address)
+                .then_some(())
         });
     }
     let back = node.kubectl(&["exec", "box", "--", "nslookup", &web[1]]).ok();

@@ -15,6 +15,7 @@ mod dual_stack;
 mod faults;
 mod images;
 mod joining;
+mod machine;
 mod metrics;
 mod node;
 mod probes;

@@ -82,6 +82,26 @@ impl Cluster {
         Self::prepare_named(network, host, &format!("kedge-test-{}-{host}", std::process::id()))
     }
 
+    /// The same without a fixed address: the node finds its own.
+    ///
+    /// # Panics
+    /// When this is not root.
+    #[must_use]
+    pub fn prepare_roaming(network: &Network, host: usize) -> Self {
+        let name = format!("kedge-test-{}-{host}", std::process::id());
+        let namespace = Some(network.namespace(host));
+        Self::made(name, namespace, network.address(host), 6443, "kedge", "kedge0", Vec::new())
+    }
+
+    /// The node has another address now; the kubeconfig is written for that.
+    ///
+    /// # Panics
+    /// When the kubeconfig cannot be written.
+    pub fn moved(&mut self, address: &str) {
+        self.server = format!("https://{address}:{}", self.port);
+        self.write_kubeconfig();
+    }
+
     /// The same with a name for the Node object.
     ///
     /// # Panics
@@ -164,6 +184,12 @@ impl Cluster {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The API server's address: `https://HOST:PORT`.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// The node's flags, as every command takes them.

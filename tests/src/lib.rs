@@ -8,18 +8,27 @@
 
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
+mod clock;
 mod cluster;
+mod disk;
+pub mod history;
 mod http;
+mod https;
 mod image;
 mod leftovers;
+mod load;
 mod network;
 mod registry;
 mod run;
 
+pub use clock::Clock;
 pub use cluster::Cluster;
+pub use disk::Disk;
 pub use http::{Proxy, Response};
+pub use https::Server;
 pub use image::{BUSYBOX, docker_archive, oci_archive};
 pub use leftovers::{Process, processes_naming};
+pub use load::{Amount, Load};
 pub use network::{Families, Network};
 pub use registry::Registry;
 pub use run::{Out, kedge_binary, kubectl_program, run};

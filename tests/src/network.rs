@@ -106,6 +106,38 @@ impl Network {
         ip(&["-n", &self.namespace(host), "route", "del", "default"]);
     }
 
+    /// Gives a host another address, as a new DHCP lease does: the old one is gone.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn readdress(&self, host: usize, old: &str, new: &str) {
+        let namespace = self.namespace(host);
+        let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
+        inside(&["addr", "del", &format!("{old}/24"), "dev", "eth0"]);
+        inside(&["addr", "add", &format!("{new}/24"), "dev", "eth0"]);
+        // With the last address the route went too.
+        inside(&["route", "replace", "default", "via", &self.address(0)]);
+    }
+
+    /// Whether `host` receives what `sender` sends; the other direction is left alone.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn hears(&self, host: usize, sender: usize, hears: bool) {
+        let table = format!("kt_deaf_{sender}");
+        let source = self.address(sender);
+        let rules = if hears {
+            format!("delete table ip {table}\n")
+        } else {
+            format!(
+                "table ip {table} {{ chain in {{ type filter hook prerouting priority -500; ip saddr {source} \
+                 drop; }} }}\n"
+            )
+        };
+        let namespace = self.namespace(host);
+        run(command_in(Some(&namespace), "nft").args(["-f", "-"]), rules.as_bytes()).ok();
+    }
+
     fn bridge(&self) -> String {
         format!("ktn{}", self.id)
     }

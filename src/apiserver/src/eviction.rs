@@ -40,7 +40,14 @@ pub(crate) async fn evict(context: &Arc<Context>, body: &Bytes) -> Result<Respon
         options.dry_run = Some(vec!["All".to_owned()]);
     }
     let bucket = context.state.cache.bucket("pods");
-    let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
+    let stored = match bucket.get(&context.key()) {
+        Some(stored) => stored,
+        // Nothing is denied by a copy that may lag behind.
+        None => {
+            context.state.fresh_revision().await?;
+            bucket.get(&context.key()).ok_or_else(|| context.not_found())?
+        }
+    };
     let pod = read::parse(&stored.bytes)?;
     if !needs_no_budget(&pod) {
         let budgets = budgets_of(context, &pod)?;

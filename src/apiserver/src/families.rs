@@ -357,7 +357,12 @@ mod tests {
     #[test]
     fn contradictions_are_named() {
         for (cluster, given, path, detail) in [
-            (V4, json!({ "ipFamilyPolicy": REQUIRE, "selector": { "a": "b" } }), POLICY, "not configured for"),
+            (
+                V4,
+                json!({ "ipFamilyPolicy": REQUIRE, "selector": { "a": "b" } }),
+                POLICY,
+                "not configured for",
+            ),
             (V4, json!({ "ipFamilies": ["IPv6"] }), "spec.ipFamilies[0]", "not configured on this cluster"),
             (V4, json!({ "clusterIP": "fd00::1" }), "spec.clusterIPs[0]", "IPv6 is not configured"),
             (BOTH, json!({ "ipFamilies": BOTH, "ipFamilyPolicy": SINGLE }), POLICY, "multiple IP families"),
@@ -405,7 +410,9 @@ mod tests {
 
         let (_, errors) = with(&two, &|spec| spec["clusterIPs"] = json!(["10.0.0.7"]));
         assert!(errors[0].detail.contains("release the secondary cluster IP"), "{errors:?}");
-        for (field, value) in [("clusterIPs", json!(["10.0.0.8", "fd00::7"])), ("clusterIP", json!("10.0.0.8"))] {
+        for (field, value) in
+            [("clusterIPs", json!(["10.0.0.8", "fd00::7"])), ("clusterIP", json!("10.0.0.8"))]
+        {
             let (_, errors) = with(&two, &|spec| {
                 spec["clusterIP"] = json!("10.0.0.8");
                 spec[field] = value.clone();

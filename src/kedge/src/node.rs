@@ -17,6 +17,8 @@ pub(crate) mod shared;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -43,11 +45,20 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// A node that has no quorum at its start goes on without after this time: what can be read is served.
 const QUORUM_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Why the node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// The machine has another address: everything that knows the old one is to be started again.
+    Moved,
+}
+
 /// Start everything, say when the node is ready, and run until `tasks` are asked to stop.
 ///
 /// # Errors
 /// When a part cannot start; the error names it and the remedy.
-pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<Ended> {
     let joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
     if let Some(admitted) = &joined {
         shared::adopt(&mut config, &admitted.config)?;
@@ -57,6 +68,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let board = Board::serve(&config, role, &tasks)?;
     let node_ips = addresses(&config)?;
     board.set_addresses(&node_ips);
+    let moved = follow_address(&config, &node_ips, &tasks);
     let pki = open_pki(&config, &node_ips, role)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
@@ -160,10 +172,33 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         }
     }
     drop(network);
-    match control_plane {
-        Some(control_plane) => control_plane.store().close().await.context("close the datastore"),
-        None => Ok(()),
+    if let Some(control_plane) = control_plane {
+        control_plane.store().close().await.context("close the datastore")?;
     }
+    Ok(if moved.load(Relaxed) { Ended::Moved } else { Ended::Stopped })
+}
+
+/// Ends the node when the machine has another address than the one it announced, unless the user has named
+/// one. Certificates, the Node and the records of the cluster are then made for the new one at the next
+/// start; containers do not notice.
+fn follow_address(config: &Config, node_ips: &[IpAddr], tasks: &Tasks) -> Arc<AtomicBool> {
+    let moved = Arc::new(AtomicBool::new(false));
+    for own in node_ips.iter().copied().filter(|address| !config.node_ips.contains(address)) {
+        let (moved, token) = (moved.clone(), tasks.token().clone());
+        tasks.spawn_until_stopped("address of this node", async move {
+            match kedge_network::until_moved(own).await {
+                Ok(new) => {
+                    tracing::info!(%new, old = %own, "the address of this machine changed: starting again with the new one");
+                    moved.store(true, Relaxed);
+                    token.cancel();
+                }
+                Err(error) => {
+                    tracing::warn!(error = %kedge_base::Chain(&error), "a new address will only be noticed at the next start");
+                }
+            }
+        });
+    }
+    moved
 }
 
 /// Starts what follows the leadership, and waits a while for the first objects.

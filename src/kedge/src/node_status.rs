@@ -226,8 +226,28 @@ async fn datastore(store: &Store) -> Datastore {
         high_availability: status.high_availability,
         has_leader: status.leader.is_some(),
         waits: status.waits.clone(),
+        disk: disk(&store.stats()),
         removed: status.removed,
         members,
         last_snapshot: None,
     }
+}
+
+/// A flush that takes longer than this lately makes a slow disk. Cards that are worn out take seconds.
+const SLOW_FLUSH: Duration = Duration::from_millis(100);
+
+/// What the operator should know of the datastore's disk.
+fn disk(stats: &kedge_store::Stats) -> Option<String> {
+    if stats.disk_full {
+        return Some(
+            "the disk is full: writes are refused until there is space in the data folder; reads go on"
+                .into(),
+        );
+    }
+    (stats.sync_lately > SLOW_FLUSH).then(|| {
+        let millis = stats.sync_lately.as_millis();
+        format!(
+            "the disk is slow: a flush takes {millis} ms, and so does every write; nothing is lost by that"
+        )
+    })
 }

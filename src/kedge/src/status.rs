@@ -93,6 +93,9 @@ pub(crate) struct Datastore {
     /// Why the group is not yet what its members ask for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) waits: Option<String>,
+    /// What is wrong with this node's disk, as far as the datastore notices it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<String>,
     /// This node was taken off the cluster.
     pub(crate) removed: bool,
     /// Nodes that hold a copy.
@@ -148,6 +151,9 @@ impl Datastore {
         }
         if let Some(waits) = &self.waits {
             text.push_str(&format!("  waits: {waits}\n"));
+        }
+        if let Some(disk) = &self.disk {
+            text.push_str(&format!("  {disk}\n"));
         }
         if self.removed {
             text.push_str(

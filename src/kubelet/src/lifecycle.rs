@@ -53,7 +53,11 @@ pub(crate) async fn address(core: &Core, target: &Pod) -> Result<String, Error> 
         return Ok(core.config.node_ip());
     }
     let real = core.runtime.pod(&pod::uid(target)).await?;
-    core.config.sorted(real.ips()).into_iter().next().ok_or_else(|| Error::other("the pod has no address yet"))
+    core.config
+        .sorted(real.ips())
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::other("the pod has no address yet"))
 }
 
 /// `runAsNonRoot` (upstream `security_context_others.go`, `verifyRunAsNonRoot`).

@@ -41,8 +41,12 @@ async fn measure(services: usize, endpoints: usize) -> Value {
     let tasks = Tasks::new("bench");
     let informers = Informers::new(api.client(), &tasks);
     let net = |text: &str| text.parse::<IpNet>().unwrap();
-    let config =
-        ProxyConfig::new("node1", vec![[192, 0, 2, 1].into()], vec![net("10.128.0.0/9")], vec![net("10.96.0.0/12")]);
+    let config = ProxyConfig::new(
+        "node1",
+        vec![[192, 0, 2, 1].into()],
+        vec![net("10.128.0.0/9")],
+        vec![net("10.96.0.0/12")],
+    );
     let start = Instant::now();
     let proxy = start_proxy(config, &informers, &tasks).await.unwrap();
     proxy.ready().await;

@@ -18,7 +18,9 @@ mod proxy;
 mod rt;
 
 pub use error::Error;
-pub use host::{Warning, cleanup, default_address_of, prepare_host, write_cni_config, write_cni_config_for};
+pub use host::{
+    Warning, cleanup, default_address_of, prepare_host, until_moved, write_cni_config, write_cni_config_for,
+};
 pub use ipnet::IpNet;
 pub use overlay::{
     Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, CniFiles, NetworkConfig, Overlay, OverlayConfig,

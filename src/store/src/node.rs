@@ -391,6 +391,7 @@ impl Node {
                 self.since_flush += bytes;
                 self.since_snapshot += bytes;
                 if std::mem::take(&mut self.disk_full) {
+                    self.shared.counters.disk_full.store(false, Relaxed);
                     tracing::info!("the disk has space again; the store goes on");
                 }
                 self.note_flush_time(done.took);
@@ -404,6 +405,8 @@ impl Node {
     /// Elections wait for the disk, so they get more time where that is slow.
     fn note_flush_time(&mut self, took: Duration) {
         self.flush_time = (self.flush_time * 7 + took) / 8;
+        let micros = u64::try_from(self.flush_time.as_micros()).unwrap_or(u64::MAX);
+        self.shared.counters.sync_lately_micros.store(micros, Relaxed);
         let usual = self.flush_time * FLUSHES_PER_ELECTION;
         let stretch = 1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize;
         if self.core.set_stretch(stretch) && stretch > 1 && self.transport.is_some() {
@@ -435,6 +438,7 @@ impl Node {
 
     fn note_full(&mut self, error: &Error) {
         if !std::mem::replace(&mut self.disk_full, true) {
+            self.shared.counters.disk_full.store(true, Relaxed);
             tracing::error!(
                 error = %Chain(error),
                 "the disk is full: writes are refused until there is space"

@@ -1,6 +1,6 @@
 //! Counters that cost an atomic add.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What the store has done since it was opened.
@@ -24,6 +24,10 @@ pub struct Stats {
     pub sync_p50: Duration,
     /// 99th percentile of the same.
     pub sync_p99: Duration,
+    /// What a flush of the log takes lately.
+    pub sync_lately: Duration,
+    /// The last write found no space; the next one that finds some ends this.
+    pub disk_full: bool,
 }
 
 const BUCKETS: usize = 100;
@@ -35,6 +39,8 @@ pub(crate) struct Counters {
     pub(crate) keys: AtomicU64,
     pub(crate) snapshots: AtomicU64,
     pub(crate) engine_flushes: AtomicU64,
+    pub(crate) sync_lately_micros: AtomicU64,
+    pub(crate) disk_full: AtomicBool,
     /// Log flushes by time: four buckets to each power of two microseconds.
     syncs: [AtomicU64; BUCKETS],
 }
@@ -48,6 +54,8 @@ impl Default for Counters {
             keys: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
             engine_flushes: AtomicU64::new(0),
+            sync_lately_micros: AtomicU64::new(0),
+            disk_full: AtomicBool::new(false),
             syncs: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -97,6 +105,8 @@ impl Counters {
             engine_flushes: self.engine_flushes.load(Relaxed),
             sync_p50: percentile(50),
             sync_p99: percentile(99),
+            sync_lately: Duration::from_micros(self.sync_lately_micros.load(Relaxed)),
+            disk_full: self.disk_full.load(Relaxed),
         }
     }
 }

@@ -27,7 +27,7 @@ use parking_lot::RwLock;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use self::peer::PeerHandle;
 pub(crate) use self::service::Service;
@@ -88,13 +88,16 @@ pub(crate) struct Context {
     sender: Sender<Msg>,
     /// Where this member can be reached, once its record says so.
     address: RwLock<Option<String>>,
+    /// Who leads, as far as this member knows.
+    leader: watch::Sender<Option<u64>>,
 }
 
 impl Transport {
     pub(crate) fn new(dial: Arc<dyn Dial>, runtime: Handle, paths: &Paths, sender: Sender<Msg>) -> Self {
         let tasks = Tasks::new("store-transport");
         let snapshots = paths.snapshots.clone();
-        let context = Context { dial, runtime, tasks, snapshots, sender, address: RwLock::default() };
+        let (address, leader) = (RwLock::default(), watch::Sender::new(None));
+        let context = Context { dial, runtime, tasks, snapshots, sender, address, leader };
         Self { context: Arc::new(context), peers: HashMap::new() }
     }
 
@@ -149,6 +152,11 @@ impl Transport {
     /// This member's own address, which it tells others.
     pub(crate) fn set_address(&self, address: Option<&str>) {
         *self.context.address.write() = address.map(str::to_owned);
+    }
+
+    /// Who leads now: what is on its way to another one need not wait for an answer any more.
+    pub(crate) fn set_leader(&self, leader: Option<u64>) {
+        self.context.leader.send_if_modified(|known| std::mem::replace(known, leader) != leader);
     }
 
     /// Forgets peers that are gone.

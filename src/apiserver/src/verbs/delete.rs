@@ -17,6 +17,7 @@ use super::options::DeleteOptions;
 use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
+use crate::cache::Stored;
 use crate::claims;
 use crate::crd;
 use crate::encode;
@@ -96,6 +97,13 @@ pub(crate) enum Outcome {
     Marked(Bytes),
 }
 
+/// How one try ended, when nobody else was faster.
+struct Attempt {
+    outcome: Outcome,
+    /// The store took it; otherwise it says what this node's own copy says.
+    committed: bool,
+}
+
 /// Deletes objects for a user, or for the API server itself.
 pub(crate) struct Deletion<'a> {
     pub(crate) state: &'a Arc<State>,
@@ -110,57 +118,85 @@ impl Deletion<'_> {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<Outcome, Status> {
-        let (state, resource) = (self.state, self.resource);
-        let key = object_key(namespace, name);
-        let bucket = state.cache.bucket(&resource.storage_key);
+        let bucket = self.state.cache.bucket(&self.resource.storage_key);
+        // As with updates: what the store does not check is confirmed before it is answered.
+        let mut confirmed = false;
         loop {
-            let stored =
-                bucket.get(&key).ok_or_else(|| Status::not_found(&resource.group_resource(), name))?;
-            let old = read::parse(&stored.bytes)?;
-            self.check_preconditions(name, &old, options)?;
-            let request = Request {
-                state,
-                user: self.user,
-                resource,
-                subresource: "",
-                namespace,
-                name,
-                operation: Operation::Delete,
-                old: Some(&old),
-                dry_run: options.is_dry_run(),
+            let seen = self.state.cache.revision();
+            let stored = bucket.get(&object_key(namespace, name));
+            let result = match &stored {
+                None => Err(Status::not_found(&self.resource.group_resource(), name)),
+                Some(stored) => self.attempt(namespace, name, options, stored).await,
             };
-            admission::validate(&request, &old, &mut Vec::new()).await?;
-            let mut value = old.clone();
-            let gone = mark(resource, &mut value, options)?;
-            if options.is_dry_run() {
-                return Ok(if gone {
-                    Outcome::Gone(stored.bytes.clone())
-                } else {
-                    Outcome::Marked(value.to_string().into())
-                });
-            }
-            if value == old && !gone {
-                return Ok(Outcome::Marked(stored.bytes.clone()));
-            }
-            let store_key = store_key(resource, &key);
-            let mut conditions =
-                vec![Condition { key: store_key.clone(), check: Check::At(stored.modified) }];
-            let fresh = encode::encode(&value);
-            let mut ops = Vec::new();
-            if gone {
-                ops.push(Op::Delete { key: store_key });
-                claims::release(state, resource, &old).add_to(&mut conditions, &mut ops);
-            } else {
-                ops.push(Op::Put { key: store_key, value: fresh.clone() });
-            }
-            match state.store.commit(Txn { conditions, ops, lazy: false }).await {
-                Ok(_) if gone => return Ok(Outcome::Gone(stored.bytes.clone())),
-                Ok(revision) => return Ok(Outcome::Marked(encode::spliced(&fresh, revision))),
+            match result {
+                Ok(Some(Attempt { outcome, committed })) if committed || confirmed => return Ok(outcome),
                 // Somebody else changed it: decide again on what it is now.
-                Err(CommitError::Conflict { .. }) => {}
-                Err(error) => return Err(commit_failed(&error)),
+                Ok(None) => {}
+                Err(status) if confirmed || status.code >= 500 => return Err(status),
+                result => {
+                    if self.state.fresh_revision().await? <= seen
+                        && let Some(attempt) = result?
+                    {
+                        return Ok(attempt.outcome);
+                    }
+                    confirmed = true;
+                }
             }
         }
+    }
+
+    async fn attempt(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+        stored: &Arc<Stored>,
+    ) -> Result<Option<Attempt>, Status> {
+        let (state, resource) = (self.state, self.resource);
+        let old = read::parse(&stored.bytes)?;
+        self.check_preconditions(name, &old, options)?;
+        let request = Request {
+            state,
+            user: self.user,
+            resource,
+            subresource: "",
+            namespace,
+            name,
+            operation: Operation::Delete,
+            old: Some(&old),
+            dry_run: options.is_dry_run(),
+        };
+        admission::validate(&request, &old, &mut Vec::new()).await?;
+        let mut value = old.clone();
+        let gone = mark(resource, &mut value, options)?;
+        let undecided = |outcome| Ok(Some(Attempt { outcome, committed: false }));
+        if options.is_dry_run() {
+            return undecided(if gone {
+                Outcome::Gone(stored.bytes.clone())
+            } else {
+                Outcome::Marked(value.to_string().into())
+            });
+        }
+        if value == old && !gone {
+            return undecided(Outcome::Marked(stored.bytes.clone()));
+        }
+        let store_key = store_key(resource, &object_key(namespace, name));
+        let mut conditions = vec![Condition { key: store_key.clone(), check: Check::At(stored.modified) }];
+        let fresh = encode::encode(&value);
+        let mut ops = Vec::new();
+        if gone {
+            ops.push(Op::Delete { key: store_key });
+            claims::release(state, resource, &old).add_to(&mut conditions, &mut ops);
+        } else {
+            ops.push(Op::Put { key: store_key, value: fresh.clone() });
+        }
+        let outcome = match state.store.commit(Txn { conditions, ops, lazy: false }).await {
+            Ok(_) if gone => Outcome::Gone(stored.bytes.clone()),
+            Ok(revision) => Outcome::Marked(encode::spliced(&fresh, revision)),
+            Err(CommitError::Conflict { .. }) => return Ok(None),
+            Err(error) => return Err(commit_failed(&error)),
+        };
+        Ok(Some(Attempt { outcome, committed: true }))
     }
 
     fn check_preconditions(&self, name: &str, old: &Value, options: &DeleteOptions) -> Result<(), Status> {

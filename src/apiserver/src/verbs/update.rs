@@ -92,6 +92,16 @@ impl Edit {
     }
 }
 
+/// How one try ended.
+enum Done {
+    /// The store took it: the final bytes, and warnings.
+    Committed(Bytes, Vec<String>),
+    /// Nothing was to be written, going by what this node has.
+    Unchanged(Bytes, Vec<String>),
+    /// Somebody else was faster.
+    Outrun,
+}
+
 /// Changes one object.
 pub(crate) struct Change<'a> {
     pub(crate) state: &'a Arc<State>,
@@ -112,16 +122,49 @@ impl Change<'_> {
     ) -> Result<(Bytes, Vec<String>), Status> {
         let key = object_key(namespace, name);
         let bucket = self.state.cache.bucket(&self.resource.storage_key);
+        // A commit is checked by the store. Whatever else is answered comes from this node's own copy, which
+        // may lag behind what others have acknowledged: it is confirmed first (as `GuaranteedUpdate` does
+        // with what it has from its cache).
+        let mut confirmed = false;
         for _ in 0..TRIES {
-            let stored =
-                bucket.get(&key).ok_or_else(|| Status::not_found(&self.resource.group_resource(), name))?;
-            let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
-            let edited = edit(&old)?;
-            if let Some(done) = self.attempt(namespace, name, options, &stored, &old, edited).await? {
-                return Ok(done);
+            let seen = self.state.cache.revision();
+            let stored = bucket.get(&key);
+            let result = match &stored {
+                None => Err(Status::not_found(&self.resource.group_resource(), name)),
+                Some(stored) => self.edited(namespace, name, options, stored, edit).await,
+            };
+            match result {
+                Ok(Done::Committed(bytes, warnings)) => return Ok((bytes, warnings)),
+                Ok(Done::Outrun) => {}
+                Ok(Done::Unchanged(bytes, warnings)) if confirmed => return Ok((bytes, warnings)),
+                Err(status) if confirmed || status.code >= 500 => return Err(status),
+                result => {
+                    if self.state.fresh_revision().await? <= seen {
+                        return match result? {
+                            Done::Committed(bytes, warnings) | Done::Unchanged(bytes, warnings) => {
+                                Ok((bytes, warnings))
+                            }
+                            Done::Outrun => Err(self.conflict(name)),
+                        };
+                    }
+                    confirmed = true;
+                }
             }
         }
         Err(self.conflict(name))
+    }
+
+    async fn edited(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &WriteOptions,
+        stored: &Arc<Stored>,
+        edit: &mut (dyn FnMut(&Value) -> Result<Edit, Status> + Send),
+    ) -> Result<Done, Status> {
+        let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
+        let edited = edit(&old)?;
+        self.attempt(namespace, name, options, stored, &old, edited).await
     }
 
     fn conflict(&self, name: &str) -> Status {
@@ -132,7 +175,6 @@ impl Change<'_> {
         )
     }
 
-    /// `None`: somebody else was faster.
     async fn attempt(
         &self,
         namespace: &str,
@@ -141,7 +183,7 @@ impl Change<'_> {
         stored: &Arc<Stored>,
         old: &Value,
         edited: Edit,
-    ) -> Result<Option<(Bytes, Vec<String>)>, Status> {
+    ) -> Result<Done, Status> {
         let (state, resource) = (self.state, self.resource);
         let mut value = edited.value;
         // A client that names a version means that one. When somebody else is faster, the edit is made
@@ -196,10 +238,10 @@ impl Change<'_> {
         let value = resource.to_storage(value)?;
         let fresh = encode::encode(&value);
         if encode::spliced(&fresh, stored.modified) == stored.bytes {
-            return Ok(Some((stored.bytes.clone(), warnings)));
+            return Ok(Done::Unchanged(stored.bytes.clone(), warnings));
         }
         if options.dry_run {
-            return Ok(Some((encode::spliced(&fresh, stored.modified), warnings)));
+            return Ok(Done::Unchanged(encode::spliced(&fresh, stored.modified), warnings));
         }
         let key = store_key(resource, &object_key(namespace, name));
         let mut conditions = vec![Condition { key: key.clone(), check: Check::At(stored.modified) }];
@@ -217,11 +259,11 @@ impl Change<'_> {
             charges.add_to(&mut conditions, &mut ops);
         }
         match state.store.commit(Txn { conditions, ops, lazy: is_lazy(resource) && !gone }).await {
-            Ok(revision) => Ok(Some((encode::spliced(&fresh, revision), warnings))),
+            Ok(revision) => Ok(Done::Committed(encode::spliced(&fresh, revision), warnings)),
             Err(CommitError::Conflict { key: at, .. })
                 if at == key || claims.may_choose_again(&at) || charges.has(&at) =>
             {
-                Ok(None)
+                Ok(Done::Outrun)
             }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),
             Err(error) => Err(commit_failed(&error)),

@@ -1,6 +1,7 @@
 //! `kedge run`: the node in the foreground. Signals, the service manager and the log are handled here;
 //! what a node consists of is in `node`.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::require_root;
 use crate::cli::{Failure, RunArgs};
 use crate::config::Config;
+use crate::node::Ended;
 use crate::process::Process;
 use crate::{node, preflight, service};
 
@@ -22,7 +24,8 @@ const USUAL_LOG: &str = "info,hickory_server=warn,hickory_net=warn";
 /// Run until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     require_root()?;
-    if args.detach {
+    // A process that starts itself again has its session already.
+    if args.detach && nix::unistd::getsid(None) != Ok(nix::unistd::getpid()) {
         // The parent started us in its own session: a closing terminal must not reach us.
         nix::unistd::setsid().context("leave the terminal's session")?;
     }
@@ -52,8 +55,22 @@ pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     // Blocking work that ignores shutdown must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(5));
     let _ = std::fs::remove_file(&pid_file);
-    result?;
-    Ok(ExitCode::SUCCESS)
+    match result? {
+        Ended::Stopped => Ok(ExitCode::SUCCESS),
+        Ended::Moved => Err(start_again()),
+    }
+}
+
+/// The same program with the same arguments takes this process's place: its id stays, so that a service
+/// manager notices nothing. Returns only when that fails.
+fn start_again() -> Failure {
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    let error = command.args(arguments).exec();
+    Failure::Failed(anyhow::Error::new(error).context("start again with the new address"))
 }
 
 /// Two workers at least: one may be held up by a burst of work while the other answers.
@@ -61,7 +78,7 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config) -> anyhow::Result<Ended> {
     let tasks = Tasks::new("kedge");
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;

@@ -137,7 +137,10 @@ impl Config {
             ));
         }
         if self.bind_address.is_some_and(|address| address.is_ipv4()) && pods.first() == Some(&false) {
-            fault("bind-address is an IPv4 address, but the cluster's default is IPv6; leave it out or use ::".into());
+            fault(
+                "bind-address is an IPv4 address, but the cluster's default is IPv6; leave it out or use ::"
+                    .into(),
+            );
         }
     }
 }
@@ -171,7 +174,10 @@ mod tests {
     #[test]
     fn what_cannot_work_is_said() {
         let cases: [(&[(&'static str, &str)], &str); 10] = [
-            (&[("pod-cidr", "10.1.0.0/16,10.2.0.0/16")], "has two of IPv4; a second one has to be of the other"),
+            (
+                &[("pod-cidr", "10.1.0.0/16,10.2.0.0/16")],
+                "has two of IPv4; a second one has to be of the other",
+            ),
             (&[("pod-cidr", "10.1.0.0/16,fd00::/56,fd01::/56")], "has more than two"),
             (&[("pod-cidr", "10.1.0.0/16,")], "\"\" is not a network"),
             (&[("pod-cidr", "fd00::1/56")], "did you mean fd00::/56?"),

@@ -1,9 +1,13 @@
 //! Which address a node announces when the user names none.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::Error;
-use crate::rt::{Address, DefaultRoute, Link, Rt};
+use crate::rt::{Address, DefaultRoute, Event, Link, Rt, RtWatcher};
+
+/// An address that comes back within this time was never away: DHCP clients take it off and put it on again.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// The address of an IP family: the one of the default route's interface (the lowest metric first). Without a
 /// default route, as on an isolated network, the first global address of an interface that is up.
@@ -20,6 +24,30 @@ pub fn default_address_of(is_ipv4: bool) -> Result<IpAddr, Error> {
     addresses.retain(|address| address.address.is_ipv4() == is_ipv4);
     routes.retain(|route| route.is_ipv4 == is_ipv4);
     choose(&links, &addresses, &routes).ok_or(Error::NoAddress)
+}
+
+/// Waits until this machine no longer has the address `own` and has another one of its family instead, and
+/// gives that. A further address, a VPN or a cable that was pulled is no reason: the node stays what it is.
+///
+/// # Errors
+/// When the kernel's notifications cannot be had.
+pub async fn until_moved(own: IpAddr) -> Result<IpAddr, Error> {
+    let failed = |source| Error::netlink("watch the addresses of this machine", source);
+    let watcher = RtWatcher::open().map_err(failed)?;
+    let moved = || -> std::io::Result<Option<IpAddr>> {
+        let has = Rt::open()?.addresses()?.iter().any(|address| address.address == own);
+        Ok(if has { None } else { default_address_of(own.is_ipv4()).ok() })
+    };
+    loop {
+        if moved().map_err(failed)?.is_some() {
+            tokio::time::sleep(SETTLE).await;
+            if let Some(address) = moved().map_err(failed)? {
+                return Ok(address);
+            }
+        }
+        let concerns = |event: &Event| matches!(event, Event::Address(_) | Event::Route(_) | Event::Lost);
+        watcher.until(concerns).await.map_err(failed)?;
+    }
 }
 
 fn choose(links: &[Link], addresses: &[Address], routes: &[DefaultRoute]) -> Option<IpAddr> {

@@ -7,7 +7,7 @@ mod cni;
 mod portmap;
 mod prepare;
 
-pub use address::default_address_of;
+pub use address::{default_address_of, until_moved};
 pub use cleanup::cleanup;
 pub use cni::{write_cni_config, write_cni_config_for};
 pub(crate) use prepare::prepare_ipv6;

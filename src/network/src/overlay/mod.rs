@@ -64,10 +64,7 @@ impl OverlayConfig {
         Self {
             node_name: node_name.into(),
             node_ips,
-            network: NetworkConfig {
-                networks: pod_cidrs,
-                backend: Backend::Vxlan(VxlanConfig::default()),
-            },
+            network: NetworkConfig { networks: pod_cidrs, backend: Backend::Vxlan(VxlanConfig::default()) },
             bridge: bridge.to_owned(),
             cni: None,
         }

@@ -92,8 +92,12 @@ impl Peer {
             // vxlanLeaseAttrs: both are read, and another number is another network.
             assert_eq!(data["VNI"], 1);
             let (mac, public) = (data["VtepMAC"].as_str().unwrap(), text(public));
-            self.host.ip(&format!("{family} neigh replace {gateway} lladdr {mac} dev {device} nud permanent"));
-            run("bridge", &format!("-n {} fdb replace {mac} dev {device} dst {public} self permanent", self.host.0));
+            self.host
+                .ip(&format!("{family} neigh replace {gateway} lladdr {mac} dev {device} nud permanent"));
+            run(
+                "bridge",
+                &format!("-n {} fdb replace {mac} dev {device} dst {public} self permanent", self.host.0),
+            );
             self.host.ip(&format!("{family} route replace {subnet} via {gateway} dev {device} onlink"));
         }
     }
@@ -134,7 +138,8 @@ async fn neighbour() {
     let wire = wire();
     let peer = Peer::new(&wire);
     peer.devices();
-    let api = Api::new([("nodes", vec![dual_node_object(1), announced("vxlan")]), ("configmaps", Vec::new())]);
+    let api =
+        Api::new([("nodes", vec![dual_node_object(1), announced("vxlan")]), ("configmaps", Vec::new())]);
     let ours = Node::start(1, "fo", &wire, &api, &Backend::Vxlan(VxlanConfig::default()));
     ours.has_routes(2).await;
     let announced_by_us = api.get("nodes", "node1").unwrap()["metadata"]["annotations"].clone();
@@ -146,7 +151,10 @@ async fn neighbour() {
         [("flannel.1", MACS[0], "192.0.2.2"), ("flannel-v6.1", MACS[1], "2001:db8::2")]
     {
         let entries = ours.host.exec("bridge", &format!("fdb show dev {device}"));
-        assert!(entries.contains(&format!("{mac} dst {public}")) && entries.contains("permanent"), "{entries}");
+        assert!(
+            entries.contains(&format!("{mac} dst {public}")) && entries.contains("permanent"),
+            "{entries}"
+        );
         let neighbours = ours.host.ip(&format!("neigh show dev {device}"));
         assert!(neighbours.contains(&format!("lladdr {mac} PERMANENT")), "{neighbours}");
     }
@@ -200,7 +208,8 @@ fn a_stock_flannel_node_with_host_gw() {
 async fn host_gw() {
     let wire = wire();
     let peer = Peer::new(&wire);
-    let api = Api::new([("nodes", vec![dual_node_object(1), announced("host-gw")]), ("configmaps", Vec::new())]);
+    let api =
+        Api::new([("nodes", vec![dual_node_object(1), announced("host-gw")]), ("configmaps", Vec::new())]);
     let ours = Node::start(1, "fg", &wire, &api, &Backend::HostGw);
     ours.has_routes(2).await;
     let announced_by_us = api.get("nodes", "node1").unwrap()["metadata"]["annotations"].clone();

@@ -107,7 +107,10 @@ impl Node {
         self.reaches_at(format!("10.244.{other}.2:8080"), format!("10.244.{}.2", self.number))
     }
 
-    pub(crate) fn reaches_by_ipv6(&self, other: u8) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
+    pub(crate) fn reaches_by_ipv6(
+        &self,
+        other: u8,
+    ) -> impl Fn() -> Result<(), String> + Clone + Send + 'static {
         self.reaches_at(format!("[fd00:244:{other}::2]:8080"), format!("fd00:244:{}::2", self.number))
     }
 

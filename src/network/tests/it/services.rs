@@ -50,8 +50,12 @@ impl Node {
         let tasks = Tasks::new("test");
         let informers = Informers::new(api.client(), &tasks);
         let net = |text: &str| text.parse::<IpNet>().unwrap();
-        let mut config =
-            ProxyConfig::new("node1", vec![[192, 0, 2, 1].into()], vec![net("10.244.0.0/16")], vec![net("10.96.0.0/16")]);
+        let mut config = ProxyConfig::new(
+            "node1",
+            vec![[192, 0, 2, 1].into()],
+            vec![net("10.244.0.0/16")],
+            vec![net("10.96.0.0/16")],
+        );
         config.pod_cidrs.push(net("fd00:244::/48"));
         config.service_cidrs.push(net("fd00:96::/112"));
         let proxy = start_proxy(config, &informers, &tasks).await.unwrap();

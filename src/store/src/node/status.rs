@@ -43,6 +43,9 @@ impl Node {
         }
         self.status_key = Some(key);
         self.status_at = Instant::now();
+        if let Some(transport) = &self.transport {
+            transport.set_leader(key.leader);
+        }
         if changed {
             self.publish_group();
         }

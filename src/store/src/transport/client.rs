@@ -23,6 +23,8 @@ pub(super) const REMOVED: &str = "this node was removed from the cluster; leave 
 const CONNECT: Duration = Duration::from_secs(3);
 /// A connection over which nothing comes back is given up after about twice this.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long a leader that was deposed has to answer by itself.
+const DEPOSED: Duration = Duration::from_millis(150);
 const WINDOW: u32 = 4 << 20;
 
 /// Opens a connection now; an error says why it cannot be.
@@ -85,7 +87,14 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
     let path = PathAndQuery::from_static(wire::PROPOSE);
     let call = client.unary(Request::new(request), path, codec);
     // The leader itself gives up after its patience.
-    match tokio::time::timeout(PATIENCE + PATIENCE / 2, call).await {
+    let answer = tokio::time::timeout(PATIENCE + PATIENCE / 2, call);
+    let answer = tokio::select! {
+        answer = answer => answer,
+        () = led_by_another(peer) => {
+            return Outcome::Lost("another node leads now, and the former leader has not answered".into());
+        }
+    };
+    match answer {
         Ok(Ok(response)) => {
             let proposed = response.into_inner();
             let seen = proposed.seen;
@@ -107,6 +116,15 @@ pub(super) async fn forward(peer: &PeerShared, command: &[u8], lazy: bool) -> Ou
         )),
         Err(_) => Outcome::Lost("the leader did not answer in time".into()),
     }
+}
+
+/// Waits until another member leads, and as long again as one that still lives takes to say so itself. A
+/// connection to one that is cut off would be given up only much later.
+async fn led_by_another(peer: &PeerShared) {
+    let mut leader = peer.context.leader.subscribe();
+    // The sender lives in the context.
+    let _ = leader.wait_for(|leader| leader.is_some_and(|id| id != peer.id)).await;
+    tokio::time::sleep(DEPOSED).await;
 }
 
 /// Adds what the leader knows of the members to `status`.

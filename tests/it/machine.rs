@@ -1,0 +1,197 @@
+//! Faults of one machine: its clock jumps, its disk is slow, then full, its address changes. The node goes
+//! on or says what is wrong, comes back by itself, and restarts no container.
+
+use std::time::{Duration, Instant};
+
+use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Server, assert_has, eventually, step};
+
+use crate::faults::containers;
+
+const DAY: i64 = 24 * 3600;
+
+#[test]
+fn clock_disk_and_address() {
+    let network = Network::new(1);
+    let mut node = Cluster::prepare_roaming(&network, 1);
+    // The log alone takes up to 48 MB.
+    let disk = Disk::mount(&node.dir().join("data/store"), 160);
+    node.run();
+    node.wait_ready();
+    node.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0"]).ok();
+    node.rolled_out("deployment/web");
+    let before = containers(&node);
+    let amount = Amount { keys: 3, clients: 4, watchers: 2 };
+    let load = Load::start("machine", vec![Server::of(&node)], amount);
+
+    clock_jumps(&node, &load);
+    if let Some(mut disk) = disk {
+        slow_disk(&mut node, &mut disk, &load);
+        full_disk(&mut node, &disk, &load);
+        load.finish();
+        assert_eq!(containers(&node), before);
+        address_changes(&network, &mut node, &before);
+        node.stop();
+        disk.unmount();
+    } else {
+        eprintln!("SKIPPED: slow and full disk");
+        load.finish();
+        assert_eq!(containers(&node), before);
+        address_changes(&network, &mut node, &before);
+    }
+}
+
+fn clock_jumps(node: &Cluster, load: &Load) {
+    let Some(clock) = Clock::of(node.pid()) else {
+        eprintln!("SKIPPED: clock jump");
+        return;
+    };
+    let renewed = || {
+        let lease = format!("lease/{}", node.node);
+        node.kubectl(&["-n", "kube-node-lease", "get", &lease, "-o", "jsonpath={.spec.renewTime}"]).ok()
+    };
+    for (what, seconds) in [("a day ahead", DAY), ("a day back", -DAY), ("right again", 0)] {
+        step(&format!("the clock jumps: {what}"));
+        let old = renewed();
+        clock.shift(seconds);
+        let began = Instant::now();
+        eprintln!("FIGURE clock {what}: next acknowledged write after {:?}", load.acknowledged_after(began));
+        if seconds == 0 {
+            break;
+        }
+        let new = eventually("the Lease to be renewed by the new clock", || {
+            Some(renewed()).filter(|new| new[..10] != old[..10])
+        });
+        eprintln!("the Lease was renewed at {new}, before at {old}");
+        node.wait(&format!("node/{}", node.node), "condition=Ready");
+        let name = format!("after-{}", seconds + DAY);
+        node.kubectl(&["run", &name, "--image=kedge.dev/hello:1.0"]).ok();
+        node.wait(&format!("pod/{name}"), "condition=Ready");
+        node.kubectl(&["delete", "pod", &name, "--now"]).ok();
+    }
+}
+
+fn slow_disk(node: &mut Cluster, disk: &mut Disk, load: &Load) {
+    for (writes, time) in [(30, 4), (3, 8)] {
+        step(&format!("the disk takes {writes} writes a second"));
+        if !disk.slow(node.pid(), Some(writes)) {
+            eprintln!("SKIPPED: slow disk");
+            return;
+        }
+        let began = Instant::now();
+        load.go_on(Duration::from_secs(time));
+        let server = Server::of(node);
+        let asked = Instant::now();
+        let path = "/api/v1/namespaces/default/configmaps";
+        let (status, _) = server.call("GET", path, "", Duration::from_secs(30)).expect("a fresh read");
+        assert_eq!(status, 200);
+        let read = asked.elapsed();
+        let (count, slowest) = load.writes_since(began);
+        eprintln!(
+            "FIGURE slow disk, {writes} writes a second: {count} API writes in {time} s, the slowest took \
+             {slowest:?}, a fresh list {read:?}"
+        );
+        assert_eq!(node.ended(), None, "a slow disk must not end the node");
+    }
+    let status = node.kedge(&["status"]);
+    assert_has(&status.stdout, &["disk is slow"]);
+    disk.slow(node.pid(), None);
+    let began = Instant::now();
+    eprintln!("FIGURE disk fast again: next acknowledged write after {:?}", load.acknowledged_after(began));
+}
+
+fn full_disk(node: &mut Cluster, disk: &Disk, load: &Load) {
+    step("the disk is full: read-only, in words");
+    disk.fill();
+    let server = Server::of(node);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let minute = Duration::from_secs(60);
+    let text = "x".repeat(900_000);
+    let mut written = 0;
+    let refused = eventually("a refused write", || {
+        loop {
+            let body = format!(
+                r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"large-{written}"}},"data":{{"k":"{text}"}}}}"#
+            );
+            let (status, answer) = server.call("POST", maps, &body, minute).expect("an answer");
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            match status {
+                201 => written += 1,
+                503 | 507 => return Some(answer),
+                _ => panic!("{status} {answer}"),
+            }
+        }
+    });
+    eprintln!(
+        "FIGURE full disk: {written} large writes fitted into the space that was reserved; then: {refused}"
+    );
+    assert_has(&refused, &["disk is full"]);
+    // Small ones too, at some time.
+    eventually("all writes to be refused", || {
+        let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"small"}}"#;
+        let (status, _) = server.call("POST", maps, body, minute).expect("an answer");
+        server.call("DELETE", &format!("{maps}/small"), "", minute).expect("an answer");
+        (status >= 500).then_some(())
+    });
+    let (status, _) = server.call("GET", maps, "", minute).expect("an answer");
+    assert_eq!(status, 200, "fresh reads go on");
+    let said = node.kedge(&["status"]);
+    assert_has(&said.stdout, &["disk is full"]);
+    assert_eq!(node.ended(), None, "a full disk must not end the node");
+
+    step("there is space again: it goes on by itself");
+    disk.free();
+    let began = Instant::now();
+    eprintln!("FIGURE space again: next acknowledged write after {:?}", load.acknowledged_after(began));
+    for number in 0..written {
+        let path = format!("{maps}/large-{number}");
+        server.call("DELETE", &path, "", minute).expect("an answer");
+    }
+    node.wait(&format!("node/{}", node.node), "condition=Ready");
+}
+
+fn address_changes(network: &Network, node: &mut Cluster, before: &[String]) {
+    let old = network.address(1);
+    let other = |last: u32| format!("{}.{last}", old.rsplit_once('.').expect("an address").0);
+    let server = Server::of(node);
+    let came_back = |node: &mut Cluster, new: &str| {
+        let began = Instant::now();
+        let server = server.at(new, node.port);
+        // The certificate is for the new address, or the call fails.
+        eventually("the API at the new address", || {
+            server
+                .call("GET", "/readyz", "", Duration::from_secs(5))
+                .ok()
+                .filter(|(status, _)| *status == 200)
+        });
+        let served = began.elapsed();
+        node.moved(new);
+        eventually("the node's new address", || (node.node_address() == new).then_some(()));
+        node.wait(&format!("node/{}", node.node), "condition=Ready");
+        eventually("the Service's endpoint to be the new address", || {
+            let path = "jsonpath={.subsets[0].addresses[0].ip}";
+            let found = node.kubectl(&["get", "endpoints", "kubernetes", "-o", path]).ok();
+            (found == new).then_some(())
+        });
+        node.rolled_out("deployment/web");
+        assert_eq!(containers(node), before, "a container was restarted");
+        (served, began.elapsed())
+    };
+
+    step("the address changes while it runs");
+    let new = other(101);
+    network.readdress(1, &old, &new);
+    let (served, all) = came_back(node, &new);
+    eprintln!(
+        "FIGURE address changed while it runs: served there after {served:?}, all is as before after {all:?}"
+    );
+
+    step("the address changes while it is off");
+    node.kill9();
+    let newer = other(102);
+    network.readdress(1, &new, &newer);
+    node.run();
+    let (served, all) = came_back(node, &newer);
+    eprintln!(
+        "FIGURE address changed while it is off: served there after {served:?}, all is as before after {all:?}"
+    );
+}
