@@ -227,7 +227,7 @@ fn a_cluster_comes_up_with_no_way_out() {
     cluster.kubectl(&["run", "box", &image, "--", "sleep", "3600"]).ok();
     cluster.wait("pod/box", "condition=Ready");
     let answer = eventually("the Service by its name", || {
-        let out = cluster.kubectl(&["exec", "box", "--", "wget", "-q", "-T", "5", "-O", "-", "http://web/"]);
+        let out = cluster.kubectl(&["exec", "box", "--", "wget", "-q", "-O", "-", "http://web/"]);
         (out.code == 0).then_some(out.stdout)
     });
     assert_has(&answer, &["hello 1.0"]);
