@@ -178,11 +178,12 @@ fn manifests_are_applied_and_pruned() {
 
     step("a broken file is named and prunes nothing");
     fs::write(folder.join("10-maps.yaml"), "kind: [").unwrap();
-    let node = cluster.node.clone();
-    assert_has(
-        &cluster.event(&format!("Node/{node}"), "ManifestFailed"),
-        &["10-maps.yaml", "is not a valid manifest"],
-    );
+    eventually("the event about it", || {
+        let events =
+            cluster.get(&["events", "--field-selector=involvedObject.kind=Node,reason=ManifestFailed"]);
+        let mut messages = events["items"].as_array()?.iter().filter_map(|event| event["message"].as_str());
+        messages.any(|text| text.contains("10-maps.yaml is not a valid manifest")).then_some(())
+    });
     assert_has(&cluster.kedge(&["status"]).ok(), &["problem: ", "10-maps.yaml"]);
     assert!(exists("configmap/one") && exists("configmap/three"));
 
