@@ -14,7 +14,12 @@ use crate::output::{self, Step};
 
 /// The manager of this node's cluster, with a client for its API.
 pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
-    Ok(Manager::new(client, catalog(config)?, cluster(config)))
+    // A node that joined has its cluster's settings, whatever its own configuration says.
+    let mut shared = config.clone();
+    if let Some(admitted) = kedge_cluster::Admitted::read(&config.pki_dir())? {
+        crate::node::shared::adopt(&mut shared, &admitted.config)?;
+    }
+    Ok(Manager::new(client, catalog(config)?, cluster(&shared)))
 }
 
 /// What manifests may know.
