@@ -17,7 +17,12 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
 
 /// The manager of this node's cluster, with a client for its API.
 pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
-    Ok(Manager::new(client, catalog(config)?, cluster(config)))
+    // A node that joined has its cluster's settings, whatever its own configuration says.
+    let mut shared = config.clone();
+    if let Some(admitted) = kedge_cluster::Admitted::read(&config.pki_dir())? {
+        crate::node::shared::adopt(&mut shared, &admitted.config)?;
+    }
+    Ok(Manager::new(client, catalog(config)?, cluster(&shared)))
 }
 
 /// What manifests may know.
