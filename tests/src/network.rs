@@ -80,7 +80,6 @@ impl Network {
         } else {
             let hook = "type filter hook prerouting priority -500;";
             format!("table ip {table} {{\nchain in {{\n{hook}\nip saddr {source} drop\n}}\n}}\n")
-        }
         };
         let namespace = self.namespace(host);
         run(command_in(Some(&namespace), "nft").args(["-f", "-"]), rules.as_bytes()).ok();
