@@ -129,10 +129,8 @@ impl Network {
         let rules = if hears {
             format!("delete table ip {table}\n")
         } else {
-            format!(
-                "table ip {table} {{ chain in {{ type filter hook prerouting priority -500; ip saddr {source} \
-                 drop; }} }}\n"
-            )
+            let hook = "type filter hook prerouting priority -500;";
+            format!("table ip {table} {{\nchain in {{\n{hook}\nip saddr {source} drop\n}}\n}}\n")
         };
         let namespace = self.namespace(host);
         run(command_in(Some(&namespace), "nft").args(["-f", "-"]), rules.as_bytes()).ok();
