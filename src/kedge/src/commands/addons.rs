@@ -274,10 +274,12 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
             }
         }
     }
-    // A node that does not run has nothing to upgrade: its start does.
-    let Ok(client) = super::admin_client(config) else { return Ok(()) };
+    if !config.kubeconfig().exists() {
+        // A worker, or a node that was never started: the leader's next start upgrades.
+        return Ok(());
+    }
     block_on(async {
-        let manager = manager(config, client)?;
+        let manager = manager(config, super::admin_client(config)?)?;
         for (addon, result) in manager.upgrade(UPGRADE_LIMIT).await.context("upgrade the enabled addons")? {
             result.with_context(|| format!("upgrade {addon}"))?;
             output::say(&format!("{addon} is upgraded"));
