@@ -9,7 +9,8 @@ use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, EvictParams, ListParams, Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::metadata_watcher;
+use kube::runtime::watcher::{self, Event};
 use serde_json::json;
 
 /// All pods together; disruption budgets may hold some of them up.
@@ -59,7 +60,7 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
 /// pods and no others.
 async fn gone(client: &kube::Client, node: &str, mut waiting: BTreeSet<String>) -> anyhow::Result<()> {
     let settings = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut changes = watcher(Api::<Pod>::all(client.clone()), settings).default_backoff().boxed();
+    let mut changes = metadata_watcher(Api::<Pod>::all(client.clone()), settings).default_backoff().boxed();
     let mut listed = BTreeSet::new();
     while !waiting.is_empty() {
         match changes.next().await.context("the watch of pods ended")? {
