@@ -232,7 +232,8 @@ impl Bucket {
     /// who follow a busy bucket stay together and the bytes are joined once for all of them.
     pub(crate) fn chunk_after(&self, revision: u64, prefix: &str) -> Result<Option<Arc<Chunk>>, TooOld> {
         let mut last = self.chunk.lock();
-        if let Some(chunk) = last.as_ref().filter(|chunk| chunk.from == revision && *chunk.prefix == *prefix) {
+        if let Some(chunk) = last.as_ref().filter(|chunk| chunk.from == revision && *chunk.prefix == *prefix)
+        {
             return Ok(Some(chunk.clone()));
         }
         let state = self.state.read();
@@ -256,7 +257,8 @@ impl Bucket {
         if to == revision {
             return Ok(None);
         }
-        let chunk = Arc::new(Chunk { prefix: prefix.into(), from: revision, to, newest, lines: lines.into() });
+        let chunk =
+            Arc::new(Chunk { prefix: prefix.into(), from: revision, to, newest, lines: lines.into() });
         *last = (self.watchers() > 1).then(|| chunk.clone());
         Ok(Some(chunk))
     }
@@ -287,15 +289,15 @@ impl Bucket {
     pub(crate) fn pinned(&self, revision: u64, prefix: &str) -> Option<Arc<[Arc<Stored>]>> {
         let mut pins = self.pins.lock();
         pins.retain(|pin| pin.at.elapsed() < PIN_AGE);
-        pins.iter()
-            .find(|pin| pin.revision == revision && *pin.prefix == *prefix)
-            .map(|pin| pin.rest.clone())
+        pins.iter().find(|pin| pin.revision == revision && *pin.prefix == *prefix).map(|pin| pin.rest.clone())
     }
 
     /// Everything is other than before, as of `revision`: who watches has to list anew.
     fn replace(&self, revision: u64, objects: Objects) {
-        let before =
-            std::mem::replace(&mut *self.state.write(), State { objects, floor: revision, ..State::default() });
+        let before = std::mem::replace(
+            &mut *self.state.write(),
+            State { objects, floor: revision, ..State::default() },
+        );
         self.total.fetch_sub(before.history_bytes, Ordering::Relaxed);
         self.pins.lock().clear();
         *self.chunk.lock() = None;

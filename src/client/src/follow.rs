@@ -139,7 +139,8 @@ impl Follow<'_> {
                 // The end; what is left of a line will be told again.
                 return Ok(());
             }
-            let text = std::str::from_utf8(&line).map_err(|_| Error::other("the watch sent other than text"))?;
+            let text =
+                std::str::from_utf8(&line).map_err(|_| Error::other("the watch sent other than text"))?;
             if text.trim().is_empty() {
                 continue;
             }
@@ -150,7 +151,8 @@ impl Follow<'_> {
     }
 
     fn tell(&mut self, text: &str) -> Result<(), Error> {
-        let bad = |error: serde_json::Error| Error::other(format!("the watch sent what is no event: {error}"));
+        let bad =
+            |error: serde_json::Error| Error::other(format!("the watch sent what is no event: {error}"));
         let line: Line<'_> = serde_json::from_str(text).map_err(bad)?;
         let object = line.object.get();
         let listing = !matches!(self.place, Place::After(_));
@@ -271,9 +273,15 @@ mod tests {
         let second = [line("DELETED", "9"), line("BOOKMARK", "20")].concat();
         let (asked, heard) = run(vec![(200, first), (200, second), (200, String::new())]).await;
         assert_eq!(heard, ["begin", "listed 3", "done", "apply 7", "delete 9"]);
-        assert!(asked[0].contains("sendInitialEvents=true") && asked[0].contains("resourceVersion=0"), "{asked:?}");
+        assert!(
+            asked[0].contains("sendInitialEvents=true") && asked[0].contains("resourceVersion=0"),
+            "{asked:?}"
+        );
         assert!(asked[0].contains("fieldSelector=spec.nodeName%3Dn"), "{asked:?}");
-        assert!(asked[1].contains("resourceVersion=7") && !asked[1].contains("sendInitialEvents"), "{asked:?}");
+        assert!(
+            asked[1].contains("resourceVersion=7") && !asked[1].contains("sendInitialEvents"),
+            "{asked:?}"
+        );
         assert!(asked[2].contains("resourceVersion=20"), "{asked:?}");
     }
 
@@ -291,7 +299,10 @@ mod tests {
             (200, "no event\n".to_owned()),
         ])
         .await;
-        assert_eq!(heard, ["begin", "listed 1", "begin", "listed 3", "done", "begin", "listed 3", "done", "begin"]);
+        assert_eq!(
+            heard,
+            ["begin", "listed 1", "begin", "listed 3", "done", "begin", "listed 3", "done", "begin"]
+        );
         let whole: Vec<bool> = asked.iter().map(|query| query.contains("sendInitialEvents=true")).collect();
         assert_eq!(whole, [true, true, false, true, false, true]);
     }

@@ -223,11 +223,9 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
     let resource = &context.resource;
     let bytes: Bytes = match context.accepted.form {
         Form::Object => {
-            let head = json!({ "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": metadata });
-            let head = head.to_string();
-            let head = format!("{},\"items\":[", &head[..head.len() - 1]);
+            let head = joined::head(&resource.list_kind, &resource.api_version(), &metadata);
             if !resource.converts() && !context.accepted.yaml {
-                let body = Body::new(joined::Joined::new(head.into(), page.objects));
+                let body = Body::new(joined::Joined::new(head, page.objects));
                 return Ok(respond::json_body(StatusCode::OK, body));
             }
             let mut out = Vec::from(head);
@@ -241,14 +239,16 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
             out.into()
         }
         Form::Metadata => {
-            let items: Result<Vec<Value>, Status> = page
-                .objects
-                .iter()
-                .map(|stored| Ok(partial_object_metadata(&parse(&stored.bytes)?)))
-                .collect();
-            json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items? })
-                .to_string()
-                .into()
+            let mut out = Vec::from(joined::head("PartialObjectMetadataList", "meta.k8s.io/v1", &metadata));
+            for (index, stored) in page.objects.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                // One at a time: as values they are many times as large.
+                out.extend_from_slice(partial_object_metadata(&parse(&stored.bytes)?).to_string().as_bytes());
+            }
+            out.extend_from_slice(b"]}");
+            out.into()
         }
         Form::Table => {
             let objects = page.objects.iter().map(|stored| parse(&converted(resource, &stored.bytes)?));
