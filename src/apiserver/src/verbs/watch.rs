@@ -20,8 +20,8 @@ use crate::respond::Form;
 const BATCH: usize = 512;
 /// While a bucket is busy, each of its watchers adds this to the pause between two writes to a watcher: many
 /// watchers get many events at once instead of every event alone. Below a timer's step there is no pause.
-const PAUSE_PER_WATCHER: Duration = Duration::from_micros(100);
-const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(10);
+const PAUSE_PER_WATCHER: Duration = Duration::from_micros(50);
+const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(5);
 /// How often a client that asked for bookmarks gets one on a quiet watch (upstream: about a minute).
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Upstream's `--min-request-timeout`: a watch without a time-out lives this long at least.
