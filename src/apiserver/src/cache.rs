@@ -5,8 +5,8 @@
 //! recent events, so a slow one costs nothing and is cut off when the ring has moved on.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -22,9 +22,21 @@ use crate::extract::{Extracted, Paths};
 const HISTORY_EVENTS: usize = 4096;
 /// Bytes of object versions that a bucket's history may keep alive.
 const HISTORY_BYTES: usize = 4 << 20;
-/// Snapshots that continue tokens may refer to, per bucket, and for how long.
-const SNAPSHOTS: usize = 32;
-const SNAPSHOT_AGE: Duration = Duration::from_secs(300);
+/// The same for all buckets together; then the oldest events go first, wherever they are.
+const HISTORY_TOTAL: usize = 8 << 20;
+/// How much goes at once then: looking for the oldest costs a look at every bucket.
+const HISTORY_STEP: usize = 1 << 20;
+/// What a bucket keeps however much the others hold.
+const HISTORY_SHARE: usize = 64 << 10;
+/// Events older than this leave, as etcd's compaction has it upstream: after a load memory comes back.
+const HISTORY_AGE: Duration = Duration::from_secs(300);
+/// How often age is looked at, on the next write: an idle node renews its Lease all the time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Views that continue tokens may refer to, per bucket, and for how long.
+const PINS: usize = 32;
+const PIN_AGE: Duration = Duration::from_secs(300);
+/// The lines of a watch that are written at once, in bytes, unless a single one is larger.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// One version of one object.
 #[derive(Debug)]
@@ -36,8 +48,8 @@ pub(crate) struct Stored {
     /// Where the digits of `metadata.resourceVersion` start.
     splice: Option<u32>,
     pub(crate) modified: u64,
-    /// Labels and the resource's selectable fields.
-    pub(crate) extracted: Extracted,
+    /// Labels and the resource's selectable fields; shared by versions that do not differ in them.
+    pub(crate) extracted: Arc<Extracted>,
 }
 
 impl Stored {
@@ -47,6 +59,11 @@ impl Stored {
 
     pub(crate) fn name(&self) -> &str {
         self.key.split_once('/').map_or(&self.key, |(_, name)| name)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(key: &str, bytes: Bytes, extracted: Arc<Extracted>) -> Self {
+        Self { key: key.into(), bytes, splice: None, modified: 1, extracted }
     }
 
     /// The same object under another revision: what a DELETED event carries.
@@ -93,26 +110,31 @@ pub(crate) struct Event {
     pub(crate) kind: EventKind,
     pub(crate) revision: u64,
     pub(crate) object: Arc<Stored>,
-    pub(crate) previous: Option<Arc<Stored>>,
-    frame: OnceLock<Bytes>,
+    /// What selectors see of the version before: nothing else of it is kept.
+    pub(crate) previous: Option<Arc<Extracted>>,
 }
 
-impl Event {
-    /// The line that a plain watcher gets; built by the first one who asks.
-    pub(crate) fn frame(&self) -> &Bytes {
-        self.frame.get_or_init(|| frame(self.kind, &self.object.bytes))
-    }
+/// Appends one line of a watch stream.
+pub(crate) fn line(out: &mut Vec<u8>, kind: EventKind, object: &[u8]) {
+    out.reserve(object.len() + 40);
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_str().as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+    out.extend_from_slice(object);
+    out.extend_from_slice(b"}\n");
 }
 
-/// One line of a watch stream.
-pub(crate) fn frame(kind: EventKind, object: &[u8]) -> Bytes {
-    let mut line = Vec::with_capacity(object.len() + 32);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(kind.as_str().as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    line.into()
+/// Events as plain watchers of the same namespace get them, built by the first one who asks.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    prefix: Box<str>,
+    /// The revision before the first event, and that of the last one.
+    from: u64,
+    pub(crate) to: u64,
+    /// Nothing newer was there when it was built.
+    pub(crate) newest: bool,
+    /// May be empty: all events were of other namespaces.
+    pub(crate) lines: Bytes,
 }
 
 /// An ordered, immutable view of a bucket; cloning is cheap.
@@ -124,7 +146,20 @@ pub(crate) struct Bucket {
     state: RwLock<State>,
     /// The revision of the bucket's last event.
     changed: watch::Sender<u64>,
-    snapshots: Mutex<VecDeque<(u64, Instant, Objects)>>,
+    pins: Mutex<VecDeque<Pin>>,
+    /// The last chunk that was built.
+    chunk: Mutex<Option<Arc<Chunk>>>,
+    /// The bytes of all buckets' histories.
+    total: Arc<AtomicUsize>,
+}
+
+/// What is left of a chunked list.
+struct Pin {
+    revision: u64,
+    at: Instant,
+    prefix: Box<str>,
+    /// In the order of their keys, as of the list's first chunk.
+    rest: Arc<[Arc<Stored>]>,
 }
 
 #[derive(Default)]
@@ -144,12 +179,14 @@ pub(crate) struct TooOld {
 }
 
 impl Bucket {
-    fn new(paths: Paths, floor: u64) -> Self {
+    fn new(paths: Paths, floor: u64, total: Arc<AtomicUsize>) -> Self {
         Self {
             paths: ArcSwap::from_pointee(paths),
             state: RwLock::new(State { floor, ..State::default() }),
             changed: watch::Sender::new(floor),
-            snapshots: Mutex::default(),
+            pins: Mutex::default(),
+            chunk: Mutex::default(),
+            total,
         }
     }
 
@@ -178,10 +215,7 @@ impl Bucket {
     /// The events after `revision`, oldest first, up to `limit`.
     pub(crate) fn events_after(&self, revision: u64, limit: usize) -> Result<Vec<Arc<Event>>, TooOld> {
         let state = self.state.read();
-        if revision < state.floor {
-            return Err(TooOld { requested: revision, oldest: state.floor });
-        }
-        let start = state.history.partition_point(|event| event.revision <= revision);
+        let start = state.after(revision)?;
         // All events of one transaction share a revision and must not be torn apart by the limit.
         let mut end = (start + limit).min(state.history.len());
         while end > start
@@ -193,35 +227,86 @@ impl Bucket {
         Ok(state.history.range(start..end).cloned().collect())
     }
 
-    /// Keep a view for the continue tokens of a chunked list.
-    pub(crate) fn pin(&self, revision: u64, objects: &Objects) {
-        let mut snapshots = self.snapshots.lock();
-        snapshots.retain(|(_, at, _)| at.elapsed() < SNAPSHOT_AGE);
-        if snapshots.iter().any(|(pinned, _, _)| *pinned == revision) {
-            return;
+    /// The lines of the events after `revision` of the namespace `prefix` ("": all; else with its slash).
+    /// Whoever is at the same place gets the same bytes, even when there are newer events by now: so those
+    /// who follow a busy bucket stay together and the bytes are joined once for all of them.
+    pub(crate) fn chunk_after(&self, revision: u64, prefix: &str) -> Result<Option<Arc<Chunk>>, TooOld> {
+        let mut last = self.chunk.lock();
+        if let Some(chunk) = last.as_ref().filter(|chunk| chunk.from == revision && *chunk.prefix == *prefix)
+        {
+            return Ok(Some(chunk.clone()));
         }
-        if snapshots.len() == SNAPSHOTS {
-            snapshots.pop_front();
+        let state = self.state.read();
+        let start = state.after(revision)?;
+        let (mut lines, mut to, mut newest) = (Vec::new(), revision, true);
+        for event in state.history.range(start..) {
+            // All events of one transaction share a revision and must not be torn apart.
+            if lines.len() >= CHUNK_BYTES && event.revision != to {
+                newest = false;
+                break;
+            }
+            if event.object.key.starts_with(prefix) {
+                if lines.is_empty() {
+                    lines.reserve_exact(event.object.bytes.len() + 40);
+                }
+                line(&mut lines, event.kind, &event.object.bytes);
+            }
+            to = event.revision;
         }
-        snapshots.push_back((revision, Instant::now(), objects.clone()));
+        drop(state);
+        if to == revision {
+            return Ok(None);
+        }
+        let chunk =
+            Arc::new(Chunk { prefix: prefix.into(), from: revision, to, newest, lines: lines.into() });
+        *last = (self.watchers() > 1).then(|| chunk.clone());
+        Ok(Some(chunk))
     }
 
-    /// The view that [`Bucket::pin`] kept, unless it has expired.
-    pub(crate) fn pinned(&self, revision: u64) -> Option<Objects> {
-        let mut snapshots = self.snapshots.lock();
-        snapshots.retain(|(_, at, _)| at.elapsed() < SNAPSHOT_AGE);
-        snapshots.iter().find(|(pinned, _, _)| *pinned == revision).map(|(_, _, objects)| objects.clone())
+    /// How many wait for events.
+    pub(crate) fn watchers(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
+    /// Keep what follows the first chunk of a list for its continue tokens.
+    pub(crate) fn pin(&self, revision: u64, prefix: &str, rest: &[Arc<Stored>]) {
+        let mut pins = self.pins.lock();
+        pins.retain(|pin| pin.at.elapsed() < PIN_AGE);
+        if let Some(at) = pins.iter().position(|pin| pin.revision == revision && *pin.prefix == *prefix) {
+            // Whoever took larger chunks pinned less.
+            if pins[at].rest.len() >= rest.len() {
+                return;
+            }
+            pins.remove(at);
+        }
+        if pins.len() == PINS {
+            pins.pop_front();
+        }
+        pins.push_back(Pin { revision, at: Instant::now(), prefix: prefix.into(), rest: rest.into() });
+    }
+
+    /// What [`Bucket::pin`] kept, unless it has expired.
+    pub(crate) fn pinned(&self, revision: u64, prefix: &str) -> Option<Arc<[Arc<Stored>]>> {
+        let mut pins = self.pins.lock();
+        pins.retain(|pin| pin.at.elapsed() < PIN_AGE);
+        pins.iter().find(|pin| pin.revision == revision && *pin.prefix == *prefix).map(|pin| pin.rest.clone())
     }
 
     /// Everything is other than before, as of `revision`: who watches has to list anew.
     fn replace(&self, revision: u64, objects: Objects) {
-        *self.state.write() = State { objects, floor: revision, ..State::default() };
-        self.snapshots.lock().clear();
+        let before = std::mem::replace(
+            &mut *self.state.write(),
+            State { objects, floor: revision, ..State::default() },
+        );
+        self.total.fetch_sub(before.history_bytes, Ordering::Relaxed);
+        self.pins.lock().clear();
+        *self.chunk.lock() = None;
     }
 
     /// Ends all watches: every revision is too old from now on.
     fn close(&self) {
         self.state.write().floor = u64::MAX;
+        *self.chunk.lock() = None;
         self.changed.send_replace(u64::MAX);
     }
 
@@ -230,7 +315,7 @@ impl Bucket {
         let paths = self.paths.load();
         let mut state = self.state.write();
         let fresh = state.objects.iter().map(|(key, stored)| {
-            let extracted = paths.extract(&stored.bytes);
+            let extracted = Arc::new(paths.extract(&stored.bytes));
             let (key, bytes) = (key.clone(), stored.bytes.clone());
             let stored = Stored {
                 key: key.clone(),
@@ -245,7 +330,7 @@ impl Bucket {
     }
 
     fn stored(&self, key: Arc<str>, entry: Entry) -> Stored {
-        let extracted = self.paths.load().extract(&entry.bytes);
+        let extracted = Arc::new(self.paths.load().extract(&entry.bytes));
         Stored { key, bytes: entry.bytes, splice: entry.splice, modified: entry.modified, extracted }
     }
 
@@ -253,33 +338,89 @@ impl Bucket {
         let fresh = entry.map(|entry| self.stored(key.into(), entry));
         let mut state = self.state.write();
         let event = match fresh {
-            Some(stored) => {
+            Some(mut stored) => {
+                let before = state.objects.get(key);
+                if let Some(before) = before {
+                    stored.key = before.key.clone();
+                    if before.extracted == stored.extracted {
+                        stored.extracted = before.extracted.clone();
+                    }
+                }
                 let object = Arc::new(stored);
                 let previous = state.objects.insert(object.key.clone(), object.clone());
                 let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
-                Event { kind, revision, object, previous, frame: OnceLock::new() }
+                Event { kind, revision, object, previous: previous.map(|stored| stored.extracted.clone()) }
             }
             None => {
                 let Some(previous) = state.objects.remove(key) else { return };
                 let object = Arc::new(previous.at_revision(revision));
-                Event {
-                    kind: EventKind::Deleted,
-                    revision,
-                    object,
-                    previous: Some(previous),
-                    frame: OnceLock::new(),
-                }
+                let previous = Some(object.extracted.clone());
+                Event { kind: EventKind::Deleted, revision, object, previous }
             }
         };
-        state.history_bytes += event.object.bytes.len();
+        let size = size(&event);
+        state.history_bytes += size;
         state.history.push_back(Arc::new(event));
-        while state.history.len() > HISTORY_EVENTS
-            || (state.history_bytes > HISTORY_BYTES && state.history.len() > 1)
-        {
-            let Some(oldest) = state.history.pop_front() else { break };
-            state.history_bytes -= oldest.object.bytes.len();
-            state.floor = oldest.revision;
+        let mut gone = 0;
+        while state.history.len() > HISTORY_EVENTS || state.history_bytes > HISTORY_BYTES {
+            let Some(bytes) = state.drop_oldest() else { break };
+            gone += bytes;
         }
+        drop(state);
+        self.total.fetch_add(size, Ordering::Relaxed);
+        self.total.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    /// The revision of the oldest event, when there is more than everybody's share.
+    fn oldest(&self) -> Option<u64> {
+        let state = self.state.read();
+        let event = state.history.front()?;
+        (state.history_bytes > HISTORY_SHARE).then_some(event.revision)
+    }
+
+    /// Forgets the oldest events while `goes` says so of the history's bytes and the oldest revision.
+    fn shrink(&self, goes: impl Fn(usize, u64) -> bool) {
+        let (mut state, mut gone) = (self.state.write(), 0);
+        while state.history.front().is_some_and(|oldest| goes(state.history_bytes, oldest.revision)) {
+            let Some(bytes) = state.drop_oldest() else { break };
+            gone += bytes;
+        }
+        if gone > 0 && state.history.capacity() > 64 && state.history.len() < state.history.capacity() / 4 {
+            state.history.shrink_to_fit();
+        }
+        drop(state);
+        self.total.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    /// Forgets what is older than any client may come back for.
+    fn sweep(&self, revision: u64) {
+        self.shrink(|_, oldest| oldest <= revision);
+        self.pins.lock().retain(|pin| pin.at.elapsed() < PIN_AGE);
+        *self.chunk.lock() = None;
+    }
+}
+
+/// What an event keeps alive, in bytes.
+fn size(event: &Event) -> usize {
+    event.object.bytes.len() + size_of::<Event>() + size_of::<Stored>()
+}
+
+impl State {
+    /// Where the events after `revision` begin in the history.
+    fn after(&self, revision: u64) -> Result<usize, TooOld> {
+        if revision < self.floor {
+            return Err(TooOld { requested: revision, oldest: self.floor });
+        }
+        Ok(self.history.partition_point(|event| event.revision <= revision))
+    }
+
+    /// The bytes that it held.
+    fn drop_oldest(&mut self) -> Option<usize> {
+        let oldest = self.history.pop_front()?;
+        self.floor = self.floor.max(oldest.revision);
+        let size = size(&oldest);
+        self.history_bytes -= size;
+        Some(size)
     }
 }
 
@@ -290,6 +431,10 @@ pub(crate) struct Cache {
     revision: AtomicU64,
     /// The revision of the last replacement of everything; a new bucket's history starts there.
     floor: AtomicU64,
+    /// The bytes of all histories.
+    total: Arc<AtomicUsize>,
+    /// Revisions and when they were reached, about one each [`SWEEP_INTERVAL`].
+    marks: Mutex<VecDeque<(Instant, u64)>>,
 }
 
 impl Cache {
@@ -300,6 +445,8 @@ impl Cache {
             paths: RwLock::new(paths),
             revision: AtomicU64::new(0),
             floor: AtomicU64::new(0),
+            total: Arc::default(),
+            marks: Mutex::default(),
         }
     }
 
@@ -316,7 +463,7 @@ impl Cache {
         let mut buckets = self.buckets.write();
         let make = || {
             let paths = self.paths.read().get(resource).cloned().unwrap_or_default();
-            Arc::new(Bucket::new(paths, self.floor.load(Ordering::Acquire)))
+            Arc::new(Bucket::new(paths, self.floor.load(Ordering::Acquire), self.total.clone()))
         };
         buckets.entry(resource.into()).or_insert_with(make).clone()
     }
@@ -337,6 +484,36 @@ impl Cache {
         self.paths.write().remove(resource);
         if let Some(bucket) = self.buckets.write().remove(resource) {
             bucket.close();
+            bucket.shrink(|_, _| true);
+        }
+    }
+
+    /// While there is too much history, the oldest events go.
+    fn limit_history(&self) {
+        while self.total.load(Ordering::Relaxed) > HISTORY_TOTAL {
+            let buckets = self.buckets.read();
+            let oldest = buckets.values().filter_map(|bucket| Some((bucket.oldest()?, bucket)));
+            let Some((_, bucket)) = oldest.min_by_key(|(revision, _)| *revision) else { return };
+            let bytes = bucket.state.read().history_bytes;
+            let enough = bytes.saturating_sub(HISTORY_STEP).max(HISTORY_SHARE);
+            bucket.shrink(|bytes, _| bytes > enough);
+        }
+    }
+
+    /// Forgets what has become too old, now and then.
+    fn age(&self, now: Instant, revision: u64) {
+        let mut marks = self.marks.lock();
+        if marks.back().is_some_and(|(at, _)| now.duration_since(*at) < SWEEP_INTERVAL) {
+            return;
+        }
+        let mut old = None;
+        while let Some((_, revision)) = marks.pop_front_if(|(at, _)| now.duration_since(*at) >= HISTORY_AGE) {
+            old = Some(revision);
+        }
+        marks.push_back((now, revision));
+        drop(marks);
+        for bucket in self.buckets.read().values() {
+            bucket.sweep(old.unwrap_or(0));
         }
     }
 
@@ -390,6 +567,8 @@ impl Observer for Cache {
         for bucket in touched {
             bucket.changed.send_replace(revision);
         }
+        self.limit_history();
+        self.age(Instant::now(), revision);
     }
 }
 
@@ -421,7 +600,9 @@ mod tests {
         let events = cache.bucket("pods").events_after(7, 10).expect("still held");
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].kind, EventKind::Deleted);
-        let text = String::from_utf8(events[0].frame().to_vec()).expect("UTF-8");
+        let mut text = Vec::new();
+        line(&mut text, events[0].kind, &events[0].object.bytes);
+        let text = String::from_utf8(text).expect("UTF-8");
         assert_eq!(
             text,
             "{\"type\":\"DELETED\",\"object\":{\"metadata\":{\"name\":\"a\",\"resourceVersion\":\"12\"}}}\n"
@@ -464,10 +645,74 @@ mod tests {
         let cache = Cache::new(HashMap::new());
         put(&cache, "pods/ns/a", 1);
         let bucket = cache.bucket("pods");
-        bucket.pin(1, &bucket.objects());
+        let rest: Vec<_> = bucket.objects().values().cloned().collect();
+        bucket.pin(1, "", &rest);
         put(&cache, "pods/ns/b", 2);
-        assert_eq!(bucket.pinned(1).expect("pinned").len(), 1);
+        assert_eq!(bucket.pinned(1, "").expect("pinned").len(), 1);
         assert_eq!(bucket.objects().len(), 2);
-        assert!(bucket.pinned(2).is_none());
+        assert!(bucket.pinned(2, "").is_none());
+        assert!(bucket.pinned(1, "ns/").is_none());
+        // The smaller rest does not take the larger one's place.
+        bucket.pin(1, "", &[]);
+        assert_eq!(bucket.pinned(1, "").expect("pinned").len(), 1);
+    }
+
+    fn put_large(cache: &Cache, key: &str, revision: u64) {
+        let text = format!(r#"{{"metadata":{{"name":"a"}},"x":"{}"}}"#, "x".repeat(64 << 10));
+        let change = Change { key: key.into(), revision, entry: Some(entry(&text, None, revision)) };
+        cache.applied(revision, &[change]);
+    }
+
+    #[test]
+    fn all_histories_together_are_bounded_and_the_oldest_events_go_first() {
+        let cache = Cache::new(HashMap::new());
+        let mut revision = 0;
+        for resource in ["a", "b", "c", "d"] {
+            for _ in 0..60 {
+                revision += 1;
+                put_large(&cache, &format!("{resource}/ns/x"), revision);
+            }
+        }
+        assert!(cache.total.load(Ordering::Relaxed) <= HISTORY_TOTAL);
+        let bytes = |name: &str| cache.bucket(name).state.read().history_bytes;
+        let sum: usize = ["a", "b", "c", "d"].into_iter().map(bytes).sum();
+        assert_eq!(sum, cache.total.load(Ordering::Relaxed));
+        assert!(bytes("a") <= HISTORY_SHARE + (65 << 10) && bytes("d") > (3 << 20));
+        assert!(cache.bucket("a").events_after(1, 10).is_err());
+        assert!(cache.bucket("d").events_after(200, 10).is_ok());
+    }
+
+    #[test]
+    fn old_events_leave_when_time_has_passed() {
+        let cache = Cache::new(HashMap::new());
+        let start = Instant::now();
+        put(&cache, "pods/ns/a", 1);
+        put(&cache, "pods/ns/b", 2);
+        let minutes = |minutes: u64| start + Duration::from_secs(minutes * 60 + 30);
+        put(&cache, "leases/ns/l", 3);
+        cache.age(minutes(2), 3);
+        assert!(cache.bucket("pods").events_after(0, 10).is_ok());
+        cache.age(minutes(8), 3);
+        assert_eq!(cache.bucket("pods").events_after(0, 10).expect_err("old").oldest, 2);
+        assert_eq!(cache.bucket("pods").events_after(2, 10).expect("nothing new").len(), 0);
+        assert_eq!(cache.total.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn watchers_at_the_same_place_share_their_lines() {
+        let cache = Cache::new(HashMap::new());
+        let bucket = cache.bucket("pods");
+        let _watchers = (bucket.subscribe(), bucket.subscribe());
+        put(&cache, "pods/ns/a", 1);
+        put(&cache, "pods/other/b", 2);
+        let first = bucket.chunk_after(0, "ns/").expect("held").expect("an event");
+        put(&cache, "pods/ns/a", 3);
+        let second = bucket.chunk_after(0, "ns/").expect("held").expect("the same");
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!((first.to, first.newest), (2, true));
+        assert_eq!(first.lines.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let all = bucket.chunk_after(0, "").expect("held").expect("all namespaces");
+        assert_eq!((all.to, all.lines.iter().filter(|byte| **byte == b'\n').count()), (3, 3));
+        assert!(bucket.chunk_after(3, "ns/").expect("held").is_none());
     }
 }

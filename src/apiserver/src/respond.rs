@@ -52,7 +52,12 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
 
 /// Bytes that already are JSON.
 pub(crate) fn json_bytes(code: StatusCode, bytes: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::from(bytes));
+    json_body(code, Body::from(bytes))
+}
+
+/// A body that is JSON.
+pub(crate) fn json_body(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));

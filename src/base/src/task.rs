@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,10 @@ impl Drop for RunningGuard {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }
 }
+
+/// A future of any type: what the runtime needs around a task is compiled once for each result instead
+/// of once for each of some hundred tasks.
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Tasks {
     /// The root of a tree.
@@ -68,6 +73,10 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.spawn_boxed(name, Box::pin(future))
+    }
+
+    fn spawn_boxed<T: Send + 'static>(&self, name: &str, future: Boxed<T>) -> JoinHandle<T> {
         let guard = self.enter(name);
         self.tracker.spawn(async move {
             let _guard = guard;
@@ -82,8 +91,16 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.spawn_boxed_until_stopped(name, Box::pin(future))
+    }
+
+    fn spawn_boxed_until_stopped<T: Send + 'static>(
+        &self,
+        name: &str,
+        future: Boxed<T>,
+    ) -> JoinHandle<Option<T>> {
         let token = self.token.clone();
-        self.spawn(name, async move { token.run_until_cancelled(future).await })
+        self.spawn_boxed(name, Box::pin(async move { token.run_until_cancelled(future).await }))
     }
 
     /// Run `make()` again and again until the group stops: after a panic with a growing delay, so
@@ -93,6 +110,10 @@ impl Tasks {
         M: FnMut() -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        self.restart_boxed(name, Box::new(move || Box::pin(make())));
+    }
+
+    fn restart_boxed(&self, name: &str, mut make: Box<dyn FnMut() -> Boxed<()> + Send>) {
         let token = self.token.clone();
         let label: Arc<str> = name.into();
         self.spawn(name, async move {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use kedge_base::{Chain, Tasks};
 
 use crate::{Error, Queue};
@@ -28,7 +29,22 @@ pub fn run_controller<T, F, Fut>(
     F: Fn(T) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Option<Duration>, Error>> + Send + 'static,
 {
-    let reconcile = Arc::new(reconcile);
+    // Boxed here, so that the loop is compiled once for each kind of item, not once for each controller.
+    let reconcile: Reconcile<T> = Arc::new(move |item| Box::pin(reconcile(item)));
+    run_workers(tasks, name, &queue, workers, &reconcile);
+}
+
+type Reconcile<T> = Arc<dyn Fn(T) -> BoxFuture<'static, Result<Option<Duration>, Error>> + Send + Sync>;
+
+fn run_workers<T>(
+    tasks: &Tasks,
+    name: &'static str,
+    queue: &Queue<T>,
+    workers: usize,
+    reconcile: &Reconcile<T>,
+) where
+    T: Clone + Eq + Hash + Display + Send + Sync + 'static,
+{
     for _ in 0..workers.max(1) {
         let (queue, reconcile) = (queue.clone(), reconcile.clone());
         tasks.spawn_until_stopped(name, async move {

@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use futures::StreamExt;
-use kedge_base::{Chain, Tasks};
-use kube::runtime::{WatchStreamExt, watcher};
+use kedge_base::Tasks;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::ObjectKey;
+use crate::follow::{Sink, follow};
 
 /// What an informer can watch: any kind whose group, version and scope are known at build time.
 pub trait Watched:
@@ -116,32 +115,12 @@ impl<K: Watched> Informer<K> {
     }
 
     fn start(&self, client: kube::Client, field_selector: &str, tasks: &Tasks) {
-        let mut config = watcher::Config::default().streaming_lists();
-        if !field_selector.is_empty() {
-            config = config.fields(field_selector);
-        }
-        let informer = self.clone();
-        let api = kube::Api::<K>::all(client);
-        tasks.spawn_until_stopped(&format!("informer {}", K::plural(&())), async move {
-            let mut events = watcher(api, config).default_backoff().boxed();
-            let mut listed: Option<BTreeMap<ObjectKey, Arc<K>>> = None;
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(watcher::Event::Apply(object)) => informer.set(object),
-                    Ok(watcher::Event::Delete(object)) => informer.remove(&ObjectKey::of(&object), Some(object)),
-                    Ok(watcher::Event::Init) => listed = Some(BTreeMap::new()),
-                    Ok(watcher::Event::InitApply(object)) => {
-                        if let Some(listed) = &mut listed {
-                            listed.insert(ObjectKey::of(&object), Arc::new(object));
-                        }
-                    }
-                    Ok(watcher::Event::InitDone) => informer.replace(listed.take().unwrap_or_default()),
-                    Err(error) => {
-                        tracing::debug!(kind = %K::kind(&()), error = %Chain(&error), "watch interrupted, it is resumed");
-                    }
-                }
-            }
-        });
+        let feed = Box::new(Feed { informer: self.clone(), listed: BTreeMap::new() });
+        let path = K::url_path(&(), None);
+        let kind = K::kind(&()).into_owned();
+        let name = format!("informer {}", K::plural(&()));
+        let follow = follow(client, path, field_selector.to_owned(), kind, feed);
+        tasks.spawn_until_stopped(&name, follow);
     }
 
     fn set(&self, mut object: K) {
@@ -231,6 +210,42 @@ impl<K: Watched> Informer<K> {
             handler(&Change { old: None, new: Some(object) });
         }
         handlers.push(Box::new(handler));
+    }
+}
+
+/// What the watch tells, decoded.
+struct Feed<K> {
+    informer: Informer<K>,
+    listed: BTreeMap<ObjectKey, Arc<K>>,
+}
+
+impl<K: Watched> Sink for Feed<K> {
+    fn begin(&mut self) {
+        self.listed.clear();
+    }
+
+    fn listed(&mut self, object: &str) -> serde_json::Result<()> {
+        let object: K = serde_json::from_str(object)?;
+        self.listed.insert(ObjectKey::of(&object), Arc::new(object));
+        Ok(())
+    }
+
+    fn done(&mut self) {
+        self.informer.replace(std::mem::take(&mut self.listed));
+    }
+
+    fn apply(&mut self, object: &str) -> serde_json::Result<Option<String>> {
+        let object: K = serde_json::from_str(object)?;
+        let version = object.meta().resource_version.clone();
+        self.informer.set(object);
+        Ok(version)
+    }
+
+    fn delete(&mut self, object: &str) -> serde_json::Result<Option<String>> {
+        let object: K = serde_json::from_str(object)?;
+        let version = object.meta().resource_version.clone();
+        self.informer.remove(&ObjectKey::of(&object), Some(object));
+        Ok(version)
     }
 }
 

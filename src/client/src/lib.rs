@@ -7,6 +7,7 @@ mod controller;
 mod error;
 mod events;
 pub mod failover;
+mod follow;
 pub mod https;
 mod informer;
 mod key;

@@ -32,6 +32,7 @@ impl Pki {
             }
         };
         let mut config = builder.with_cert_resolver(self.slot(leaf)?.clone());
+        config.ignore_client_order = aes_in_hardware();
         config.alpn_protocols = alpn();
         Ok(Arc::new(config))
     }
@@ -156,8 +157,32 @@ pub(crate) fn roots(pem: &str) -> Result<RootCertStore, Error> {
     Ok(store)
 }
 
+/// Where the processor has AES, the suites of 128 bits come first, as in Go's `crypto/tls` and so in stock
+/// Kubernetes: they cost a quarter less. Elsewhere the client's order counts: it may want ChaCha20.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    let mut provider = rustls::crypto::ring::default_provider();
+    if aes_in_hardware() {
+        use rustls::CipherSuite::{
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            TLS13_AES_128_GCM_SHA256,
+        };
+        let first = [
+            TLS13_AES_128_GCM_SHA256,
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ];
+        provider.cipher_suites.sort_by_key(|suite| !first.contains(&suite.suite()));
+    }
+    Arc::new(provider)
+}
+
+fn aes_in_hardware() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 fn alpn() -> Vec<Vec<u8>> {

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod};
 use kedge_client::{Error, Informer, Queue};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::Resource as _;
+use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::core::Status;
 
 use crate::context::{Context, ignore_not_found, message};
 use crate::discovery::{Discovered, Served, discover};
@@ -136,6 +139,30 @@ async fn delete_all(ctx: &Context, namespace: &str, resource: &Served, pass: &mu
     }
 }
 
+/// The answer lists everything that was deleted, which may be much: it passes by unread.
+async fn delete_collection(
+    client: &kube::Client,
+    path: &str,
+    params: &DeleteParams,
+) -> Result<(), kube::Error> {
+    let request = kube::core::Request::new(path).delete_collection(params, &ListParams::default());
+    let answer = client.send(request.map_err(kube::Error::BuildRequest)?.map(Into::into)).await?;
+    let code = answer.status();
+    let mut body = answer.into_body();
+    if code.is_success() {
+        while let Some(frame) = body.frame().await {
+            frame?;
+        }
+        return Ok(());
+    }
+    let text = body.collect().await?.to_bytes();
+    let status = serde_json::from_str(&String::from_utf8_lossy(&text)).unwrap_or_else(|_| {
+        Status::failure(&String::from_utf8_lossy(&text), "Failed to parse error data")
+            .with_code(code.as_u16())
+    });
+    Err(kube::Error::Api(status.boxed()))
+}
+
 async fn try_delete_all(
     ctx: &Context,
     namespace: &str,
@@ -143,15 +170,12 @@ async fn try_delete_all(
     pass: &mut Pass,
 ) -> Result<(), kube::Error> {
     let api = resource.in_namespace(&ctx.client, namespace);
-    let before = api.list_metadata(&ListParams::default()).await?;
-    if before.items.is_empty() {
-        return Ok(());
-    }
     let params = DeleteParams::background();
     if resource.can("deletecollection") {
-        api.delete_collection(&params, &ListParams::default()).await?;
+        delete_collection(&ctx.client, &DynamicObject::url_path(&resource.api, Some(namespace)), &params)
+            .await?;
     } else {
-        for item in &before.items {
+        for item in &api.list_metadata(&ListParams::default()).await?.items {
             let name = item.metadata.name.as_deref().unwrap_or_default();
             ignore_not_found(api.delete(name, &params).await)?;
         }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::create::commit_failed;
 use super::options::DeleteOptions;
-use super::{Context, object_key, read, store_key};
+use super::{Context, joined, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::cache::Stored;
@@ -58,20 +58,18 @@ pub(crate) async fn delete_collection(
     let options = DeleteOptions::of(context, body)?;
     let page = read::page(context).await?;
     let deletion = Deletion { state: &context.state, user: &context.user, resource: &context.resource };
-    let mut items: Vec<Value> = Vec::new();
+    let mut items: Vec<Bytes> = Vec::new();
     for stored in page.objects {
         match deletion.run(stored.namespace(), stored.name(), &options).await {
-            Ok(Outcome::Gone(bytes) | Outcome::Marked(bytes)) => items.push(read::parse(&bytes)?),
+            Ok(Outcome::Gone(bytes) | Outcome::Marked(bytes)) => items.push(bytes),
             Err(status) if status.code == 404 => {}
             Err(status) => return Err(status),
         }
     }
     let resource = &context.resource;
-    let list = json!({
-        "kind": resource.list_kind, "apiVersion": resource.api_version(),
-        "metadata": { "resourceVersion": page.revision.to_string() }, "items": items,
-    });
-    Ok(respond::json(StatusCode::OK, &list))
+    let metadata = json!({ "resourceVersion": page.revision.to_string() });
+    let head = joined::head(&resource.list_kind, &resource.api_version(), &metadata);
+    Ok(respond::json_body(StatusCode::OK, Body::new(joined::Joined::new(head, items))))
 }
 
 /// Kinds whose deletion is answered with the object instead of a Status (`ReturnDeletedObject` of

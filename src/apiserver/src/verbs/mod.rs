@@ -2,6 +2,7 @@
 
 pub(crate) mod create;
 pub(crate) mod delete;
+mod joined;
 pub(crate) mod options;
 mod patch;
 pub(crate) mod read;

@@ -14,7 +14,7 @@ use kedge_api::table::partial_object_metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Context, select::Selection};
+use super::{Context, joined, select::Selection};
 use crate::cache::{Objects, Stored};
 use crate::respond::{self, Form};
 
@@ -78,6 +78,32 @@ impl Continue {
     }
 }
 
+/// What a list reads: the present objects, or what is left of those that a continued list began with.
+enum View {
+    Whole(Objects),
+    Pinned(Arc<[Arc<Stored>]>),
+}
+
+impl View {
+    /// The objects from a key on, in order.
+    fn from<'a>(&'a self, start: &str) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + Send + 'a> {
+        match self {
+            Self::Whole(objects) => {
+                let start = Arc::<str>::from(start);
+                Box::new(
+                    objects
+                        .range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(start..)
+                        .map(|(_, stored)| stored),
+                )
+            }
+            Self::Pinned(rest) => {
+                let at = rest.partition_point(|stored| *stored.key < *start);
+                Box::new(rest[at..].iter())
+            }
+        }
+    }
+}
+
 /// One chunk of a list.
 pub(crate) struct Page {
     pub(crate) revision: u64,
@@ -98,15 +124,16 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     };
     let limit = usize::try_from(limit).unwrap_or(0);
     let bucket = context.state.cache.bucket(&context.resource.storage_key);
-    let (revision, objects, start): (u64, Objects, String) = match query.get("continue") {
+    let prefix = selection.prefix();
+    let (revision, view, start): (u64, View, String) = match query.get("continue") {
         Some(token) => {
             let token = Continue::decode(token)?;
-            let objects = bucket.pinned(token.rv).ok_or_else(|| {
+            let rest = bucket.pinned(token.rv, &prefix).ok_or_else(|| {
                 Status::resource_expired(
                     "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
                 )
             })?;
-            (token.rv, objects, token.start)
+            (token.rv, View::Pinned(rest), token.start)
         }
         None => {
             let wanted = query.get("resourceVersion").unwrap_or_default();
@@ -123,36 +150,33 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
             }
             // The revision is read before the objects: they are never older than it says.
             let objects = bucket.objects();
-            (revision, objects, selection.prefix())
+            (revision, View::Whole(objects), prefix.clone())
         }
     };
-    let prefix = selection.prefix();
     let mut selected = Vec::new();
+    // All that follows the chunk, selected or not.
+    let mut rest: Vec<Arc<Stored>> = Vec::new();
     let mut next = None;
     let mut remaining = 0;
-    for (key, stored) in
-        objects.range::<std::ops::RangeFrom<Arc<str>>, Arc<str>>(Arc::<str>::from(start.as_str())..)
-    {
-        if !key.starts_with(&prefix) {
-            break;
-        }
-        if !selection.matches(stored) {
-            continue;
-        }
-        if limit > 0 && selected.len() == limit {
-            if next.is_none() {
-                next = Some(Continue::encode(revision, key));
-                if selection.is_selective() {
-                    break;
-                }
+    let first = matches!(view, View::Whole(_));
+    for stored in view.from(&start).take_while(|stored| stored.key.starts_with(&prefix)) {
+        if next.is_none() {
+            if !selection.matches(stored) {
+                continue;
             }
-            remaining += 1;
-            continue;
+            if limit == 0 || selected.len() < limit {
+                selected.push(stored.clone());
+                continue;
+            }
+            next = Some(Continue::encode(revision, &stored.key));
         }
-        selected.push(stored.clone());
+        remaining += 1;
+        if first {
+            rest.push(stored.clone());
+        }
     }
-    if next.is_some() {
-        bucket.pin(revision, &objects);
+    if next.is_some() && first {
+        bucket.pin(revision, &prefix, &rest);
     }
     let remaining = (next.is_some() && !selection.is_selective()).then_some(remaining);
     Ok(Page { revision, objects: selected, next, remaining })
@@ -199,34 +223,32 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
     let resource = &context.resource;
     let bytes: Bytes = match context.accepted.form {
         Form::Object => {
-            let size: usize = page.objects.iter().map(|stored| stored.bytes.len() + 1).sum();
-            let mut out = Vec::with_capacity(size + 256);
-            let head = json!({ "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": metadata });
-            let head = head.to_string();
-            out.extend_from_slice(&head.as_bytes()[..head.len() - 1]);
-            out.extend_from_slice(b",\"items\":[");
+            let head = joined::head(&resource.list_kind, &resource.api_version(), &metadata);
+            if !resource.converts() && !context.accepted.yaml {
+                let body = Body::new(joined::Joined::new(head, page.objects));
+                return Ok(respond::json_body(StatusCode::OK, body));
+            }
+            let mut out = Vec::from(head);
             for (index, stored) in page.objects.iter().enumerate() {
                 if index > 0 {
                     out.push(b',');
                 }
-                if !resource.converts() {
-                    out.extend_from_slice(&stored.bytes);
-                } else {
-                    out.extend_from_slice(&converted(resource, &stored.bytes)?);
-                }
+                out.extend_from_slice(&converted(resource, &stored.bytes)?);
             }
             out.extend_from_slice(b"]}");
             out.into()
         }
         Form::Metadata => {
-            let items: Result<Vec<Value>, Status> = page
-                .objects
-                .iter()
-                .map(|stored| Ok(partial_object_metadata(&parse(&stored.bytes)?)))
-                .collect();
-            json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items? })
-                .to_string()
-                .into()
+            let mut out = Vec::from(joined::head("PartialObjectMetadataList", "meta.k8s.io/v1", &metadata));
+            for (index, stored) in page.objects.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                // One at a time: as values they are many times as large.
+                out.extend_from_slice(partial_object_metadata(&parse(&stored.bytes)?).to_string().as_bytes());
+            }
+            out.extend_from_slice(b"]}");
+            out.into()
         }
         Form::Table => {
             let objects = page.objects.iter().map(|stored| parse(&converted(resource, &stored.bytes)?));

@@ -6,7 +6,7 @@ use kedge_api::status::Status;
 
 use super::Context;
 use crate::cache::Stored;
-use crate::extract::Paths;
+use crate::extract::{Extracted, Paths};
 
 /// What a list, watch or deletecollection selects, beyond its namespace.
 #[derive(Clone, Default)]
@@ -49,13 +49,18 @@ impl Selection {
 
     /// Whether the object is selected; the namespace counts.
     pub(crate) fn matches(&self, object: &Stored) -> bool {
+        self.matches_with(object, &object.extracted)
+    }
+
+    /// The same for the object with other labels and fields: those of another version of it.
+    pub(crate) fn matches_with(&self, object: &Stored, extracted: &Extracted) -> bool {
         (self.namespace.is_empty() || object.namespace() == self.namespace)
-            && self.labels.as_ref().is_none_or(|labels| labels.matches(|key| object.extracted.label(key)))
+            && self.labels.as_ref().is_none_or(|labels| labels.matches(|key| extracted.label(key)))
             && self.fields.iter().all(|(field, equal, value)| {
                 let actual = match field {
                     FieldRef::Name => object.name(),
                     FieldRef::Namespace => object.namespace(),
-                    FieldRef::Extracted(index) => object.extracted.fields.get(*index).map_or("", |text| text),
+                    FieldRef::Extracted(index) => extracted.fields.get(*index).map_or("", |text| text),
                 };
                 (actual == value) == *equal
             })

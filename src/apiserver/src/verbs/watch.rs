@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use kedge_api::status::Status;
 use kedge_api::table::partial_object_metadata;
@@ -13,11 +13,15 @@ use tokio::time::Instant;
 
 use super::read::{check_version, converted, invalid_match, parse, table, too_large_version};
 use super::{Context, select::Selection};
-use crate::cache::{Bucket, Event, EventKind, Stored, TooOld, frame};
+use crate::cache::{self, Bucket, Event, EventKind, Stored, TooOld};
 use crate::respond::Form;
 
 /// Events that are written to a client at once.
 const BATCH: usize = 512;
+/// While a bucket is busy, each of its watchers adds this to the pause between two writes to a watcher: many
+/// watchers get many events at once instead of every event alone. Below a timer's step there is no pause.
+const PAUSE_PER_WATCHER: Duration = Duration::from_micros(50);
+const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(5);
 /// How often a client that asked for bookmarks gets one on a quiet watch (upstream: about a minute).
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Upstream's `--min-request-timeout`: a watch without a time-out lives this long at least.
@@ -37,6 +41,8 @@ struct Watcher {
     owes_initial_bookmark: bool,
     bookmark_at: Instant,
     end_at: Instant,
+    /// When the last events were sent, if those were the newest.
+    sent_at: Option<Instant>,
     ended: bool,
     first_table: bool,
 }
@@ -121,6 +127,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         owes_initial_bookmark: streaming && bookmarks,
         bookmark_at: now + BOOKMARK_INTERVAL,
         end_at: now + Duration::from_secs(seconds.min(86_400)),
+        sent_at: None,
         ended: false,
         first_table: true,
     };
@@ -155,30 +162,23 @@ impl Watcher {
             if self.ended {
                 return None;
             }
-            let mut out = BytesMut::new();
+            let mut out = Vec::new();
             if !self.initial.is_empty() {
                 for stored in self.initial.drain(..self.initial.len().min(BATCH)).collect::<Vec<_>>() {
-                    self.write(&mut out, EventKind::Added, &stored, None);
+                    self.write(&mut out, EventKind::Added, &stored);
                 }
-                return Some(out.freeze());
+                return Some(out.into());
             }
             if self.owes_initial_bookmark {
                 self.owes_initial_bookmark = false;
                 return Some(self.bookmark(self.cursor, true));
             }
+            self.pause().await;
             self.changed.borrow_and_update();
-            match self.bucket.events_after(self.cursor, BATCH) {
-                Ok(events) if !events.is_empty() => {
-                    for event in &events {
-                        self.write_event(&mut out, event);
-                        self.cursor = event.revision;
-                    }
-                    if !out.is_empty() {
-                        return Some(out.freeze());
-                    }
-                    continue;
-                }
-                Ok(_) => {}
+            match self.news() {
+                Ok(Some(lines)) if lines.is_empty() => continue,
+                Ok(Some(lines)) => return Some(lines),
+                Ok(None) => {}
                 Err(old) => {
                     self.ended = true;
                     return Some(line("ERROR", &expired(&old).to_value()));
@@ -209,37 +209,67 @@ impl Watcher {
         }
     }
 
-    /// A change may mean that an object enters or leaves the selection.
-    fn write_event(&mut self, out: &mut BytesMut, event: &Event) {
-        if !self.selection.is_selective()
-            && self.context.accepted.form == Form::Object
-            && !self.context.resource.converts()
-        {
-            if self.selection.matches(&event.object) {
-                out.extend_from_slice(event.frame());
-            }
-            return;
+    /// The lines of the next events, maybe none of them for this watcher; `None`: there are no more events.
+    fn news(&mut self) -> Result<Option<Bytes>, TooOld> {
+        if self.is_plain() && !self.selection.is_selective() {
+            let Some(chunk) = self.bucket.chunk_after(self.cursor, &self.selection.prefix())? else {
+                return Ok(None);
+            };
+            self.cursor = chunk.to;
+            self.sent_at = chunk.newest.then(Instant::now);
+            return Ok(Some(chunk.lines.clone()));
         }
-        let before = event.previous.as_ref().is_some_and(|previous| self.selection.matches(previous));
-        let after = event.kind != EventKind::Deleted && self.selection.matches(&event.object);
+        let events = self.bucket.events_after(self.cursor, BATCH)?;
+        if events.is_empty() {
+            return Ok(None);
+        }
+        let mut out = Vec::new();
+        for event in &events {
+            self.write_event(&mut out, event);
+            self.cursor = event.revision;
+        }
+        self.sent_at = (events.len() < BATCH && !out.is_empty()).then(Instant::now);
+        Ok(Some(out.into()))
+    }
+
+    /// Lets events gather when they come faster than so many watchers can be woken for each. What comes
+    /// after a quiet time is sent at once.
+    async fn pause(&mut self) {
+        let Some(sent_at) = self.sent_at.take() else { return };
+        let watchers = u32::try_from(self.bucket.watchers()).unwrap_or(u32::MAX);
+        let pause = PAUSE_PER_WATCHER.saturating_mul(watchers).min(*PAUSES.end());
+        if pause >= *PAUSES.start() && sent_at.elapsed() < pause {
+            tokio::time::sleep_until(sent_at + pause).await;
+        }
+    }
+
+    /// The stored bytes are what the client wants to see.
+    fn is_plain(&self) -> bool {
+        self.context.accepted.form == Form::Object && !self.context.resource.converts()
+    }
+
+    /// A change may mean that an object enters or leaves the selection.
+    fn write_event(&mut self, out: &mut Vec<u8>, event: &Event) {
+        let object = &event.object;
+        let before =
+            event.previous.as_ref().is_some_and(|previous| self.selection.matches_with(object, previous));
+        let after = event.kind != EventKind::Deleted && self.selection.matches(object);
         let kind = match (before, after) {
             (false, false) => return,
             (false, true) => EventKind::Added,
             (true, true) => EventKind::Modified,
             (true, false) => EventKind::Deleted,
         };
-        self.write(out, kind, &event.object, Some(event));
+        self.write(out, kind, object);
     }
 
-    fn write(&mut self, out: &mut BytesMut, kind: EventKind, stored: &Stored, event: Option<&Event>) {
-        let plain = self.context.accepted.form == Form::Object && !self.context.resource.converts();
-        match event {
-            Some(event) if plain && event.kind == kind => out.extend_from_slice(event.frame()),
-            _ if plain => out.extend_from_slice(&frame(kind, &stored.bytes)),
-            _ => match self.shown(stored) {
-                Ok(object) => out.extend_from_slice(&frame(kind, object.to_string().as_bytes())),
-                Err(status) => out.extend_from_slice(&line("ERROR", &status.to_value())),
-            },
+    fn write(&mut self, out: &mut Vec<u8>, kind: EventKind, stored: &Stored) {
+        if self.is_plain() {
+            return cache::line(out, kind, &stored.bytes);
+        }
+        match self.shown(stored) {
+            Ok(object) => cache::line(out, kind, object.to_string().as_bytes()),
+            Err(status) => out.extend_from_slice(&line("ERROR", &status.to_value())),
         }
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, EvictParams, ListParams, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::json;
@@ -59,7 +60,8 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
 /// pods and no others.
 async fn gone(client: &kube::Client, node: &str, mut waiting: BTreeSet<String>) -> anyhow::Result<()> {
     let settings = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut changes = watcher(Api::<Pod>::all(client.clone()), settings).default_backoff().boxed();
+    let pods: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
+    let mut changes = watcher(pods, settings).default_backoff().boxed();
     let mut listed = BTreeSet::new();
     while !waiting.is_empty() {
         match changes.next().await.context("the watch of pods ended")? {
