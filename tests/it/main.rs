@@ -14,6 +14,7 @@ mod damage;
 mod faults;
 mod joining;
 mod node;
+mod operations;
 mod probes;
 mod semantics;
 mod streams;

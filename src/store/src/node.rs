@@ -391,6 +391,7 @@ impl Node {
                 self.since_flush += bytes;
                 self.since_snapshot += bytes;
                 if std::mem::take(&mut self.disk_full) {
+                    self.shared.disk_full.store(false, Release);
                     tracing::info!("the disk has space again; the store goes on");
                 }
                 self.note_flush_time(done.took);
@@ -404,6 +405,7 @@ impl Node {
     /// Elections wait for the disk, so they get more time where that is slow.
     fn note_flush_time(&mut self, took: Duration) {
         self.flush_time = (self.flush_time * 7 + took) / 8;
+        self.shared.sync_micros.store(self.flush_time.as_micros() as u64, Release);
         let usual = self.flush_time * FLUSHES_PER_ELECTION;
         let stretch = 1 + (usual.as_millis() / (TICK * 10).as_millis()) as usize;
         if self.core.set_stretch(stretch) && stretch > 1 && self.transport.is_some() {
@@ -435,6 +437,7 @@ impl Node {
 
     fn note_full(&mut self, error: &Error) {
         if !std::mem::replace(&mut self.disk_full, true) {
+            self.shared.disk_full.store(true, Release);
             tracing::error!(
                 error = %Chain(error),
                 "the disk is full: writes are refused until there is space"

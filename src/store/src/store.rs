@@ -48,6 +48,9 @@ pub(crate) struct Shared {
     pub(crate) group: RwLock<Group>,
     queue: Arc<Semaphore>,
     pub(crate) closed: CancellationToken,
+    /// Microseconds until a write to the log is on the disk, as a moving average; 0: none was measured.
+    pub(crate) sync_micros: AtomicU64,
+    pub(crate) disk_full: AtomicBool,
 }
 
 impl Shared {
@@ -100,6 +103,8 @@ impl Store {
             group: RwLock::default(),
             queue: Arc::new(Semaphore::new(QUEUE_BYTES / UNIT)),
             closed: CancellationToken::new(),
+            sync_micros: AtomicU64::new(0),
+            disk_full: AtomicBool::new(false),
         });
         let (ready, opened) = oneshot::channel();
         let (for_thread, runtime) = (shared.clone(), Handle::current());
@@ -168,6 +173,17 @@ impl Store {
         let (reply, answer) = oneshot::channel();
         self.shared.sender.send(Msg::Read(reply)).map_err(|_| Error::Closed)?;
         answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// How long a write to the log takes until it is on the disk, as a moving average; `None` before the first.
+    pub fn sync_time(&self) -> Option<std::time::Duration> {
+        let micros = self.shared.sync_micros.load(Acquire);
+        (micros > 0).then(|| std::time::Duration::from_micros(micros))
+    }
+
+    /// Writes are refused because the disk has no space.
+    pub fn disk_full(&self) -> bool {
+        self.shared.disk_full.load(Acquire)
     }
 
     /// The revision of the last applied transaction.

@@ -38,22 +38,59 @@ fn catalog(config: &Config) -> anyhow::Result<Catalog> {
     Ok(catalog)
 }
 
+/// Refuses names and arguments that no addon has, before anything is changed.
+pub(crate) fn known(config: &Config, words: &[String]) -> Result<(), Failure> {
+    parse(&catalog(config)?, words).map(drop)
+}
+
+/// `NAME[:ARGUMENTS]` each, with the arguments split.
+fn parse(catalog: &Catalog, words: &[String]) -> Result<Vec<(String, BTreeMap<String, String>)>, Failure> {
+    words
+        .iter()
+        .map(|word| {
+            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
+            let addon = catalog.get(name).map_err(usage)?;
+            let given = addon.split_arguments(arguments).map_err(usage)?;
+            addon.values(&given).map_err(usage)?;
+            Ok((name.to_owned(), given))
+        })
+        .collect()
+}
+
+/// Enables the addons that the configuration names, one after another, from inside the node.
+///
+/// # Errors
+/// The first that is unknown or does not become healthy.
+pub(crate) async fn enable_all(
+    manager: &Manager,
+    words: &[String],
+    limit: Duration,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> anyhow::Result<()> {
+    let wanted = parse(manager.catalog(), words).map_err(|failure| match failure {
+        Failure::Usage(text) => anyhow::anyhow!(text),
+        Failure::Failed(error) => error,
+    })?;
+    for (name, given) in wanted {
+        if manager.is_enabled(&name).await.context("ask for the addons")? {
+            continue;
+        }
+        manager
+            .enable(&name, &given, limit, &mut |text| progress(&format!("enabling {name}: {text}")))
+            .await
+            .with_context(|| format!("enable {name}"))?;
+    }
+    Ok(())
+}
+
 /// Enable each in the order given; the first that fails ends it.
 pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
         // Everything is parsed before anything is applied.
-        let mut wanted: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
-        for word in &args.addons {
-            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
-            let addon = manager.catalog().get(name).map_err(usage)?;
-            let given = addon.split_arguments(arguments).map_err(usage)?;
-            addon.values(&given).map_err(usage)?;
-            wanted.push((name, given));
-        }
-        for (name, given) in wanted {
-            enable_with(&manager, name, &given, Duration::from_secs(args.timeout)).await?;
+        for (name, given) in parse(manager.catalog(), &args.addons)? {
+            enable_with(&manager, &name, &given, Duration::from_secs(args.timeout)).await?;
         }
         Ok(ExitCode::SUCCESS)
     })?
@@ -87,7 +124,7 @@ async fn enable_with(
     step.done(&format!("{name} is enabled"));
     let notes = manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
     if !notes.is_empty() {
-        output::say(&notes);
+        output::confirm(&notes);
     }
     Ok(())
 }
@@ -116,7 +153,7 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
 pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, Failure> {
     match command {
         AddonsCommand::List { format } => list(config, *format),
-        AddonsCommand::Info { addon } => info(config, addon),
+        AddonsCommand::Info { addon, format } => info(config, addon, *format),
     }
 }
 
@@ -147,16 +184,38 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn info(config: &Config, name: &str) -> Result<ExitCode, Failure> {
+fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure> {
     let catalog = catalog(config)?;
     let addon = catalog.get(name).map_err(usage)?;
-    output::say(&format!("{} {}\n{}", addon.name, addon.version, addon.description));
+    let mut short = format!("{} {}\n{}\n", addon.name, addon.version, addon.description);
     if !addon.requires.is_empty() {
-        output::say(&format!("requires: {}", addon.requires.join(", ")));
+        short.push_str(&format!("requires: {}\n", addon.requires.join(", ")));
     }
     for argument in &addon.arguments {
-        output::say(&format!("  {} (default {}): {}", argument.name, argument.default, argument.description));
+        short.push_str(&format!(
+            "  {} (default {}): {}\n",
+            argument.name, argument.default, argument.description
+        ));
     }
+    let arguments: Vec<serde_json::Value> = addon
+        .arguments
+        .iter()
+        .map(|argument| {
+            serde_json::json!({
+                "name": argument.name,
+                "default": argument.default.to_string(),
+                "description": argument.description,
+            })
+        })
+        .collect();
+    let value = serde_json::json!({
+        "name": addon.name,
+        "version": addon.version,
+        "description": addon.description,
+        "requires": addon.requires,
+        "arguments": arguments,
+    });
+    super::print(format, &short, &value)?;
     Ok(ExitCode::SUCCESS)
 }
 

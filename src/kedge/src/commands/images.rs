@@ -20,10 +20,11 @@ pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, F
         )));
     }
     match command {
-        ImagesCommand::List => {
+        ImagesCommand::List { format } => {
             let mut names = block_on(kedge_kubelet::list_images(&socket))?.context("list images")?;
             names.sort();
-            names.iter().for_each(|name| output::say(name));
+            let short: String = names.iter().map(|name| format!("{name}\n")).collect();
+            super::print(format, &short, &names)?;
         }
         ImagesCommand::Import { files } => {
             for file in &files {

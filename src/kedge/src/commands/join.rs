@@ -121,7 +121,7 @@ fn facts(config: &Config, args: &JoinArgs) -> anyhow::Result<NodeFacts> {
     };
     Ok(NodeFacts {
         name: config.node_name.clone(),
-        role: if args.worker { Role::Worker } else { Role::ControlPlane },
+        role: if args.worker { Role::Worker } else { config.role },
         address: HostPort { host: address.to_string(), port: config.cluster_port },
         addresses: vec![address],
         failure_domain: config.failure_domain.clone(),
@@ -171,6 +171,11 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
             Err(Failure::Failed(error))
         }
     }
+}
+
+/// The names of the other nodes of this node's cluster, as far as they are known here.
+pub(crate) fn others(config: &Config) -> Vec<String> {
+    local_state(config).map(|state| state.other_nodes).unwrap_or_default()
 }
 
 /// The founder of a cluster has no membership file, but may leave it to the others.

@@ -14,6 +14,7 @@ use super::require_root;
 use crate::cli::{Failure, RunArgs};
 use crate::config::Config;
 use crate::process::Process;
+use crate::status::LastFailure;
 use crate::{node, preflight, service};
 
 /// hickory logs every answer at INFO.
@@ -48,10 +49,15 @@ pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(serve(config.clone()));
     // Blocking work that ignores shutdown must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(5));
     let _ = std::fs::remove_file(&pid_file);
+    if let Err(error) = &result
+        && let Err(error) = LastFailure::record(error, &config)
+    {
+        tracing::warn!(%error, "why this process ends was not kept for kedge status");
+    }
     result?;
     Ok(ExitCode::SUCCESS)
 }
@@ -86,7 +92,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         });
     }
     tell_manager(&[NotifyState::Status("starting")]);
-    let ready = || {
+    let last_failure = config.last_failure_file();
+    let ready = move || {
+        let _ = std::fs::remove_file(&last_failure);
         tracing::info!("the node is ready");
         tell_manager(&[NotifyState::Ready, NotifyState::Status("ready")]);
     };

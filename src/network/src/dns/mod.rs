@@ -6,6 +6,7 @@
 //! the packets, and `handler` stands between. Figures carry CoreDNS's names. hickory-server logs every
 //! answer at level info: a program that uses this keeps `hickory_server` at warn unless asked.
 
+mod ask;
 mod cache;
 mod forward;
 mod handler;
@@ -43,6 +44,7 @@ use forward::{Forwarder, Source};
 use handler::{Handler, Shared};
 use metrics::Metrics;
 use records::Index;
+pub use ask::ask;
 pub use servers::{StubDomain, host_resolv_conf, parse_server, parse_servers, parse_stub_domains};
 use zone::Zone;
 
