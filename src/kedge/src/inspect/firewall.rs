@@ -18,7 +18,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Found> {
         Ok(chains) => found.extend(judge(&chains, context.process.is_some(), context.config)),
         // Only root may look.
         Err(error) => found.push(warn(
-            format!("nftables cannot be read: {}", kedge_base::Chain(&error)),
+            format!("nftables cannot be read: {error}"),
             "put sudo before the command, or use a kernel with nf_tables",
         )),
     }

@@ -191,7 +191,7 @@ pub struct Obstacle {
 ///
 /// # Errors
 /// When nftables cannot be read.
-pub fn obstacles(pod_network: IpNet) -> Result<Vec<Obstacle>, crate::Error> {
+pub fn obstacles(pod_network: IpNet) -> std::io::Result<Vec<Obstacle>> {
     let mut found = Vec::new();
     for chain in base_chains(ForeignHook::Forward)?.into_iter().filter(|chain| chain.drops) {
         let has: BTreeSet<String> = commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
