@@ -77,6 +77,8 @@ pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<String>) -> Settin
         let key = setting.key;
         let text = match (value, setting.list) {
             (Value::Null, _) => continue,
+            // What YAML 1.1 makes of the word off.
+            (Value::Bool(false), _) if key == "snapshot-interval" => Some("off".to_owned()),
             (Value::Array(items), Some(separator)) => {
                 let parts: Option<Vec<String>> = items.iter().map(scalar).collect();
                 parts.map(|parts| parts.join(&separator.to_string()))
@@ -132,18 +134,18 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
 /// # Errors
 /// When the file cannot be written, or a drop-in says something else and would win.
 pub(crate) fn persist(path: &Path, given: &Settings) -> io::Result<()> {
-    let mut faults = Vec::new();
+    let mut drop_ins = Settings::default();
     for drop_in in files(path).into_iter().filter(|file| file != path) {
         let text = fs::read_to_string(&drop_in)?;
-        let settings = parse(&drop_in, &text, &mut faults);
-        for (key, value) in given.iter() {
-            if settings.get(key).is_some_and(|other| other != value) {
-                return Err(io::Error::other(format!(
-                    "{} sets {key} to another value and would win over {}; change it there",
-                    drop_in.display(),
-                    path.display()
-                )));
-            }
+        drop_ins.extend(&parse(&drop_in, &text, &mut Vec::new()));
+    }
+    for (key, value) in given.iter() {
+        if let Some(Origin::File(winner)) = drop_ins.origin(key).filter(|_| drop_ins.get(key) != Some(value)) {
+            return Err(io::Error::other(format!(
+                "{} sets {key} to another value and would win over {}; change it there",
+                winner.display(),
+                path.display()
+            )));
         }
     }
     let old = kedge_base::read_optional(path)?.unwrap_or_default();
