@@ -44,7 +44,9 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
     step("a node that is well");
     let (code, list) = findings(&node);
     assert_eq!(code, 0, "{list:#?}");
-    for check in ["cgroups", "kernel", "ports", "routes", "forwarding", "certificates", "containerd", "nodes", "dns"] {
+    for check in
+        ["cgroups", "kernel", "ports", "routes", "forwarding", "certificates", "containerd", "nodes", "dns"]
+    {
         assert_eq!(of(&list, check)["state"], "ok", "{:#}", of(&list, check));
     }
     assert_has(of(&list, "dns")["message"].as_str().unwrap(), &["from a pod", "kubernetes.default.svc"]);
@@ -61,7 +63,11 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
 
     step("a firewall that drops what is forwarded: opened by the node, and seen to be");
     inside(&network, 1, &["nft", "add table ip filter"]);
-    inside(&network, 1, &["nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"]);
+    inside(
+        &network,
+        1,
+        &["nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"],
+    );
     eventually("the rules that let pods' packets pass", || {
         let (_, list) = findings(&node);
         (of(&list, "firewall")["state"] == "ok" && of(&list, "dns")["state"] == "ok").then_some(())
@@ -102,7 +108,10 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
             "kedge-inspect/logs/",
         ],
     );
-    assert!(!names.contains("secrets") && !names.contains("kubeconfig") && !names.contains(".key"), "{names}");
+    assert!(
+        !names.contains("secrets") && !names.contains("kubeconfig") && !names.contains(".key"),
+        "{names}"
+    );
     let objects = ["-xzOf", "kedge-inspect/cluster/pods.json", "kedge-inspect/machine/nft.txt"];
     let mut command = Command::new("tar");
     command.arg(objects[0]).arg(&file).args(&objects[1..]);
@@ -169,7 +178,16 @@ fn reset_and_uninstall_leave_nothing() {
                 "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]}]}}"#;
     node.apply(manifest);
     node.wait("pod/web", "condition=Ready");
-    node.kubectl(&["expose", "pod", "web", "--port=8080", "--type=NodePort", "--labels=a=b", "--selector=a=b"]).ok();
+    node.kubectl(&[
+        "expose",
+        "pod",
+        "web",
+        "--port=8080",
+        "--type=NodePort",
+        "--labels=a=b",
+        "--selector=a=b",
+    ])
+    .ok();
     node.kedge(&["snapshot", "save", "--name", "kept"]).ok();
     let authority = fs::read_to_string(node.dir().join("data/pki/ca.crt")).expect("read the authority");
 
@@ -246,9 +264,15 @@ fn nodes_made_from_files() {
     assert_has(&line("node-name:"), &[&first.node, "--node-name"]);
     assert_has(&line("cluster-port:"), &["25000", "# default"]);
     let json = first.kedge(&["config", "show", "--output", "json"]).json();
-    assert!(json.as_array().unwrap().iter().any(|row| row["key"] == "port" && row["origin"] == "default"), "{json}");
+    assert!(
+        json.as_array().unwrap().iter().any(|row| row["key"] == "port" && row["origin"] == "default"),
+        "{json}"
+    );
     fs::write(drop_ins.join("20-wrong.yaml"), "snapshot_kep: 1\n").expect("write a drop-in");
-    assert_has(&first.kedge(&["config", "show"]).failed(2), &["20-wrong.yaml", "did you mean \"snapshot-keep\"?"]);
+    assert_has(
+        &first.kedge(&["config", "show"]).failed(2),
+        &["20-wrong.yaml", "did you mean \"snapshot-keep\"?"],
+    );
     fs::remove_file(drop_ins.join("20-wrong.yaml")).expect("remove the drop-in");
 
     step("the first start enables the addons and labels the node");
@@ -257,7 +281,10 @@ fn nodes_made_from_files() {
     let labels = first.get(&["node", &first.node])["metadata"]["labels"].clone();
     assert_eq!((&labels["disk"], &labels["kind"]), (&Value::from("ssd"), &Value::from("board")), "{labels}");
     let addons = first.kedge(&["addons", "list", "-o", "json"]).json();
-    assert_eq!(addons.as_array().unwrap().iter().find(|addon| addon["name"] == "dns").unwrap()["state"], "enabled");
+    assert_eq!(
+        addons.as_array().unwrap().iter().find(|addon| addon["name"] == "dns").unwrap()["state"],
+        "enabled"
+    );
 
     step("a node that cannot reach its cluster yet says so, and goes on by itself");
     let mut second = Cluster::prepare_on(&network, 2);
@@ -280,7 +307,10 @@ fn nodes_made_from_files() {
     });
     let node = first.get(&["node", &second.node]);
     assert_eq!(node["metadata"]["labels"]["zone"], "attic", "{node:#}");
-    assert!(node["spec"]["taints"].as_array().unwrap().iter().any(|taint| taint["key"] == "edge"), "{node:#}");
+    assert!(
+        node["spec"]["taints"].as_array().unwrap().iter().any(|taint| taint["key"] == "edge"),
+        "{node:#}"
+    );
 
     step("the clocks of both agree, and a reset of a member is refused");
     let (_, list) = findings(&first);
@@ -304,7 +334,10 @@ fn status_says_why_a_node_does_not_run() {
     let (code, list) = findings(&node);
     assert_eq!(code, 1);
     let port = format!("port {} is in use", node.port);
-    assert!(list.iter().any(|found| found["state"] == "fail" && found["message"].as_str().unwrap().contains(&port)));
+    assert!(
+        list.iter()
+            .any(|found| found["state"] == "fail" && found["message"].as_str().unwrap().contains(&port))
+    );
     drop(listener);
 
     step("with the port free again the same command works, and the old error is gone");
@@ -354,7 +387,9 @@ fn quiet_colours_manual_pages_and_completion() {
     assert!(!call(&["status"], &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).stdout.contains(escape));
 
     step("YAML everywhere");
-    for arguments in [["status", "--output", "yaml"].as_slice(), &["inspect", "-o", "yaml"], &["version", "-o", "yaml"]] {
+    for arguments in
+        [["status", "--output", "yaml"].as_slice(), &["inspect", "-o", "yaml"], &["version", "-o", "yaml"]]
+    {
         let out = call(arguments, &[]);
         assert!(out.stdout.contains(": "), "{out}");
     }
@@ -363,7 +398,9 @@ fn quiet_colours_manual_pages_and_completion() {
     kedge(&["man", &path("man")], &[]).ok();
     for page in ["kedge.1", "kedge-install.1", "kedge-snapshot-save.1", "kedge-inspect.1"] {
         let mut text = String::new();
-        fs::File::open(dir.path().join("man").join(page)).and_then(|mut file| file.read_to_string(&mut text)).expect(page);
+        fs::File::open(dir.path().join("man").join(page))
+            .and_then(|mut file| file.read_to_string(&mut text))
+            .expect(page);
         assert!(text.contains(".TH"), "{page}");
     }
 

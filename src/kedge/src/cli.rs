@@ -666,7 +666,10 @@ mod tests {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference");
         for (name, text) in reference::files(&Cli::command()) {
             let found = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-            assert!(found == text, "docs/reference/{name} is out of date; run: kedge reference docs/reference");
+            assert!(
+                found == text,
+                "docs/reference/{name} is out of date; run: kedge reference docs/reference"
+            );
         }
     }
 }

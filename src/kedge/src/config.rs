@@ -17,8 +17,8 @@ use ipnet::IpNet;
 use kedge_cluster::Role;
 
 pub(crate) use self::file::{files, persist};
-use self::settings::{Origin, SETTINGS};
 pub(crate) use self::settings::Settings;
+use self::settings::{Origin, SETTINGS};
 pub(crate) use self::values::Taint;
 use self::values::{Reader, is_domain, is_identifier};
 
@@ -256,7 +256,8 @@ impl Config {
 
     /// Did [`persist`] make this node's configuration file? Then `uninstall` takes it away.
     pub(crate) fn made_file(&self) -> bool {
-        self.owns_file() && std::fs::read_to_string(&self.file).is_ok_and(|text| text.starts_with(file::HEADING))
+        self.owns_file()
+            && std::fs::read_to_string(&self.file).is_ok_and(|text| text.starts_with(file::HEADING))
     }
 
     /// The systemd unit's name without `.service`: `kedge`, or `kedge-X` for a node in another data
@@ -462,7 +463,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.node_labels["example.com/zone"], "a");
-        assert_eq!(config.node_taints[0], Taint { key: "edge".into(), value: "yes".into(), effect: "NoSchedule".into() });
+        assert_eq!(
+            config.node_taints[0],
+            Taint { key: "edge".into(), value: "yes".into(), effect: "NoSchedule".into() }
+        );
         assert_eq!((config.node_taints[1].key.as_str(), config.node_taints[1].value.as_str()), ("gpu", ""));
         assert_eq!(config.addons.as_deref(), Some(["dns".to_owned(), "metrics".to_owned()].as_slice()));
         assert_eq!(config.role, Role::Worker);
@@ -487,7 +491,11 @@ mod tests {
         given.insert_from("node-ip", "192.0.2.9".into(), Origin::Environment);
         let path = Path::new("/etc/kedge/config.yaml");
         let mut faults = Vec::new();
-        let from_file = file::parse(path, "node-name: edge-1\nnode-labels: {a: b}\nsnapshot-interval: off\n", &mut faults);
+        let from_file = file::parse(
+            path,
+            "node-name: edge-1\nnode-labels: {a: b}\nsnapshot-interval: off\n",
+            &mut faults,
+        );
         let config = Config::from_parts(path, from_file, faults, &given).unwrap();
         let text = config.show();
         for (line, origin) in [

@@ -5,9 +5,9 @@
 
 pub(crate) mod backup;
 mod book;
-mod first_start;
 pub(crate) mod control_plane;
 mod drain;
+mod first_start;
 mod leading;
 pub(crate) mod ops;
 pub(crate) mod shared;

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::control::{self, Handler, Reply, Request};
-use crate::node::ops::Ops;
 use crate::inspect::SLOW_SYNC;
+use crate::node::ops::Ops;
 use crate::status::{Component, Datastore, Member, State, Status, Warning, remedy_for};
 
 /// The parts of a node in the order in which they start.
@@ -165,7 +165,9 @@ impl Board {
                 conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
             match condition {
                 Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
-                Some(condition) => board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready")),
+                Some(condition) => {
+                    board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready"))
+                }
                 None => board.failed("kubelet", "the node is not registered"),
             }
         });

@@ -162,9 +162,8 @@ mod tests {
             (&[("TERM", "dumb")], true, false),
         ];
         for (given, terminal, expected) in cases {
-            let variable = |name: &str| {
-                given.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-            };
+            let variable =
+                |name: &str| given.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
             assert_eq!(colours(&variable, terminal), expected, "{given:?} {terminal}");
         }
     }

@@ -31,7 +31,10 @@ pub(crate) fn check(config: &Config) -> Vec<Problem> {
         match finding.state {
             Verdict::Ok => {}
             Verdict::Warn => {
-                crate::output::note(&format!("warning: {}: {}\n  remedy: {remedy}", finding.check, finding.message));
+                crate::output::note(&format!(
+                    "warning: {}: {}\n  remedy: {remedy}",
+                    finding.check, finding.message
+                ));
             }
             Verdict::Fail => problems.push(Problem::new(finding.message, remedy)),
         }
@@ -82,7 +85,9 @@ mod tests {
     #[test]
     fn problems_come_with_their_remedies() {
         let text = describe(&[Problem::new("port 6443 is in use", "stop that program")]);
-        for part in ["1 found", "nothing was changed", "problem: port 6443 is in use", "remedy:  stop that program"] {
+        for part in
+            ["1 found", "nothing was changed", "problem: port 6443 is in use", "remedy:  stop that program"]
+        {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
     }

@@ -87,8 +87,7 @@ impl LastFailure {
     /// Keep it for `status` and `inspect`; it goes with the next good start or a reboot.
     pub(crate) fn record(error: &anyhow::Error, config: &Config) -> io::Result<()> {
         let error = format!("{error:#}");
-        let failure =
-            Self { time: jiff::Timestamp::now(), remedy: remedy_for("process", &error), error };
+        let failure = Self { time: jiff::Timestamp::now(), remedy: remedy_for("process", &error), error };
         std::fs::create_dir_all(&config.run_dir)?;
         kedge_base::write_atomic(
             &config.last_failure_file(),
@@ -112,7 +111,8 @@ pub(crate) fn last_failure(config: &Config) -> Option<LastFailure> {
     }
     Some(LastFailure {
         time: jiff::Timestamp::try_from(modified).unwrap_or_default(),
-        error: "the process was killed, by hand or because memory ran out (its time is that of its start)".into(),
+        error: "the process was killed, by hand or because memory ran out (its time is that of its start)"
+            .into(),
         remedy: Some("look for \"Killed process\" in dmesg; start it with kedge start".into()),
     })
 }
@@ -121,7 +121,11 @@ pub(crate) fn last_failure(config: &Config) -> Option<LastFailure> {
 pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
     const KNOWN: [(&str, &str, &str); 13] = [
         ("", "No space left", "free some space in the data folder's file system (df -h), then kedge start"),
-        ("", "Read-only file system", "the disk was mounted read-only, as happens to broken cards: see dmesg"),
+        (
+            "",
+            "Read-only file system",
+            "the disk was mounted read-only, as happens to broken cards: see dmesg",
+        ),
         ("", "Address already in use", "kedge inspect names the program that has the port"),
         ("", "Address in use", "kedge inspect names the program that has the port"),
         ("", "Permission denied", "kedge needs root: put sudo before the command"),
@@ -129,10 +133,22 @@ pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
         ("", "too many open files", "kedge inspect shows the limits that are too small"),
         ("", "Too many open files", "kedge inspect shows the limits that are too small"),
         ("", "nftables", "use a kernel with nf_tables; kedge inspect shows what is missing"),
-        ("kubelet", "network", "the pod network is not there yet: see the part network above, and kedge inspect"),
+        (
+            "kubelet",
+            "network",
+            "the pod network is not there yet: see the part network above, and kedge inspect",
+        ),
         ("kubelet", "not registered", "the API server does not know this node yet: see the parts above"),
-        ("containerd", "", "is containerd installed and whole? kedge inspect checks it; its words are in the log"),
-        ("apiserver", "", "a majority of the control-plane nodes must run: kedge status on the others, or kedge recover"),
+        (
+            "containerd",
+            "",
+            "is containerd installed and whole? kedge inspect checks it; its words are in the log",
+        ),
+        (
+            "apiserver",
+            "",
+            "a majority of the control-plane nodes must run: kedge status on the others, or kedge recover",
+        ),
     ];
     KNOWN
         .iter()
@@ -272,7 +288,11 @@ impl Status {
         let state = output::paint(hue, self.state.as_str());
         let mut text = format!("kedge is {state} on node {} ({})\n", self.node, self.version);
         if let Some(last) = &self.last_failure {
-            text.push_str(&format!("  ended: {}\n  error: {}\n", last.time.strftime("%Y-%m-%dT%H:%M:%SZ"), last.error));
+            text.push_str(&format!(
+                "  ended: {}\n  error: {}\n",
+                last.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                last.error
+            ));
             if let Some(remedy) = &last.remedy {
                 text.push_str(&format!("  remedy: {remedy}\n"));
             }

@@ -71,15 +71,13 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
             let tokens: Vec<TokenSummary> =
                 control::call(&socket, "GET", "/tokens", &(), SOON).context("list the tokens")?;
             let format = if *json { Format::Json } else { *format };
-            let mut short =
-                format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
+            let mut short = format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
             for token in &tokens {
-                    let id: String = token.id.chars().take(10).collect();
-                    let state = if token.usable { "usable" } else { "spent" };
-                    let reusable = if token.reusable { "yes" } else { "no" };
-                    let expires = token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-                    short
-                        .push_str(&format!("{id:10}  {expires:20}  {reusable:8}  {:<4}  {state}\n", token.uses));
+                let id: String = token.id.chars().take(10).collect();
+                let state = if token.usable { "usable" } else { "spent" };
+                let reusable = if token.reusable { "yes" } else { "no" };
+                let expires = token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                short.push_str(&format!("{id:10}  {expires:20}  {reusable:8}  {:<4}  {state}\n", token.uses));
             }
             print(format, &short, &tokens)?;
         }

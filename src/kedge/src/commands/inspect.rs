@@ -15,7 +15,8 @@ pub(crate) fn run(config: &Config, args: &InspectArgs) -> Result<ExitCode, Failu
         crate::node::shared::adopt(&mut config, &joined.config)?;
     }
     let mut step = Step::begin("inspecting this node");
-    let findings = inspect::run(&config, Moment::Inspect, &mut |name| step.glance(&format!("checking {name}")));
+    let findings =
+        inspect::run(&config, Moment::Inspect, &mut |name| step.glance(&format!("checking {name}")));
     step.abandon();
     let paint = |verdict, word: &str| {
         let hue = match verdict {
@@ -29,7 +30,8 @@ pub(crate) fn run(config: &Config, args: &InspectArgs) -> Result<ExitCode, Failu
     if let Some(file) = &args.tarball {
         super::require_root()?;
         let mut step = Step::begin(&format!("writing {}", file.display()));
-        let written = bundle::write(&config, &findings, file, &mut |part| step.glance(&format!("collecting {part}")));
+        let written =
+            bundle::write(&config, &findings, file, &mut |part| step.glance(&format!("collecting {part}")));
         step.abandon();
         written?;
         output::note(&format!(

@@ -140,7 +140,8 @@ pub(crate) fn persist(path: &Path, given: &Settings) -> io::Result<()> {
         drop_ins.extend(&parse(&drop_in, &text, &mut Vec::new()));
     }
     for (key, value) in given.iter() {
-        if let Some(Origin::File(winner)) = drop_ins.origin(key).filter(|_| drop_ins.get(key) != Some(value)) {
+        if let Some(Origin::File(winner)) = drop_ins.origin(key).filter(|_| drop_ins.get(key) != Some(value))
+        {
             return Err(io::Error::other(format!(
                 "{} sets {key} to another value and would win over {}; change it there",
                 winner.display(),

@@ -93,7 +93,13 @@ impl Reader {
         path
     }
 
-    pub(super) fn name(&mut self, key: &str, default: &str, longest: usize, valid: fn(&str) -> bool) -> String {
+    pub(super) fn name(
+        &mut self,
+        key: &str,
+        default: &str,
+        longest: usize,
+        valid: fn(&str) -> bool,
+    ) -> String {
         let name: String = self.parsed(key, "a name", default.to_owned());
         if name.len() > longest || !valid(&name) {
             self.faults.push(format!("{key}: {name:?} is not a valid name of at most {longest} characters"));
@@ -127,7 +133,9 @@ impl Reader {
             } else {
                 self.fault(
                     key,
-                    &format!("{part:?} is no taint such as edge=yes:NoSchedule (or PreferNoSchedule, NoExecute)"),
+                    &format!(
+                        "{part:?} is no taint such as edge=yes:NoSchedule (or PreferNoSchedule, NoExecute)"
+                    ),
                 );
             }
         }

@@ -88,7 +88,8 @@ fn fill(
 ) -> io::Result<()> {
     archive.text("inspect.txt", &to_text(findings, &|_, word| word.to_owned()))?;
     archive.text("inspect.json", &serde_json::to_string_pretty(findings).unwrap_or_default())?;
-    archive.text("version.txt", &format!("kedge {} ({})\n", kedge_base::VERSION, kedge_base::git_version()))?;
+    archive
+        .text("version.txt", &format!("kedge {} ({})\n", kedge_base::VERSION, kedge_base::git_version()))?;
     let status = match status::ask(&config.status_socket()) {
         Ok(Some(status)) => serde_json::to_string_pretty(&status).unwrap_or_default(),
         Ok(None) => format!("kedge does not run; {:?}\n", status::last_failure(config)),
@@ -162,12 +163,16 @@ fn learn(config: &Config, redactor: &mut Redactor) {
 /// The cluster's objects, as files; the Secrets' values only teach the redactor.
 fn objects(config: &Config, redactor: &mut Redactor) -> Vec<(String, String)> {
     if !config.kubeconfig().exists() {
-        return vec![("error.txt".into(), "this node has no kubeconfig (a worker, or it never started)\n".into())];
+        return vec![(
+            "error.txt".into(),
+            "this node has no kubeconfig (a worker, or it never started)\n".into(),
+        )];
     }
     let collected = block_on(async {
         let client = admin_client(config)?;
         let everything = ListParams::default();
-        let secrets = tokio::time::timeout(ANSWER, Api::<Secret>::all(client.clone()).list(&everything)).await??;
+        let secrets =
+            tokio::time::timeout(ANSWER, Api::<Secret>::all(client.clone()).list(&everything)).await??;
         let mut lists = Vec::new();
         for (group, version, kind) in OBJECTS {
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
@@ -199,7 +204,11 @@ fn objects(config: &Config, redactor: &mut Redactor) -> Vec<(String, String)> {
 fn log(config: &Config) -> String {
     if service::systemd_runs() && service::unit_file(config).exists() {
         let unit = config.service_name();
-        return output_of("journalctl", &["-u", &unit, "--no-pager", "-n", "20000", "-o", "short-iso"], LOG_BYTES);
+        return output_of(
+            "journalctl",
+            &["-u", &unit, "--no-pager", "-n", "20000", "-o", "short-iso"],
+            LOG_BYTES,
+        );
     }
     tail(&config.log_file(), LOG_BYTES)
 }
@@ -216,7 +225,8 @@ fn pod_logs(config: &Config, archive: &mut Archive<'_>) -> io::Result<()> {
         for container in containers {
             let container_name = container.file_name().to_string_lossy().into_owned();
             for file in fs::read_dir(container.path()).into_iter().flatten().flatten() {
-                let entry = format!("logs/pods/{name}/{container_name}/{}", file.file_name().to_string_lossy());
+                let entry =
+                    format!("logs/pods/{name}/{container_name}/{}", file.file_name().to_string_lossy());
                 archive.text(&entry, &tail(&file.path(), POD_LOG_BYTES))?;
             }
         }
@@ -233,7 +243,11 @@ fn tail(file: &Path, limit: u64) -> String {
         file.take(limit).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
         // Whole lines only: half a secret would not be recognized.
-        Ok(if length > limit { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text })
+        Ok(if length > limit {
+            text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned())
+        } else {
+            text
+        })
     };
     read().unwrap_or_else(|error| format!("{}: {error}\n", file.display()))
 }
@@ -245,11 +259,16 @@ fn output_of(program: &str, arguments: &[&str], limit: u64) -> String {
             let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
             let excess = text.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
             if excess > 0 {
-                let start = text.char_indices().map(|(at, _)| at).find(|at| *at >= excess).unwrap_or(text.len());
+                let start =
+                    text.char_indices().map(|(at, _)| at).find(|at| *at >= excess).unwrap_or(text.len());
                 text = text.split_off(start);
             }
             if !output.status.success() {
-                text.push_str(&format!("\n{program} {}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
+                text.push_str(&format!(
+                    "\n{program} {}: {}",
+                    output.status,
+                    String::from_utf8_lossy(&output.stderr)
+                ));
             }
             text
         }
@@ -286,9 +305,11 @@ mod tests {
         for folder in ["data/pki", "run", "log"] {
             fs::create_dir_all(path(folder)).unwrap();
         }
-        let key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqPLANTED\n-----END PRIVATE KEY-----\n";
+        let key =
+            "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqPLANTED\n-----END PRIVATE KEY-----\n";
         fs::write(path("data/pki/ca.key"), key).unwrap();
-        fs::write(path("registries.yaml"), "configs: {r.example: {auth: {password: PLANTED-registry}}}\n").unwrap();
+        fs::write(path("registries.yaml"), "configs: {r.example: {auth: {password: PLANTED-registry}}}\n")
+            .unwrap();
         let hash = "0123456789abcdef".repeat(2);
         // Letters of a token's alphabet.
         let token = format!("p1anted{}", "0".repeat(45));
@@ -329,7 +350,14 @@ mod tests {
             }
             names.push(name);
         }
-        for wanted in ["inspect.json", "status.json", "config/config.yaml", "config/effective.yaml", "logs/kedge.log", "machine/nft.txt"] {
+        for wanted in [
+            "inspect.json",
+            "status.json",
+            "config/config.yaml",
+            "config/effective.yaml",
+            "logs/kedge.log",
+            "machine/nft.txt",
+        ] {
             assert!(names.iter().any(|name| name.ends_with(wanted)), "{wanted} is not in {names:?}");
         }
         assert!(!path("report.tar.part").exists());

@@ -56,7 +56,10 @@ pub(super) fn process(context: &Context<'_>) -> Vec<Found> {
         .map(|component| {
             let error = component.last_error.as_deref().unwrap_or("it has not said why");
             let remedy = component.remedy.clone().unwrap_or_else(|| {
-                format!("wait a little if the node has just started; see the log ({})", service::log_place(config))
+                format!(
+                    "wait a little if the node has just started; see the log ({})",
+                    service::log_place(config)
+                )
             });
             fail(format!("{} is not ready: {error}", component.name), remedy)
         })
@@ -92,7 +95,11 @@ fn judge_certificates(all: &[kedge_cluster::CertificateStatus], now: Timestamp) 
         if certificate.days_left < 0 || certificate.expires <= now {
             found.push(fail(
                 format!("the certificate {name} has expired"),
-                if certificate.authority { "the cluster's authority cannot be renewed in place; ask for help with this report" } else { "kedge certs rotate" },
+                if certificate.authority {
+                    "the cluster's authority cannot be renewed in place; ask for help with this report"
+                } else {
+                    "kedge certs rotate"
+                },
             ));
         } else if certificate.not_before > now {
             found.push(fail(
@@ -106,7 +113,10 @@ fn judge_certificates(all: &[kedge_cluster::CertificateStatus], now: Timestamp) 
             ));
         } else if certificate.renews.is_some_and(|renews| renews.duration_until(now).as_hours() > 48) {
             found.push(warn(
-                format!("the certificate {name} should have been renewed by itself; {} days are left", certificate.days_left),
+                format!(
+                    "the certificate {name} should have been renewed by itself; {} days are left",
+                    certificate.days_left
+                ),
                 "kedge certs rotate",
             ));
         }
@@ -114,7 +124,10 @@ fn judge_certificates(all: &[kedge_cluster::CertificateStatus], now: Timestamp) 
     if found.is_empty() {
         let soonest = all.iter().filter(|certificate| !certificate.authority).min_by_key(|c| c.expires);
         let text = soonest.map_or_else(String::new, |soonest| {
-            format!("; the first to end is {} in {} days, and it renews itself", soonest.name, soonest.days_left)
+            format!(
+                "; the first to end is {} in {} days, and it renews itself",
+                soonest.name, soonest.days_left
+            )
         });
         found.push(ok(format!("{} certificates are valid{text}", all.len())));
     }
@@ -154,7 +167,8 @@ pub(super) fn ask_nodes(config: &Config) -> Result<Nodes, String> {
         let client = admin_client(config)?;
         let everything = ListParams::default();
         let nodes = Api::<Node>::all(client.clone()).list(&everything).await?.items;
-        let leases = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").list(&everything).await?.items;
+        let leases =
+            Api::<Lease>::namespaced(client.clone(), "kube-node-lease").list(&everything).await?.items;
         let pods = Api::<Pod>::namespaced(client, "kube-system");
         let pods = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await?.items;
         let dns = pods.iter().filter(|pod| ready(pod)).count();
@@ -236,7 +250,10 @@ fn judge_nodes(nodes: &[NodeFacts]) -> Vec<Found> {
         let remedy = "set the clocks of all nodes by the network (timedatectl set-ntp true)";
         match node.since_renewal {
             Some(age) if age < -SKEW => {
-                found.push(warn(format!("the clock of node {name} is {} s ahead of this one's", -age), remedy));
+                found.push(warn(
+                    format!("the clock of node {name} is {} s ahead of this one's", -age),
+                    remedy,
+                ));
             }
             Some(age) if age > RENEWED + SKEW => found.push(warn(
                 format!("the clock of node {name} is about {} s behind this one's", age - RENEWED / 2),
@@ -276,12 +293,7 @@ pub(super) fn dns(context: &Context<'_>) -> Vec<Found> {
     vec![judge_dns(config, place, &name, result)]
 }
 
-fn judge_dns(
-    config: &Config,
-    place: &str,
-    name: &str,
-    result: std::io::Result<Vec<IpAddr>>,
-) -> Found {
+fn judge_dns(config: &Config, place: &str, name: &str, result: std::io::Result<Vec<IpAddr>>) -> Found {
     let server = config.cluster_dns;
     match result {
         Ok(addresses) if addresses.iter().any(|address| config.service_cidr.contains(address)) => {
@@ -293,7 +305,10 @@ fn judge_dns(
         ),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => fail(
             format!("{server} does not know {name} {place}"),
-            format!("is the cluster's domain {} on all nodes? see kedge kubectl -n kube-system logs -l k8s-app=kube-dns", config.cluster_domain),
+            format!(
+                "is the cluster's domain {} on all nodes? see kedge kubectl -n kube-system logs -l k8s-app=kube-dns",
+                config.cluster_domain
+            ),
         ),
         Err(error) => fail(
             format!("DNS does not work {place}: {error}"),

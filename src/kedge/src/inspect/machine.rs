@@ -27,7 +27,10 @@ pub(super) fn programs(context: &Context<'_>) -> Vec<Found> {
     };
     if containerd.is_none() {
         missing.push(
-            config.containerd.as_ref().map_or_else(|| "containerd".to_owned(), |path| path.display().to_string()),
+            config
+                .containerd
+                .as_ref()
+                .map_or_else(|| "containerd".to_owned(), |path| path.display().to_string()),
         );
     }
     let runc = preflight::find_program("runc");
@@ -47,11 +50,8 @@ pub(super) fn programs(context: &Context<'_>) -> Vec<Found> {
         return vec![fail(format!("missing: {}", missing.join("; ")), PACKAGES)];
     }
     let mut found = Vec::new();
-    let versions: Vec<String> = [containerd, runc]
-        .into_iter()
-        .flatten()
-        .map(|program| version_line(&program))
-        .collect();
+    let versions: Vec<String> =
+        [containerd, runc].into_iter().flatten().map(|program| version_line(&program)).collect();
     found.push(ok(format!("{}, CNI plugins", versions.join(", "))));
     if preflight::find_program("conntrack").is_none() {
         found.push(warn(
@@ -110,7 +110,9 @@ struct Boot<'a> {
 fn judge_cgroups(v2: Option<&str>, v1: &str, mounts: &str, boot: &Boot<'_>) -> Vec<Found> {
     let in_v2 = |name: &str| v2.is_some_and(|all| all.split_whitespace().any(|word| word == name));
     let row = |name: &str| {
-        v1.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row.first() == Some(&name))
+        v1.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|row| row.first() == Some(&name))
     };
     let enabled = |name: &str| row(name).is_some_and(|row| row.get(3) == Some(&"1"));
     let mounted = |name: &str| {
@@ -133,8 +135,7 @@ fn judge_cgroups(v2: Option<&str>, v1: &str, mounts: &str, boot: &Boot<'_>) -> V
             fail("the kernel's memory cgroup controller is off", memory_remedy(boot))
         });
     }
-    let lacking: Vec<&str> =
-        ["cpu", "cpuset", "pids"].into_iter().filter(|name| !has(name)).collect();
+    let lacking: Vec<&str> = ["cpu", "cpuset", "pids"].into_iter().filter(|name| !has(name)).collect();
     if !lacking.is_empty() {
         let limits = lacking.join(", ");
         found.push(warn(
@@ -155,7 +156,8 @@ fn memory_remedy(boot: &Boot<'_>) -> String {
         .filter(|word| !boot.words.split_whitespace().any(|given| given == *word))
         .collect();
     if missing.is_empty() {
-        return "the kernel was started with the right words and still has none: use one with CONFIG_MEMCG".into();
+        return "the kernel was started with the right words and still has none: use one with CONFIG_MEMCG"
+            .into();
     }
     let words = missing.join(" ");
     match boot.file {
@@ -198,7 +200,9 @@ const FEATURES: [Feature; 6] = [
         module: "vxlan",
         symbol: "vxlan_newlink",
         purpose: "the pod network between nodes",
-        instead: Some("or use nodes of one LAN and the backend host-gw (kedge enable flannel:backend=host-gw)"),
+        instead: Some(
+            "or use nodes of one LAN and the backend host-gw (kedge enable flannel:backend=host-gw)",
+        ),
     },
 ];
 
@@ -212,8 +216,10 @@ pub(super) fn kernel(context: &Context<'_>) -> Vec<Found> {
         .filter_map(|file| fs::read_to_string(modules.join(file)).ok())
         .collect();
     // Reading the table of symbols takes a moment; only a kernel without a catalogue needs it.
-    let unknown = FEATURES.iter().any(|feature| !running(feature.module) && !in_catalogue(&catalogue, feature.module));
-    let symbols = if unknown { fs::read_to_string("/proc/kallsyms").unwrap_or_default() } else { String::new() };
+    let unknown =
+        FEATURES.iter().any(|feature| !running(feature.module) && !in_catalogue(&catalogue, feature.module));
+    let symbols =
+        if unknown { fs::read_to_string("/proc/kallsyms").unwrap_or_default() } else { String::new() };
     let missing: Vec<&Feature> = FEATURES
         .iter()
         .filter(|feature| {
@@ -317,7 +323,8 @@ fn instances_of_root() -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(entries) = fs::read_dir("/proc") else { return 0 };
     let of_root = entries.flatten().filter(|entry| entry.metadata().is_ok_and(|data| data.uid() == 0));
-    let descriptors = of_root.filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok()).flatten().flatten();
+    let descriptors =
+        of_root.filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok()).flatten().flatten();
     let count = descriptors
         .filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == Path::new("anon_inode:inotify")))
         .count();
@@ -449,9 +456,11 @@ mod tests {
         ] {
             assert_eq!(judge_inotify(instances, watches, used).0, expected, "{instances} {watches} {used}");
         }
-        for (total, available, expected) in
-            [(8_000_000, 4_000_000, Verdict::Ok), (948_000, 100_000, Verdict::Warn), (250_000, 200_000, Verdict::Fail)]
-        {
+        for (total, available, expected) in [
+            (8_000_000, 4_000_000, Verdict::Ok),
+            (948_000, 100_000, Verdict::Warn),
+            (250_000, 200_000, Verdict::Fail),
+        ] {
             let text = format!("MemTotal: {total} kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n");
             assert_eq!(judge_memory(&text).0, expected, "{text}");
         }

@@ -143,8 +143,7 @@ pub(crate) struct Context<'a> {
 impl<'a> Context<'a> {
     pub(crate) fn new(config: &'a Config, moment: Moment) -> Self {
         let process = Process::recorded(&config.pid_file()).ok().flatten();
-        let status =
-            process.and_then(|_| status::ask(&config.status_socket()).ok().flatten());
+        let status = process.and_then(|_| status::ask(&config.status_socket()).ok().flatten());
         let nodes = (moment == Moment::Inspect && status.is_some()).then(|| cluster::ask_nodes(config));
         Self { config, moment, status, process, nodes }
     }
@@ -248,9 +247,6 @@ mod tests {
     #[test]
     fn what_programs_read_is_stable() {
         let json = serde_json::to_value(finding("dns", warn("a", "b"))).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({"check": "dns", "state": "warn", "message": "a", "remedy": "b"})
-        );
+        assert_eq!(json, serde_json::json!({"check": "dns", "state": "warn", "message": "a", "remedy": "b"}));
     }
 }

@@ -42,10 +42,13 @@ pub(super) fn ports(context: &Context<'_>) -> Vec<Found> {
                     "choose one of its addresses with --bind-address",
                 )];
             }
-            _ => fail(format!("cannot listen on port {port}: {error}"), format!("choose another with {flag}")),
+            _ => {
+                fail(format!("cannot listen on port {port}: {error}"), format!("choose another with {flag}"))
+            }
         });
     }
-    if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, VXLAN_PORT)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, VXLAN_PORT))
+        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         && !Path::new("/sys/class/net/flannel.1").exists()
     {
         found.push(warn(
@@ -156,7 +159,8 @@ fn judge_routes(table: &[Route], config: &Config) -> Vec<Found> {
             if range.contains(&route.net) && flag == "--pod-cidr" && config.pki_dir().exists() {
                 continue;
             }
-            let text = format!("the network {} of {} overlaps {} {range}", route.net, route.device, &flag[2..]);
+            let text =
+                format!("the network {} of {} overlaps {} {range}", route.net, route.device, &flag[2..]);
             if range.contains(&route.net) {
                 found.push(fail(text, format!("choose another range with {flag}, the same on all nodes")));
             } else if route.net.contains(&range) {
@@ -219,7 +223,9 @@ fn judge_resolvers(file: &Path, servers: &[IpAddr], config: &Config) -> Found {
         servers.iter().find(|server| **server == config.cluster_dns || config.service_cidr.contains(*server))
     {
         return fail(
-            format!("{place} names {own}, the cluster's own DNS: questions for other names go round in circles"),
+            format!(
+                "{place} names {own}, the cluster's own DNS: questions for other names go round in circles"
+            ),
             "put your network's name server there, or: kedge enable dns:upstream=ADDRESS",
         );
     }
@@ -231,7 +237,9 @@ fn judge_resolvers(file: &Path, servers: &[IpAddr], config: &Config) -> Found {
     }
     if servers.iter().all(IpAddr::is_loopback) {
         return warn(
-            format!("{place} names only this machine itself, which pods cannot ask: they resolve the cluster's names only"),
+            format!(
+                "{place} names only this machine itself, which pods cannot ask: they resolve the cluster's names only"
+            ),
             "kedge enable dns:upstream=ADDRESS with your network's name server",
         );
     }
@@ -297,7 +305,10 @@ mod tests {
         assert_eq!(judge(&[default(), route("eth0", "10.244.7.0/24")]), [Verdict::Fail]);
         assert_eq!(judge(&[default(), route("eth0", "10.96.0.0/16")]), [Verdict::Fail]);
         assert_eq!(judge(&[default(), route("vpn0", "10.0.0.0/8")]), [Verdict::Warn, Verdict::Warn]);
-        assert_eq!(judge(&[default(), route("kedge0", "10.244.0.0/24"), route("flannel.1", "10.244.1.0/24")]), []);
+        assert_eq!(
+            judge(&[default(), route("kedge0", "10.244.0.0/24"), route("flannel.1", "10.244.1.0/24")]),
+            []
+        );
     }
 
     #[test]

@@ -46,7 +46,12 @@ impl Redactor {
                 format!("{}\"{REMOVED}\"", &found[1])
             }),
             // some-token: value in YAML, token=value in logs and command lines
-            (format!(r#"(?im)((?:^|[\s,;"'&?{{-])[a-z0-9_.-]*{KEY}(?:: +|=))(?:"[^"\n]*"|'[^'\n]*'|[^\s,;"'&}}]+)"#), tail),
+            (
+                format!(
+                    r#"(?im)((?:^|[\s,;"'&?{{-])[a-z0-9_.-]*{KEY}(?:: +|=))(?:"[^"\n]*"|'[^'\n]*'|[^\s,;"'&}}]+)"#
+                ),
+                tail,
+            ),
         ];
         let patterns = rules
             .into_iter()
@@ -141,7 +146,9 @@ impl Redactor {
 
 fn is_secret(key: &str) -> bool {
     let key = key.to_lowercase();
-    ["pass", "secret", "token", "auth", "key", "credential", "join", "identity"].iter().any(|word| key.contains(word))
+    ["pass", "secret", "token", "auth", "key", "credential", "join", "identity"]
+        .iter()
+        .any(|word| key.contains(word))
 }
 
 fn collect(value: &Value, secret: bool, found: &mut Vec<String>) {
@@ -189,7 +196,11 @@ mod tests {
             (format!("a {KEY_FILE} b"), "PlantedKeyLine", "a <removed>"),
             (KEY_FILE.replace('\n', "\\n"), "PlantedKeyLine", REMOVED),
             ("cut -----BEGIN RSA PRIVATE KEY-----\nMIIEplanted".into(), "MIIEplanted", "cut <removed>"),
-            ("client-key-data: LS0tLS1CRUdJTiBQUklWQVRF".into(), "LS0tLS1CRUdJTiBQ", "client-key-data: <removed>"),
+            (
+                "client-key-data: LS0tLS1CRUdJTiBQUklWQVRF".into(),
+                "LS0tLS1CRUdJTiBQ",
+                "client-key-data: <removed>",
+            ),
             (format!("x {token} y"), "c2lnbmF0dXJl", "x <removed> y"),
             (
                 format!("kedge join 192.0.2.1:25000/plantedtoken123/{}", "ab".repeat(16)),
@@ -197,7 +208,11 @@ mod tests {
                 "kedge join 192.0.2.1:25000/<removed>/abab",
             ),
             ("Authorization: Bearer planted.abc-123".into(), "planted", "Authorization: "),
-            ("https://user:planted-pw@registry.example/v2".into(), "planted-pw", "https://user:<removed>@registry"),
+            (
+                "https://user:planted-pw@registry.example/v2".into(),
+                "planted-pw",
+                "https://user:<removed>@registry",
+            ),
             (r#"{"bearerToken": "pl\"anted", "port": 6443}"#.into(), "anted", r#""port": 6443"#),
             ("  password: planted\n  port: 1".into(), "planted", "port: 1"),
             ("password: \"planted words\"\nport: 1".into(), "planted", "port: 1"),
@@ -241,7 +256,11 @@ mod tests {
         fs::create_dir(dir.path().join("pki")).unwrap();
         fs::write(dir.path().join("pki/ca.key"), KEY_FILE).unwrap();
         let registries = dir.path().join("registries.yaml");
-        fs::write(&registries, "configs:\n  r.example:\n    auth:\n      username: robot\n      password: s3cret-planted\n").unwrap();
+        fs::write(
+            &registries,
+            "configs:\n  r.example:\n    auth:\n      username: robot\n      password: s3cret-planted\n",
+        )
+        .unwrap();
         let mut redactor = Redactor::new().unwrap();
         redactor.add_keys_of(dir.path());
         redactor.add_values_of(&registries);
@@ -260,7 +279,12 @@ mod tests {
              "spec": {"containers": [{"env": [{"name": "MODE", "value": "planted"}, {"name": "REF", "valueFrom": {}}]}]}},
         ]});
         let clean = redactor.clean_objects(list);
-        assert!(!clean.contains("planted") && !clean.contains("cGxhbnRlZA") && !clean.contains("managedFields"));
-        assert!(clean.contains("\"web\"") && clean.contains("MODE") && clean.contains("valueFrom"), "{clean}");
+        assert!(
+            !clean.contains("planted") && !clean.contains("cGxhbnRlZA") && !clean.contains("managedFields")
+        );
+        assert!(
+            clean.contains("\"web\"") && clean.contains("MODE") && clean.contains("valueFrom"),
+            "{clean}"
+        );
     }
 }

@@ -116,7 +116,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut given = Settings::default();
         given.insert("data-dir", dir.path().display().to_string());
-        let load = |given: &Settings| Config::load(Some(std::path::Path::new("/nonexistent")), given).unwrap();
+        let load =
+            |given: &Settings| Config::load(Some(std::path::Path::new("/nonexistent")), given).unwrap();
         assert!(!joins(&load(&given)));
         assert_eq!(addons(&load(&given), false), None);
         let hash = "0123456789abcdef".repeat(2);

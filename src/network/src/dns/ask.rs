@@ -39,7 +39,9 @@ pub fn ask(server: SocketAddr, name: &str, limit: Duration) -> io::Result<Vec<Ip
         socket.send(&bytes)?;
         let length = match socket.recv(&mut buffer) {
             Ok(length) => length,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let Ok(answer) = Message::from_vec(&buffer[..length]) else { continue };

@@ -40,11 +40,11 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+pub use ask::ask;
 use forward::{Forwarder, Source};
 use handler::{Handler, Shared};
 use metrics::Metrics;
 use records::Index;
-pub use ask::ask;
 pub use servers::{StubDomain, host_resolv_conf, parse_server, parse_servers, parse_stub_domains};
 use zone::Zone;
 

@@ -194,7 +194,8 @@ pub struct Obstacle {
 pub fn obstacles(pod_network: IpNet) -> std::io::Result<Vec<Obstacle>> {
     let mut found = Vec::new();
     for chain in base_chains(ForeignHook::Forward)?.into_iter().filter(|chain| chain.drops) {
-        let has: BTreeSet<String> = commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
+        let has: BTreeSet<String> =
+            commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
         let opened = rules(&chain, &pod_network).iter().all(|(comment, _)| has.contains(comment));
         found.push(Obstacle { chain: chain.to_string(), incoming: false, opened });
     }
