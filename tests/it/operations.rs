@@ -167,6 +167,9 @@ fn of_pods(node: &Cluster) -> Vec<String> {
 fn reset_and_uninstall_leave_nothing() {
     let network = Network::new(1);
     let mut node = Cluster::prepare_on(&network, 1);
+    eventually("the host's addresses to settle", || {
+        (!inside(&network, 1, &["ip", "-o", "address"]).contains("tentative")).then_some(())
+    });
     let before = traces(&network, &node);
     let names_before: BTreeSet<String> = netns_names();
     node.kedge(&["start"]).ok();
