@@ -18,6 +18,7 @@ mod joining;
 mod machine;
 mod metrics;
 mod node;
+mod operations;
 mod probes;
 mod registries;
 mod semantics;

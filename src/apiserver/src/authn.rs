@@ -74,6 +74,12 @@ pub(crate) fn from_certificate(certificate: &CertificateDer<'_>) -> Option<User>
 /// The sender of a request. `peer` is the user of a verified client certificate.
 pub(crate) fn authenticate(state: &State, headers: &HeaderMap, peer: Option<&User>) -> Result<User, Status> {
     if let Some(peer) = peer {
+        if let (Some(node), Some(departed)) = (peer.node(), state.departed.get())
+            && departed(node)
+        {
+            tracing::debug!(node, "certificate of a node that was taken off the cluster refused");
+            return Err(Status::unauthorized("Unauthorized"));
+        }
         return Ok(peer.clone());
     }
     let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());

@@ -101,6 +101,7 @@ impl Prepared {
             policies: ArcSwap::default(),
             webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
+            departed: std::sync::OnceLock::new(),
         });
         server::listen(state.clone(), self.listener, &tasks);
         // What was defined before is served from the first request on.
@@ -147,6 +148,13 @@ impl ApiServer {
     pub fn lead(&self, addresses: watch::Receiver<Vec<IpAddr>>, tasks: &Tasks) {
         tasks.spawn_until_stopped("event expiry", expiry::run(self.0.clone()));
         tasks.spawn_until_stopped("API server addresses", bootstrap::publish(self.0.clone(), addresses));
+    }
+
+    /// Refuse from now on the kubelets of nodes that `departed` names: their certificates stay valid for months
+    /// after they were taken off the cluster.
+    pub fn refuse_nodes(&self, departed: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        // There is one book of nodes; a second call would change nothing.
+        let _ = self.0.departed.set(Box::new(departed));
     }
 
     /// Returns when the objects that every cluster has are there: `/readyz` says ok from then on.

@@ -68,7 +68,11 @@ pub(crate) struct State {
     pub(crate) policies: ArcSwap<crate::admission::policy::Policies>,
     pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
+    /// Says of a node's name whether that node was taken off the cluster.
+    pub(crate) departed: std::sync::OnceLock<Departed>,
 }
+
+pub(crate) type Departed = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// What is served now: a value that is replaced as a whole when a definition changes, so that a
 /// request never waits for one that changes it.

@@ -330,6 +330,20 @@ impl Registry {
             .collect()
     }
 
+    /// Did the node of this name go, and has no other one its name? By this node's copy.
+    pub fn has_departed(&self, name: &str) -> bool {
+        // Usually nobody has gone, and then this is all that is done.
+        let went = |(_, record): &(String, Record)| {
+            serde_json::from_slice::<RemovedRecord>(&record.bytes).is_ok_and(|removed| removed.name == name)
+        };
+        if !self.records.local_list(REMOVED).iter().any(went) {
+            return false;
+        }
+        !self.records.local_list(NODES).iter().any(|(_, record)| {
+            serde_json::from_slice::<NodeRecord>(&record.bytes).is_ok_and(|node| node.name == name)
+        })
+    }
+
     /// The control-plane nodes, by this node's copy.
     pub fn control_plane(&self) -> Vec<Peer> {
         let nodes = self.records.local_list(NODES);

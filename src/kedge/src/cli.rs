@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
+use crate::config::settings::{Origin, SETTINGS};
 use crate::config::{Config, Settings};
-use crate::output;
+use crate::{output, reference};
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
@@ -36,112 +38,84 @@ struct Cli {
     command: Command,
 }
 
-/// Folders, ports and names. The order of precedence is: flag, environment, configuration file, default.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Options of every command")]
+/// The settings of [`config::settings::SETTINGS`](crate::config) as flags of every command, and a few more.
+/// The order of precedence is: flag, environment, drop-ins, configuration file, default.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct GlobalArgs {
-    /// Where everything that must survive is kept [default: /var/lib/kedge]
-    #[arg(long, global = true, env = "KEDGE_DATA_DIR", value_name = "DIR", hide_env = true)]
-    data_dir: Option<String>,
-    /// Sockets and process ids [default: /run/kedge]
-    #[arg(long, global = true, env = "KEDGE_RUN_DIR", value_name = "DIR", hide_env = true)]
-    run_dir: Option<String>,
-    /// The configuration file; its keys are these flags' names [default: /etc/kedge/config.yaml]
-    #[arg(long, global = true, env = "KEDGE_CONFIG", value_name = "FILE", hide_env = true)]
     config: Option<PathBuf>,
-    /// Where logs go: kedge.log, pods/ and containers/ [default: /var/log]
-    #[arg(long, global = true, env = "KEDGE_LOG_DIR", value_name = "DIR", hide_env = true)]
-    log_dir: Option<String>,
-    /// The name of the Node object [default: the host name]
-    #[arg(long, global = true, env = "KEDGE_NODE_NAME", value_name = "NAME", hide_env = true)]
-    node_name: Option<String>,
-    /// The address of the node's listeners [default: 0.0.0.0, with IPv6 ::]
-    #[arg(long, global = true, env = "KEDGE_BIND_ADDRESS", value_name = "IP", hide_env = true)]
-    bind_address: Option<String>,
-    /// The address that the node announces, or one of each IP family: V4,V6 [default: the one towards the
-    /// network]
-    #[arg(long, global = true, env = "KEDGE_NODE_IP", value_name = "IP", hide_env = true)]
-    node_ip: Option<String>,
-    /// The Kubernetes API's port [default: 6443]
-    #[arg(long, global = true, env = "KEDGE_PORT", value_name = "PORT", hide_env = true)]
-    port: Option<String>,
-    /// The port between nodes [default: 25000]
-    #[arg(long, global = true, env = "KEDGE_CLUSTER_PORT", value_name = "PORT", hide_env = true)]
-    cluster_port: Option<String>,
-    /// The kubelet's port [default: 10250]
-    #[arg(long, global = true, env = "KEDGE_KUBELET_PORT", value_name = "PORT", hide_env = true)]
-    kubelet_port: Option<String>,
-    /// Addresses of pods: one network, or one of each IP family with the default one first, as in
-    /// 10.244.0.0/16,fd00:10:244::/56 [default: 10.244.0.0/16]
-    #[arg(long, global = true, env = "KEDGE_POD_CIDR", value_name = "CIDR", hide_env = true)]
-    pod_cidr: Option<String>,
-    /// Addresses of Services, likewise [default: 10.96.0.0/16]
-    #[arg(long, global = true, env = "KEDGE_SERVICE_CIDR", value_name = "CIDR", hide_env = true)]
-    service_cidr: Option<String>,
-    /// The address of the cluster's DNS Service [default: the tenth of the Services']
-    #[arg(long, global = true, env = "KEDGE_CLUSTER_DNS", value_name = "IP", hide_env = true)]
-    cluster_dns: Option<String>,
-    /// The domain of Services [default: cluster.local]
-    #[arg(long, global = true, env = "KEDGE_CLUSTER_DOMAIN", value_name = "DOMAIN", hide_env = true)]
-    cluster_domain: Option<String>,
-    /// The nftables table that Services are written to [default: kedge]
-    #[arg(long, global = true, env = "KEDGE_TABLE_NAME", value_name = "NAME", hide_env = true)]
-    table_name: Option<String>,
-    /// The bridge that pods are attached to [default: kedge0]
-    #[arg(long, global = true, env = "KEDGE_BRIDGE_NAME", value_name = "NAME", hide_env = true)]
-    bridge_name: Option<String>,
-    /// A room, rack or power line: the datastore's voters are spread over them [default: none]
-    #[arg(long, global = true, env = "KEDGE_FAILURE_DOMAIN", value_name = "NAME", hide_env = true)]
-    failure_domain: Option<String>,
-    /// The containerd program [default: found in PATH]
-    #[arg(long, global = true, env = "KEDGE_CONTAINERD", value_name = "FILE", hide_env = true)]
-    containerd: Option<String>,
-    /// The folder of CNI plugins [default: /usr/lib/cni or /opt/cni/bin]
-    #[arg(long, global = true, env = "KEDGE_CNI_BIN_DIR", value_name = "DIR", hide_env = true)]
-    cni_bin_dir: Option<String>,
-    /// How often a snapshot is kept in DATA_DIR/snapshots: 90m, 12h, 7d, or off [default: 12h]
-    #[arg(long, global = true, env = "KEDGE_SNAPSHOT_INTERVAL", value_name = "TIME", hide_env = true)]
-    snapshot_interval: Option<String>,
-    /// How many of these are kept [default: 5]
-    #[arg(long, global = true, env = "KEDGE_SNAPSHOT_KEEP", value_name = "NUMBER", hide_env = true)]
-    snapshot_keep: Option<String>,
-    /// Mirrors and logins of image registries, in k3s's format [default: /etc/kedge/registries.yaml]
-    #[arg(long, global = true, env = "KEDGE_REGISTRIES", value_name = "FILE", hide_env = true)]
-    registries: Option<String>,
+    quiet: bool,
+    given: Settings,
 }
 
 impl GlobalArgs {
     /// The settings that were given, by their names in the configuration file.
     fn settings(&self) -> Settings {
-        let mut settings = Settings::default();
-        for (key, value) in [
-            ("data-dir", &self.data_dir),
-            ("run-dir", &self.run_dir),
-            ("log-dir", &self.log_dir),
-            ("node-name", &self.node_name),
-            ("bind-address", &self.bind_address),
-            ("node-ip", &self.node_ip),
-            ("port", &self.port),
-            ("cluster-port", &self.cluster_port),
-            ("kubelet-port", &self.kubelet_port),
-            ("pod-cidr", &self.pod_cidr),
-            ("service-cidr", &self.service_cidr),
-            ("cluster-dns", &self.cluster_dns),
-            ("cluster-domain", &self.cluster_domain),
-            ("table-name", &self.table_name),
-            ("bridge-name", &self.bridge_name),
-            ("failure-domain", &self.failure_domain),
-            ("containerd", &self.containerd),
-            ("cni-bin-dir", &self.cni_bin_dir),
-            ("snapshot-interval", &self.snapshot_interval),
-            ("snapshot-keep", &self.snapshot_keep),
-            ("registries", &self.registries),
-        ] {
-            if let Some(value) = value {
-                settings.insert(key, value.clone());
+        self.given.clone()
+    }
+}
+
+impl Args for GlobalArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let heading = "Options of every command";
+        let command = command.next_help_heading(heading).arg(
+            Arg::new("config")
+                .long("config")
+                .global(true)
+                .env("KEDGE_CONFIG")
+                .hide_env(true)
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("The configuration file; its keys are these flags' names [default: /etc/kedge/config.yaml]"),
+        );
+        let command = command.arg(
+            Arg::new("quiet")
+                .long("quiet")
+                .short('q')
+                .global(true)
+                .action(ArgAction::SetTrue)
+                .help("Print data and errors only"),
+        );
+        let command = SETTINGS.iter().fold(command, |command, setting| {
+            command.arg(
+                Arg::new(setting.key)
+                    .long(setting.key)
+                    .global(true)
+                    .env(setting.env)
+                    .hide_env(true)
+                    .value_name(setting.value)
+                    .help(format!("{} [default: {}]", setting.help, setting.default)),
+            )
+        });
+        command.next_help_heading(None::<&'static str>)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for GlobalArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Settings::default();
+        for setting in &SETTINGS {
+            if let Some(value) = matches.get_one::<String>(setting.key) {
+                let origin = match matches.value_source(setting.key) {
+                    Some(ValueSource::EnvVariable) => Origin::Environment,
+                    _ => Origin::Flag,
+                };
+                given.insert_from(setting.key, value.clone(), origin);
             }
         }
-        settings
+        Ok(Self {
+            config: matches.get_one::<PathBuf>("config").cloned(),
+            quiet: matches.get_flag("quiet"),
+            given,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
@@ -151,6 +125,8 @@ enum Command {
     Install(InstallArgs),
     /// Remove Kedge and everything it made from this machine
     Uninstall(UninstallArgs),
+    /// Make this a fresh single node again, with the same configuration; the cluster's data is lost
+    Reset(ResetArgs),
     /// Start Kedge
     Start(WaitArgs),
     /// Stop Kedge; containers keep running
@@ -159,7 +135,9 @@ enum Command {
     Status(StatusArgs),
     /// Run the node in the foreground (what the service does)
     Run(RunArgs),
-    /// Print a kubeconfig for this cluster's administrator
+    /// Look for what keeps this node from working, with a remedy each; exit code 1 when something fails
+    Inspect(InspectArgs),
+    /// Print a kubeconfig for this cluster's administrator, or show this node's configuration
     Config(ConfigArgs),
     /// Run kubectl with this cluster's kubeconfig
     #[command(disable_help_flag = true)]
@@ -203,6 +181,18 @@ enum Command {
     Completion {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
+    /// Write the reference of commands and configuration into a folder
+    #[command(hide = true)]
+    Reference {
+        /// The folder
+        dir: PathBuf,
     },
     /// Hold a pod's namespaces (what the pause image runs)
     #[command(hide = true)]
@@ -256,7 +246,8 @@ pub(crate) struct WaitArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// One line per component
+    /// For people
+    #[value(name = "text", alias = "short")]
     Short,
     /// YAML
     Yaml,
@@ -273,7 +264,7 @@ pub(crate) struct StatusArgs {
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,
     /// How to print it
-    #[arg(long, value_enum, default_value_t = Format::Short)]
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
     pub(crate) format: Format,
 }
 
@@ -291,10 +282,49 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ConfigArgs {
     /// The server's URL in the kubeconfig, e.g. https://192.0.2.1:6443 (repeat it for more)
     #[arg(long, value_name = "URL")]
     pub(crate) server: Vec<String>,
+    #[command(subcommand)]
+    pub(crate) command: Option<ConfigCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print this node's effective settings and where each was said
+    Show {
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// How to print it
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+    pub(crate) format: Format,
+    /// Write an archive for a bug report too (tar.gz); secrets are removed from it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tarball: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResetArgs {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Reset although other nodes belong to the cluster; they are told when they answer
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Leave a basic addon out (repeat it for more)
+    #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
+    pub(crate) without: Vec<String>,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
 }
 
 #[derive(Debug, Args)]
@@ -323,13 +353,13 @@ pub(crate) enum ImagesCommand {
     /// List the images that pods on this node can use
     List {
         /// How to print it
-        #[arg(long, short = 'o', visible_alias = "output", value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Remove images that no container of this node uses; pinned ones and Kedge's own stay
     Prune {
         /// How to print it
-        #[arg(long, short = 'o', visible_alias = "output", value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Write Kedge's own images to an archive: always the same bytes for the same binaries
@@ -345,6 +375,7 @@ pub(crate) enum ImagesCommand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InvitationFormat {
     /// Sentences
+    #[value(name = "text", alias = "pretty")]
     Pretty,
     /// The commands alone
     Short,
@@ -366,7 +397,7 @@ pub(crate) struct AddNodeArgs {
     #[arg(long)]
     pub(crate) worker: bool,
     /// How to print it
-    #[arg(long, value_enum, default_value_t = InvitationFormat::Pretty)]
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = InvitationFormat::Pretty)]
     pub(crate) format: InvitationFormat,
 }
 
@@ -374,9 +405,12 @@ pub(crate) struct AddNodeArgs {
 pub(crate) enum TokenCommand {
     /// List them; the tokens themselves are shown only once, by add-node
     List {
-        /// Print JSON
-        #[arg(long)]
+        /// The same as --output json
+        #[arg(long, hide = true)]
         json: bool,
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
     },
     /// Let nobody join with a token any more
     Revoke {
@@ -430,13 +464,13 @@ pub(crate) enum SnapshotCommand {
         #[arg(long, conflicts_with = "file")]
         name: Option<String>,
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// List those in DATA_DIR/snapshots
     List {
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Read one to its end and say what is in it
@@ -444,7 +478,7 @@ pub(crate) enum SnapshotCommand {
         /// The file, or a name from the list
         file: PathBuf,
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Make this node the only one of a cluster with what the snapshot holds
@@ -478,13 +512,13 @@ pub(crate) enum CertsCommand {
     /// When they expire and are renewed; exit code 1 when one has expired
     Check {
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Issue all but the authorities' again; listeners use the new ones at once
     Rotate {
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
 }
@@ -504,7 +538,7 @@ pub(crate) enum AddonsCommand {
     /// List them with their health
     List {
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// What an addon is and which arguments it takes
@@ -512,7 +546,7 @@ pub(crate) enum AddonsCommand {
         /// Its name
         addon: String,
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
     /// Folders and git repositories with more addons, on this node
@@ -547,16 +581,16 @@ pub(crate) enum RepoCommand {
     /// List them
     List {
         /// How to print it
-        #[arg(long, value_enum, default_value_t = Format::Short)]
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct VersionArgs {
-    /// Print JSON
-    #[arg(short, long, value_parser = ["json", "yaml", "short"], default_value = "short")]
-    pub(crate) output: String,
+    /// How to print it
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+    pub(crate) format: Format,
 }
 
 /// Parse and run one command.
@@ -569,6 +603,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
             return Ok(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS });
         }
     };
+    if cli.global.quiet {
+        output::be_quiet();
+    }
     let given = cli.global.settings();
     if let Some(file) = &cli.global.config
         && !file.exists()
@@ -587,7 +624,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Stop => commands::stop::run(&load()?),
         Command::Status(args) => commands::status::run(&load()?, &args),
         Command::Run(args) => commands::run::run(load()?, &args),
-        Command::Config(args) => commands::config::run(&load()?, &args.server),
+        Command::Inspect(args) => commands::inspect::run(&load()?, &args),
+        Command::Reset(args) => commands::reset::run(&load()?, &args),
+        Command::Config(args) => commands::config::run(&load()?, &args),
         Command::Kubectl(args) => commands::kubectl::run(&load()?, args.arguments),
         Command::Images(command) => commands::images::run(&load()?, command),
         Command::AddNode(args) => commands::cluster::add_node(&load()?, &args),
@@ -605,13 +644,21 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Disable { addons } => commands::addons::disable(&load()?, &addons),
         Command::Addons(command) => commands::addons::run(&load()?, &command),
         Command::Version(args) => {
-            commands::version::run(&args.output);
+            commands::version::run(args.format)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "kedge", &mut script);
             output::write(&String::from_utf8_lossy(&script));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => {
+            reference::write_man(&Cli::command(), &dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference { dir } => {
+            reference::write(&Cli::command(), &dir)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Dns(args) => crate::dns::run(*args),
@@ -658,18 +705,36 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_a_known_setting() {
-        for id in ["data-dir", "port", "cni-bin-dir", "table-name"] {
-            assert!(crate::config::KEYS.contains(&id), "{id}");
+    fn flags_and_variables_are_told_apart() {
+        let matches = Cli::command().get_matches_from(["kedge", "status", "--node-name", "n7"]);
+        let global = GlobalArgs::from_arg_matches(&matches).unwrap();
+        assert_eq!(global.given.origin("node-name"), Some(&Origin::Flag));
+        assert_eq!(global.given.origin("registries"), None);
+    }
+
+    #[test]
+    fn formats_have_one_name_everywhere_and_keep_their_old_ones() {
+        for arguments in [
+            ["kedge", "status", "--format", "short"],
+            ["kedge", "status", "--output", "text"],
+            ["kedge", "inspect", "-o", "json"],
+            ["kedge", "version", "-o", "yaml"],
+            ["kedge", "add-node", "--format", "pretty"],
+            ["kedge", "add-node", "--output", "short"],
+        ] {
+            Cli::try_parse_from(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
         }
-        let flags: Vec<String> = GlobalArgs::augment_args(clap::Command::new("x"))
-            .get_arguments()
-            .filter_map(|argument| argument.get_long().map(str::to_owned))
-            .filter(|flag| flag != "config")
-            .collect();
-        assert_eq!(flags.len(), crate::config::KEYS.len());
-        for flag in flags {
-            assert!(crate::config::KEYS.contains(&flag.as_str()), "{flag}");
+    }
+
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference");
+        for (name, text) in reference::files(&Cli::command()) {
+            let found = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+            assert!(
+                found == text,
+                "docs/reference/{name} is out of date; run: kedge reference docs/reference"
+            );
         }
     }
 }

@@ -1,7 +1,11 @@
-//! The settings of one node: flag over environment over file over default, checked as a whole.
+//! The settings of one node: flag over environment over drop-ins over file over default, checked as a whole.
 //!
 //! The file is a flat YAML map whose keys are the flags' names, so there is one vocabulary to learn. All
 //! faults are collected and shown at once.
+
+mod file;
+pub(crate) mod settings;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kedge_cluster::Role;
 
-use crate::commands::cluster::parse_duration;
+pub(crate) use self::file::{files, persist};
+pub(crate) use self::settings::Settings;
+use self::settings::{Origin, SETTINGS};
+pub(crate) use self::values::Taint;
+use self::values::{Reader, is_domain, is_identifier};
 
 mod networks;
 
@@ -19,53 +28,6 @@ pub(crate) use networks::joined;
 
 /// Where the configuration is looked for when nobody says otherwise; it need not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
-
-/// Every key of the file, which is every global flag but `--config`.
-pub(crate) const KEYS: [&str; 21] = [
-    "data-dir",
-    "run-dir",
-    "log-dir",
-    "node-name",
-    "bind-address",
-    "node-ip",
-    "port",
-    "cluster-port",
-    "kubelet-port",
-    "pod-cidr",
-    "service-cidr",
-    "cluster-dns",
-    "cluster-domain",
-    "table-name",
-    "bridge-name",
-    "failure-domain",
-    "containerd",
-    "cni-bin-dir",
-    "snapshot-interval",
-    "snapshot-keep",
-    "registries",
-];
-
-/// Settings that were given, as text, by key.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Settings(BTreeMap<&'static str, String>);
-
-impl Settings {
-    pub(crate) fn insert(&mut self, key: &'static str, value: String) {
-        self.0.insert(key, value);
-    }
-
-    pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0.iter().map(|(key, value)| (*key, value.as_str()))
-    }
-}
 
 /// Everything that is wrong with the settings.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,6 +92,18 @@ pub(crate) struct Config {
     pub(crate) snapshot_keep: usize,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
+    /// Further labels of the Node object.
+    pub(crate) node_labels: BTreeMap<String, String>,
+    /// Taints of the Node object when it is registered.
+    pub(crate) node_taints: Vec<Taint>,
+    /// The addons of a new cluster, when the operator named them.
+    pub(crate) addons: Option<Vec<String>>,
+    /// The cluster that a new node joins by itself.
+    pub(crate) join: Option<String>,
+    /// What it becomes there.
+    pub(crate) role: Role,
+    /// What was said, and where.
+    pub(crate) given: Settings,
 }
 
 impl Config {
@@ -137,22 +111,19 @@ impl Config {
     /// everything.
     pub(crate) fn load(file: Option<&Path>, given: &Settings) -> Result<Self, Faults> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            // `install --config FILE` may be about to make it; other commands have checked.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(Faults(vec![format!("cannot read {}: {error}", path.display())])),
-        };
-        Self::from_parts(path, &text, given)
+        let mut faults = Vec::new();
+        let settings = file::read(path, &mut faults);
+        Self::from_parts(path, settings, faults, given)
     }
 
     /// The rules of [`Config::load`] without the disk.
-    fn from_parts(path: &Path, text: &str, given: &Settings) -> Result<Self, Faults> {
-        let mut faults = Vec::new();
-        let mut settings = parse_file(path, text, &mut faults);
-        for (key, value) in given.iter() {
-            settings.insert(key, (value.to_owned(), format!("--{key}")));
-        }
+    fn from_parts(
+        path: &Path,
+        mut settings: Settings,
+        faults: Vec<String>,
+        given: &Settings,
+    ) -> Result<Self, Faults> {
+        settings.extend(given);
         let mut reader = Reader { settings, faults };
         let service_cidrs = reader.networks("service-cidr", [10, 96, 0, 0], 16);
         let config = Self {
@@ -179,9 +150,18 @@ impl Config {
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
+            node_labels: reader.labels("node-labels"),
+            node_taints: reader.taints("node-taints"),
+            addons: reader.words("addons"),
+            join: reader.join("join"),
+            role: reader.role("role"),
+            given: Settings::default(),
         };
         config.check_together(&mut reader);
-        if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
+        if !reader.faults.is_empty() {
+            return Err(Faults(reader.faults));
+        }
+        Ok(Self { given: reader.settings, ..config })
     }
 
     /// Settings that are right one by one but not beside each other.
@@ -240,6 +220,16 @@ impl Config {
         self.run_dir.join("kedge.pid")
     }
 
+    /// Why the process ended by itself.
+    pub(crate) fn last_failure_file(&self) -> PathBuf {
+        self.run_dir.join("last-failure.json")
+    }
+
+    /// The first start's work (addons) is done.
+    pub(crate) fn first_start_mark(&self) -> PathBuf {
+        self.data_dir.join("first-start-done")
+    }
+
     /// Where a running node answers status requests.
     pub(crate) fn status_socket(&self) -> PathBuf {
         self.run_dir.join("kedge.sock")
@@ -272,7 +262,8 @@ impl Config {
 
     /// Did [`persist`] make this node's configuration file? Then `uninstall` takes it away.
     pub(crate) fn made_file(&self) -> bool {
-        self.owns_file() && std::fs::read_to_string(&self.file).is_ok_and(|text| text.starts_with(HEADING))
+        self.owns_file()
+            && std::fs::read_to_string(&self.file).is_ok_and(|text| text.starts_with(file::HEADING))
     }
 
     /// The systemd unit's name without `.service`: `kedge`, or `kedge-X` for a node in another data
@@ -288,6 +279,74 @@ impl Config {
             .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
             .collect();
         format!("kedge-{safe}")
+    }
+
+    /// The text of a setting as it counts; `None`: not set.
+    pub(crate) fn value(&self, key: &str) -> Option<String> {
+        let path = |path: &Path| path.display().to_string();
+        Some(match key {
+            "data-dir" => path(&self.data_dir),
+            "run-dir" => path(&self.run_dir),
+            "log-dir" => path(&self.log_dir),
+            "node-name" => self.node_name.clone(),
+            "bind-address" => self.bind_address?.to_string(),
+            "node-ip" => Some(joined(&self.node_ips)).filter(|list| !list.is_empty())?,
+            "port" => self.port.to_string(),
+            "cluster-port" => self.cluster_port.to_string(),
+            "kubelet-port" => self.kubelet_port.to_string(),
+            "pod-cidr" => joined(&self.pod_cidrs),
+            "service-cidr" => joined(&self.service_cidrs),
+            "cluster-dns" => self.cluster_dns.to_string(),
+            "cluster-domain" => self.cluster_domain.clone(),
+            "table-name" => self.table_name.clone(),
+            "bridge-name" => self.bridge_name.clone(),
+            "failure-domain" => self.failure_domain.clone()?,
+            "containerd" => path(self.containerd.as_deref()?),
+            "cni-bin-dir" => path(self.cni_bin_dir.as_deref()?),
+            "snapshot-interval" => {
+                self.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs()))
+            }
+            "snapshot-keep" => self.snapshot_keep.to_string(),
+            "registries" => path(&self.registries),
+            "role" => match self.role {
+                Role::Worker => "worker".to_owned(),
+                Role::ControlPlane => "control-plane".to_owned(),
+            },
+            // Lists and secrets stay as they were written.
+            other => self.given.get(other)?.to_owned(),
+        })
+    }
+
+    /// Every setting that has a value, with its origin in words.
+    pub(crate) fn effective(&self) -> Vec<Effective> {
+        SETTINGS
+            .iter()
+            .filter_map(|setting| {
+                let value = match self.value(setting.key)? {
+                    // Whoever may see this file's output need not see the token.
+                    value if setting.key == "join" => hide_token(&value),
+                    value => value,
+                };
+                let origin = match self.given.origin(setting.key) {
+                    None => "default".to_owned(),
+                    Some(Origin::Flag) => format!("--{}", setting.key),
+                    Some(Origin::Environment) => setting.env.to_owned(),
+                    Some(Origin::File(path)) => path.display().to_string(),
+                };
+                Some(Effective { key: setting.key, value, origin })
+            })
+            .collect()
+    }
+
+    /// The effective configuration as a file that says the same, with each value's origin behind it.
+    pub(crate) fn show(&self) -> String {
+        let lines: Vec<(String, String)> = self
+            .effective()
+            .into_iter()
+            .map(|setting| (format!("{}: {}", setting.key, yaml_scalar(&setting.value)), setting.origin))
+            .collect();
+        let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
+        lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
     }
 
     /// The folders CNI plugins are looked for in.
@@ -308,203 +367,30 @@ impl Config {
     }
 }
 
-/// Write `given` into the configuration file so that the service and later commands see it: lines of the
-/// file with such a key are replaced, others (comments too) stay.
-pub(crate) fn persist(path: &Path, given: &Settings) -> std::io::Result<()> {
-    let old = kedge_base::read_optional(path)?.unwrap_or_default();
-    let old = String::from_utf8_lossy(&old).into_owned();
-    let new = merged(&old, given);
-    if new == old {
-        return Ok(());
-    }
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    kedge_base::write_atomic(path, new.as_bytes(), 0o644)
+/// One line of `kedge config show`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Effective {
+    pub(crate) key: &'static str,
+    pub(crate) value: String,
+    /// A flag, a variable, a file, or `default`.
+    pub(crate) origin: String,
 }
 
-/// The first line of a file that [`persist`] made.
-const HEADING: &str =
-    "# Settings of this Kedge node; every key is a flag of the same name (kedge run --help).\n";
-
-fn merged(old: &str, given: &Settings) -> String {
-    let mut text = String::new();
-    if old.is_empty() {
-        text.push_str(HEADING);
-    }
-    for line in old.lines() {
-        let key = line.split(':').next().unwrap_or_default();
-        if given.get(key).is_none() {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    for (key, value) in given.iter() {
-        text.push_str(&format!("{key}: {}\n", serde_json::Value::from(value)));
-    }
-    text
-}
-
-/// The file's scalars with where they come from, by key.
-fn parse_file(path: &Path, text: &str, faults: &mut Vec<String>) -> BTreeMap<&'static str, (String, String)> {
-    let mut settings = BTreeMap::new();
-    let place = path.display();
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return settings;
-    }
-    let map: BTreeMap<String, serde_json::Value> = match serde_saphyr::from_str(text) {
-        Ok(map) => map,
-        Err(error) => {
-            faults.push(format!("{place} is not a YAML map of settings: {error}"));
-            return settings;
-        }
-    };
-    for (name, value) in map {
-        let Some(key) = KEYS.into_iter().find(|key| *key == name) else {
-            let hint = nearest(&name).map(|key| format!("; did you mean {key:?}?")).unwrap_or_default();
-            faults.push(format!("{place}: unknown key {name:?}{hint}"));
-            continue;
-        };
-        let text = match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Number(number) => number.to_string(),
-            serde_json::Value::Null => continue,
-            _ => {
-                faults.push(format!("{place}: {key} takes one value, not a list, a map or true/false"));
-                continue;
-            }
-        };
-        settings.insert(key, (text, format!("{place}: {key}")));
-    }
-    settings
-}
-
-/// The valid key that differs least, if it is close.
-fn nearest(name: &str) -> Option<&'static str> {
-    let wanted = name.replace('_', "-").to_lowercase();
-    KEYS.into_iter()
-        .map(|key| {
-            (distance(&wanted, key).min(distance(&wanted.replace('-', ""), &key.replace('-', ""))), key)
-        })
-        .filter(|(distance, key)| *distance <= (key.len() / 3).max(2))
-        .min()
-        .map(|(_, key)| key)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (above + 1).min(row[j] + 1).min(diagonal + usize::from(ca != *cb));
-            diagonal = above;
-        }
-    }
-    row[b.len()]
-}
-
-/// Reads settings one by one and collects what is wrong; a fault yields the default.
-struct Reader {
-    settings: BTreeMap<&'static str, (String, String)>,
-    faults: Vec<String>,
-}
-
-impl Reader {
-    fn optional<T: std::str::FromStr>(&mut self, key: &str, what: &str) -> Option<T> {
-        let (text, place) = self.settings.get(key)?;
-        if text.is_empty() {
-            return None;
-        }
-        match text.parse() {
-            Ok(value) => Some(value),
-            Err(_) => {
-                self.faults.push(format!("{place}: {text:?} is not {what}"));
-                None
-            }
-        }
-    }
-
-    fn parsed<T: std::str::FromStr>(&mut self, key: &str, what: &str, default: T) -> T {
-        self.optional(key, what).unwrap_or(default)
-    }
-
-    fn port(&mut self, key: &str, default: u16) -> u16 {
-        let port = self.parsed(key, "a port between 1 and 65535", default);
-        if port == 0 {
-            self.faults.push(format!("{key}: 0 is not a port between 1 and 65535"));
-        }
-        port
-    }
-
-    fn interval(&mut self, key: &str, default: &str) -> Option<Duration> {
-        let text: String = self.parsed(key, "a time", default.to_owned());
-        if matches!(text.as_str(), "off" | "never" | "0") {
-            return None;
-        }
-        match parse_duration(&text) {
-            Ok(interval) => Some(interval),
-            Err(fault) => {
-                self.faults.push(format!("{key}: {fault} (or off)"));
-                None
-            }
-        }
-    }
-
-    fn count(&mut self, key: &str, default: usize) -> usize {
-        let count = self.parsed(key, "a number", default);
-        if count == 0 {
-            self.faults.push(format!("{key}: 0 would keep nothing; use 1 or more"));
-        }
-        count
-    }
-
-    fn folder(&mut self, key: &str, default: &str) -> PathBuf {
-        let path: PathBuf = self.parsed(key, "a path", PathBuf::from(default));
-        if !path.is_absolute() || path.parent().is_none() {
-            self.faults.push(format!("{key}: {} is not an absolute path of a folder", path.display()));
-        }
-        path
-    }
-
-    fn name(&mut self, key: &str, default: &str, longest: usize, valid: fn(&str) -> bool) -> String {
-        let name: String = self.parsed(key, "a name", default.to_owned());
-        if name.len() > longest || !valid(&name) {
-            self.faults.push(format!("{key}: {name:?} is not a valid name of at most {longest} characters"));
-        }
-        name
-    }
-
-    /// The host's name in lower case, as upstream's kubelet takes it.
-    fn node_name(&mut self) -> String {
-        let host = nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .map(|name| name.trim().to_lowercase())
-            .filter(|name| is_domain(name))
-            .unwrap_or_else(|| "kedge".to_owned());
-        self.name("node-name", &host, 253, is_domain)
+fn hide_token(join: &str) -> String {
+    let parts: Vec<&str> = join.split('/').collect();
+    match parts.as_slice() {
+        [server, _, hash] => format!("{server}/<token>/{hash}"),
+        _ => "<hidden>".to_owned(),
     }
 }
 
-/// RFC 1123 subdomain.
-fn is_domain(name: &str) -> bool {
-    !name.is_empty()
-        && name.split('.').all(|label| {
-            !label.is_empty()
-                && label.len() <= 63
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        })
-}
-
-fn is_identifier(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+/// As it is where YAML reads it back as the same text, quoted otherwise.
+fn yaml_scalar(text: &str) -> String {
+    let plain = !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '=' | ','))
+        && !matches!(text, "off" | "on" | "yes" | "no" | "true" | "false" | "null")
+        && !text.starts_with(['-', '=', ',']);
+    if plain { text.to_owned() } else { serde_json::Value::from(text).to_string() }
 }
 
 #[cfg(test)]
@@ -516,7 +402,10 @@ mod tests {
         for (key, value) in given {
             settings.insert(key, (*value).to_owned());
         }
-        Config::from_parts(Path::new("/etc/kedge/config.yaml"), text, &settings)
+        let path = Path::new("/etc/kedge/config.yaml");
+        let mut faults = Vec::new();
+        let from_file = file::parse(path, text, &mut faults);
+        Config::from_parts(path, from_file, faults, &settings)
     }
 
     #[test]
@@ -573,21 +462,62 @@ mod tests {
     }
 
     #[test]
-    fn persisting_keeps_comments_and_replaces_keys() {
-        let mut given = Settings::default();
-        given.insert("port", "7443".into());
-        let text = merged("# hello\nport: 6443\nnode-name: n1\n", &given);
-        assert_eq!(text, "# hello\nnode-name: n1\nport: \"7443\"\n");
-        assert_eq!(load(&text, &[]).unwrap().port, 7443);
-        assert_eq!(merged(&text, &given), text);
+    fn the_settings_of_a_first_start() {
+        let config = load(
+            "node-labels: {disk: ssd, example.com/zone: a}\nnode-taints: [\"edge=yes:NoSchedule\", \"gpu:NoExecute\"]\n\
+             addons: [dns, metrics]\nrole: worker\nregistries: /etc/kedge/registries.yaml\n",
+            &[],
+        )
+        .unwrap();
+        assert_eq!(config.node_labels["example.com/zone"], "a");
+        assert_eq!(
+            config.node_taints[0],
+            Taint { key: "edge".into(), value: "yes".into(), effect: "NoSchedule".into() }
+        );
+        assert_eq!((config.node_taints[1].key.as_str(), config.node_taints[1].value.as_str()), ("gpu", ""));
+        assert_eq!(config.addons.as_deref(), Some(["dns".to_owned(), "metrics".to_owned()].as_slice()));
+        assert_eq!(config.role, Role::Worker);
+        assert_eq!(load("", &[]).unwrap().addons, None);
+        assert_eq!(load("addons: []\n", &[]).unwrap().addons, Some(Vec::new()));
+        for (text, part) in [
+            ("node-labels: [disk]\n", "is no label"),
+            ("node-labels: [\"-x=y\"]\n", "is no label"),
+            ("node-taints: [\"a=b:Never\"]\n", "is no taint"),
+            ("role: master\n", "neither control-plane nor worker"),
+            ("join: 192.0.2.1/x\n", "join"),
+        ] {
+            let faults = load(text, &[]).unwrap_err().to_string();
+            assert!(faults.contains(part), "{part:?} is not in {faults:?}");
+        }
     }
 
     #[test]
-    fn distances() {
-        for (a, b, expected) in
-            [("", "abc", 3), ("port", "prot", 2), ("same", "same", 0), ("kitten", "sitting", 3)]
-        {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
+    fn the_effective_configuration_names_origins_and_can_be_read_back() {
+        let mut given = Settings::default();
+        given.insert("port", "8443".into());
+        given.insert_from("node-ip", "192.0.2.9".into(), Origin::Environment);
+        let path = Path::new("/etc/kedge/config.yaml");
+        let mut faults = Vec::new();
+        let from_file = file::parse(
+            path,
+            "node-name: edge-1\nnode-labels: {a: b}\nsnapshot-interval: off\n",
+            &mut faults,
+        );
+        let config = Config::from_parts(path, from_file, faults, &given).unwrap();
+        let text = config.show();
+        for (line, origin) in [
+            ("port: 8443 ", "# --port"),
+            ("node-ip: 192.0.2.9 ", "# KEDGE_NODE_IP"),
+            ("node-name: edge-1 ", "# /etc/kedge/config.yaml"),
+            ("pod-cidr: 10.244.0.0/16 ", "# default"),
+        ] {
+            assert!(
+                text.lines().any(|found| found.starts_with(line) && found.ends_with(origin)),
+                "{line} {origin} is not in\n{text}"
+            );
         }
+        let again = load(&text, &[]).unwrap();
+        assert_eq!(Config { given: config.given.clone(), ..again }, config);
+        assert_eq!(hide_token("192.0.2.1:25000/secret/abc"), "192.0.2.1:25000/<token>/abc");
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+mod first_start;
 mod flannel;
 mod image_folder;
 mod leading;
@@ -22,6 +23,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Taint;
 use kedge_apiserver::User;
 use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
@@ -59,13 +61,24 @@ pub(crate) enum Ended {
 /// # Errors
 /// When a part cannot start; the error names it and the remedy.
 pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<Ended> {
-    let joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
+    let mut joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
+    let joins = joined.is_none() && first_start::joins(&config);
+    let role = match &joined {
+        Some(admitted) => admitted.facts.role,
+        None if joins => config.role,
+        None => Role::ControlPlane,
+    };
+    let board = Board::serve(&config, role, &tasks)?;
+    if joins {
+        match tasks.token().clone().run_until_cancelled(first_start::join(&config, &board)).await {
+            Some(admitted) => joined = Some(admitted?),
+            None => return Ok(Ended::Stopped),
+        }
+    }
     if let Some(admitted) = &joined {
         shared::adopt(&mut config, &admitted.config)?;
     }
     let config = config;
-    let role = joined.as_ref().map_or(Role::ControlPlane, |admitted| admitted.facts.role);
-    let board = Board::serve(&config, role, &tasks)?;
     let node_ips = addresses(&config)?;
     board.set_addresses(&node_ips);
     let moved = follow_address(&config, &node_ips, &tasks);
@@ -89,6 +102,10 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
         }
     };
+    let first_addons = first_start::addons(&config, joined.is_some());
+    if first_addons.is_some() {
+        board.expect(first_start::ADDONS);
+    }
     let component_tasks = tasks.child("components");
     let client = match &control_plane {
         Some(control_plane) => {
@@ -143,6 +160,10 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     board.follow_node(&config.node_name, &informers);
     if role == Role::ControlPlane {
         manifest_folder::start(&config, &client, &board, &node_tasks);
+    }
+    if let Some(addons) = first_addons {
+        let enable = first_start::enable(config.clone(), addons, client.clone(), board.clone());
+        node_tasks.spawn_until_stopped("addons of the first start", enable);
     }
     let renewal = match (role, &members) {
         (Role::Worker, Some(members)) => Renewal::worker(pki.clone(), members.clone(), client),
@@ -419,7 +440,7 @@ fn kubelet_config(
 ) -> anyhow::Result<kedge_kubelet::Config> {
     Ok(kedge_kubelet::Config {
         node_name: config.node_name.clone(),
-        labels: std::collections::BTreeMap::new(),
+        labels: config.node_labels.clone(),
         node_ips,
         containerd_socket: config.containerd_socket(),
         root_dir: config.data_dir.join("kubelet"),
@@ -434,7 +455,16 @@ fn kubelet_config(
         image_gc: kedge_kubelet::ImageGc::default(),
         cgroup_root: "kubepods".to_owned(),
         control_plane: role == Role::ControlPlane,
-        register_taints: Vec::new(),
+        register_taints: config
+            .node_taints
+            .iter()
+            .map(|taint| Taint {
+                key: taint.key.clone(),
+                value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
+                effect: taint.effect.clone(),
+                ..Taint::default()
+            })
+            .collect(),
         resolv_conf: kedge_network::dns::host_resolv_conf(),
     })
 }

@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::control::{self, Handler, Reply, Request};
+use crate::inspect::SLOW_SYNC;
 use crate::node::ops::Ops;
-use crate::status::{Component, Datastore, Member, State, Status};
+use crate::status::{Component, Datastore, Member, State, Status, Warning, remedy_for};
 
 /// The parts of a node in the order in which they start.
 const CONTROL_PLANE: [&str; 6] =
@@ -97,6 +98,7 @@ impl Board {
             // Names and sizes only: no file is read.
             let snapshots = crate::snapshot::list(&self.0.snapshots).unwrap_or_default();
             status.datastore.last_snapshot = snapshots.into_iter().next();
+            status.warnings = warnings(store, &status.datastore);
         }
         status
     }
@@ -117,6 +119,17 @@ impl Board {
     /// A part works.
     pub(crate) fn ready(&self, part: &str) {
         self.set(part, true, None, None);
+    }
+
+    /// A part does not work, or not yet.
+    pub(crate) fn failed(&self, part: &str, error: &str) {
+        self.set(part, false, Some(error.to_owned()), remedy_for(part, error));
+    }
+
+    /// One more part that has to become ready, before the others.
+    pub(crate) fn expect(&self, part: &str) {
+        let part = Component { name: part.to_owned(), ready: false, last_error: None, remedy: None };
+        self.0.status.send_modify(|status| status.components.insert(0, part));
     }
 
     /// The cluster says that this node is none of its.
@@ -163,8 +176,10 @@ impl Board {
                 conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
             match condition {
                 Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
-                Some(condition) => board.set("kubelet", false, condition.message.clone(), None),
-                None => board.set("kubelet", false, Some("the node is not registered".to_owned()), None),
+                Some(condition) => {
+                    board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready"))
+                }
+                None => board.failed("kubelet", "the node is not registered"),
             }
         });
     }
@@ -176,6 +191,42 @@ impl Board {
         let _ =
             tasks.token().run_until_cancelled(status.wait_for(|status| status.state == State::Ready)).await;
     }
+}
+
+/// What works, but will bite.
+fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
+    let warning = |name: &str, message: String, remedy: &str| Warning {
+        name: name.to_owned(),
+        message,
+        remedy: remedy.to_owned(),
+    };
+    let mut warnings = Vec::new();
+    let stats = store.stats();
+    if stats.disk_full {
+        warnings.push(warning(
+            "disk full",
+            "writes are refused until there is space in the data folder's file system".to_owned(),
+            "free some space (df -h); kedge goes on by itself",
+        ));
+    }
+    if stats.sync_lately > SLOW_SYNC {
+        let took = stats.sync_lately;
+        warnings.push(warning(
+            "disk slow",
+            format!("a write takes {} ms until it is on the disk, and every change waits for it", took.as_millis()),
+            "put the data folder on a better disk (--data-dir; an SSD in place of an SD card), and end what else \
+             writes to this one",
+        ));
+    }
+    if !datastore.has_leader {
+        warnings.push(warning(
+            "datastore",
+            "there is no leader: what is stored can be read, nothing can be written".to_owned(),
+            "a majority of the voters must run and reach each other: see kedge status on them; when they are lost \
+             for good: kedge recover",
+        ));
+    }
+    warnings
 }
 
 /// The store's group in the words of `kedge status`.
@@ -226,28 +277,11 @@ async fn datastore(store: &Store) -> Datastore {
         high_availability: status.high_availability,
         has_leader: status.leader.is_some(),
         waits: status.waits.clone(),
-        disk: disk(&store.stats()),
         removed: status.removed,
         members,
         last_snapshot: None,
+        sync_micros: Some(store.stats().sync_lately)
+            .filter(|took| !took.is_zero())
+            .and_then(|took| u64::try_from(took.as_micros()).ok()),
     }
-}
-
-/// A flush that takes longer than this lately makes a slow disk. Cards that are worn out take seconds.
-const SLOW_FLUSH: Duration = Duration::from_millis(100);
-
-/// What the operator should know of the datastore's disk.
-fn disk(stats: &kedge_store::Stats) -> Option<String> {
-    if stats.disk_full {
-        return Some(
-            "the disk is full: writes are refused until there is space in the data folder; reads go on"
-                .into(),
-        );
-    }
-    (stats.sync_lately > SLOW_FLUSH).then(|| {
-        let millis = stats.sync_lately.as_millis();
-        format!(
-            "the disk is slow: a flush takes {millis} ms, and so does every write; nothing is lost by that"
-        )
-    })
 }

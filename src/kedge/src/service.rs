@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use crate::config::{Config, joined};
+use crate::config::Config;
+use crate::config::settings::SETTINGS;
 use crate::process::Process;
 
 /// Where the binary is installed.
@@ -160,6 +161,7 @@ fn start_in_background(config: &Config, binary: &Path) -> anyhow::Result<()> {
     let mut child = Command::new(binary)
         .args(["run", "--detach"])
         .args(flags(config))
+        .envs(config.join.as_ref().map(|join| ("KEDGE_JOIN", join)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log)
@@ -184,45 +186,16 @@ fn start_in_background(config: &Config, binary: &Path) -> anyhow::Result<()> {
 /// Every setting as a flag: the background process sees exactly what this command saw.
 fn flags(config: &Config) -> Vec<String> {
     let mut flags = config.file_flags();
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut settings = vec![
-        ("--data-dir", text(&config.data_dir)),
-        ("--run-dir", text(&config.run_dir)),
-        ("--log-dir", text(&config.log_dir)),
-        ("--node-name", config.node_name.clone()),
-        ("--port", config.port.to_string()),
-        ("--cluster-port", config.cluster_port.to_string()),
-        ("--kubelet-port", config.kubelet_port.to_string()),
-        ("--pod-cidr", joined(&config.pod_cidrs)),
-        ("--service-cidr", joined(&config.service_cidrs)),
-        ("--cluster-dns", config.cluster_dns.to_string()),
-        ("--cluster-domain", config.cluster_domain.clone()),
-        ("--table-name", config.table_name.clone()),
-        ("--bridge-name", config.bridge_name.clone()),
-        (
-            "--snapshot-interval",
-            config.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs())),
-        ),
-        ("--snapshot-keep", config.snapshot_keep.to_string()),
-    ];
-    if let Some(address) = config.bind_address {
-        settings.push(("--bind-address", address.to_string()));
-    }
-    if !config.node_ips.is_empty() {
-        settings.push(("--node-ip", joined(&config.node_ips)));
-    }
-    if let Some(domain) = &config.failure_domain {
-        settings.push(("--failure-domain", domain.clone()));
-    }
-    if let Some(path) = &config.containerd {
-        settings.push(("--containerd", text(path)));
-    }
-    if let Some(path) = &config.cni_bin_dir {
-        settings.push(("--cni-bin-dir", text(path)));
-    }
-    for (flag, value) in settings {
-        flags.push(flag.into());
-        flags.push(value);
+    for setting in &SETTINGS {
+        // A join string is a secret: everybody may read the arguments of a process.
+        if setting.key == "join" {
+            continue;
+        }
+        // A list that nobody gave is another thing than an empty one.
+        if let Some(value) = config.value(setting.key) {
+            flags.push(format!("--{}", setting.key));
+            flags.push(value);
+        }
     }
     flags
 }

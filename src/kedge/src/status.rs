@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::control::{self, CallError};
+use crate::output::{self, Hue};
 
 /// The whole node in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,104 @@ pub(crate) struct Status {
     /// What else is wrong, by the file that has to be mended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) problems: BTreeMap<String, String>,
+    /// What works, but will bite.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<Warning>,
+    /// Why the process ended by itself, when none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_failure: Option<LastFailure>,
+}
+
+/// Something that the operator should look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Warning {
+    /// A short name that does not change: `disk slow`, `clock`, `datastore`.
+    pub(crate) name: String,
+    pub(crate) message: String,
+    pub(crate) remedy: String,
+}
+
+/// The last words of a process that ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastFailure {
+    pub(crate) time: jiff::Timestamp,
+    /// With its causes.
+    pub(crate) error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<String>,
+}
+
+impl LastFailure {
+    /// Keep it for `status` and `inspect`; it goes with the next good start or a reboot.
+    pub(crate) fn record(error: &anyhow::Error, config: &Config) -> io::Result<()> {
+        let error = format!("{error:#}");
+        let failure = Self { time: jiff::Timestamp::now(), remedy: remedy_for("process", &error), error };
+        std::fs::create_dir_all(&config.run_dir)?;
+        kedge_base::write_atomic(
+            &config.last_failure_file(),
+            &serde_json::to_vec(&failure).map_err(io::Error::other)?,
+            0o600,
+        )
+    }
+}
+
+/// Why the node's process ended by itself the last time, when it did: in its own words, or that it was
+/// killed (its pid file is still there).
+pub(crate) fn last_failure(config: &Config) -> Option<LastFailure> {
+    if let Ok(Some(bytes)) = kedge_base::read_optional(&config.last_failure_file())
+        && let Ok(failure) = serde_json::from_slice(&bytes)
+    {
+        return Some(failure);
+    }
+    let modified = std::fs::metadata(config.pid_file()).ok()?.modified().ok()?;
+    if crate::process::Process::recorded(&config.pid_file()).ok().flatten().is_some() {
+        return None;
+    }
+    Some(LastFailure {
+        time: jiff::Timestamp::try_from(modified).unwrap_or_default(),
+        error: "the process was killed, by hand or because memory ran out (its time is that of its start)"
+            .into(),
+        remedy: Some("look for \"Killed process\" in dmesg; start it with kedge start".into()),
+    })
+}
+
+/// What helps against errors that are known; `part` is a component's name, or `process`.
+pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
+    const KNOWN: [(&str, &str, &str); 13] = [
+        ("", "No space left", "free some space in the data folder's file system (df -h), then kedge start"),
+        (
+            "",
+            "Read-only file system",
+            "the disk was mounted read-only, as happens to broken cards: see dmesg",
+        ),
+        ("", "Address already in use", "kedge inspect names the program that has the port"),
+        ("", "Address in use", "kedge inspect names the program that has the port"),
+        ("", "Permission denied", "kedge needs root: put sudo before the command"),
+        ("", "find this node's address", "give an interface an address, or name it with --node-ip"),
+        ("", "too many open files", "kedge inspect shows the limits that are too small"),
+        ("", "Too many open files", "kedge inspect shows the limits that are too small"),
+        ("", "nftables", "use a kernel with nf_tables; kedge inspect shows what is missing"),
+        (
+            "kubelet",
+            "network",
+            "the pod network is not there yet: see the part network above, and kedge inspect",
+        ),
+        ("kubelet", "not registered", "the API server does not know this node yet: see the parts above"),
+        (
+            "containerd",
+            "",
+            "is containerd installed and whole? kedge inspect checks it; its words are in the log",
+        ),
+        (
+            "apiserver",
+            "",
+            "a majority of the control-plane nodes must run: kedge status on the others, or kedge recover",
+        ),
+    ];
+    KNOWN
+        .iter()
+        .find(|(of, words, _)| (of.is_empty() || *of == part) && error.contains(words))
+        .map(|(_, _, remedy)| (*remedy).to_owned())
 }
 
 /// One part of a node.
@@ -93,9 +193,6 @@ pub(crate) struct Datastore {
     /// Why the group is not yet what its members ask for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) waits: Option<String>,
-    /// What is wrong with this node's disk, as far as the datastore notices it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) disk: Option<String>,
     /// This node was taken off the cluster.
     pub(crate) removed: bool,
     /// Nodes that hold a copy.
@@ -103,6 +200,9 @@ pub(crate) struct Datastore {
     /// The newest snapshot in this node's own folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_snapshot: Option<crate::snapshot::Listed>,
+    /// How long a write to the log takes until it is on the disk, as a moving average, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sync_micros: Option<u64>,
 }
 
 /// A node that holds a copy of the data.
@@ -152,9 +252,6 @@ impl Datastore {
         if let Some(waits) = &self.waits {
             text.push_str(&format!("  waits: {waits}\n"));
         }
-        if let Some(disk) = &self.disk {
-            text.push_str(&format!("  {disk}\n"));
-        }
         if self.removed {
             text.push_str(
                 "  this node was removed from the cluster; run kedge leave --force, then join again\n",
@@ -176,6 +273,8 @@ impl Status {
             datastore: Datastore::default(),
             addons: Vec::new(),
             problems: BTreeMap::new(),
+            warnings: Vec::new(),
+            last_failure: None,
         }
     }
 
@@ -190,7 +289,23 @@ impl Status {
 
     /// Lines for people.
     pub(crate) fn to_short(&self) -> String {
-        let mut text = format!("kedge is {} on node {} ({})\n", self.state.as_str(), self.node, self.version);
+        let hue = match self.state {
+            State::Ready => Hue::Good,
+            State::Starting => Hue::Doubtful,
+            State::Degraded | State::Stopped => Hue::Bad,
+        };
+        let state = output::paint(hue, self.state.as_str());
+        let mut text = format!("kedge is {state} on node {} ({})\n", self.node, self.version);
+        if let Some(last) = &self.last_failure {
+            text.push_str(&format!(
+                "  ended: {}\n  error: {}\n",
+                last.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                last.error
+            ));
+            if let Some(remedy) = &last.remedy {
+                text.push_str(&format!("  remedy: {remedy}\n"));
+            }
+        }
         if !self.addresses.is_empty() {
             text.push_str(&format!("addresses: {}\n", self.addresses.join(", ")));
         }
@@ -199,7 +314,8 @@ impl Status {
         }
         let width = self.components.iter().map(|component| component.name.len()).max().unwrap_or(0);
         for component in &self.components {
-            let state = if component.ready { "ready" } else { "not ready" };
+            let (hue, state) = if component.ready { (Hue::Good, "ready") } else { (Hue::Bad, "not ready") };
+            let state = output::paint(hue, state);
             text.push_str(&format!("  {:width$}  {state}\n", component.name));
             if let Some(error) = &component.last_error {
                 text.push_str(&format!("  {:width$}  error: {error}\n", ""));
@@ -221,6 +337,10 @@ impl Status {
         }
         for (what, problem) in &self.problems {
             text.push_str(&format!("problem: {what}: {problem}\n"));
+        }
+        for warning in &self.warnings {
+            let name = output::paint(Hue::Doubtful, &warning.name);
+            text.push_str(&format!("warning: {name}: {}\n  remedy: {}\n", warning.message, warning.remedy));
         }
         text
     }
@@ -268,7 +388,45 @@ mod tests {
                 reasons: vec!["Deployment kube-system/kube-dns: 0 of 1 pods are ready".into()],
             }],
             problems: [("a.yaml".to_owned(), "no kind".to_owned())].into(),
+            warnings: vec![Warning {
+                name: "disk slow".into(),
+                message: "a write takes 300 ms".into(),
+                remedy: "use another disk".into(),
+            }],
+            last_failure: None,
         }
+    }
+
+    #[test]
+    fn errors_that_are_known_have_remedies() {
+        for (part, error, word) in [
+            ("process", "open the datastore: No space left on device (os error 28)", "free some space"),
+            ("process", "listen on 0.0.0.0:6443: Address already in use (os error 98)", "has the port"),
+            ("kubelet", "the node is not registered", "API server"),
+            ("containerd", "exit status 1", "containerd"),
+        ] {
+            let remedy = remedy_for(part, error).unwrap();
+            assert!(remedy.contains(word), "{error}: {remedy}");
+        }
+        assert_eq!(remedy_for("scheduler", "something else"), None);
+    }
+
+    #[test]
+    fn the_last_words_of_a_process_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut given = crate::config::Settings::default();
+        given.insert("run-dir", dir.path().join("run").display().to_string());
+        let config = Config::load(Some(Path::new("/nonexistent")), &given).unwrap();
+        assert_eq!(last_failure(&config), None);
+        let error = anyhow::anyhow!("No space left on device").context("open the datastore");
+        LastFailure::record(&error, &config).unwrap();
+        let last = last_failure(&config).unwrap();
+        assert_eq!(last.error, "open the datastore: No space left on device");
+        assert!(last.remedy.unwrap().contains("df -h"));
+        std::fs::remove_file(config.last_failure_file()).unwrap();
+        // A pid file without a process: killed.
+        std::fs::write(config.pid_file(), "999999999\n1\n").unwrap();
+        assert!(last_failure(&config).unwrap().error.contains("killed"));
     }
 
     #[test]
@@ -282,6 +440,7 @@ mod tests {
             "error: exit status 1",
             "remedy: see the log",
             "problem: a.yaml: no kind",
+            "warning: disk slow: a write takes 300 ms",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }

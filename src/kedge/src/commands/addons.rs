@@ -49,22 +49,59 @@ fn repositories(config: &Config) -> Repositories {
     Repositories::new(config.data_dir.join("addons"))
 }
 
+/// Refuses names and arguments that no addon has, before anything is changed.
+pub(crate) fn known(config: &Config, words: &[String]) -> Result<(), Failure> {
+    parse(&catalog(config)?, words).map(drop)
+}
+
+/// `NAME[:ARGUMENTS]` each, with the arguments split.
+fn parse(catalog: &Catalog, words: &[String]) -> Result<Vec<(String, BTreeMap<String, String>)>, Failure> {
+    words
+        .iter()
+        .map(|word| {
+            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
+            let addon = catalog.get(name).map_err(usage)?;
+            let given = addon.split_arguments(arguments).map_err(usage)?;
+            addon.values(&given).map_err(usage)?;
+            Ok((name.to_owned(), given))
+        })
+        .collect()
+}
+
+/// Enables the addons that the configuration names, one after another, from inside the node.
+///
+/// # Errors
+/// The first that is unknown or does not become healthy.
+pub(crate) async fn enable_all(
+    manager: &Manager,
+    words: &[String],
+    limit: Duration,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> anyhow::Result<()> {
+    let wanted = parse(manager.catalog(), words).map_err(|failure| match failure {
+        Failure::Usage(text) => anyhow::anyhow!(text),
+        Failure::Failed(error) => error,
+    })?;
+    for (name, given) in wanted {
+        if manager.is_enabled(&name).await.context("ask for the addons")? {
+            continue;
+        }
+        manager
+            .enable(&name, &given, limit, &mut |text| progress(&format!("enabling {name}: {text}")))
+            .await
+            .with_context(|| format!("enable {name}"))?;
+    }
+    Ok(())
+}
+
 /// Enable each in the order given; the first that fails ends it.
 pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
         // Everything is parsed before anything is applied.
-        let mut wanted: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
-        for word in &args.addons {
-            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
-            let addon = manager.catalog().get(name).map_err(usage)?;
-            let given = addon.split_arguments(arguments).map_err(usage)?;
-            addon.values(&given).map_err(usage)?;
-            wanted.push((name, given));
-        }
-        for (name, given) in wanted {
-            enable_with(&manager, name, &given, Duration::from_secs(args.timeout)).await?;
+        for (name, given) in parse(manager.catalog(), &args.addons)? {
+            enable_with(&manager, &name, &given, Duration::from_secs(args.timeout)).await?;
         }
         Ok(ExitCode::SUCCESS)
     })?
@@ -98,7 +135,7 @@ async fn enable_with(
     step.done(&format!("{name} is enabled"));
     let notes = manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
     if !notes.is_empty() {
-        output::say(&notes);
+        output::confirm(&notes);
     }
     Ok(())
 }

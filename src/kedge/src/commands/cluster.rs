@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kedge_cluster::TokenSummary;
 
-use super::require_root;
-use crate::cli::{AddNodeArgs, Failure, InvitationFormat, RemoveNodeArgs, TokenCommand};
+use super::{print, require_root};
+use crate::cli::{AddNodeArgs, Failure, Format, InvitationFormat, RemoveNodeArgs, TokenCommand};
 use crate::config::Config;
 use crate::control;
 use crate::node::ops::{AddNode, Invitation, RemoveNode};
@@ -67,26 +67,24 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
     require_root()?;
     let socket = config.status_socket();
     match command {
-        TokenCommand::List { json } => {
+        TokenCommand::List { json, format } => {
             let tokens: Vec<TokenSummary> =
                 control::call(&socket, "GET", "/tokens", &(), SOON).context("list the tokens")?;
-            if *json {
-                output::say(&serde_json::to_string_pretty(&tokens).context("write JSON")?);
-            } else {
-                output::say(&format!("{:10}  {:20}  {:8}  {:4}  STATE", "ID", "EXPIRES", "REUSABLE", "USES"));
-                for token in tokens {
-                    let id: String = token.id.chars().take(10).collect();
-                    let state = if token.usable { "usable" } else { "spent" };
-                    let reusable = if token.reusable { "yes" } else { "no" };
-                    let expires = token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-                    output::say(&format!("{id:10}  {expires:20}  {reusable:8}  {:<4}  {state}", token.uses));
-                }
+            let format = if *json { Format::Json } else { *format };
+            let mut short = format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
+            for token in &tokens {
+                let id: String = token.id.chars().take(10).collect();
+                let state = if token.usable { "usable" } else { "spent" };
+                let reusable = if token.reusable { "yes" } else { "no" };
+                let expires = token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                short.push_str(&format!("{id:10}  {expires:20}  {reusable:8}  {:<4}  {state}\n", token.uses));
             }
+            print(format, &short, &tokens)?;
         }
         TokenCommand::Revoke { id } => {
             let revoked: String =
                 control::call(&socket, "POST", "/tokens/revoke", id, SOON).context("revoke the token")?;
-            output::say(&format!("token {revoked} was revoked"));
+            output::confirm(&format!("token {revoked} was revoked"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -6,12 +6,17 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use crate::cli::Failure;
+use crate::cli::{ConfigArgs, ConfigCommand, Failure};
 use crate::config::Config;
 use crate::{output, preflight, status};
 
 /// Print the kubeconfig with the URLs given, or with the address that other machines can reach.
-pub(crate) fn run(config: &Config, servers: &[String]) -> Result<ExitCode, Failure> {
+pub(crate) fn run(config: &Config, args: &ConfigArgs) -> Result<ExitCode, Failure> {
+    if let Some(ConfigCommand::Show { format }) = &args.command {
+        super::print(*format, &config.show(), &config.effective())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let servers = args.server.as_slice();
     if let Some(wrong) = servers.iter().find(|url| !url.starts_with("https://")) {
         return Err(Failure::Usage(format!(
             "--server {wrong:?} is not a URL such as https://192.0.2.1:6443"

@@ -27,9 +27,11 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
     }
     if args.check {
-        output::say("this machine is ready for kedge install");
+        output::confirm("this machine is ready for kedge install");
         return Ok(ExitCode::SUCCESS);
     }
+
+    super::addons::known(config, config.addons.as_deref().unwrap_or_default())?;
 
     // Addons that are there from the beginning; what somebody disabled later stays so.
     let first = !config.store_dir().exists();
@@ -51,11 +53,9 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
             if first {
-                for addon in BASIC_ADDONS.iter().filter(|name| !args.without.iter().any(|out| out == *name)) {
-                    super::addons::enable_one(config, addon, Duration::from_secs(args.timeout))?;
-                }
+                basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
             }
-            output::write(&next_steps(config));
+            output::confirm(next_steps(config).trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
@@ -67,6 +67,18 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
             Err(error.into())
         }
     }
+}
+
+/// What a new cluster has from the beginning. A node that joined has its cluster's; and what the
+/// configuration names, the node enables itself at its first start.
+pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration) -> Result<(), Failure> {
+    if config.addons.is_some() || kedge_cluster::Admitted::read(&config.pki_dir())?.is_some() {
+        return Ok(());
+    }
+    for addon in BASIC_ADDONS.iter().filter(|name| !without.iter().any(|out| out == *name)) {
+        super::addons::enable_one(config, addon, limit)?;
+    }
+    Ok(())
 }
 
 /// Keep the flags that were given, for the service and for later commands.

@@ -66,7 +66,7 @@ fn replace(
     staging: &Staging,
     step: &mut Step,
 ) -> anyhow::Result<Status> {
-    let facts = facts(config, args, string)?;
+    let facts = facts(config, if args.worker { Role::Worker } else { config.role }, string)?;
     fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
     let clock =
         Arc::new(Clock::open(&config.pki_dir().join("time-floor")).context("open the clock's floor")?);
@@ -115,7 +115,7 @@ fn failure(failure: Failure) -> anyhow::Error {
 }
 
 /// Which IP families the cluster has is not known yet: the address it was asked by says which comes first.
-fn facts(config: &Config, args: &JoinArgs, string: &JoinString) -> anyhow::Result<NodeFacts> {
+pub(crate) fn facts(config: &Config, role: Role, string: &JoinString) -> anyhow::Result<NodeFacts> {
     let family = string.server.address().map(|address| address.is_ipv4());
     let mut addresses = config.node_ips.clone();
     let mut missing = None;
@@ -137,7 +137,7 @@ fn facts(config: &Config, args: &JoinArgs, string: &JoinString) -> anyhow::Resul
     };
     Ok(NodeFacts {
         name: config.node_name.clone(),
-        role: if args.worker { Role::Worker } else { Role::ControlPlane },
+        role,
         address: HostPort { host: address.to_string(), port: config.cluster_port },
         addresses,
         failure_domain: config.failure_domain.clone(),
@@ -187,6 +187,11 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
             Err(Failure::Failed(error))
         }
     }
+}
+
+/// The names of the other nodes of this node's cluster, as far as they are known here.
+pub(crate) fn others(config: &Config) -> Vec<String> {
+    local_state(config).map(|state| state.other_nodes).unwrap_or_default()
 }
 
 /// The founder of a cluster has no membership file, but may leave it to the others.

@@ -6,10 +6,12 @@ pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod images;
+pub(crate) mod inspect;
 pub(crate) mod install;
 pub(crate) mod join;
 pub(crate) mod kubectl;
 pub(crate) mod recover;
+pub(crate) mod reset;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod snapshot;
@@ -26,7 +28,7 @@ use crate::config::Config;
 use crate::preflight;
 
 /// A client of this cluster's administrator, made from the kubeconfig that the running node wrote.
-fn admin_client(config: &Config) -> anyhow::Result<kube::Client> {
+pub(crate) fn admin_client(config: &Config) -> anyhow::Result<kube::Client> {
     let file = config.kubeconfig();
     let text = std::fs::read_to_string(&file).with_context(|| {
         format!("read {}; run this on a control-plane node that was started", file.display())
@@ -71,7 +73,7 @@ fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Data for people (`short`) or programs.
+/// Data for people (`text`) or programs.
 fn print(format: crate::cli::Format, short: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
     use crate::cli::Format;
     match format {
@@ -83,7 +85,7 @@ fn print(format: crate::cli::Format, short: &str, value: &impl serde::Serialize)
 }
 
 /// A small runtime for commands that ask containerd or the kernel something.
-fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
+pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))
 }

@@ -55,7 +55,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
             service::start(&config)?;
         }
         go_on?;
-        output::say("nothing was changed");
+        output::confirm("nothing was changed");
         return Ok(ExitCode::from(1));
     }
 

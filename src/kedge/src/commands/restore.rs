@@ -56,7 +56,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
         config.node_name
     );
     if !confirm(&question, args.yes)? {
-        output::say("nothing was changed");
+        output::confirm("nothing was changed");
         return Ok(ExitCode::from(1));
     }
     let (config, given) = with_settings(config, given, &verified)?;

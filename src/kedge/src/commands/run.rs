@@ -16,6 +16,7 @@ use crate::cli::{Failure, RunArgs};
 use crate::config::Config;
 use crate::node::Ended;
 use crate::process::Process;
+use crate::status::LastFailure;
 use crate::{node, preflight, service};
 
 /// hickory logs every answer at INFO.
@@ -51,10 +52,15 @@ pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(serve(config.clone()));
     // Blocking work that ignores shutdown must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(5));
     let _ = std::fs::remove_file(&pid_file);
+    if let Err(error) = &result
+        && let Err(error) = LastFailure::record(error, &config)
+    {
+        tracing::warn!(%error, "why this process ends was not kept for kedge status");
+    }
     match result? {
         Ended::Stopped => Ok(ExitCode::SUCCESS),
         Ended::Moved => Err(start_again()),
@@ -103,7 +109,9 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
         });
     }
     tell_manager(&[NotifyState::Status("starting")]);
-    let ready = || {
+    let last_failure = config.last_failure_file();
+    let ready = move || {
+        let _ = std::fs::remove_file(&last_failure);
         tracing::info!("the node is ready");
         tell_manager(&[NotifyState::Ready, NotifyState::Status("ready")]);
     };

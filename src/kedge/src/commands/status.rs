@@ -57,7 +57,10 @@ fn current(config: &Config) -> anyhow::Result<Status> {
     let answer = status::ask(&socket).with_context(|| {
         format!("ask the node at {} (is this root? does the process hang?)", socket.display())
     })?;
-    Ok(answer.unwrap_or_else(|| Status::stopped(&config.node_name)))
+    Ok(answer.unwrap_or_else(|| Status {
+        last_failure: status::last_failure(config),
+        ..Status::stopped(&config.node_name)
+    }))
 }
 
 /// Ask until the node is ready or the limit is over; the last answer is returned either way.

@@ -52,7 +52,7 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
         } else {
             String::new()
         };
-        output::say(&format!("kedge was removed{kept}"));
+        output::confirm(&format!("kedge was removed{kept}"));
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::from("kedge was not removed completely");
@@ -146,6 +146,17 @@ fn end_processes(config: &Config) -> BTreeSet<u64> {
         namespaces.remove(&host);
     }
     namespaces
+}
+
+/// The network namespaces of what this node's containerd runs.
+pub(crate) fn own_namespaces(config: &Config) -> BTreeSet<u64> {
+    let family = process::family(&process::table(), &own_roots(config));
+    let host = namespace_of("self");
+    family
+        .iter()
+        .filter_map(|process| namespace_of(&process.pid.to_string()))
+        .filter(|inode| Some(*inode) != host)
+        .collect()
 }
 
 /// The inode of a process's network namespace.
@@ -318,7 +329,7 @@ fn other_nodes(config: &Config) -> bool {
 }
 
 /// Delete a file, or a folder with all that is in it; never across a mount.
-fn remove(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
     let result = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => Err(error),

@@ -1,11 +1,11 @@
 //! `kedge version`.
 
-use serde_json::json;
+use std::collections::BTreeMap;
 
-use crate::output;
+use crate::cli::Format;
 
-/// `short` is the line that scripts compare; `json` and `yaml` hold the parts.
-pub(crate) fn run(format: &str) {
+/// The text is the line that scripts compare; JSON and YAML hold the parts.
+pub(crate) fn run(format: Format) -> anyhow::Result<()> {
     let git_version = kedge_base::git_version();
     let parts = [
         ("version", kedge_base::VERSION),
@@ -13,15 +13,8 @@ pub(crate) fn run(format: &str) {
         ("gitVersion", git_version.as_str()),
         ("platform", platform()),
     ];
-    match format {
-        "json" => {
-            let object: serde_json::Map<String, serde_json::Value> =
-                parts.into_iter().map(|(key, value)| (key.to_owned(), json!(value))).collect();
-            output::say(&format!("{:#}", serde_json::Value::Object(object)));
-        }
-        "yaml" => parts.iter().for_each(|(key, value)| output::say(&format!("{key}: {value}"))),
-        _ => output::say(&format!("kedge {} (Kubernetes {git_version})", kedge_base::VERSION)),
-    }
+    let short = format!("kedge {} (Kubernetes {git_version})\n", kedge_base::VERSION);
+    super::print(format, &short, &BTreeMap::from(parts))
 }
 
 fn platform() -> &'static str {

@@ -35,13 +35,13 @@ impl Reader {
         what: &str,
         is_ipv4: impl Fn(T) -> bool,
     ) -> Vec<T> {
-        let Some((text, place)) = self.settings.get(key).filter(|(text, _)| !text.is_empty()) else {
+        let Some(text) = self.settings.get(key).filter(|text| !text.is_empty()) else {
             return Vec::new();
         };
         match parse(text, what, is_ipv4) {
             Ok(list) => list,
             Err(fault) => {
-                self.faults.push(format!("{place}: {fault}"));
+                self.faults.push(format!("{}: {fault}", self.settings.place(key)));
                 Vec::new()
             }
         }
@@ -91,6 +91,11 @@ impl Config {
         } else {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         })
+    }
+
+    /// Whether Services have such addresses.
+    pub(crate) fn is_service(&self, address: IpAddr) -> bool {
+        self.service_cidrs.iter().any(|net| net.contains(&address))
     }
 
     /// The cluster IPs of the Service `kubernetes`: the first one of each network.

@@ -94,7 +94,10 @@ pub(crate) async fn start(
         failure_domain: config.failure_domain.clone(),
     };
     tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
-    Ok(ControlPlane { server: prepared.start(store, tasks), registry, book_changes: changes.subscribe() })
+    let server = prepared.start(store, tasks);
+    let book = registry.clone();
+    server.refuse_nodes(move |name| book.has_departed(name));
+    Ok(ControlPlane { server, registry, book_changes: changes.subscribe() })
 }
 
 /// A member that has forgotten what it confirmed could vote a second time and help to lose what was

@@ -6,6 +6,7 @@
 //! the packets, and `handler` stands between. Figures carry CoreDNS's names. hickory-server logs every
 //! answer at level info: a program that uses this keeps `hickory_server` at warn unless asked.
 
+mod ask;
 mod cache;
 mod forward;
 mod handler;
@@ -39,6 +40,7 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+pub use ask::ask;
 use forward::{Forwarder, Source};
 use handler::{Handler, Shared};
 use metrics::Metrics;

@@ -28,10 +28,11 @@ pub(super) fn remove_port_mappings(network: &str) -> io::Result<()> {
             continue;
         }
         let Ok(saved) = save(program) else { continue };
-        if let Some(script) = removal(&saved, network)
-            && let Err(error) = restore(program, &script)
-        {
-            result = Err(error);
+        if let Some(script) = removal(&saved, network) {
+            match restore(program, &script) {
+                Ok(()) => delete_if_empty(program),
+                Err(error) => result = Err(error),
+            }
         }
     }
     result
@@ -45,6 +46,33 @@ fn is_legacy_and_unused(program: &str) -> bool {
         _ => return false,
     };
     !std::fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+}
+
+/// iptables on nftables makes its table for the first rule and leaves it behind without any.
+fn delete_if_empty(program: &str) {
+    if program.ends_with("-legacy") || !save(program).is_ok_and(|saved| is_empty(&saved)) {
+        return;
+    }
+    let family = if program.starts_with("ip6") { "ip6" } else { "ip" };
+    // The old command's tables are none of nftables': then there is nothing of that name.
+    let _ = Command::new("nft")
+        .args(["delete", "table", family, "nat"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// Only the chains that every such table has, without rules, and accepting.
+fn is_empty(saved: &str) -> bool {
+    const OWN: [&str; 4] = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
+    saved.lines().all(|line| match line.strip_prefix(':') {
+        Some(chain) => {
+            let words: Vec<&str> = chain.split_whitespace().collect();
+            words.first().is_some_and(|name| OWN.contains(name)) && words.get(1) == Some(&"ACCEPT")
+        }
+        None => !line.starts_with("-A"),
+    })
 }
 
 fn save(program: &str) -> io::Result<String> {
@@ -175,6 +203,16 @@ COMMIT
         assert!(!script.contains("CNI-DN-ffff") && !script.contains("-X CNI-HOSTPORT"), "{script}");
         assert!(script.contains("-X CNI-DN-0123456789abcdef01234"), "{script}");
         assert!(script.contains(r#"-D CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"kedge\""#));
+    }
+
+    #[test]
+    fn only_a_table_without_rules_is_empty() {
+        let empty = "*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [1:2]\nCOMMIT\n";
+        assert!(is_empty(empty));
+        for more in [":DOCKER - [0:0]\n", ":INPUT DROP [0:0]\n", "-A OUTPUT -j ACCEPT\n"] {
+            assert!(!is_empty(&format!("{empty}{more}")), "{more}");
+        }
+        assert!(!is_empty(SAVED));
     }
 
     #[test]

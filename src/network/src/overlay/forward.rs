@@ -176,6 +176,50 @@ fn is_in(net: &IpNet, source: bool) -> Vec<Expr> {
     rule
 }
 
+/// A chain of another program that drops packets by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// For instance `ip filter FORWARD`.
+    pub chain: String,
+    /// It sees what comes in to this machine; otherwise what is forwarded.
+    pub incoming: bool,
+    /// It holds the rules that let the pod network's packets pass.
+    pub opened: bool,
+}
+
+/// What stands in the way of pods' packets. Only looks, for a diagnosis.
+///
+/// # Errors
+/// When nftables cannot be read.
+pub fn obstacles(pod_networks: &[IpNet]) -> std::io::Result<Vec<Obstacle>> {
+    let mut found = Vec::new();
+    for chain in base_chains(ForeignHook::Forward)?.into_iter().filter(|chain| chain.drops) {
+        let has: BTreeSet<String> =
+            commented_rules(&chain)?.into_iter().map(|(_, comment)| comment).collect();
+        let opened = pod_networks
+            .iter()
+            .flat_map(|network| rules(&chain, network))
+            .all(|(comment, _)| has.contains(&comment));
+        found.push(Obstacle { chain: chain.to_string(), incoming: false, opened });
+    }
+    for chain in base_chains(ForeignHook::Input)?.into_iter().filter(|chain| chain.drops) {
+        found.push(Obstacle { chain: chain.to_string(), incoming: true, opened: false });
+    }
+    for (tables, program) in LEGACY {
+        let listed = if uses_filter(tables) { listed(program) } else { Vec::new() };
+        if listed.iter().any(|line| line == "-P FORWARD DROP") && program == "iptables-legacy" {
+            let opened = pod_networks.iter().filter(|network| network.addr().is_ipv4()).all(|network| {
+                ["from", "to"].iter().all(|word| {
+                    let comment = format!("{COMMENT} {word} {network}");
+                    listed.iter().any(|rule| rule.contains(&comment))
+                })
+            });
+            found.push(Obstacle { chain: format!("{program} FORWARD"), incoming: false, opened });
+        }
+    }
+    Ok(found)
+}
+
 /// Take our rules out of all foreign chains.
 pub(crate) fn remove_rules() -> Result<(), TransactionError> {
     let writer = Writer::open()?;

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use crate::Error;
 pub use config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, VxlanConfig};
 pub(crate) use forward::remove_rules;
+pub use forward::{Obstacle, obstacles};
 use kernel::Kernel;
 
 /// The files that tell the CNI plugins about this node's pods; see [`crate::write_cni_config_for`].

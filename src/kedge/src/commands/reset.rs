@@ -1,0 +1,139 @@
+//! `kedge reset`: a fresh single node with the same configuration. What the cluster held is gone; snapshots,
+//! and folders that users fill, stay.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::status::wait_ready;
+use super::{confirm, install, join, require_root, uninstall};
+use crate::cli::{Failure, ResetArgs};
+use crate::config::Config;
+use crate::control;
+use crate::node::ops;
+use crate::output::{self, Step};
+use crate::service;
+use crate::status::State;
+
+/// Telling the others must not hold up a reset.
+const TOLD: Duration = Duration::from_secs(60);
+/// What stays in the data folder: copies of the cluster, images (Kedge's own and those to import), manifests
+/// and addons that users put there.
+const KEPT: [&str; 5] = ["snapshots", "images", "manifests", "registries", "addons"];
+
+/// Ask, take everything down, delete, start, wait until the node is Ready.
+pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let others = join::others(config);
+    if !others.is_empty() && !args.force {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "this node is in a cluster with {}; run kedge leave, which moves pods away and tells the others, or \
+             reset with --force",
+            others.join(", ")
+        )));
+    }
+    let question = format!(
+        "Reset node {}? All pods, volumes and objects of its cluster are deleted from {}; snapshots stay.",
+        config.node_name,
+        config.data_dir.display()
+    );
+    if !confirm(&question, args.yes)? {
+        output::confirm("nothing was changed");
+        return Ok(ExitCode::from(1));
+    }
+    let mut step = Step::begin("resetting this node");
+    if !others.is_empty() {
+        step.update("telling the others");
+        let wish = ops::Leave { force: true };
+        if let Err(error) = control::call::<String>(&config.status_socket(), "POST", "/leave", &wish, TOLD) {
+            output::note(&format!(
+                "the cluster was not told ({error}); on one of its control-plane nodes run: kedge remove-node {} --force",
+                config.node_name
+            ));
+        }
+    }
+    match replace(config, args, &mut step) {
+        Ok(()) => {
+            step.done(&format!("node {} is Ready again, and empty", config.node_name));
+        }
+        Err(error) => {
+            step.abandon();
+            return Err(Failure::Failed(error));
+        }
+    }
+    install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result<()> {
+    step.update("stopping and ending containers");
+    uninstall::take_down(config)?;
+    step.update("deleting the cluster's data");
+    empty(&config.data_dir, &KEPT)?;
+    step.update("starting");
+    service::start(config)?;
+    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready {
+        anyhow::bail!(
+            "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
+            args.timeout,
+            status.to_short(),
+            service::log_place(config)
+        );
+    }
+    Ok(())
+}
+
+/// Deletes all but `kept`; the time that was seen last stays too, for boards without a clock.
+fn empty(data_dir: &Path, kept: &[&str]) -> anyhow::Result<()> {
+    let floor_file = data_dir.join("pki/time-floor");
+    let floor = kedge_base::read_optional(&floor_file).context("read the last time seen")?;
+    let entries = match fs::read_dir(data_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", data_dir.display())),
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("read {}", data_dir.display()))?;
+        if kept.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
+        uninstall::remove(&entry.path())?;
+    }
+    if let Some(floor) = floor {
+        fs::create_dir_all(data_dir.join("pki")).context("create the folder of keys")?;
+        kedge_base::write_atomic(&floor_file, &floor, 0o600).context("keep the last time seen")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_and_the_clocks_floor_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["pki", "store/wal", "snapshots", "kubelet/pods/x", "images", "join"] {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        fs::write(dir.path().join("pki/time-floor"), "1800000000\n").unwrap();
+        fs::write(dir.path().join("pki/ca.key"), "key").unwrap();
+        fs::write(dir.path().join("snapshots/a.snapshot"), "x").unwrap();
+        fs::write(dir.path().join("kubeconfig"), "x").unwrap();
+        empty(dir.path(), &KEPT).unwrap();
+        let mut left: Vec<String> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["images", "pki", "snapshots"]);
+        assert_eq!(fs::read_to_string(dir.path().join("pki/time-floor")).unwrap(), "1800000000\n");
+        assert!(!dir.path().join("pki/ca.key").exists());
+        empty(&dir.path().join("none"), &KEPT).unwrap();
+    }
+}
