@@ -167,7 +167,7 @@ install_script() {
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall" inside kedge uninstall
     check "nothing is left" nothing_left
-    check "kedge install after an uninstall" inside kedge/kedge install --without dns
+    check "kedge install after an uninstall" inside /root/kedge/kedge install --without dns
     check "kedge uninstall again" inside kedge uninstall
     check "nothing is left again" nothing_left
 }

@@ -14,6 +14,7 @@ mod image_build;
 mod memory;
 mod node;
 mod node_status;
+mod origin;
 mod output;
 mod pause;
 mod preflight;
