@@ -9,7 +9,7 @@
 # The machines are namespaces of this one (see tests/machine/lib.sh): nothing of it is changed but the
 # cache of downloads (KEDGE_MACHINE_CACHE). The first run downloads about 150 MB a distribution.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . tests/machine/lib.sh
 
 BINARY=${CARGO_TARGET_DIR:-target}/$(uname -m)-unknown-linux-gnu/release/kedge

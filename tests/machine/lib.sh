@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Fresh machines for tests, to be sourced: a Debian or Ubuntu of its own, with systemd as process 1, in
 # namespaces of this machine (no virtual machine, no registry of images). Root is needed.
 #
@@ -97,7 +98,7 @@ machine_hierarchies() {
 }
 
 machine_boot() {
-    local name=$1 root net type options folder
+    local name=$1 root net type folder
     root=$(machine_root "$name")
     net=kedge-m-$name
     ip netns add "$net" || return
@@ -107,7 +108,7 @@ machine_boot() {
         ip -n "$net" addr add 198.51.100.10/24 dev eth0 &&
         ip -n "$net" link set lo up && ip -n "$net" link set eth0 up && ip -n "$net" link set uplink up &&
         ip -n "$net" route add default via 198.51.100.1 || return
-    machine_hierarchies | while read -r type options folder; do
+    machine_hierarchies | while read -r type _ folder; do
         mkdir -p "$folder/kedge-m-$name"
         if [ -e "$folder/kedge-m-$name/cpuset.cpus" ] && [ "$type" = cgroup ]; then
             cat "$folder/cpuset.cpus" >"$folder/kedge-m-$name/cpuset.cpus"
@@ -115,7 +116,7 @@ machine_boot() {
         fi
     done
     (
-        machine_hierarchies | while read -r type options folder; do
+        machine_hierarchies | while read -r _ _ folder; do
             echo 0 >"$folder/kedge-m-$name/cgroup.procs"
         done
         exec setsid nsenter --net="/run/netns/$net" \

@@ -108,10 +108,8 @@ const CNI_DIR: &str = "/var/lib/cni";
 
 /// The pod sandboxes that this node's containerd knows.
 fn sandbox_ids(config: &Config) -> BTreeSet<String> {
-    ["root", ""]
-        .iter()
-        .map(|dir| config.data_dir.join("containerd").join(dir).join("io.containerd.grpc.v1.cri/sandboxes"))
-        .filter_map(|dir| fs::read_dir(dir).ok())
+    fs::read_dir(config.data_dir.join("containerd/io.containerd.grpc.v1.cri/sandboxes"))
+        .into_iter()
         .flat_map(|entries| entries.flatten())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
