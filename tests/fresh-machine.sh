@@ -174,7 +174,7 @@ install_script() {
 
 debian_package() {
     cp "$DEB" "$(machine_root "$CURRENT")/root/kedge.deb" || return
-    check "the package installs with what it depends on" inside apt-get install -y -q ./kedge.deb || return
+    check "the package installs with what it depends on" inside apt-get install -y -q --no-install-recommends ./kedge.deb || return
     check "it starts nothing by itself" inside sh -c '! systemctl is-active -q kedge && ! systemctl is-enabled -q kedge'
     check "kedge install, to Ready" inside kedge install || return
     check "the package's own unit and binary are used" inside sh -c '
@@ -182,14 +182,14 @@ debian_package() {
         test "$(readlink /proc/$(systemctl show -p MainPID --value kedge)/exe)" = /usr/bin/kedge' || return
     check "the unit" unit_is_as_promised
     check "the dns pod runs, no registry asked" dns_runs || return
-    check "an upgrade of the package keeps the containers" keeps_containers inside apt-get install -y -q --reinstall ./kedge.deb
+    check "an upgrade of the package keeps the containers" keeps_containers inside apt-get install -y -q --no-install-recommends --reinstall ./kedge.deb
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall leaves the package" inside sh -c 'kedge uninstall && kedge version'
     check "and nothing else" nothing_left '^/usr/|^/etc/kedge(/environment)?$|^kedge\.service +disabled|/var/cache/apt|/etc/systemd/system$'
     check "kedge install again" inside kedge install || return
     check "removing the package ends the node and keeps the data" inside sh -c '
-        apt-get remove -y -q kedge && test -e /var/lib/kedge && test ! -e /usr/bin/kedge && ! pgrep -f containerd-shim'
-    check "the package again finds the cluster" inside sh -c 'apt-get install -y -q ./kedge.deb && kedge install' || return
+        apt-get remove -y -q kedge && test -e /var/lib/kedge && test ! -e /usr/bin/kedge && ! pgrep -f "[c]ontainerd-shim"'
+    check "the package again finds the cluster" inside sh -c 'apt-get install -y -q --no-install-recommends ./kedge.deb && kedge install' || return
     check "purge" inside apt-get purge -y -q kedge
     check "nothing is left" nothing_left
 }

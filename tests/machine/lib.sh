@@ -98,15 +98,17 @@ machine_hierarchies() {
 }
 
 machine_boot() {
-    local name=$1 root net type folder
+    local name=$1 root net router type folder
     root=$(machine_root "$name")
-    net=kedge-m-$name
-    ip netns add "$net" || return
-    # The only cable ends in a namespace's other interface: the machine has an address and a default
-    # route, and reaches nobody.
-    ip -n "$net" link add eth0 type veth peer name uplink &&
+    net=kedge-m-$name router=kedge-r-$name
+    ip netns add "$net" && ip netns add "$router" || return
+    # The machine has an address and a default route; the router at its end knows no way to anybody and
+    # says so at once.
+    ip -n "$net" link add eth0 type veth peer name eth0 netns "$router" &&
+        ip -n "$router" addr add 198.51.100.1/24 dev eth0 && ip -n "$router" link set eth0 up &&
+        ip netns exec "$router" sysctl -q -w net.ipv4.ip_forward=1 &&
         ip -n "$net" addr add 198.51.100.10/24 dev eth0 &&
-        ip -n "$net" link set lo up && ip -n "$net" link set eth0 up && ip -n "$net" link set uplink up &&
+        ip -n "$net" link set lo up && ip -n "$net" link set eth0 up &&
         ip -n "$net" route add default via 198.51.100.1 || return
     machine_hierarchies | while read -r type _ folder; do
         mkdir -p "$folder/kedge-m-$name"
@@ -116,9 +118,9 @@ machine_boot() {
         fi
     done
     (
-        machine_hierarchies | while read -r _ _ folder; do
-            echo 0 >"$folder/kedge-m-$name/cgroup.procs"
-        done
+        while read -r _ _ folder; do
+            echo "$BASHPID" >"$folder/kedge-m-$name/cgroup.procs"
+        done < <(machine_hierarchies)
         exec setsid nsenter --net="/run/netns/$net" \
             unshare --mount --uts --ipc --pid --cgroup --fork --kill-child=SIGKILL --propagation private \
             bash "${BASH_SOURCE[0]%/*}/init.sh" "$root" "$name"
@@ -179,11 +181,16 @@ machine_wait_gone() {
 
 # What a switched-off machine leaves behind here: a network namespace and empty cgroups.
 machine_clear() {
-    local folder
+    local folder tries
     ip netns del "kedge-m-$1" 2>/dev/null
+    ip netns del "kedge-r-$1" 2>/dev/null
     machine_hierarchies | while read -r _ _ folder; do
-        [ -d "$folder/kedge-m-$1" ] || continue
-        find "$folder/kedge-m-$1" -depth -type d -exec rmdir {} + 2>/dev/null
+        # Processes that were killed leave their cgroup a moment later.
+        tries=0
+        while [ -d "$folder/kedge-m-$1" ] && [ "$tries" -lt 50 ]; do
+            find "$folder/kedge-m-$1" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+            tries=$((tries + 1))
+        done
     done
     return 0
 }
@@ -200,8 +207,11 @@ machine_stop() {
     [ -e "$(machine_root "$1").pid" ] || return 0
     outer=$(cat "$(machine_root "$1").pid")
     init=$(machine_init "$1") && kill -KILL "$init" 2>/dev/null
-    kill -KILL "$outer" 2>/dev/null
+    # Process 1 takes all others with it, and unshare ends after it.
+    [ -n "$init" ] || kill -KILL "$outer" 2>/dev/null
     machine_wait_gone "$1"
+    # The shell need not tell that it was killed.
+    wait "$outer" 2>/dev/null
     rm -f "$(machine_root "$1").pid"
     machine_clear "$1"
 }
