@@ -6,6 +6,7 @@
 #   machine_make DIST NAME       a fresh root folder (debian = Debian 12, ubuntu = Ubuntu 24.04)
 #   machine_boot NAME            boots it; machine_reboot NAME; machine_stop NAME
 #   machine_run NAME CMD...      runs a command in it as a service of its systemd would run
+#                                (MACHINE_RUN_FLAGS: further flags of systemd-run)
 #   machine_remove NAME          stops it and deletes its root folder
 #   machine_root NAME            prints the root folder
 #
@@ -165,7 +166,8 @@ machine_nsenter() {
 machine_run() {
     local name=$1
     shift
-    machine_nsenter "$name" systemd-run --quiet --pipe --wait --collect --setenv=HOME=/root \
+    # shellcheck disable=SC2086 # a list of words
+    machine_nsenter "$name" systemd-run ${MACHINE_RUN_FLAGS:-} --quiet --pipe --wait --collect --setenv=HOME=/root \
         --setenv=DEBIAN_FRONTEND=noninteractive --working-directory=/root -- "$@" </dev/null
 }
 

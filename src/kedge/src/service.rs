@@ -100,6 +100,8 @@ pub(crate) fn install(config: &Config) -> anyhow::Result<()> {
             systemctl(&["daemon-reload"])?;
             return systemctl(&["enable", &name]);
         }
+        // An unpacked tree where no snapd runs has no unit: the node runs in the background.
+        Unit::Snap { file, .. } if !file.exists() => return Ok(()),
         Unit::Snap { service, .. } => return run("snapctl", &["start", "--enable", &service]),
     };
     let text = unit(config);
@@ -121,6 +123,7 @@ pub(crate) fn uninstall(config: &Config) -> anyhow::Result<()> {
             let _ = systemctl(&["reset-failed", &name]);
             return Ok(());
         }
+        Unit::Snap { file, .. } if !file.exists() => return Ok(()),
         Unit::Snap { service, .. } => return run("snapctl", &["stop", "--disable", &service]),
     };
     if !file.exists() {
