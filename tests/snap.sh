@@ -100,9 +100,9 @@ make_tree() {
 
 # Two revisions: the second differs as a new version would.
 pack() {
-    mksquashfs "$WORK/tree" "$WORK/kedge_x1.snap" -noappend -quiet -no-progress -comp lzo &&
+    mksquashfs "$WORK/tree" "$WORK/kedge_x1.snap" -noappend -quiet -no-progress -comp gzip -Xcompression-level 1 &&
         sed -i 's/^version: .*/version: 99.0.0/' "$WORK/tree/meta/snap.yaml" &&
-        mksquashfs "$WORK/tree" "$WORK/kedge_x2.snap" -noappend -quiet -no-progress -comp lzo
+        mksquashfs "$WORK/tree" "$WORK/kedge_x2.snap" -noappend -quiet -no-progress -comp gzip -Xcompression-level 1
 }
 
 REVISION=x1
