@@ -183,6 +183,7 @@ debian_package() {
     check "the unit" unit_is_as_promised
     check "the dns pod runs, no registry asked" dns_runs || return
     check "an upgrade of the package keeps the containers" keeps_containers inside apt-get install -y -q --no-install-recommends --reinstall ./kedge.deb
+    check "and saves the cluster first" inside sh -c 'kedge snapshot list | grep before-upgrade-from'
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall leaves the package" inside sh -c 'kedge uninstall && kedge version'
     check "and nothing else" nothing_left '^/usr/|^/etc/kedge(/environment)?$|^kedge\.service +disabled|/var/cache/apt|/etc/systemd/system$'

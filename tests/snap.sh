@@ -136,11 +136,11 @@ mount_revision() {
 
 containers() { in_snap "/snap/kedge/$REVISION/bin/ctr" tasks list | awk 'NR > 1 && $3 == "RUNNING" { print $1, $2 }' | sort; }
 uses_its_own_programs() {
-    local program
-    for program in containerd containerd-shim-runc-v2; do
-        machine_nsenter "$NAME" pgrep -x -f ".*/snap/kedge/.*$program .*|$program .*" >/dev/null ||
-            machine_nsenter "$NAME" pgrep -f "$program" >/dev/null || { echo "no $program runs"; return 1; }
-    done
+    machine_nsenter "$NAME" sh -c '
+        test -n "$(pgrep containerd)"
+        for pid in $(pgrep containerd); do
+            case "$(readlink /proc/$pid/exe)" in /snap/kedge/*) ;; *) ps -p $pid -o args=; exit 1 ;; esac
+        done' || return
     # The machine itself has none of them.
     ! machine_nsenter "$NAME" sh -c 'command -v containerd || command -v runc' || return
     # No process may depend on this revision's path.

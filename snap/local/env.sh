@@ -17,5 +17,7 @@ export KEDGE_CNI_BIN_DIR="${KEDGE_CNI_BIN_DIR:-$here/cni}"
 export CONTAINERD_ADDRESS="${CONTAINERD_ADDRESS:-$KEDGE_RUN_DIR/containerd/containerd.sock}"
 export CONTAINERD_NAMESPACE="${CONTAINERD_NAMESPACE:-k8s.io}"
 
-[ $# -gt 0 ] || exit 0
-exec "$@"
+# Hooks read this file and go on.
+if [ $# -gt 0 ]; then
+    exec "$@"
+fi

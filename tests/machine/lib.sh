@@ -159,7 +159,7 @@ machine_nsenter() {
     local init
     init=$(machine_init "$1") || return
     shift
-    nsenter --target "$init" --mount --uts --ipc --net --pid --cgroup --root --wd=/ \
+    nsenter --target "$init" --mount --uts --ipc --net --pid --cgroup --root --wdns=/ \
         env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
 }
 
