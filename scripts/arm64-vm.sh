@@ -157,7 +157,7 @@ accelerate=(-accel "tcg,thread=multi" -cpu cortex-a72)
 timeout "$TIMEOUT" qemu-system-aarch64 -machine virt "${accelerate[@]}" -smp 2 -m 2048 -nographic -no-reboot \
     -kernel "$DIR/kernel" -initrd "$DIR/initrd.gz" -append "console=ttyAMA0 root=/dev/vda rw quiet" \
     -drive "file=$DISK,if=none,id=disk,format=raw,cache=unsafe" -device virtio-blk-pci,drive=disk \
-    -netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net \
+    -netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= \
     </dev/null >"$DIR/console.log" 2>&1 || echo "qemu ended with $?" >>"$DIR/console.log"
 result=$(tr -d '\r' <"$DIR/console.log" | sed -n 's/^RESULT \([0-9]*\)$/\1/p' | tail -n 1)
 tail -n 40 "$DIR/console.log"

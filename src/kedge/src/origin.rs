@@ -134,7 +134,7 @@ mod tests {
             ("/usr/bin/kedge", unit.clone(), false, &package),
             ("/usr/bin/kedge (deleted)", unit.clone(), false, &package),
             ("/usr/bin/kedge", None, false, &Origin::Own),
-            ("/usr/local/bin/kedge", unit.clone(), false, &Origin::Own),
+            ("/usr/local/bin/kedge", unit, false, &Origin::Own),
             ("/home/me/kedge", None, true, &Origin::Own),
             (&*inside.to_string_lossy(), None, true, &snapped),
         ] {
