@@ -60,11 +60,13 @@ make_disk() {
     name=$(apt-cache "${packages[@]}" depends linux-image-arm64 | sed -n 's/^ *Depends: \(linux-image-.*\)$/\1/p' | head -n 1)
     [ -n "$name" ] || fail "Debian's kernel for arm64 was not found"
     (cd "$DIR/apt" && apt-get "${packages[@]}" download -q "$name" busybox-static) >>"$DIR/apt.log" 2>&1
-    dpkg-deb --extract "$DIR"/apt/"$name"_*.deb "$ROOT"
+    # Not into the root itself: /lib is a link there, and the package's /lib would take its place.
+    dpkg-deb --extract "$DIR"/apt/"$name"_*.deb "$DIR/image"
+    mv "$DIR/image/lib/modules" "$ROOT/usr/lib/"
     dpkg-deb --extract "$DIR"/apt/busybox-static_*.deb "$DIR/busybox"
-    version=$(ls "$ROOT/lib/modules")
+    version=$(ls "$ROOT/usr/lib/modules")
     depmod -b "$ROOT" "$version"
-    cp "$ROOT/boot/vmlinuz-$version" "$DIR/kernel"
+    cp "$DIR/image/boot/vmlinuz-$version" "$DIR/kernel"
 
     cp "$DIR/busybox/bin/busybox" "$DIR/initrd/bin/busybox"
     # In the order of their dependencies.
@@ -136,7 +138,7 @@ UNIT
     say "making the disk"
     rm -f "$DISK"
     mkfs.ext4 -q -d "$ROOT" "$DISK" 4G
-    rm -rf --one-file-system -- "$ROOT" "$DIR/initrd" "$DIR/busybox" "$DIR/apt"
+    rm -rf --one-file-system -- "$ROOT" "$DIR/initrd" "$DIR/busybox" "$DIR/apt" "$DIR/image"
 }
 
 mkdir -p "$DIR"

@@ -127,7 +127,7 @@ mod tests {
         let package = Origin::Package { unit: PACKAGED_UNITS[0].into() };
         let snapped = Origin::Snap(Snap {
             instance: "kedge".into(),
-            tree: tree.clone(),
+            tree,
             common: "/var/snap/kedge/common".into(),
         });
         for (own, unit, in_snap, expected) in [
