@@ -125,11 +125,8 @@ mod tests {
             _ => None,
         };
         let package = Origin::Package { unit: PACKAGED_UNITS[0].into() };
-        let snapped = Origin::Snap(Snap {
-            instance: "kedge".into(),
-            tree,
-            common: "/var/snap/kedge/common".into(),
-        });
+        let snapped =
+            Origin::Snap(Snap { instance: "kedge".into(), tree, common: "/var/snap/kedge/common".into() });
         for (own, unit, in_snap, expected) in [
             ("/usr/bin/kedge", unit.clone(), false, &package),
             ("/usr/bin/kedge (deleted)", unit.clone(), false, &package),
@@ -138,11 +135,8 @@ mod tests {
             ("/home/me/kedge", None, true, &Origin::Own),
             (&*inside.to_string_lossy(), None, true, &snapped),
         ] {
-            let found = if in_snap {
-                find(Path::new(own), unit, snap)
-            } else {
-                find(Path::new(own), unit, none)
-            };
+            let found =
+                if in_snap { find(Path::new(own), unit, snap) } else { find(Path::new(own), unit, none) };
             assert_eq!(&found, expected, "{own}");
         }
     }

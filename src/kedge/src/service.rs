@@ -340,8 +340,7 @@ fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
     if output.status.success() {
         return Ok(());
     }
