@@ -133,6 +133,10 @@ install_packages() {
     have gcc || packages+=(gcc libc6-dev)
     have make || packages+=(make)
     have curl || packages+=(curl)
+    have python3 || packages+=(python3)
+    have debootstrap || packages+=(debootstrap)
+    have mksquashfs || packages+=(squashfs-tools)
+    python3 -c 'import yaml' 2>/dev/null || packages+=(python3-yaml)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     # The image of the test containers: a busybox that needs no C library.
     [ ! -e /etc/debian_version ] || dpkg -s busybox-static >/dev/null 2>&1 || packages+=(busybox-static)
@@ -262,6 +266,27 @@ install_kubectl() {
 lint() { cargo clippy --locked --workspace --all-targets --target "$TRIPLE" -- -D warnings; }
 deny() { cargo deny --locked --log-level warn check --hide-inclusion-graph bans licenses sources; }
 advisories() { cargo deny --locked --log-level error check advisories; }
+# Shell and packaging: what can be checked without building anything.
+packaging() {
+    local script
+    for script in install.sh test.sh scripts/*.sh tests/*.sh tests/machine/*.sh; do
+        bash -n "$script" || return
+    done
+    for script in packaging/debian/{preinst,postinst,prerm,postrm} snap/hooks/* snap/local/env.sh; do
+        sh -n "$script" || return
+    done
+    if python3 -c 'import yaml' 2>/dev/null; then
+        # shellcheck disable=SC2086 # nothing, or one word
+        tests/snap_schema.py ${SNAPCRAFT_SCHEMA:-}
+    fi
+}
+# A slow or busy mirror must not eat the time of everything else.
+arm64_unit_tests() { timeout 900 scripts/cross.sh arm64 test; }
+make_packages() { scripts/dist.sh --binary "$BINARY" --out "$CARGO_TARGET_DIR/dist"; }
+fresh_machines() {
+    tests/fresh-machine.sh --binary "$BINARY" --deb "$(ls "$CARGO_TARGET_DIR"/dist/kedge_*_"$DEB_ARCH".deb)"
+}
+snap_tree() { tests/snap.sh --binary "$BINARY"; }
 unit_tests() {
     # The tests of the network make namespaces and need root, which this script has.
     KEDGE_ROOT_TESTS=1 cargo nextest run --locked --target "$TRIPLE" --workspace --exclude kedge-tests --exclude kedge-benches
@@ -292,7 +317,17 @@ if [ "$PART" != e2e ]; then
     else
         skipped "advisories" "the RustSec database cannot be reached"
     fi
+    step "packaging" packaging
     step "unit tests" unit_tests
+    if [ "$DEB_ARCH" = arm64 ]; then
+        skipped "unit tests for arm64 under qemu-user" "this machine is one"
+    elif [ ! -e "${KEDGE_CROSS_DIR:-/var/cache/kedge-cross}/sid.done" ] && [ -z "${KEDGE_CROSS:-}" ]; then
+        skipped "unit tests for arm64 under qemu-user" "KEDGE_CROSS=1 makes the chroot that builds them"
+    elif why=$(scripts/cross.sh arm64 check); then
+        step "unit tests for arm64 under qemu-user" arm64_unit_tests
+    else
+        skipped "unit tests for arm64 under qemu-user" "$why"
+    fi
 fi
 if [ "$PART" != unit ]; then
     step "kubectl" install_kubectl
@@ -300,6 +335,13 @@ if [ "$PART" != unit ]; then
     step "release binary" build_binary
     if [ -n "$BUILT" ] && [ -n "${KUBECTL:-}" ]; then
         step "whole-binary tests" whole_binary_tests
+        step "packages" make_packages
+        if why=$(. tests/machine/lib.sh && machine_supported); then
+            step "fresh machines" fresh_machines
+            step "the snap's tree" snap_tree
+        else
+            skipped "fresh machines, the snap's tree" "$why"
+        fi
     else
         skipped "whole-binary tests" "there is no binary or no kubectl"
     fi

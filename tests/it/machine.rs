@@ -93,7 +93,7 @@ fn slow_disk(node: &mut Cluster, disk: &mut Disk, load: &Load) {
         assert_eq!(node.ended(), None, "a slow disk must not end the node");
     }
     let status = node.kedge(&["status"]);
-    assert_has(&status.stdout, &["disk is slow"]);
+    assert_has(&status.stdout, &["disk slow"]);
     disk.slow(node.pid(), None);
     let began = Instant::now();
     eprintln!("FIGURE disk fast again: next acknowledged write after {:?}", load.acknowledged_after(began));
@@ -135,7 +135,7 @@ fn full_disk(node: &mut Cluster, disk: &Disk, load: &Load) {
     let (status, _) = server.call("GET", maps, "", minute).expect("an answer");
     assert_eq!(status, 200, "fresh reads go on");
     let said = node.kedge(&["status"]);
-    assert_has(&said.stdout, &["disk is full"]);
+    assert_has(&said.stdout, &["disk full"]);
     assert_eq!(node.ended(), None, "a full disk must not end the node");
 
     step("there is space again: it goes on by itself");

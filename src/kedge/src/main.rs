@@ -16,6 +16,7 @@ mod memory;
 mod metrics;
 mod node;
 mod node_status;
+mod origin;
 mod output;
 mod pause;
 mod pod;

@@ -11,10 +11,9 @@ use nix::sys::signal::Signal;
 
 use crate::config::Config;
 use crate::config::settings::SETTINGS;
+use crate::origin::{self, Origin};
 use crate::process::Process;
 
-/// Where the binary is installed.
-pub(crate) const BINARY: &str = "/usr/local/bin/kedge";
 /// How long a node may take to stop its components.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -23,14 +22,89 @@ pub(crate) fn systemd_runs() -> bool {
     sd_notify::booted().unwrap_or(false)
 }
 
-/// The unit's file.
-pub(crate) fn unit_file(config: &Config) -> PathBuf {
-    PathBuf::from(format!("/etc/systemd/system/{}.service", config.service_name()))
+/// The service that systemd knows this node by.
+enum Unit {
+    /// Written and removed by `install` and `uninstall`.
+    Own { name: String, file: PathBuf },
+    /// A package's: only started, stopped, enabled and disabled.
+    Packaged { name: String, file: PathBuf },
+    /// snapd's: reached through snapctl, which a confined snap may call too. The name is snapd's.
+    Snap { service: String, name: String, file: PathBuf },
 }
 
-/// Write the unit and have it started at boot.
+impl Unit {
+    fn of(config: &Config) -> Self {
+        Self::from(config, origin::origin())
+    }
+
+    fn from(config: &Config, origin: &Origin) -> Self {
+        match origin {
+            Origin::Package { unit } if config.service_name() == "kedge" => {
+                Self::Packaged { name: "kedge".into(), file: unit.clone() }
+            }
+            Origin::Snap(snap) if config.data_dir.starts_with(&snap.common) => {
+                let name = format!("snap.{}.daemon", snap.instance);
+                let file = PathBuf::from(format!("/etc/systemd/system/{name}.service"));
+                Self::Snap { service: format!("{}.daemon", snap.instance), name, file }
+            }
+            _ => {
+                let name = config.service_name();
+                let file = PathBuf::from(format!("/etc/systemd/system/{name}.service"));
+                Self::Own { name, file }
+            }
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Own { name, .. } | Self::Packaged { name, .. } | Self::Snap { name, .. } => name,
+        }
+    }
+
+    /// Does a service manager look after this node?
+    fn managed(&self) -> bool {
+        let (Self::Own { file, .. } | Self::Packaged { file, .. } | Self::Snap { file, .. }) = self;
+        systemd_runs() && file.exists()
+    }
+
+    fn start(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Snap { service, .. } => run("snapctl", &["start", service]),
+            // Without --no-block systemd would wait for READY; `status` says more while we wait.
+            _ => systemctl(&["start", "--no-block", self.name()]),
+        }
+    }
+
+    fn stop(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Snap { service, .. } => run("snapctl", &["stop", service]),
+            _ => systemctl(&["stop", self.name()]),
+        }
+    }
+}
+
+/// The file of the unit that Kedge itself writes for this node; `None` when a package owns the unit.
+pub(crate) fn own_unit_file(config: &Config) -> Option<PathBuf> {
+    match Unit::of(config) {
+        Unit::Own { file, .. } => Some(file),
+        Unit::Packaged { .. } | Unit::Snap { .. } => None,
+    }
+}
+
+/// Have the service started at boot; where no package brought a unit, write it.
 pub(crate) fn install(config: &Config) -> anyhow::Result<()> {
-    let file = unit_file(config);
+    let unit_of_node = Unit::of(config);
+    let file = match unit_of_node {
+        Unit::Own { file, .. } => file,
+        Unit::Packaged { name, .. } => {
+            origin::take_over().context("put the package's files in the place of install.sh's")?;
+            systemctl(&["daemon-reload"])?;
+            return systemctl(&["enable", &name]);
+        }
+        // An unpacked tree where no snapd runs has no unit: the node runs in the background.
+        Unit::Snap { file, .. } if !file.exists() => return Ok(()),
+        Unit::Snap { service, .. } => return run("snapctl", &["start", "--enable", &service]),
+    };
     let text = unit(config);
     let changed = fs::read_to_string(&file).ok().as_deref() != Some(text.as_str());
     if changed {
@@ -43,7 +117,16 @@ pub(crate) fn install(config: &Config) -> anyhow::Result<()> {
 
 /// Take the unit away again.
 pub(crate) fn uninstall(config: &Config) -> anyhow::Result<()> {
-    let file = unit_file(config);
+    let file = match Unit::of(config) {
+        Unit::Own { file, .. } => file,
+        Unit::Packaged { name, .. } => {
+            systemctl(&["disable", &name])?;
+            let _ = systemctl(&["reset-failed", &name]);
+            return Ok(());
+        }
+        Unit::Snap { file, .. } if !file.exists() => return Ok(()),
+        Unit::Snap { service, .. } => return run("snapctl", &["stop", "--disable", &service]),
+    };
     if !file.exists() {
         return Ok(());
     }
@@ -66,9 +149,9 @@ fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
     if running(config)?.is_some() {
         return Ok(false);
     }
-    if systemd_runs() && unit_file(config).exists() {
-        // Without --no-block systemd would wait for READY; `status` says more while we wait.
-        systemctl(&["start", "--no-block", &config.service_name()])?;
+    let unit = Unit::of(config);
+    if unit.managed() {
+        unit.start()?;
     } else {
         start_in_background(config, binary)?;
     }
@@ -78,9 +161,10 @@ fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
 /// Stop the node. Returns false when it did not run. Containers keep running.
 pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
     let process = running(config)?;
-    if systemd_runs() && unit_file(config).exists() {
+    let unit = Unit::of(config);
+    if unit.managed() {
         // Also when no process runs: systemd may be about to start it again.
-        systemctl(&["stop", &config.service_name()])?;
+        unit.stop()?;
     }
     let Some(process) = process else { return Ok(false) };
     process.signal(Signal::SIGTERM).context("send SIGTERM")?;
@@ -98,7 +182,7 @@ pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
 /// Stop what runs and start the installed binary, for an install or an upgrade in place.
 pub(crate) fn restart(config: &Config) -> anyhow::Result<()> {
     stop(config)?;
-    start_from(config, Path::new(BINARY))?;
+    start_from(config, &origin::binary())?;
     Ok(())
 }
 
@@ -110,9 +194,10 @@ pub(crate) fn running(config: &Config) -> anyhow::Result<Option<Process>> {
 
 /// The last lines of the log, for an error message.
 pub(crate) fn log_tail(config: &Config, lines: usize) -> String {
-    let text = if systemd_runs() && unit_file(config).exists() {
+    let unit = Unit::of(config);
+    let text = if unit.managed() {
         Command::new("journalctl")
-            .args(["-u", &config.service_name(), "-n", &lines.to_string(), "--no-pager", "-o", "cat"])
+            .args(["-u", unit.name(), "-n", &lines.to_string(), "--no-pager", "-o", "cat"])
             .output()
             .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
             .unwrap_or_default()
@@ -124,8 +209,9 @@ pub(crate) fn log_tail(config: &Config, lines: usize) -> String {
 
 /// Where a person finds the log.
 pub(crate) fn log_place(config: &Config) -> String {
-    if systemd_runs() && unit_file(config).exists() {
-        format!("journalctl -u {}", config.service_name())
+    let unit = Unit::of(config);
+    if unit.managed() {
+        format!("journalctl -u {}", unit.name())
     } else {
         config.log_file().display().to_string()
     }
@@ -200,40 +286,18 @@ fn flags(config: &Config) -> Vec<String> {
     flags
 }
 
-/// The unit. `KillMode=process` and `Delegate=yes` let containers outlive the service; the settings are
-/// in the configuration file, so that every other command sees them too.
+/// The unit that packages ship; ours differs in the command only.
+const TEMPLATE: &str = include_str!("../../../packaging/kedge.service");
+/// The template's command.
+const PACKAGED_COMMAND: &str = "/usr/bin/kedge run";
+
+/// The unit. The settings are in the configuration file, so that every other command sees them too.
 fn unit(config: &Config) -> String {
-    let mut command = vec![BINARY.to_owned(), "run".to_owned()];
+    let mut command = vec![origin::binary().to_string_lossy().into_owned(), "run".to_owned()];
     // A further node of this machine must not write the first one's file: its settings stand here.
     command.extend(if config.owns_file() { config.file_flags() } else { flags(config) });
     let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
-    format!(
-        "[Unit]\n\
-         Description=Kedge, a Kubernetes node\n\
-         Wants=network-online.target\n\
-         After=network-online.target local-fs.target\n\
-         StartLimitIntervalSec=0\n\
-         \n\
-         [Service]\n\
-         Type=notify\n\
-         NotifyAccess=main\n\
-         ExecStart={}\n\
-         Restart=always\n\
-         RestartSec=2\n\
-         KillMode=process\n\
-         Delegate=yes\n\
-         TimeoutStartSec=0\n\
-         TimeoutStopSec=90\n\
-         WatchdogSec=60\n\
-         LimitNOFILE=1048576\n\
-         LimitNPROC=infinity\n\
-         LimitCORE=infinity\n\
-         TasksMax=infinity\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target\n",
-        command.join(" ")
-    )
+    TEMPLATE.replace(PACKAGED_COMMAND, &command.join(" "))
 }
 
 /// A word of ExecStart: systemd expands % and $ and splits at spaces.
@@ -247,12 +311,16 @@ fn quoted(word: &str) -> String {
 }
 
 fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new("systemctl").args(arguments).output().context("run systemctl")?;
+    run("systemctl", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
     if output.status.success() {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&output.stderr);
-    bail!("systemctl {} failed: {}", arguments.join(" "), reason.trim())
+    bail!("{program} {} failed: {}", arguments.join(" "), reason.trim())
 }
 
 #[cfg(test)]
@@ -276,6 +344,7 @@ mod tests {
             "KillMode=process",
             "Delegate=yes",
             "Restart=always",
+            "OOMPolicy=continue",
             "LimitNOFILE=1048576",
             "ExecStart=/usr/local/bin/kedge run --config \"/nonexistent/kedge config.yaml\"",
         ] {
@@ -287,7 +356,30 @@ mod tests {
     fn nodes_in_other_folders_have_other_units() {
         let config = config(&[("data-dir", "/srv/nodes/edge 2")]);
         assert!(config.log_file().ends_with("kedge-edge-2.log"));
-        assert_eq!(unit_file(&config), Path::new("/etc/systemd/system/kedge-edge-2.service"));
+        assert_eq!(
+            own_unit_file(&config).as_deref(),
+            Some(Path::new("/etc/systemd/system/kedge-edge-2.service"))
+        );
+    }
+
+    #[test]
+    fn the_unit_depends_on_where_the_binary_came_from() {
+        let package = Origin::Package { unit: "/usr/lib/systemd/system/kedge.service".into() };
+        let snap = Origin::Snap(crate::origin::Snap {
+            instance: "kedge_two".into(),
+            tree: "/snap/kedge_two/7".into(),
+            common: "/var/snap/kedge_two/common".into(),
+        });
+        let usual = config(&[]);
+        let further = config(&[("data-dir", "/srv/b")]);
+        let snapped = config(&[("data-dir", "/var/snap/kedge_two/common/data")]);
+        assert!(matches!(Unit::from(&usual, &Origin::Own), Unit::Own { name, .. } if name == "kedge"));
+        assert!(matches!(Unit::from(&usual, &package), Unit::Packaged { name, .. } if name == "kedge"));
+        assert!(matches!(Unit::from(&further, &package), Unit::Own { name, .. } if name == "kedge-b"));
+        assert!(
+            matches!(Unit::from(&snapped, &snap), Unit::Snap { name, .. } if name == "snap.kedge_two.daemon")
+        );
+        assert!(matches!(Unit::from(&further, &snap), Unit::Own { name, .. } if name == "kedge-b"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use super::status::wait_ready;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
+use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
 use crate::{preflight, service};
@@ -93,9 +94,11 @@ pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> 
 /// The settings, the binary and, where systemd runs, the unit.
 pub(crate) fn files(config: &Config, given: &Settings) -> anyhow::Result<()> {
     settings(config, given)?;
-    let own = std::env::current_exe().context("find the running binary")?;
-    install_binary(&own, Path::new(service::BINARY))
-        .with_context(|| format!("install {}", service::BINARY))?;
+    if matches!(origin::origin(), Origin::Own) {
+        let own = std::env::current_exe().context("find the running binary")?;
+        let target = origin::binary();
+        install_binary(&own, &target).with_context(|| format!("install {}", target.display()))?;
+    }
     if service::systemd_runs() {
         service::install(config)?;
     }
@@ -133,7 +136,10 @@ fn not_ready(config: &Config, status: &Status, timeout: u64) -> anyhow::Error {
 }
 
 fn next_steps(config: &Config) -> String {
-    let flags: String = config.file_flags().iter().map(|flag| format!(" {flag}")).collect();
+    // What the environment already says (a snap's does) need not be typed.
+    let known = std::env::var_os("KEDGE_CONFIG").is_some_and(|file| Path::new(&file) == config.file);
+    let flags = if known { Vec::new() } else { config.file_flags() };
+    let flags: String = flags.iter().map(|flag| format!(" {flag}")).collect();
     format!(
         "\nTry next:\n  \
          sudo kedge{flags} kubectl get nodes -o wide\n  \

@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use super::require_root;
 use crate::cli::{Failure, UninstallArgs};
 use crate::config::{Config, DEFAULT_FILE};
+use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::process::{self, Process};
 use crate::service;
@@ -86,6 +87,7 @@ pub(crate) fn take_down(config: &Config) -> anyhow::Result<()> {
 fn take_down_noting(config: &Config, step: &mut Step, note: &mut dyn FnMut(anyhow::Result<()>)) {
     step.update("ending containers");
     let pods = pod_uids(config);
+    let sandboxes = sandbox_ids(config);
     let namespaces = end_processes(config);
     step.update("unmounting");
     note(release_namespaces(&namespaces));
@@ -95,8 +97,39 @@ fn take_down_noting(config: &Config, step: &mut Step, note: &mut dyn FnMut(anyho
         kedge_network::cleanup(&config.table_name, &config.bridge_name, &config.cni_address_dir())
             .context("remove the pod network"),
     );
+    remove_cni_results(Path::new(CNI_DIR), &sandboxes);
     remove_cgroups(&pods);
     remove_pod_logs(config, &pods);
+}
+
+/// Where the CNI library keeps what plugins answered; containerd has no setting for it, so the nodes of a
+/// machine share it.
+const CNI_DIR: &str = "/var/lib/cni";
+
+/// The pod sandboxes that this node's containerd knows.
+fn sandbox_ids(config: &Config) -> BTreeSet<String> {
+    fs::read_dir(config.data_dir.join("containerd/io.containerd.grpc.v1.cri/sandboxes"))
+        .into_iter()
+        .flat_map(|entries| entries.flatten())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// A result's file is named NETWORK-CONTAINER-INTERFACE.
+fn remove_cni_results(dir: &Path, sandboxes: &BTreeSet<String>) {
+    let results = dir.join("results");
+    if let Ok(entries) = fs::read_dir(&results) {
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.split('-').any(|part| sandboxes.contains(part)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+    // Only when empty.
+    for dir in [results.as_path(), dir] {
+        let _ = fs::remove_dir(dir);
+    }
 }
 
 /// containerd and its shims name this node's sockets and folders in their arguments.
@@ -301,27 +334,31 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
             paths.extend(config.file.parent().map(Path::to_path_buf));
         }
     }
-    // The installed binary goes when it is the one that runs here and nobody else uses it.
-    let installed = Path::new(service::BINARY);
-    if std::env::current_exe().is_ok_and(|own| own == installed) && !other_nodes(config) {
-        paths.push(installed.to_path_buf());
+    // The installed binary goes when it is the one that runs here, no package owns it and nobody else
+    // uses it.
+    let installed = origin::binary();
+    if matches!(origin::origin(), Origin::Own)
+        && std::env::current_exe().is_ok_and(|own| own == installed)
+        && !other_nodes(config, &installed)
+    {
+        paths.push(installed);
     }
     paths
 }
 
 /// Another node of this machine uses the same binary.
-fn other_nodes(config: &Config) -> bool {
+fn other_nodes(config: &Config, binary: &Path) -> bool {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let running = process::table().into_values().any(|entry| {
         let mut words = entry.command.split(' ');
         entry.process.pid != own
-            && words.next() == Some(service::BINARY)
+            && words.next().map(Path::new) == Some(binary)
             && entry.command.split(' ').any(|word| word == "run")
     });
     let units = fs::read_dir("/etc/systemd/system").map(|entries| {
         entries.flatten().any(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            entry.path() != service::unit_file(config)
+            Some(entry.path()) != service::own_unit_file(config)
                 && (name == "kedge.service" || (name.starts_with("kedge-") && name.ends_with(".service")))
         })
     });
@@ -377,8 +414,8 @@ fn left_over(config: &Config, keep_data: bool) -> Vec<String> {
     if Path::new("/sys/class/net").join(&config.bridge_name).exists() {
         left.push(format!("network device {}", config.bridge_name));
     }
-    let unit = service::unit_file(config);
-    let mut paths = vec![config.run_dir.clone(), config.log_file(), unit];
+    let mut paths = vec![config.run_dir.clone(), config.log_file()];
+    paths.extend(service::own_unit_file(config));
     if !keep_data {
         if config.made_file() {
             paths.push(config.file.clone());
@@ -439,6 +476,21 @@ mod tests {
                 PathBuf::from("/run/kedge-a/containerd/rootfs")
             ]
         );
+    }
+
+    #[test]
+    fn only_this_nodes_cni_results_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let results = dir.path().join("cni/results");
+        fs::create_dir_all(&results).unwrap();
+        for name in ["kedge-aa11-eth0", "cni-loopback-aa11-lo", "kedge-bb22-eth0"] {
+            fs::write(results.join(name), "{}").unwrap();
+        }
+        remove_cni_results(&dir.path().join("cni"), &BTreeSet::from(["aa11".to_owned()]));
+        let left: Vec<_> = fs::read_dir(&results).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["kedge-bb22-eth0"]);
+        remove_cni_results(&dir.path().join("cni"), &BTreeSet::from(["bb22".to_owned()]));
+        assert!(!dir.path().join("cni").exists());
     }
 
     #[test]
