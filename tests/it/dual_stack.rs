@@ -213,7 +213,7 @@ spec:
 "#
     ));
     node.wait("pod/onhost", "condition=Ready");
-    assert_eq!(ips(&node.get(&["pod", "onhost"])["status"]["podIPs"]), [v4.clone(), v6.clone()]);
+    assert_eq!(ips(&node.get(&["pod", "onhost"])["status"]["podIPs"]), [v4, v6]);
 
     step("a Service of the other family alone, and one that cannot be");
     let alone = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "six" },

@@ -21,8 +21,8 @@ fn refused(cluster: &Cluster, name: &str) -> String {
     let selector = format!("--field-selector=involvedObject.name={name},reason=Failed");
     let message = eventually(&format!("the event about {name}'s pull"), || {
         let events = cluster.get(&["events", &selector]);
-        let messages = events["items"].as_array()?.iter().filter_map(|event| event["message"].as_str());
-        messages.filter(|message| message.starts_with("Failed to pull image")).last().map(str::to_owned)
+        let mut messages = events["items"].as_array()?.iter().filter_map(|event| event["message"].as_str());
+        messages.rfind(|message| message.starts_with("Failed to pull image")).map(str::to_owned)
     });
     eventually(&format!("the pull of {name} to be put off"), || {
         let path = ".status.containerStatuses[0].state.waiting.message";

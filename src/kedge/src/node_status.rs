@@ -177,7 +177,7 @@ impl Board {
             match condition {
                 Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
                 Some(condition) => {
-                    board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready"))
+                    board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready"));
                 }
                 None => board.failed("kubelet", "the node is not registered"),
             }

@@ -83,6 +83,12 @@ impl Unit {
     }
 }
 
+/// The unit whose lines in the journal are this node's log; `None`: it has a log file.
+pub(crate) fn journal_unit(config: &Config) -> Option<String> {
+    let unit = Unit::of(config);
+    unit.managed().then(|| unit.name().to_owned())
+}
+
 /// The file of the unit that Kedge itself writes for this node; `None` when a package owns the unit.
 pub(crate) fn own_unit_file(config: &Config) -> Option<PathBuf> {
     match Unit::of(config) {

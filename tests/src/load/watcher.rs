@@ -48,11 +48,11 @@ pub(super) fn watch(shared: &Shared, number: usize, from: Revision) -> Watch {
             Ok(End::Moved) | Err(_) => {}
             Ok(End::Expired) => {
                 // Gone on with what there is now.
-                if let Some(at) = list(shared, server) {
-                    if at > watch.to {
-                        watch.gaps.push((watch.to, at));
-                        watch.to = at;
-                    }
+                if let Some(at) = list(shared, server)
+                    && at > watch.to
+                {
+                    watch.gaps.push((watch.to, at));
+                    watch.to = at;
                 }
             }
         }

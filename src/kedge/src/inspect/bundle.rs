@@ -200,8 +200,7 @@ fn objects(config: &Config, redactor: &mut Redactor) -> Vec<(String, String)> {
 
 /// The node's own log, from the journal where systemd keeps it.
 fn log(config: &Config) -> String {
-    if service::systemd_runs() && service::unit_file(config).exists() {
-        let unit = config.service_name();
+    if let Some(unit) = service::journal_unit(config) {
         return output_of(
             "journalctl",
             &["-u", &unit, "--no-pager", "-n", "20000", "-o", "short-iso"],
