@@ -152,7 +152,9 @@ mod tests {
         let policy = ImageGc::default();
         for (capacity, available, expected) in [
             (1000, 1000, None),
-            (1000, 151, None),
+            // Whole per cents, as upstream counts them: 15 free are 85 used.
+            (1000, 160, None),
+            (1000, 151, Some(49)),
             (1000, 150, Some(50)),
             (1000, 0, Some(200)),
             (0, 0, None),

@@ -214,7 +214,7 @@ configs:
         .expect("valid");
         let files = render(&file).expect("rendered");
         let names: Vec<&str> = files.keys().map(String::as_str).collect();
-        assert_eq!(names, ["_default", "docker.io", "own.example:5000", "quay.io"]);
+        assert_eq!(names, ["_default", "docker.io", "mirror.example:5000", "own.example:5000", "quay.io"]);
         let expected = format!(
             r#"{HEADING}
 [host."https://mirror.example:5000"]
