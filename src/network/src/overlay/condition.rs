@@ -33,13 +33,15 @@ impl Condition {
         })
     }
 
-    /// Without an announced network other nodes' pods are out of reach.
-    pub(super) fn wanted(is_announced: bool, problems: &[String]) -> Self {
+    /// Without an announced network other nodes' pods are out of reach; where there is no other node, nothing
+    /// is, and pods may run.
+    pub(super) fn wanted(is_announced: bool, has_others: bool, problems: &[String]) -> Self {
         if is_announced {
             return Self::new(UP);
         }
         let message = problems.first().map_or("Flannel is not running on this node", String::as_str);
-        Self::new(("True", "FlannelIsDown", message))
+        let status = if has_others { "True" } else { "False" };
+        Self::new((status, "FlannelIsDown", message))
     }
 
     /// For the Node's status; `moved`: the status differs from the one before.
@@ -62,15 +64,17 @@ mod tests {
 
     #[test]
     fn the_words_are_flannels() {
-        let up = Condition::wanted(true, &["a detail".into()]);
+        let up = Condition::wanted(true, true, &["a detail".into()]);
         let mut patch = up.patch(true);
         assert_eq!(patch["reason"], "FlannelIsUp");
         assert_eq!(patch["lastTransitionTime"], patch["lastHeartbeatTime"]);
         let node: Node =
             serde_json::from_value(json!({ "status": { "conditions": [patch.take()] } })).unwrap();
         assert_eq!(Condition::of(&node), Some(up));
-        let down = Condition::wanted(false, &["no address".into()]);
+        let down = Condition::wanted(false, true, &["no address".into()]);
         assert_eq!((&*down.status, &*down.reason, &*down.message), ("True", "FlannelIsDown", "no address"));
         assert!(down.patch(false)["lastTransitionTime"].is_null());
+        let alone = Condition::wanted(false, false, &["no address".into()]);
+        assert_eq!((&*alone.status, &*alone.reason), ("False", "FlannelIsDown"));
     }
 }

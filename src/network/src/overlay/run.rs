@@ -309,7 +309,8 @@ impl Inner {
 
     /// The condition by which the scheduler knows whether pods can be reached here.
     async fn say(&self, node: &Node, outcome: &Outcome) -> Result<(), kube::Error> {
-        let wanted = Condition::wanted(outcome.lease.is_some(), &outcome.problems);
+        let wanted =
+            Condition::wanted(outcome.lease.is_some(), self.nodes.list().len() > 1, &outcome.problems);
         let now = Condition::of(node);
         let said = Some((node.metadata.resource_version.clone(), wanted.clone()));
         if now.as_ref() == Some(&wanted) || *self.said.lock() == said {
