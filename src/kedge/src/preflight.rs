@@ -23,8 +23,8 @@ impl Problem {
 }
 
 /// All problems at once, most basic first. What only bites later is said on standard error.
-pub(crate) fn check(config: &Config) -> Vec<Problem> {
-    let findings = inspect::run(config, Moment::Before, &mut |_| {});
+pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
+    let findings = inspect::run(config, moment, &mut |_| {});
     let mut problems = Vec::new();
     for finding in findings {
         let remedy = finding.remedy.unwrap_or_default();

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use super::status::wait_ready;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
+use crate::inspect::Moment;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
@@ -23,7 +24,7 @@ pub(crate) const BASIC_ADDONS: [&str; 1] = ["dns"];
 
 /// Check, install, start, wait.
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
-    let problems = preflight::check(config);
+    let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
     }

@@ -20,6 +20,7 @@ use super::{block_on, install, require_root, uninstall};
 use crate::cli::{Failure, JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
 use crate::control::{self, CallError};
+use crate::inspect::Moment;
 use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
@@ -35,7 +36,7 @@ pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result
         .string
         .parse()
         .map_err(|error: kedge_cluster::Error| Failure::Usage(kedge_base::Chain(&error).to_string()))?;
-    let problems = preflight::check(config);
+    let problems = preflight::check(config, Moment::Join);
     if !problems.is_empty() {
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
     }

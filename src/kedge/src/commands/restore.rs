@@ -24,6 +24,7 @@ use super::status::wait_ready;
 use super::{confirm, install, require_root, uninstall};
 use crate::cli::{Failure, RestoreArgs};
 use crate::config::{Config, Settings, joined};
+use crate::inspect::Moment;
 use crate::node::{self, ops, shared};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
@@ -43,7 +44,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
             "this node is a worker; restore on a control-plane node, or run kedge leave first"
         )));
     }
-    let problems = preflight::check(config);
+    let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
     }

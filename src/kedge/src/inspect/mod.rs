@@ -77,8 +77,10 @@ pub(crate) fn fail(message: impl Into<String>, remedy: impl Into<String>) -> Fou
 /// Why the checks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// Before `install` or `join` changes anything.
-    Before,
+    /// Before `install` changes anything.
+    Install,
+    /// Before `join` does: the cluster's settings are not known yet.
+    Join,
     /// `kedge inspect`.
     Inspect,
 }

@@ -99,7 +99,15 @@ fn listening_inode(table: &str, port: u16) -> Option<u64> {
 pub(super) fn routes(context: &Context<'_>) -> Vec<Found> {
     let config = context.config;
     let mut found = Vec::new();
-    match crate::node::addresses(config) {
+    let mut addresses = crate::node::addresses(config);
+    if context.moment == Moment::Join && addresses.is_err() {
+        // Which IP families the cluster has is not known before it is asked.
+        let other = !config.pod_cidrs.first().is_none_or(|network| network.addr().is_ipv4());
+        if let Ok(address) = kedge_network::default_address_of(other) {
+            addresses = Ok(vec![address]);
+        }
+    }
+    match addresses {
         Ok(addresses) => found.extend(addresses.into_iter().map(|address| {
             if has_address(address) {
                 return ok(format!("this node announces {address}"));
