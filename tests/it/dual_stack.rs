@@ -259,7 +259,7 @@ fn two_nodes_of_ipv6_alone() {
         ("--pod-cidr", "fd00:10:244::/56".to_owned()),
         ("--service-cidr", "fd00:10:96::/112".to_owned()),
     ];
-    let mut first = Cluster::prepare_with(&network, 1, &name(1), settings);
+    let mut first = Cluster::prepare_with(&network, 1, &name(1), settings.clone());
     first.run();
     first.wait_ready();
     first.import_busybox();
@@ -268,7 +268,8 @@ fn two_nodes_of_ipv6_alone() {
     let made = first.kedge(&["add-node", "--format", "json"]).json();
     let string = made["join"][0].as_str().expect("a join string").to_owned();
     assert!(string.starts_with(&format!("[{}]:25000/", network.address(1))), "{string}");
-    let second = Cluster::prepare_with(&network, 2, &name(2), Vec::new());
+    // As a single node again, after leaving, it needs settings of its own: the default networks are IPv4.
+    let second = Cluster::prepare_with(&network, 2, &name(2), settings);
     second.kedge(&["join", &string, "--timeout", "120"]).ok();
     first.wait(&format!("node/{}", second.node), "condition=Ready");
     second.write_kubeconfig();

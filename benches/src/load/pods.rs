@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 pub(crate) async fn measure(cluster: &Cluster, target: &Target, table: &mut Table) -> anyhow::Result<()> {
     let images = cluster.kedge(&["images", "list"]).ok();
-    let image = images.lines().find(|name| name.contains("kedge.dev/pause:")).context("no pause image")?;
+    let mut names = images.lines().filter_map(|line| line.split_whitespace().next());
+    let image = names.find(|name| name.contains("kedge.dev/pause:")).context("no pause image")?;
     let mut client = target.connect().await?;
     client::namespace(&mut client, "load-pause").await?;
     let deployments = "/apis/apps/v1/namespaces/load-pause/deployments";
