@@ -78,12 +78,12 @@ trap 'exit 143' TERM
 stage_packages() {
     local part packages folder
     while read -r part packages; do
-        folder=$image/var/cache/kedge-snap/$part
+        folder=$image/var/cache/snap-parts/$part
         # shellcheck disable=SC2086 # a list of words
         if [ "$(cat "$folder/.packages" 2>/dev/null)" != "$packages" ]; then
             mkdir -p "$folder/partial"
             chroot "$image" apt-get install -y -q --no-install-recommends --reinstall --download-only \
-                -o Dir::Cache::Archives="/var/cache/kedge-snap/$part" $packages || return
+                -o Dir::Cache::Archives="/var/cache/snap-parts/$part" $packages || return
             echo "$packages" >"$folder/.packages"
         fi
     done < <(python3 -c '
@@ -95,7 +95,7 @@ for name, part in yaml.safe_load(open("snap/snapcraft.yaml"))["parts"].items():
 
 make_tree() {
     KEDGE_BINARY=$BINARY KUBECTL=$KUBECTL \
-        tests/snap_parts.py --packages "$image/var/cache/kedge-snap" --tree "$WORK/tree"
+        tests/snap_parts.py --packages "$image/var/cache/snap-parts" --tree "$WORK/tree"
 }
 
 # Two revisions: the second differs as a new version would.
