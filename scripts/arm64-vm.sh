@@ -10,6 +10,7 @@
 # qemu-system-arm, debootstrap, e2fsprogs, cpio, kmod and 4 GB of disk. KEDGE_VM_TIMEOUT: seconds [3600].
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/mirrors.sh
 
 BINARY='' KEEP=
 while [ $# -gt 0 ]; do
@@ -21,7 +22,7 @@ while [ $# -gt 0 ]; do
 done
 DIR=${KEDGE_VM_DIR:-/var/cache/kedge-vm}
 TIMEOUT=${KEDGE_VM_TIMEOUT:-3600}
-ROOT=$DIR/root DISK=$DIR/disk.ext4 MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+ROOT=$DIR/root DISK=$DIR/disk.ext4 MIRROR=$(debian_mirror)
 PACKAGES=systemd-sysv,dbus,udev,iproute2,procps,kmod,ca-certificates,containerd,runc,containernetworking-plugins,nftables,conntrack
 
 say() { printf '==> %s (%d s)\n' "$*" "$SECONDS"; }

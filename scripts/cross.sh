@@ -10,6 +10,7 @@
 # as a package (1 GB, kept in KEDGE_CROSS_DIR [/var/cache/kedge-cross]); root is needed then.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/mirrors.sh
 
 case "${1:-}" in
     arm64) TRIPLE=aarch64-unknown-linux-gnu GNU=aarch64-linux-gnu QEMU=qemu-aarch64 ;;
@@ -35,7 +36,7 @@ check() {
     [ "$(id -u)" = 0 ] || no "no Rust library for $TRIPLE here, and making a chroot needs root"
     [ ! -e "$ROOT.done" ] || return 0
     command -v debootstrap >/dev/null || no "no Rust library for $TRIPLE here, and no debootstrap"
-    curl -fsI --max-time 20 "${DEBIAN_MIRROR:-http://deb.debian.org/debian}/dists/sid/InRelease" >/dev/null ||
+    curl -fsI --max-time 20 "$(debian_mirror)/dists/sid/InRelease" >/dev/null ||
         no "Debian's packages cannot be reached"
 }
 
@@ -44,7 +45,7 @@ make_root() {
     say "making a chroot of Debian sid in $ROOT (once)"
     mkdir -p "$CROSS_DIR"
     rm -rf --one-file-system -- "$ROOT"
-    debootstrap --variant=minbase sid "$ROOT" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$ROOT.log" 2>&1
+    debootstrap --variant=minbase sid "$ROOT" "$(debian_mirror)" >"$ROOT.log" 2>&1
     chroot "$ROOT" dpkg --add-architecture arm64
     # A mirror may be days behind: sid's lists are valid for one week only.
     chroot "$ROOT" apt-get -o Acquire::Check-Valid-Until=false update -q >>"$ROOT.log" 2>&1

@@ -13,6 +13,7 @@
 # Downloads are kept in KEDGE_MACHINE_CACHE [/var/cache/kedge-machines]; machines live in
 # KEDGE_MACHINE_DIR [a folder of /var/tmp]. Both lie outside the repository.
 
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/mirrors.sh"
 MACHINE_CACHE=${KEDGE_MACHINE_CACHE:-/var/cache/kedge-machines}
 MACHINE_DIR=${KEDGE_MACHINE_DIR:-}
 # What kedge needs: the package's dependencies, fetched into the image but not installed, so that the
@@ -35,10 +36,9 @@ machine_supported() {
 machine_distribution() {
     case "$1" in
         debian)
-            SUITE=bookworm COMPONENTS=main MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian} ;;
+            SUITE=bookworm COMPONENTS=main MIRROR=$(debian_mirror) ;;
         ubuntu)
-            SUITE=noble COMPONENTS=main,universe MIRROR=${UBUNTU_MIRROR:-http://archive.ubuntu.com/ubuntu}
-            [ "$(uname -m)" = x86_64 ] || MIRROR=${UBUNTU_MIRROR:-http://ports.ubuntu.com/ubuntu-ports} ;;
+            SUITE=noble COMPONENTS=main,universe MIRROR=$(ubuntu_mirror) ;;
         *) echo "no such distribution: $1" >&2; return 2 ;;
     esac
 }
