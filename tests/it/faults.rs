@@ -449,9 +449,10 @@ fn one_node_loses_its_data(trio: &mut Trio) {
     }
 
     step("killed while it receives the snapshot");
-    trio.nodes[2].kill9();
+    // kedge join first: it is the node's parent, so the node would stay as a zombie until it ends.
     let _ = child.kill();
     child.wait().expect("wait for kedge join");
+    trio.nodes[2].kill9();
     trio.nodes[2].run();
 
     step("killed when it is to be promoted");
