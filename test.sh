@@ -216,6 +216,7 @@ fetch_registry() {
     [ -n "$DOCKER_REGISTRY" ] || DOCKER_REGISTRY=$TOOLS/bin/docker-registry
     export DOCKER_REGISTRY
     if [ ! -x "$DOCKER_REGISTRY" ]; then
+        [ -n "$APT_UPDATED" ] || apt-get update -q || true
         work=$(mktemp -d "$TOOLS/registry.XXXXXX")
         chmod 0755 "$work"
         (cd "$work" && apt-get download -q docker-registry && dpkg-deb -x ./docker-registry_*.deb tree) &&
