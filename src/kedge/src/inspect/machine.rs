@@ -201,7 +201,7 @@ const FEATURES: [Feature; 6] = [
         symbol: "vxlan_newlink",
         purpose: "the pod network between nodes",
         instead: Some(
-            "or use nodes of one LAN and the backend host-gw (kedge enable flannel:backend=host-gw)",
+            "or keep all nodes in one LAN: without VXLAN packets go from node to node as they are (host-gw)",
         ),
     },
 ];
