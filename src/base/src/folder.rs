@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -54,6 +55,17 @@ impl FolderWatch {
         #[expect(deprecated, reason = "its successor is unsafe; the descriptor is owned")]
         let events = AsyncFd::new(Events(inotify))?;
         Ok(Self { folder: folder.to_owned(), events })
+    }
+
+    /// [`FolderWatch::changed`] for one who has something to do again after `limit`: no name was changed then.
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn changed_within(&mut self, limit: Duration) -> io::Result<Changed> {
+        match tokio::time::timeout(limit, self.changed()).await {
+            Ok(changed) => changed,
+            Err(_) => Ok(Changed::Files(BTreeSet::new())),
+        }
     }
 
     /// Waits for the next change.

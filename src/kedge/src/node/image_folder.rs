@@ -80,10 +80,7 @@ impl ImageFolder {
                 backoff.reset();
                 watch.changed().await?
             } else {
-                match tokio::time::timeout(backoff.next_delay(), watch.changed()).await {
-                    Ok(changed) => changed?,
-                    Err(_) => Changed::Files(BTreeSet::new()),
-                }
+                watch.changed_within(backoff.next_delay()).await?
             };
             waiting = match changed {
                 Changed::Everything => None,
