@@ -84,7 +84,7 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
 }
 
 /// Keep the flags that were given, for the service and for later commands.
-pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
+fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
     // A file that was named but is not there is made, or the service would not find it.
     if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
         config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;
@@ -92,8 +92,13 @@ pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// What the next start finds. Where a service manager runs, it must find the node after the next boot too.
+pub(crate) fn for_next_start(config: &Config, given: &Settings) -> anyhow::Result<()> {
+    if service::systemd_runs() { files(config, given) } else { settings(config, given) }
+}
+
 /// The settings, the binary and, where systemd runs, the unit.
-pub(crate) fn files(config: &Config, given: &Settings) -> anyhow::Result<()> {
+fn files(config: &Config, given: &Settings) -> anyhow::Result<()> {
     settings(config, given)?;
     if matches!(origin::origin(), Origin::Own) {
         let own = std::env::current_exe().context("find the running binary")?;

@@ -84,12 +84,7 @@ fn replace(
     }
     remove(&config.kubeconfig())?;
     staging.install(&config.pki_dir()).context("put the cluster's keys in place")?;
-    // Where a service manager runs, it must find the node after the next boot too.
-    if service::systemd_runs() {
-        install::files(config, given)?;
-    } else {
-        install::settings(config, given)?;
-    }
+    install::for_next_start(config, given)?;
 
     step.update("starting");
     service::start(config)?;

@@ -150,11 +150,7 @@ fn replace(
             return Err(error.context("the present state was left as it is"));
         }
     };
-    if service::systemd_runs() {
-        install::files(config, given)?;
-    } else {
-        install::settings(config, given)?;
-    }
+    install::for_next_start(config, given)?;
     step.update("starting");
     service::start(config)?;
     let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
