@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+mod global;
+
+pub(crate) use global::GlobalArgs;
 
 use crate::commands;
-use crate::config::settings::{Origin, SETTINGS};
-use crate::config::{Config, Settings};
+use crate::config::Config;
 use crate::{output, reference};
 
 /// Why a command did not do what was asked.
@@ -36,87 +38,6 @@ struct Cli {
     global: GlobalArgs,
     #[command(subcommand)]
     command: Command,
-}
-
-/// The settings of [`config::settings::SETTINGS`](crate::config) as flags of every command, and a few more.
-/// The order of precedence is: flag, environment, drop-ins, configuration file, default.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct GlobalArgs {
-    config: Option<PathBuf>,
-    quiet: bool,
-    given: Settings,
-}
-
-impl GlobalArgs {
-    /// The settings that were given, by their names in the configuration file.
-    fn settings(&self) -> Settings {
-        self.given.clone()
-    }
-}
-
-impl Args for GlobalArgs {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let heading = "Options of every command";
-        let command = command.next_help_heading(heading).arg(
-            Arg::new("config")
-                .long("config")
-                .global(true)
-                .env("KEDGE_CONFIG")
-                .hide_env(true)
-                .value_name("FILE")
-                .value_parser(clap::value_parser!(PathBuf))
-                .help("The configuration file; its keys are these flags' names [default: /etc/kedge/config.yaml]"),
-        );
-        let command = command.arg(
-            Arg::new("quiet")
-                .long("quiet")
-                .short('q')
-                .global(true)
-                .action(ArgAction::SetTrue)
-                .help("Print data and errors only"),
-        );
-        let command = SETTINGS.iter().fold(command, |command, setting| {
-            command.arg(
-                Arg::new(setting.key)
-                    .long(setting.key)
-                    .global(true)
-                    .env(setting.env)
-                    .hide_env(true)
-                    .value_name(setting.value)
-                    .help(format!("{} [default: {}]", setting.help, setting.default)),
-            )
-        });
-        command.next_help_heading(None::<&'static str>)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for GlobalArgs {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut given = Settings::default();
-        for setting in &SETTINGS {
-            if let Some(value) = matches.get_one::<String>(setting.key) {
-                let origin = match matches.value_source(setting.key) {
-                    Some(ValueSource::EnvVariable) => Origin::Environment,
-                    _ => Origin::Flag,
-                };
-                given.insert_from(setting.key, value.clone(), origin);
-            }
-        }
-        Ok(Self {
-            config: matches.get_one::<PathBuf>("config").cloned(),
-            quiet: matches.get_flag("quiet"),
-            given,
-        })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -702,14 +623,6 @@ mod tests {
         let Command::Kubectl(args) = cli.command else { panic!("not kubectl") };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);
-    }
-
-    #[test]
-    fn flags_and_variables_are_told_apart() {
-        let matches = Cli::command().get_matches_from(["kedge", "status", "--node-name", "n7"]);
-        let global = GlobalArgs::from_arg_matches(&matches).unwrap();
-        assert_eq!(global.given.origin("node-name"), Some(&Origin::Flag));
-        assert_eq!(global.given.origin("registries"), None);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::duration::{age, human_duration};
 use super::pod;
+use super::values::{access_modes, containers, int, join, labels, len, list, or, selector, some, text};
 use crate::object::{self, get, get_str};
-use crate::selector::LabelSelector;
 
 pub(super) fn header(group: &str, kind: &str) -> &'static str {
     match (group, kind) {
@@ -79,85 +79,6 @@ pub(super) fn header(group: &str, kind: &str) -> &'static str {
         ) => "Name|Webhooks#|Age",
         _ => "Name|Age",
     }
-}
-
-fn list<'a>(v: &'a Value, path: &str) -> &'a [Value] {
-    get(v, path).as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn int(v: &Value, path: &str) -> Value {
-    get(v, path).as_i64().unwrap_or(0).into()
-}
-
-fn text(v: &Value, path: &str) -> Value {
-    get_str(v, path).into()
-}
-
-/// The text at a path or what stands for nothing.
-fn or(v: &Value, path: &str, nothing: &str) -> Value {
-    let s = match get(v, path) {
-        Value::Null => String::new(),
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
-    };
-    if s.is_empty() { nothing.into() } else { s.into() }
-}
-
-fn len(v: &Value, path: &str) -> usize {
-    match get(v, path) {
-        Value::Array(a) => a.len(),
-        Value::Object(m) => m.len(),
-        _ => 0,
-    }
-}
-
-/// `a=b,c=d`, or `<none>`.
-fn labels(v: &Value) -> Value {
-    match v.as_object().filter(|m| !m.is_empty()) {
-        Some(m) => join(m.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())), ","),
-        None => "<none>".into(),
-    }
-}
-
-fn join(parts: impl Iterator<Item = String>, with: &str) -> Value {
-    parts.collect::<Vec<_>>().join(with).into()
-}
-
-fn selector(v: &Value, none: &str) -> Value {
-    match LabelSelector::from_object(v) {
-        Ok(s) if !s.requirements.is_empty() => s.to_string().into(),
-        _ => none.into(),
-    }
-}
-
-/// Names and images of the template's containers.
-fn containers(v: &Value, path: &str) -> [Value; 2] {
-    let all = list(v, path);
-    let column = |f: &str| join(all.iter().map(|c| get_str(c, f).to_string()), ",");
-    [column("/name"), column("/image")]
-}
-
-/// At most `max` of the items, then how many more.
-fn some(items: &[String], max: usize, none: &str) -> Value {
-    if items.is_empty() {
-        return none.into();
-    }
-    let shown = items.iter().take(max).cloned().collect::<Vec<_>>().join(",");
-    match items.len().saturating_sub(max) {
-        0 => shown.into(),
-        more => format!("{shown} + {more} more...").into(),
-    }
-}
-
-fn access_modes(v: &Value, path: &str) -> Value {
-    let short = |m: &Value| match m.as_str().unwrap_or_default() {
-        "ReadWriteOnce" => "RWO".to_string(),
-        "ReadOnlyMany" => "ROX".to_string(),
-        "ReadWriteMany" => "RWX".to_string(),
-        "ReadWriteOncePod" => "RWOP".to_string(),
-        other => other.to_string(),
-    };
-    join(list(v, path).iter().map(short), ",")
 }
 
 pub(super) fn cells(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Value> {

@@ -5,6 +5,7 @@ mod duration;
 mod json_path;
 mod kinds;
 mod pod;
+mod values;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
