@@ -19,6 +19,7 @@ mod machine;
 mod metrics;
 mod node;
 mod operations;
+mod policies;
 mod probes;
 mod registries;
 mod semantics;

@@ -428,6 +428,11 @@ async fn network(
         config.service_cidrs.clone(),
     );
     proxy.table_name.clone_from(&config.table_name);
+    let policies = kedge_network::PolicyConfig {
+        node_name: config.node_name.clone(),
+        table_name: config.table_name.clone(),
+    };
+    kedge_network::start_policies(&policies, informers, tasks).context("start the network policies")?;
     kedge_network::start_proxy(proxy, informers, tasks).await.context("start the service proxy")
 }
 

@@ -1,9 +1,9 @@
-//! The network of a node: the service proxy (one nftables table written by netlink), the pod network
-//! between nodes (compatible with flannel), the CNI plugins' configuration, what the host needs for all of
-//! them, and the cluster's DNS server ([`dns`]). The only crate that names nftables, netlink and hickory. It
-//! reads Nodes, Services and EndpointSlices through `kedge-client` and runs against any API server.
+//! The network of a node: the service proxy and the network policies (an nftables table each, written by
+//! netlink), the pod network between nodes (compatible with flannel), the CNI plugins' configuration, what
+//! the host needs for all of them, and the cluster's DNS server ([`dns`]). The only crate that names
+//! nftables, netlink and hickory. It reads objects through `kedge-client` and runs against any API server.
 //!
-//! Packets that pods send and receive are never dropped by Kedge's table, but an accept there cannot
+//! Network policies alone drop packets that pods send and receive, but an accept in a table of Kedge cannot
 //! overrule a drop elsewhere: every base chain of every table has to let a packet pass. Where another
 //! program drops forwarded packets by default (Docker's `ip filter FORWARD`), the pod network adds rules
 //! to that very chain that let pods' packets pass.
@@ -14,6 +14,7 @@ mod host;
 mod netlink;
 mod nft;
 mod overlay;
+mod policy;
 mod proxy;
 mod rt;
 
@@ -26,4 +27,5 @@ pub use overlay::{
     Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, CniFiles, NetworkConfig, Obstacle, Overlay,
     OverlayConfig, PodNetwork, VxlanConfig, obstacles, start_overlay,
 };
+pub use policy::{Policies, PolicyConfig, start_policies};
 pub use proxy::{Proxy, ProxyConfig, start_proxy};

@@ -6,9 +6,9 @@ use std::path::Path;
 use super::cni::network_name;
 use super::portmap;
 use crate::rt::{Rt, gone};
-use crate::{Error, nft, overlay};
+use crate::{Error, nft, overlay, policy};
 
-/// For `uninstall`, after all pods are gone: deletes the nftables table, the pod network's routes and
+/// For `uninstall`, after all pods are gone: deletes the nftables tables, the pod network's routes and
 /// devices, the rules that let pods' packets through other programs' chains, the pods' bridge with the
 /// devices that hang on it, what the portmap plugin left in iptables, and host-local's address leases
 /// under `host_local_dir`. What is not there is no error, so it may run again.
@@ -18,6 +18,7 @@ use crate::{Error, nft, overlay};
 pub fn cleanup(table_name: &str, bridge: &str, host_local_dir: &Path) -> Result<(), Error> {
     let steps = [
         nft::delete_table(table_name).map(|_| ()).map_err(Error::from),
+        nft::delete_table(&policy::table_name(table_name)).map(|_| ()).map_err(Error::from),
         overlay::remove_rules().map_err(Error::from),
         overlay::remove(bridge),
         delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source)),

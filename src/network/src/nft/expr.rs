@@ -41,11 +41,13 @@ impl Verdict {
     }
 }
 
-/// How a register is compared with data.
+/// How a register is compared with data (`NFT_CMP_*`); byte by byte, so order means network byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compare {
-    Equal,
-    NotEqual,
+    Equal = 0,
+    NotEqual = 1,
+    AtMost = 3,
+    AtLeast = 5,
 }
 
 /// One step of a rule.
@@ -126,7 +128,7 @@ impl Expr {
             }),
             Self::Cmp { register, compare, data } => element(out, "cmp", |out| {
                 out.be32(1, *register);
-                out.be32(2, u32::from(*compare == Compare::NotEqual));
+                out.be32(2, *compare as u32);
                 value(out, 3, data);
             }),
             Self::Bitwise { register, mask, xor } => element(out, "bitwise", |out| {

@@ -5,58 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::nft::hash;
+pub(crate) use crate::nft::{Family, Protocol};
 use ipnet::IpNet;
-use sha2::{Digest, Sha256};
-
-/// IPv4 or IPv6. Chains and maps exist per family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    pub(crate) fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    pub(crate) fn of_net(net: &IpNet) -> Self {
-        Self::of(net.addr())
-    }
-
-    fn digit(self) -> char {
-        match self {
-            Self::V4 => '4',
-            Self::V6 => '6',
-        }
-    }
-}
-
-/// The transport protocols a Service can have; the numbers are IANA's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Protocol {
-    Tcp = 6,
-    Udp = 17,
-    Sctp = 132,
-}
-
-impl Protocol {
-    /// From `spec.ports[].protocol`; absent means TCP.
-    pub(crate) fn parse(name: Option<&str>) -> Option<Self> {
-        match name {
-            None | Some("" | "TCP") => Some(Self::Tcp),
-            Some("UDP") => Some(Self::Udp),
-            Some("SCTP") => Some(Self::Sctp),
-            Some(_) => None,
-        }
-    }
-
-    pub(crate) fn number(self) -> u8 {
-        self as u8
-    }
-}
 
 /// What a chain or set is for. The order is the order in which unused ones can be deleted: a chain
 /// before those it refers to.
@@ -86,14 +37,7 @@ pub(crate) struct Name {
 
 impl Name {
     pub(crate) fn new(kind: Kind, parts: &[&str]) -> Self {
-        let mut hasher = Sha256::new();
-        for part in parts {
-            hasher.update(part.as_bytes());
-            hasher.update([0]);
-        }
-        let digest = hasher.finalize();
-        let hash = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
-        Self { kind, hash }
+        Self { kind, hash: hash(parts) }
     }
 }
 

@@ -7,7 +7,10 @@ use ipnet::IpNet;
 
 use super::ProxyConfig;
 use super::model::{Affinity, Balancer, Chain, Choice, ElementKey, Family, Map, Protocol, Target};
-use crate::nft::{BaseChain, Compare, Expr, Hook, KeyType, SetSpec, Values, Verdict};
+use crate::nft::{
+    BaseChain, CT_NEW, Compare, Expr, Hook, KeyType, META_L4PROTO, NETWORK, Rule, SetSpec, TRANSPORT, Values,
+    Verdict,
+};
 
 /// Bit of the packet mark that asks for masquerading; kube-proxy's default too.
 const MASQUERADE_MARK: u32 = 0x4000;
@@ -19,14 +22,8 @@ const NO_ENDPOINT_NODEPORTS_CHAIN: &str = "no-endpoint-nodeports-check";
 /// The chain that the NAT hooks jump to; without rules nothing works, so it is what a check looks at.
 pub(crate) const SERVICES_CHAIN: &str = "services";
 
-// linux/netfilter/nf_tables.h
+/// linux/netfilter/nf_tables.h
 const META_MARK: u32 = 3;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const NETWORK: u32 = 1;
-const TRANSPORT: u32 = 2;
-/// NF_CT_STATE_BIT(IP_CT_NEW)
-const CT_NEW: u32 = 8;
 /// IPS_DST_NAT
 const CT_DNAT: u32 = 0x20;
 /// RTN_LOCAL
@@ -46,7 +43,7 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
         for family in Family::BOTH {
             let mut key = Vec::new();
             if map.has_address() {
-                key.push(if family == Family::V4 { KeyType::Ipv4 } else { KeyType::Ipv6 });
+                key.push(family.key());
             }
             if map.has_port() {
                 key.extend([KeyType::Protocol, KeyType::Port]);
@@ -69,7 +66,7 @@ pub(crate) fn fixed_sets() -> Vec<SetSpec> {
 
 /// The set that remembers the clients of one endpoint.
 pub(crate) fn affinity_set(name: &str, family: Family, seconds: u32) -> SetSpec {
-    let key = vec![if family == Family::V4 { KeyType::Ipv4 } else { KeyType::Ipv6 }];
+    let key = vec![family.key()];
     SetSpec { name: name.to_owned(), key, values: Values::None, timeout: Some(milliseconds(seconds)) }
 }
 
@@ -198,11 +195,7 @@ fn loopback_v4() -> IpNet {
 }
 
 fn is_new() -> Vec<Expr> {
-    Rule::default()
-        .push(Expr::CtState { register: 1 })
-        .bitwise(CT_NEW, 0)
-        .compare(Compare::NotEqual, &0u32.to_ne_bytes())
-        .0
+    Rule::default().state(CT_NEW).0
 }
 
 fn cluster_ip_check(family: Family) -> Vec<Expr> {
@@ -379,69 +372,6 @@ fn balance_rules(family: Family, choices: &[Choice]) -> Vec<Vec<Expr>> {
 
 fn join<const N: usize>(parts: [Vec<Expr>; N]) -> Vec<Expr> {
     parts.into_iter().flatten().collect()
-}
-
-/// Puts a rule together; everything goes through register 1.
-#[derive(Default)]
-struct Rule(Vec<Expr>);
-
-impl Rule {
-    fn push(mut self, expr: Expr) -> Self {
-        self.0.push(expr);
-        self
-    }
-
-    fn verdict(self, verdict: Verdict) -> Self {
-        self.push(Expr::Verdict(verdict))
-    }
-
-    fn meta(self, key: u32) -> Self {
-        self.push(Expr::Meta { key, register: 1 })
-    }
-
-    fn compare(self, compare: Compare, data: &[u8]) -> Self {
-        self.push(Expr::Cmp { register: 1, compare, data: data.to_vec() })
-    }
-
-    fn equals(self, data: &[u8]) -> Self {
-        self.compare(Compare::Equal, data)
-    }
-
-    /// On a number in the machine's byte order, as marks and states are.
-    fn bitwise(self, mask: u32, xor: u32) -> Self {
-        self.push(Expr::Bitwise {
-            register: 1,
-            mask: mask.to_ne_bytes().to_vec(),
-            xor: xor.to_ne_bytes().to_vec(),
-        })
-    }
-
-    fn family(self, family: Family) -> Self {
-        let number = if family == Family::V4 { 2 } else { 10 };
-        self.meta(META_NFPROTO).equals(&[number])
-    }
-
-    fn load_address(self, source: bool, family: Family) -> Self {
-        let (offset, length) = match (family, source) {
-            (Family::V4, true) => (12, 4),
-            (Family::V4, false) => (16, 4),
-            (Family::V6, true) => (8, 16),
-            (Family::V6, false) => (24, 16),
-        };
-        self.push(Expr::Payload { base: NETWORK, offset, length, register: 1 })
-    }
-
-    /// The packet is of the net's family, and its address is (not) in the net.
-    fn address(self, source: bool, net: &IpNet, compare: Compare) -> Self {
-        let family = Family::of_net(net);
-        let mut rule = self.family(family).load_address(source, family);
-        if net.prefix_len() < net.max_prefix_len() {
-            let mask = Expr::address_bytes(net.netmask());
-            let xor = vec![0; mask.len()];
-            rule = rule.push(Expr::Bitwise { register: 1, mask, xor });
-        }
-        rule.compare(compare, &Expr::address_bytes(net.trunc().addr()))
-    }
 }
 
 #[cfg(test)]

@@ -166,6 +166,8 @@ impl Api {
             "services" => ("v1", "Service"),
             "nodes" => ("v1", "Node"),
             "namespaces" => ("v1", "Namespace"),
+            "pods" => ("v1", "Pod"),
+            "networkpolicies" => ("networking.k8s.io/v1", "NetworkPolicy"),
             _ => ("discovery.k8s.io/v1", "EndpointSlice"),
         };
         let resource =

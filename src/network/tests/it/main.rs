@@ -6,6 +6,7 @@ mod api;
 mod dns;
 mod flannel;
 mod overlay;
+mod policies;
 mod ports;
 mod proxy;
 mod services;
