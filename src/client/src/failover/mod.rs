@@ -15,7 +15,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
@@ -24,14 +23,14 @@ use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioTimer;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kedge_base::{Chain, Tasks};
-use kube::api::Api;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::Resource as _;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 
 use self::connect::{Connector, Executor};
 pub use self::forward::forward;
 pub use self::servers::Servers;
+use crate::watch::{Event, Watch};
 
 /// A ping on every connection, and how long its answer may take: a server that lost its power ends no
 /// connection by itself.
@@ -68,29 +67,24 @@ pub fn follow(servers: &Servers, client: kube::Client, tasks: &Tasks) {
 }
 
 async fn learn(servers: Servers, client: kube::Client) {
-    let api: Api<EndpointSlice> = Api::namespaced(client, "default");
-    let config = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
+    let path = EndpointSlice::url_path(&(), Some("default"));
+    let mut events = Watch::<EndpointSlice>::new(client, path, "", "kubernetes.io/service-name=kubernetes");
     let mut slices = std::collections::BTreeMap::new();
     let mut listing = std::collections::BTreeMap::new();
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
-    while let Some(event) = events.next().await {
+    loop {
         let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
-        match event {
-            Ok(watcher::Event::Init) => listing.clear(),
-            Ok(watcher::Event::InitApply(slice)) => {
+        match events.next().await {
+            Event::Begin => listing.clear(),
+            Event::Listed(slice) => {
                 listing.insert(name(&slice), addresses(&slice));
                 continue;
             }
-            Ok(watcher::Event::InitDone) => slices = std::mem::take(&mut listing),
-            Ok(watcher::Event::Apply(slice)) => {
+            Event::Done => slices = std::mem::take(&mut listing),
+            Event::Changed(slice) => {
                 slices.insert(name(&slice), addresses(&slice));
             }
-            Ok(watcher::Event::Delete(slice)) => {
+            Event::Deleted(slice) => {
                 slices.remove(&name(&slice));
-            }
-            Err(error) => {
-                tracing::debug!(error = %Chain(&error), "watch of the API servers' addresses");
-                continue;
             }
         }
         let found: Vec<String> = slices.values().flatten().cloned().collect();
