@@ -3,6 +3,7 @@
 //! process; nothing here knows which. On a worker it goes to whichever control-plane node answers
 //! ([`failover`]). This crate never imports the API server or the store.
 
+mod connect;
 mod controller;
 mod error;
 mod events;

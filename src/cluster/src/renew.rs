@@ -60,12 +60,8 @@ pub async fn renew_by_request(pki: &Pki, client: &Client, leaf: Leaf) -> Result<
 /// The request once it is decided; `None`: it is gone.
 async fn decided(client: &Client, name: &str) -> Option<CertificateSigningRequest> {
     let path = CertificateSigningRequest::url_path(&(), None);
-    let mut requests = Watch::<CertificateSigningRequest>::new(
-        client.clone(),
-        path,
-        &format!("metadata.name={name}"),
-        "",
-    );
+    let mut requests =
+        Watch::<CertificateSigningRequest>::new(client.clone(), path, &format!("metadata.name={name}"), "");
     let mut listed = false;
     loop {
         match requests.next().await {

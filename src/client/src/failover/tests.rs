@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use futures::StreamExt as _;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use k8s_openapi::api::core::v1::ConfigMap;
-use futures::StreamExt as _;
 use kedge_base::Backoff;
 use kube::api::{Api, ListParams, PostParams};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::connect::Executor;
 
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
