@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, Pod};
+use kedge_base::Order as _;
 use kedge_client::Watch;
 use kube::api::{Api, DynamicObject, ListParams};
 use serde_json::Value;
@@ -131,7 +132,7 @@ async fn blocking_pod(client: &kube::Client, known: &mut Objects<'_>, object: &O
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let selector = format!("involvedObject.kind=Pod,involvedObject.name={name},type=Warning");
     let mut events = events.list(&ListParams::default().fields(&selector)).await.ok()?.items;
-    events.sort_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
+    events.order_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
     let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
     Some(match events.last() {
         Some(event) => format!(

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, ContainerImage, Pod};
+use kedge_base::Order as _;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -288,7 +289,7 @@ impl Images {
     /// The biggest images, as the Node's status lists them.
     pub(crate) async fn report(&self) -> Result<Vec<ContainerImage>, Error> {
         let mut images = self.list().await?;
-        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        images.order_by_key(|image| std::cmp::Reverse(image.size));
         let report = images.into_iter().take(REPORTED).map(|image| {
             let mut names = image.repo_digests;
             names.extend(image.repo_tags);

@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use kedge_base::Order as _;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Error;
@@ -178,7 +179,7 @@ impl Runtime {
                 host_network,
             });
         }
-        pod.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
+        pod.sandboxes.order_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
         let filter = cri::ContainerFilter { label_selector: selector, ..Default::default() };
         for container in self.list_containers(Some(filter)).await? {
             match self.container_status(&container.id).await {
@@ -187,7 +188,7 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        pod.containers.sort_by_key(|container| {
+        pod.containers.order_by_key(|container| {
             std::cmp::Reverse((container.restart_count, container.status.created_at))
         });
         Ok(pod)

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use kedge_base::Order as _;
 use kedge_client::EventType;
 use tokio::time::Instant;
 
@@ -139,7 +140,7 @@ fn in_order(records: &HashMap<String, Record>, now: Instant, minimum_age: Durati
         .filter(|(_, record)| !record.kept && record.last_used.is_none_or(|used| used < now))
         .filter(|(_, record)| record.first_seen.is_none_or(|seen| now.duration_since(seen) >= minimum_age))
         .collect();
-    images.sort_by_key(|(id, record)| (record.last_used, record.first_seen, *id));
+    images.order_by_key(|(id, record)| (record.last_used, record.first_seen, *id));
     images.into_iter().map(|(id, _)| id.clone()).collect()
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use k8s_cri::v1 as cri;
+use kedge_base::Order as _;
 use serde::Serialize;
 
 use super::store::Store;
@@ -68,7 +69,7 @@ pub async fn describe(containerd_socket: &Path) -> Result<Vec<ImageInfo>, Error>
             }
         })
         .collect();
-    images.sort_by(|a, b| (&a.names, &a.digests, &a.id).cmp(&(&b.names, &b.digests, &b.id)));
+    images.order_by(|a, b| (&a.names, &a.digests, &a.id).cmp(&(&b.names, &b.digests, &b.id)));
     Ok(images)
 }
 

@@ -11,6 +11,7 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::types::Descriptor;
+use kedge_base::Order as _;
 use tonic::transport::Channel;
 
 use super::archive::{Blob, From, Span, Target, read_at};
@@ -95,7 +96,7 @@ impl Store {
                 }
             })
             .collect();
-        images.sort_by(|a, b| a.name.cmp(&b.name));
+        images.order_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
     }
 
