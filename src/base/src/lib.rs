@@ -1,11 +1,13 @@
 //! What every crate of Kedge needs and nothing that is particular to Kubernetes:
-//! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders and a small sort.
+//! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders, a small sort and connections of
+//! HTTPS servers.
 //! This crate knows of no other crate of the workspace.
 
 mod backoff;
 mod error;
 mod file;
 mod folder;
+pub mod https;
 mod order;
 mod pipe;
 mod task;
