@@ -78,7 +78,7 @@ impl Collector {
         let now = Instant::now();
         self.look(core, now).await?;
         let asked = k8s_cri::v1::ImageFsInfoRequest {};
-        let info = core.runtime.images().image_fs_info(asked).await?.into_inner();
+        let info = core.runtime.cri().image_fs_info(asked).await?.into_inner();
         let Some(disk) = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()) else {
             return Ok(());
         };

@@ -46,7 +46,7 @@ pub async fn describe(containerd_socket: &Path) -> Result<Vec<ImageInfo>, Error>
     let used = in_use(&runtime).await?;
     let pinned = pinned(&Store::of(&runtime)).await?;
     let named = Store::of(&runtime).list().await?;
-    let answer = runtime.images().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner();
+    let answer = runtime.cri().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner();
     let mut images: Vec<ImageInfo> = answer
         .images
         .into_iter()
@@ -86,7 +86,7 @@ pub async fn prune(containerd_socket: &Path, keep: &[String]) -> Result<Vec<Imag
             continue;
         }
         let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
-        runtime.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+        runtime.cri().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
         removed.push(image);
     }
     Ok(removed)
