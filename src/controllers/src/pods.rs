@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use kedge_base::Order as _;
 
 use crate::time;
 
@@ -191,7 +190,7 @@ pub(crate) mod tests {
             (pod("i", "n", "Running", Some(2000)), 1),
         ];
         let mut order: Vec<usize> = (0..expected.len()).rev().collect();
-        order.order_by(|&a, &b| {
+        order.sort_by(|&a, &b| {
             let side = |i: usize| (&expected[i].0, expected[i].1);
             deletion_order(side(a), side(b), at(10_000))
         });
