@@ -43,7 +43,7 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
             evict(client, pod).await?;
         }
         gone(client, node, going.iter().filter_map(|pod| pod.metadata.uid.clone()).collect()).await;
-        Ok(())
+        anyhow::Ok(())
     };
     match tokio::time::timeout(LIMIT, all).await {
         Ok(result) => result.with_context(|| format!("move the pods of {node} away")),
