@@ -138,7 +138,11 @@ fn main() {
     let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     let file =
         std::fs::File::create(Path::new(&out).join("descriptions.json.gz")).expect("create the packed file");
+    // Versions of a type side by side: their texts are mostly the same, and gzip does not look far back.
+    let mut types: Vec<(String, Value)> = types.into_iter().collect();
+    types.sort_by_cached_key(|(name, _)| (name.rsplit('.').next().map(str::to_owned), name.clone()));
+    let types: Vec<String> = types.iter().map(|(name, texts)| format!("{name:?}:{texts}")).collect();
     let mut gzip = GzEncoder::new(file, Compression::best());
-    gzip.write_all(Value::Object(types).to_string().as_bytes()).expect("write the packed file");
+    write!(gzip, "{{{}}}", types.join(",")).expect("write the packed file");
     gzip.finish().expect("finish the packed file");
 }

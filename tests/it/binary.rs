@@ -6,7 +6,7 @@ const PT_INTERP: u32 = 3;
 const SHT_SYMTAB: u32 = 2;
 const SHT_DYNAMIC: u32 = 6;
 const DT_NEEDED: u64 = 1;
-const LIMIT: usize = 40 * 1024 * 1024;
+const LIMIT: usize = 30 * 1024 * 1024;
 
 /// A 64-bit little-endian ELF file (elf(5)).
 struct Elf(Vec<u8>);
@@ -46,7 +46,7 @@ fn static_stripped_and_small() {
     let path = kedge_tests::kedge_binary();
     let elf = Elf(fs::read(&path).unwrap());
     assert_eq!(&elf.0[..6], b"\x7fELF\x02\x01", "a 64-bit little-endian ELF file");
-    assert!(elf.0.len() < LIMIT, "{} bytes are not under 40 MiB", elf.0.len());
+    assert!(elf.0.len() < LIMIT, "{} bytes are not under 30 MiB", elf.0.len());
 
     let segments = elf.segments();
     assert!(!segments.is_empty());

@@ -4,10 +4,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Event, Pod};
+use kedge_base::Order as _;
+use kedge_client::Watch;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::Value;
 
 use crate::apply::Objects;
@@ -85,22 +85,17 @@ pub(crate) async fn wait(
     let deadline = tokio::time::Instant::now() + limit;
     for object in objects.iter().filter(|object| CHECKED.contains(&object.kind.as_str())) {
         let Some(api) = known.api(object).await? else { continue };
-        let settings = watcher::Config::default().fields(&format!("metadata.name={}", object.name));
-        let mut changes = watcher(api, settings).default_backoff().applied_objects().boxed();
+        let (path, fields) = (api.resource_url().to_owned(), format!("metadata.name={}", object.name));
+        let mut changes = Watch::<Value>::new(client.clone(), path, &fields, "");
         let mut last = "it does not exist yet".to_owned();
         let healthy = tokio::time::timeout_at(deadline, async {
             loop {
-                match changes.try_next().await {
-                    Ok(Some(found)) => match judge(&object.kind, &to_value(&found)) {
-                        Ok(()) => return,
-                        Err(reason) => {
-                            progress(&format!("{object}: {reason}"));
-                            last = reason;
-                        }
-                    },
-                    // The watcher starts over by itself; its back-off waits.
-                    Err(error) => tracing::debug!(%error, "watch for health"),
-                    Ok(None) => std::future::pending().await,
+                match judge(&object.kind, &changes.next_object().await) {
+                    Ok(()) => return,
+                    Err(reason) => {
+                        progress(&format!("{object}: {reason}"));
+                        last = reason;
+                    }
                 }
             }
         })
@@ -137,7 +132,7 @@ async fn blocking_pod(client: &kube::Client, known: &mut Objects<'_>, object: &O
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let selector = format!("involvedObject.kind=Pod,involvedObject.name={name},type=Warning");
     let mut events = events.list(&ListParams::default().fields(&selector)).await.ok()?.items;
-    events.sort_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
+    events.order_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
     let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
     Some(match events.last() {
         Some(event) => format!(

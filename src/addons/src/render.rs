@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use kedge_base::Order as _;
 use kube::api::DynamicObject;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -38,7 +39,7 @@ pub(crate) fn objects(addon: &Addon, values: &BTreeMap<String, String>) -> Resul
             objects.extend(parse(&text).map_err(invalid)?);
         }
     }
-    objects.sort_by_key(order);
+    objects.order_by_key(order);
     Ok(objects)
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn plain(text: &str) -> Result<Vec<DynamicObject>, String> {
     for document in documents(text) {
         objects.extend(parse(&document)?);
     }
-    objects.sort_by_key(order);
+    objects.order_by_key(order);
     Ok(objects)
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kedge_base::Order as _;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
@@ -102,7 +103,7 @@ impl Repositories {
                 .map_err(|error| refuse(format!("{}: {error}; remove that folder", file.display())))?;
             list.push(found);
         }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list.order_by(|a, b| a.name.cmp(&b.name));
         Ok(list)
     }
 
@@ -271,7 +272,7 @@ fn addons(content: &Path) -> Result<Vec<Addon>, Error> {
             found.extend(Catalog::read(&entry.path())?);
         }
     }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.order_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = found.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(refuse(format!("{} has two addons {}", content.display(), pair[0].name)));
     }

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod managed;
 pub mod names;
 pub mod object;
+mod packed;
 pub mod patch;
 pub mod pod_security;
 pub mod protobuf;

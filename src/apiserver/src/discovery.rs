@@ -4,6 +4,7 @@
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use kedge_api::registry::{Registry, Resource};
+use kedge_base::Order as _;
 use serde_json::{Value, json};
 
 use crate::aggregation;
@@ -126,7 +127,7 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     if list.is_empty() {
         return None;
     }
-    list.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    list.order_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     Some(
         json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }),
@@ -146,7 +147,7 @@ fn aggregated(state: &State, headers: &HeaderMap, registry: &Registry, core: boo
                     }
                     let mut resources: Vec<Value> =
                         of(registry, name, version).map(|resource| entry(&resource)).collect();
-                    resources.sort_by(|a, b| a["resource"].as_str().cmp(&b["resource"].as_str()));
+                    resources.order_by(|a, b| a["resource"].as_str().cmp(&b["resource"].as_str()));
                     json!({ "version": version, "resources": resources, "freshness": "Current" })
                 })
                 .collect();

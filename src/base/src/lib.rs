@@ -1,11 +1,14 @@
 //! What every crate of Kedge needs and nothing that is particular to Kubernetes:
-//! named tasks and their shutdown, back-off, error chains, safe file writes and watched folders.
+//! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders, a small sort and connections of
+//! HTTPS servers.
 //! This crate knows of no other crate of the workspace.
 
 mod backoff;
 mod error;
 mod file;
 mod folder;
+pub mod https;
+mod order;
 mod pipe;
 mod task;
 
@@ -13,6 +16,7 @@ pub use backoff::Backoff;
 pub use error::Chain;
 pub use file::{read_optional, sync_dir, write_atomic};
 pub use folder::{Changed, FolderWatch};
+pub use order::Order;
 pub use pipe::pass_bytes;
 pub use task::Tasks;
 

@@ -54,6 +54,14 @@ struct Mark {
     metadata: ObjectMeta,
 }
 
+/// The resource version of an object.
+///
+/// # Errors
+/// It is no object.
+pub(crate) fn version(object: &str) -> serde_json::Result<Option<String>> {
+    serde_json::from_str::<Mark>(object).map(|mark| mark.metadata.resource_version)
+}
+
 /// Where the watch goes on.
 enum Place {
     /// All objects are to be told first.
@@ -69,25 +77,25 @@ struct Follow<'a> {
     backoff: Backoff,
     /// For messages.
     kind: &'a str,
+    params: WatchParams,
     sink: &'a mut dyn Sink,
 }
 
-/// Follows the collection at `path` until it is dropped. `fields` may be an empty field selector.
+/// Follows the collection at `path` until it is dropped. `params` are the selectors.
 pub(crate) async fn follow(
     client: kube::Client,
     path: String,
-    fields: String,
+    params: WatchParams,
     kind: String,
     mut sink: Box<dyn Sink>,
 ) {
     let backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
-    let mut follow = Follow { place: Place::Start, backoff, kind: &kind, sink: &mut *sink };
+    let mut follow = Follow { place: Place::Start, backoff, kind: &kind, params, sink: &mut *sink };
     let request = Request::new(path);
-    let fields = Some(fields).filter(|fields| !fields.is_empty());
     loop {
         let begin = tokio::time::Instant::now();
         let mut heard = false;
-        match follow.watch(&client, &request, fields.as_deref(), &mut heard).await {
+        match follow.watch(&client, &request, &mut heard).await {
             Ok(()) if heard || begin.elapsed() > TOO_SHORT => continue,
             Ok(()) => tracing::debug!(kind, "watch ended at once"),
             Err(error) => {
@@ -107,14 +115,9 @@ impl Follow<'_> {
         &mut self,
         client: &kube::Client,
         request: &Request,
-        fields: Option<&str>,
         heard: &mut bool,
     ) -> Result<(), Error> {
-        let mut params = WatchParams {
-            field_selector: fields.map(str::to_owned),
-            bookmarks: true,
-            ..WatchParams::default()
-        };
+        let mut params = WatchParams { bookmarks: true, ..self.params.clone() };
         let mut version = "0";
         if let Place::After(told) = &self.place {
             version = told;
@@ -202,10 +205,6 @@ mod tests {
 
     struct Log(Arc<Mutex<Vec<String>>>);
 
-    fn version(object: &str) -> serde_json::Result<Option<String>> {
-        serde_json::from_str::<Mark>(object).map(|mark| mark.metadata.resource_version)
-    }
-
     impl Sink for Log {
         fn begin(&mut self) {
             self.0.lock().push("begin".into());
@@ -258,7 +257,8 @@ mod tests {
         });
         let client = kube::Client::new(service, "default");
         let sink = Box::new(Log(heard.clone()));
-        let follow = follow(client, "/api/v1/pods".into(), "spec.nodeName=n".into(), "Pod".into(), sink);
+        let params = WatchParams::default().fields("spec.nodeName=n");
+        let follow = follow(client, "/api/v1/pods".into(), params, "Pod".into(), sink);
         tokio::select! {
             () = follow => {}
             _ = end.recv() => {}

@@ -2,27 +2,22 @@
 //! certificate (the command line). Touches the network and the files it is given.
 
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::{BodyExt as _, Full};
+use kedge_base::Tasks;
 use kube::client::Body;
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::Error;
+use crate::connect::{Connector, http_client};
 
 /// Where a pod finds its identity.
 const MOUNTED: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -73,8 +68,10 @@ pub fn client(url: &str, ca_pem: &str, identity: Identity, namespace: &str) -> R
             (config, None)
         }
     };
-    let connector = Connector { tls: TlsConnector::from(Arc::new(config)) };
-    let client = Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    // Names are not resolved.
+    let tls = TlsConnector::from(Arc::new(config));
+    let connector = Connector { tls, name: None, limits: [CONNECT_LIMIT; 2] };
+    let client = http_client(connector, &Tasks::new("connections to an API server"));
     let service = tower::service_fn(move |request: Request<Body>| {
         let (client, authority, token) = (client.clone(), authority.clone(), token.clone());
         async move {
@@ -89,6 +86,7 @@ pub fn client(url: &str, ca_pem: &str, identity: Identity, namespace: &str) -> R
             if let Some(token) = token {
                 parts.headers.insert(AUTHORIZATION, token.header()?);
             }
+            let body = Full::new(body.collect().await?.to_bytes());
             client.request(Request::from_parts(parts, body)).await.map_err(tower::BoxError::from)
         }
     });
@@ -141,77 +139,5 @@ impl Token {
         header.set_sensitive(true);
         *known = Some((Instant::now(), header.clone()));
         Ok(header)
-    }
-}
-
-/// Connects by address: names are not resolved.
-#[derive(Clone)]
-struct Connector {
-    tls: TlsConnector,
-}
-
-impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    type Error = std::io::Error;
-    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let address: std::net::IpAddr = host.parse().map_err(|_| {
-                std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{host} is not an IP address"))
-            })?;
-            let connect = async {
-                let stream = TcpStream::connect((address, uri.port_u16().unwrap_or(443))).await?;
-                stream.set_nodelay(true)?;
-                tls.connect(ServerName::IpAddress(address.into()), stream).await
-            };
-            let stream = tokio::time::timeout(CONNECT_LIMIT, connect).await.map_err(|_| {
-                std::io::Error::new(std::io::ErrorKind::TimedOut, format!("{uri} does not answer"))
-            })??;
-            Ok(TokioIo::new(Stream(stream)))
-        })
-    }
-}
-
-/// What hyper's pool wants to know of a connection.
-struct Stream(TlsStream<TcpStream>);
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

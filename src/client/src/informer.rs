@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use kedge_base::Tasks;
+use kube::core::params::WatchParams;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -119,7 +120,9 @@ impl<K: Watched> Informer<K> {
         let path = K::url_path(&(), None);
         let kind = K::kind(&()).into_owned();
         let name = format!("informer {}", K::plural(&()));
-        let follow = follow(client, path, field_selector.to_owned(), kind, feed);
+        let fields = Some(field_selector.to_owned()).filter(|fields| !fields.is_empty());
+        let params = WatchParams { field_selector: fields, ..WatchParams::default() };
+        let follow = follow(client, path, params, kind, feed);
         tasks.spawn_until_stopped(&name, follow);
     }
 

@@ -3,6 +3,7 @@
 //! process; nothing here knows which. On a worker it goes to whichever control-plane node answers
 //! ([`failover`]). This crate never imports the API server or the store.
 
+mod connect;
 mod controller;
 mod error;
 mod events;
@@ -12,6 +13,7 @@ pub mod https;
 mod informer;
 mod key;
 mod queue;
+mod watch;
 
 pub use controller::run_controller;
 pub use error::{Error, is_already_exists, is_conflict, is_not_found};
@@ -19,4 +21,5 @@ pub use events::{EventType, Recorder, reference};
 pub use informer::{Change, Informer, Informers, Watched};
 pub use key::{ObjectKey, selector_matches};
 pub use queue::Queue;
+pub use watch::{Event, Watch};
 pub use {k8s_openapi, kube};

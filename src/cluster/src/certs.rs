@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use kedge_base::Order as _;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,7 @@ pub fn certificates(pki_dir: &Path, now: Timestamp) -> Result<Vec<CertificateSta
             found.push(status(path, now)?);
         }
     }
-    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found.order_by(|one, other| one.name.cmp(&other.name));
     Ok(found)
 }
 

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioTimer;
+use kedge_base::https::{self, Answering};
+pub use kedge_base::https::{Body, BoxError};
 use kedge_base::{Backoff, Tasks};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -36,10 +35,6 @@ const STRANGERS: usize = 256;
 /// A connection on which nothing comes back to a ping for so long is dead.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
-/// Whatever went wrong in a body.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// The body of an answer.
-pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// The store's own service: gets what control-plane nodes send each other.
 pub type StoreService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
@@ -135,9 +130,8 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger:
     let peer = certificates.and_then(<[_]>::first).and_then(PeerIdentity::of);
     let is_member = peer.is_some();
     let asker = Arc::new(Asker { source: source.ip().to_canonical(), peer });
-    let executor = Executor(port.tasks.clone());
-    let answering = service_fn(move |request| respond(port.clone(), asker.clone(), request));
-    let mut builder = auto::Builder::new(executor);
+    let mut builder = https::protocols(&port.tasks);
+    let answering = Answering::new(move |request| respond(port.clone(), asker.clone(), request));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
     builder
         .http2()
@@ -145,7 +139,7 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger:
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY)
         .max_concurrent_streams(256);
-    let serving = builder.serve_connection(TokioIo::new(stream), answering);
+    let serving = https::serve(builder, stream, answering);
     let ended = if is_member {
         drop(stranger);
         serving.await
@@ -159,13 +153,9 @@ async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger:
     }
 }
 
-async fn respond(
-    port: Port,
-    asker: Arc<Asker>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+async fn respond(port: Port, asker: Arc<Asker>, request: Request<Incoming>) -> Response<Body> {
     let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
-        return Ok(store(port, &asker, request).await);
+        return store(port, &asker, request).await;
     };
     let answered = async {
         if request.method() != Method::POST {
@@ -175,10 +165,10 @@ async fn respond(
         let body = body.map_err(|error| Refusal::Invalid { message: error.to_string() })?.to_bytes();
         Box::pin(port.service.answer(&asker, &path, &body)).await
     };
-    Ok(match answered.await {
+    match answered.await {
         Ok(body) => json(StatusCode::OK, body),
         Err(refusal) => refused(&refusal),
-    })
+    }
 }
 
 /// Only control-plane nodes that were not taken off reach the store.
@@ -211,20 +201,6 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-/// HTTP/2 streams are tasks of the listener's group.
-#[derive(Clone)]
-struct Executor(Tasks);
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn_until_stopped("cluster stream", future);
-    }
 }
 
 #[cfg(test)]

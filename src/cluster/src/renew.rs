@@ -10,8 +10,8 @@ use kedge_client::k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestSpec,
 };
 use kedge_client::kube::api::{Api, ObjectMeta, PostParams};
-use kedge_client::kube::runtime::wait::await_condition;
-use kedge_client::kube::{Client, ResourceExt as _};
+use kedge_client::kube::{Client, Resource as _, ResourceExt as _};
+use kedge_client::{Event, Watch};
 use tokio::sync::Notify;
 
 use crate::{Error, Leaf, Members, Pki, Signer};
@@ -47,17 +47,34 @@ pub async fn renew_by_request(pki: &Pki, client: &Client, leaf: Leaf) -> Result<
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let failed = |error: &dyn std::error::Error| Error::NotSigned(Chain(error).to_string());
     let name = api.create(&PostParams::default(), &object).await.map_err(|error| failed(&error))?.name_any();
-    let decided = await_condition(api, &name, |object: Option<&CertificateSigningRequest>| {
-        object.is_none_or(|object| outcome(object).is_some())
-    });
-    let object = tokio::time::timeout(SIGNED_WITHIN, decided)
+    let object = tokio::time::timeout(SIGNED_WITHIN, decided(client, &name))
         .await
-        .map_err(|_| Error::NotSigned(format!("nobody decided on {name}; kubectl get csr shows it")))?
-        .map_err(|error| failed(&error))?;
+        .map_err(|_| Error::NotSigned(format!("nobody decided on {name}; kubectl get csr shows it")))?;
     match object.as_ref().and_then(outcome) {
         Some(Ok(certificate)) => pki.install(&pending, &certificate),
         Some(Err(reason)) => Err(Error::NotSigned(format!("{name}: {reason}"))),
         None => Err(Error::NotSigned(format!("{name} was deleted"))),
+    }
+}
+
+/// The request once it is decided; `None`: it is gone.
+async fn decided(client: &Client, name: &str) -> Option<CertificateSigningRequest> {
+    let path = CertificateSigningRequest::url_path(&(), None);
+    let mut requests =
+        Watch::<CertificateSigningRequest>::new(client.clone(), path, &format!("metadata.name={name}"), "");
+    let mut listed = false;
+    loop {
+        match requests.next().await {
+            Event::Begin => listed = false,
+            Event::Listed(object) | Event::Changed(object) => {
+                if outcome(&object).is_some() {
+                    return Some(object);
+                }
+                listed = true;
+            }
+            Event::Done if listed => {}
+            Event::Done | Event::Deleted(_) => return None,
+        }
     }
 }
 
@@ -255,11 +272,8 @@ mod tests {
                     "{}",
                     request.uri()
                 );
-                let list = serde_json::json!({
-                    "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequestList",
-                    "metadata": {"resourceVersion": "1"}, "items": [made.lock().clone().unwrap()],
-                });
-                Ok(http::Response::new(Full::new(Bytes::from(list.to_string()))))
+                let event = serde_json::json!({ "type": "ADDED", "object": made.lock().clone().unwrap() });
+                Ok(http::Response::new(Full::new(Bytes::from(format!("{event}\n")))))
             }
         });
         Client::new(service, "default")

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kedge_base::Order as _;
 use parking_lot::Mutex;
 use rcgen::PublicKeyData as _;
 use serde::de::DeserializeOwned;
@@ -152,7 +153,7 @@ impl Service {
             .map(|node| node.peer())
             .collect();
         // This node knows the way already, so it comes first.
-        peers.sort_by_key(|peer| peer.id != self.pki.node_id());
+        peers.order_by_key(|peer| peer.id != self.pki.node_id());
         Ok(Admitted {
             id,
             facts: request.facts,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use kedge_base::Order as _;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -171,7 +172,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
             TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
             TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         ];
-        provider.cipher_suites.sort_by_key(|suite| !first.contains(&suite.suite()));
+        provider.cipher_suites.order_by_key(|suite| !first.contains(&suite.suite()));
     }
     Arc::new(provider)
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use kedge_base::Order as _;
 use kedge_client::{Error, Informer, ObjectKey, Queue, selector_matches};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -64,7 +65,7 @@ fn aggregate(role: &ClusterRole, all: &[ClusterRole]) -> Option<Vec<PolicyRule>>
             .filter(|other| other.metadata.name != role.metadata.name)
             .filter(|other| selector_matches(selector, &other.metadata.labels))
             .collect();
-        selected.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        selected.order_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         for rule in selected.into_iter().flat_map(|other| other.rules.iter().flatten()) {
             if !rules.contains(rule) {
                 rules.push(rule.clone());

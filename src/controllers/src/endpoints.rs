@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kedge_base::Order as _;
 use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
 use kube::api::{DeleteParams, PostParams};
 
@@ -181,7 +182,7 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
         room -= not_ready.len();
     }
     let some = |mut addresses: Vec<EndpointAddress>| {
-        addresses.sort_by(|a, b| a.ip.cmp(&b.ip));
+        addresses.order_by(|a, b| a.ip.cmp(&b.ip));
         (!addresses.is_empty()).then_some(addresses)
     };
     let subsets = found.into_iter().map(|(ports, ready, not_ready)| EndpointSubset {

@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kedge_base::Order as _;
 use kedge_client::{Error, Informer};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -103,7 +104,7 @@ impl History {
         let candidates = self.revisions.list_namespace(namespace);
         let mut all =
             claim(&self.ctx.client, owner.meta, &owner.reference, owner.selector, candidates, fresh).await?;
-        all.sort_by(|a, b| {
+        all.order_by(|a, b| {
             let created = |r: &ControllerRevision| r.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (a.revision, created(a), name_of(a)).cmp(&(b.revision, created(b), name_of(b)))
         });

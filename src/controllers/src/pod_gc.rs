@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kedge_base::Order as _;
 use kedge_client::{Error, Informer, ObjectKey, Queue};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
@@ -183,7 +184,7 @@ impl Collector {
 
 fn oldest_above(mut pods: Vec<Arc<Pod>>, threshold: usize) -> Vec<Arc<Pod>> {
     let excess = pods.len().saturating_sub(threshold);
-    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    pods.order_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     pods.truncate(excess);
     pods
 }

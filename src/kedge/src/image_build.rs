@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use kedge_base::Order as _;
 use serde::Deserialize;
 
 use self::layout::Binary;
@@ -124,7 +125,7 @@ pub(crate) fn build_for(binaries: &[PathBuf], archive: &Path) -> anyhow::Result<
 
 fn build(mut binaries: Vec<Binary>, work_dir: &Path, archive: &Path) -> io::Result<()> {
     fs::create_dir_all(work_dir)?;
-    binaries.sort_by(|a, b| a.architecture.cmp(&b.architecture));
+    binaries.order_by(|a, b| a.architecture.cmp(&b.architecture));
     layout::build(&images().map_err(io::Error::other)?, binaries, work_dir, archive)
 }
 

@@ -163,7 +163,7 @@ fn configuration() -> String {
     }
     text.push_str(
         "\nFurther variables: `KEDGE_CONFIG` (the file), `KEDGE_LOG` (what is logged, e.g. \
-         `info,kedge_kubelet=debug`), `KEDGE_LOG_FORMAT=json`.\n\n\
+         `info,kedge_kubelet=debug`; a release tells nothing finer than `debug`), `KEDGE_LOG_FORMAT=json`.\n\n\
          ## A whole node from one file\n\n\
          A new node reads what it is to become from the same file at its first start: it joins the cluster that \
          `join` names, or begins one with the `addons` named. Where `join` cannot be reached yet, it tries again \

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
+use kedge_base::Order as _;
 use kedge_cluster::ClusterConfig;
 use kedge_store::backup::{self, Part};
 use serde::{Deserialize, Serialize};
@@ -358,7 +359,7 @@ pub(crate) fn list(folder: &Path) -> io::Result<Vec<Listed>> {
         let (name, scheduled) = (name.to_owned(), name.starts_with(SCHEDULED));
         found.push(Listed { name, time, bytes: metadata.len(), scheduled, file });
     }
-    found.sort_by(|one, other| other.time.cmp(&one.time).then_with(|| other.name.cmp(&one.name)));
+    found.order_by(|one, other| other.time.cmp(&one.time).then_with(|| other.name.cmp(&one.name)));
     Ok(found)
 }
 

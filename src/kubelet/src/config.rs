@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
+use kedge_base::Order as _;
 
 /// TLS of the kubelet's server.
 #[derive(Clone)]
@@ -79,7 +80,7 @@ impl Config {
     /// `kubelet_pods.go`, `sortPodIPs`).
     pub(crate) fn sorted(&self, mut ips: Vec<String>) -> Vec<String> {
         let first_is_ipv6 = self.node_ips.first().is_some_and(IpAddr::is_ipv6);
-        ips.sort_by_key(|ip| ip.contains(':') != first_is_ipv6);
+        ips.order_by_key(|ip| ip.contains(':') != first_is_ipv6);
         ips
     }
 

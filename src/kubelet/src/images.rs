@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, ContainerImage, Pod};
+use kedge_base::Order as _;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -81,7 +82,7 @@ impl Images {
     pub(crate) async fn find(&self, image: &str) -> Result<Option<Present>, Error> {
         let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
         let asked = cri::ImageStatusRequest { image: Some(spec), verbose: false };
-        let found = self.runtime.images().image_status(asked).await?.into_inner().image;
+        let found = self.runtime.cri().image_status(asked).await?.into_inner().image;
         Ok(found.filter(|image| !image.id.is_empty()).map(|image| Present {
             id: image.id,
             uid: image.uid.map(|uid| uid.value),
@@ -93,7 +94,7 @@ impl Images {
         // Known before the list is made: what is pulled meanwhile may be missing in it.
         let known = self.records.ids();
         let asked = cri::ListImagesRequest { filter: None };
-        let images = self.runtime.images().list_images(asked).await?.into_inner().images;
+        let images = self.runtime.cri().list_images(asked).await?.into_inner().images;
         for id in known.iter().filter(|id| !images.iter().any(|image| image.id == **id)) {
             self.records.forget(id);
         }
@@ -102,7 +103,7 @@ impl Images {
 
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
         let spec = cri::ImageSpec { image: id.to_owned(), ..Default::default() };
-        self.runtime.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+        self.runtime.cri().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
         self.records.forget(id);
         Ok(())
     }
@@ -243,7 +244,7 @@ impl Images {
                 auth,
                 sandbox_config: Some(sandbox.clone()),
             };
-            match self.runtime.images().pull_image(request).await {
+            match self.runtime.cri().pull_image(request).await {
                 Ok(_) => {
                     proof = Some(of);
                     break;
@@ -288,7 +289,7 @@ impl Images {
     /// The biggest images, as the Node's status lists them.
     pub(crate) async fn report(&self) -> Result<Vec<ContainerImage>, Error> {
         let mut images = self.list().await?;
-        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        images.order_by_key(|image| std::cmp::Reverse(image.size));
         let report = images.into_iter().take(REPORTED).map(|image| {
             let mut names = image.repo_digests;
             names.extend(image.repo_tags);

@@ -10,6 +10,7 @@
 
 mod actions;
 mod admission;
+mod calls;
 mod cgroup;
 mod config;
 mod container_config;

@@ -3,15 +3,12 @@
 //! (upstream `pkg/kubelet/util/manager/watch_based_manager.go`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
 use kedge_base::Tasks;
-use kube::runtime::{WatchStreamExt, watcher};
+use kedge_client::{Event, Watch};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -133,40 +130,30 @@ impl Objects {
 
     fn start<K>(&self, source: &Source, entry: &Entry)
     where
-        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: kube::Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
         Object: From<K>,
     {
-        let api = kube::Api::<K>::namespaced(self.client.clone(), &source.namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", source.name));
+        let path = K::url_path(&(), Some(&source.namespace));
+        let mut events =
+            Watch::<K>::new(self.client.clone(), path, &format!("metadata.name={}", source.name), "");
         let (stop, known) = (entry.stop.clone(), entry.known.clone());
         let (objects, source) = (self.clone(), source.clone());
         self.tasks.spawn_until_stopped("watch of a pod's object", async move {
             let follow = async {
-                let mut events = watcher(api, config).default_backoff().boxed();
                 let mut listed = None;
-                while let Some(event) = events.next().await {
-                    let now = match event {
-                        Ok(watcher::Event::Apply(object)) => Some(Arc::new(Object::from(object))),
-                        Ok(watcher::Event::Delete(_)) => None,
-                        Ok(watcher::Event::Init) => {
+                loop {
+                    let now = match events.next().await {
+                        Event::Changed(object) => Some(Arc::new(Object::from(object))),
+                        Event::Deleted(_) => None,
+                        Event::Begin => {
                             listed = None;
                             continue;
                         }
-                        Ok(watcher::Event::InitApply(object)) => {
+                        Event::Listed(object) => {
                             listed = Some(Arc::new(Object::from(object)));
                             continue;
                         }
-                        Ok(watcher::Event::InitDone) => listed.take(),
-                        Err(error) => {
-                            tracing::debug!(object = %source.name, %error, "watch interrupted, it is resumed");
-                            continue;
-                        }
+                        Event::Done => listed.take(),
                     };
                     known.send_replace(Some(now));
                     objects.tell(&source);

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
-use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use kedge_base::Order as _;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Error;
+use crate::calls::Cri;
 
 /// Labels and annotations that make a restart of the kubelet possible
 /// (upstream `pkg/kubelet/kuberuntime/labels.go`).
@@ -29,8 +29,6 @@ pub(crate) mod keys {
 
 /// Most calls end in milliseconds; the runtime is given upstream's two minutes.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
-/// Statuses of many containers exceed gRPC's default of 4 MiB.
-const MESSAGE_LIMIT: usize = 16 << 20;
 
 /// Clones share one channel, which connects again by itself.
 #[derive(Clone)]
@@ -129,12 +127,8 @@ impl Runtime {
         self.channel.clone()
     }
 
-    pub(crate) fn cri(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
-    }
-
-    pub(crate) fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+    pub(crate) fn cri(&self) -> Cri {
+        Cri(self.channel.clone())
     }
 
     /// Everything that exists of the pod.
@@ -178,7 +172,7 @@ impl Runtime {
                 host_network,
             });
         }
-        pod.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
+        pod.sandboxes.order_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
         let filter = cri::ContainerFilter { label_selector: selector, ..Default::default() };
         for container in self.list_containers(Some(filter)).await? {
             match self.container_status(&container.id).await {
@@ -187,7 +181,7 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        pod.containers.sort_by_key(|container| {
+        pod.containers.order_by_key(|container| {
             std::cmp::Reverse((container.restart_count, container.status.created_at))
         });
         Ok(pod)

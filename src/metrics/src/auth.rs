@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use futures::TryStreamExt as _;
 use http::{HeaderMap, header};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
@@ -16,9 +15,9 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kedge_base::{Chain, Tasks};
-use kube::Api;
+use kedge_client::Watch;
 use kube::api::PostParams;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource as _};
 use parking_lot::Mutex;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -91,23 +90,18 @@ impl Delegated {
         });
         let watching = this.clone();
         tasks.spawn_restarting("front proxy's authority", move || {
-            let (this, maps) = (watching.clone(), maps.clone());
-            async move { this.follow(maps).await }
+            let this = watching.clone();
+            async move { this.follow().await }
         });
         Ok(this)
     }
 
-    async fn follow(&self, maps: Api<ConfigMap>) {
-        let settings = watcher::Config::default().fields(&format!("metadata.name={CONFIG}"));
-        let changes = watcher(maps, settings).default_backoff().applied_objects();
-        let mut changes = std::pin::pin!(changes);
+    async fn follow(&self) {
+        let path = ConfigMap::url_path(&(), Some("kube-system"));
+        let mut maps =
+            Watch::<ConfigMap>::new(self.client.clone(), path, &format!("metadata.name={CONFIG}"), "");
         loop {
-            match changes.try_next().await {
-                Ok(Some(map)) => self.take(FrontProxy::of(&map)),
-                // The watcher starts over by itself; its back-off waits.
-                Err(error) => tracing::debug!(error = %Chain(&error), "watch of the front proxy's authority"),
-                Ok(None) => return,
-            }
+            self.take(FrontProxy::of(&maps.next_object().await));
         }
     }
 

@@ -1,18 +1,14 @@
 //! The HTTPS listener.
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Response;
 use kedge_base::Tasks;
+use kedge_base::https::{self, Answering};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -55,8 +51,9 @@ pub(crate) async fn listen(
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
+                    let tasks = connections.clone();
                     connections.spawn_until_stopped("connection", async move {
-                        connection(api, stream, acceptor).await;
+                        connection(api, stream, acceptor, &tasks).await;
                         drop(permit);
                     });
                 }
@@ -71,7 +68,7 @@ pub(crate) async fn listen(
     Ok(())
 }
 
-async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor) {
+async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, tasks: &Tasks) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -82,11 +79,14 @@ async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor) {
     let certificates = stream.get_ref().1.peer_certificates();
     let peer: Arc<Option<String>> =
         Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| common_name(first)));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let answering = Answering::new(move |request| {
         let (api, peer) = (api.clone(), peer.clone());
-        async move { Ok::<Answer, Infallible>(api.answer(&request, peer.as_deref()).await) }
+        async move {
+            let answer = api.answer(&request, peer.as_deref()).await;
+            answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
+        }
     });
-    let served = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let served = https::serve(https::protocols(tasks), stream, answering).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

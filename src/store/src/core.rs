@@ -356,7 +356,7 @@ impl<T, R> Core<T, R> {
         }
         let kind = message.msg_type();
         if let Err(error) = self.raw.step(message) {
-            tracing::trace!(%error, ?kind, "message not used");
+            tracing::debug!(%error, ?kind, "message not used");
         }
         self.settle();
     }

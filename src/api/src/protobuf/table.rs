@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-const SOURCE: &str = include_str!("../../data/protobuf.txt");
+const SOURCE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protobuf.txt.gz"));
 /// The message of CRD schemas, which the schema-or kinds hold.
 const SCHEMA: &str = "~JSONSchemaProps";
 
 /// The data is part of the program, so it is either always sound or never: a unit
 /// test reads it.
 static TABLE: LazyLock<Table> =
-    LazyLock::new(|| Table::parse(SOURCE).expect("data/protobuf.txt is well formed"));
+    LazyLock::new(|| Table::parse(crate::packed::text(SOURCE)).expect("data/protobuf.txt is well formed"));
 
 /// How often a field occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_data_is_well_formed() {
-        let table = Table::parse(SOURCE).unwrap();
+        let table = Table::parse(crate::packed::text(SOURCE)).unwrap();
         assert!(table.kinds.len() > 100);
         let pod = table.kind("v1", "Pod").unwrap();
         assert_eq!(table.field(pod, 2).unwrap().name, "spec");

@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Field, Gvk, ListType, Name, Node, NodeId, PatchStrategy, SchemaSet, Shape};
 
-const TABLE: &str = include_str!("../../data/types.txt");
+const TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/types.txt.gz"));
 
 /// The table is immutable, so one parsed copy serves the process.
 pub(super) fn get() -> &'static Arc<SchemaSet> {
     static SET: OnceLock<Arc<SchemaSet>> = OnceLock::new();
-    SET.get_or_init(|| Arc::new(parse(TABLE)))
+    SET.get_or_init(|| Arc::new(parse(crate::packed::text(TABLE))))
 }
 
 fn long_name(short: &'static str) -> Name {

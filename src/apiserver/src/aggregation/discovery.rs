@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kedge_base::Order as _;
 use serde_json::{Value, json};
 
 use super::{Remote, remotes};
@@ -20,7 +21,7 @@ pub(crate) fn add_groups(state: &State, groups: &mut Vec<(String, Vec<String>)>)
 
 fn sorted(state: &State) -> Vec<Arc<Remote>> {
     let mut all: Vec<Arc<Remote>> = remotes(state).1.values().cloned().collect();
-    all.sort_by(|a, b| {
+    all.order_by(|a, b| {
         let rank = |remote: &Remote| (remote.group_priority, remote.version_priority);
         rank(b).cmp(&rank(a)).then_with(|| a.name.cmp(&b.name))
     });

@@ -4,7 +4,6 @@
 //! Each node prefers another server (by its name), so that nodes spread over the control plane; which one
 //! follows from the list alone, so that a list that grows or shrinks moves as few nodes as possible.
 
-mod connect;
 mod forward;
 mod servers;
 
@@ -14,29 +13,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt as _;
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::rt::TokioTimer;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kedge_base::{Chain, Tasks};
-use kube::api::Api;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::Resource as _;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+use tokio_rustls::TlsConnector;
 
-use self::connect::{Connector, Executor};
 pub use self::forward::forward;
 pub use self::servers::Servers;
+use crate::connect::{Connector, HttpClient, http_client};
+use crate::watch::{Event, Watch};
 
-/// A ping on every connection, and how long its answer may take: a server that lost its power ends no
-/// connection by itself.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const TLS_LIMIT: Duration = Duration::from_secs(5);
+/// Every API server's certificate has this name, while its addresses may change.
+const SERVER_NAME: &str = "kubernetes.default.svc";
 
 /// A request had no answer from any server.
 #[derive(Debug, thiserror::Error)]
@@ -68,29 +64,24 @@ pub fn follow(servers: &Servers, client: kube::Client, tasks: &Tasks) {
 }
 
 async fn learn(servers: Servers, client: kube::Client) {
-    let api: Api<EndpointSlice> = Api::namespaced(client, "default");
-    let config = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
+    let path = EndpointSlice::url_path(&(), Some("default"));
+    let mut events = Watch::<EndpointSlice>::new(client, path, "", "kubernetes.io/service-name=kubernetes");
     let mut slices = std::collections::BTreeMap::new();
     let mut listing = std::collections::BTreeMap::new();
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
-    while let Some(event) = events.next().await {
+    loop {
         let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
-        match event {
-            Ok(watcher::Event::Init) => listing.clear(),
-            Ok(watcher::Event::InitApply(slice)) => {
+        match events.next().await {
+            Event::Begin => listing.clear(),
+            Event::Listed(slice) => {
                 listing.insert(name(&slice), addresses(&slice));
                 continue;
             }
-            Ok(watcher::Event::InitDone) => slices = std::mem::take(&mut listing),
-            Ok(watcher::Event::Apply(slice)) => {
+            Event::Done => slices = std::mem::take(&mut listing),
+            Event::Changed(slice) => {
                 slices.insert(name(&slice), addresses(&slice));
             }
-            Ok(watcher::Event::Delete(slice)) => {
+            Event::Deleted(slice) => {
                 slices.remove(&name(&slice));
-            }
-            Err(error) => {
-                tracing::debug!(error = %Chain(&error), "watch of the API servers' addresses");
-                continue;
             }
         }
         let found: Vec<String> = slices.values().flatten().cloned().collect();
@@ -136,33 +127,32 @@ struct Inner {
     tls: Arc<ClientConfig>,
     tasks: Tasks,
     /// With the generation of [`Servers::reconnect`] it was made for.
-    http: Mutex<(u64, HttpClient<Connector, Full<Bytes>>)>,
+    http: Mutex<(u64, HttpClient)>,
 }
 
 impl Failover {
     /// See [`client`].
     pub fn new(servers: Servers, tls: Arc<ClientConfig>, tasks: &Tasks) -> Self {
-        let http = Mutex::new((servers.generation(), http_client(&tls, tasks)));
+        let http = Mutex::new((servers.generation(), connections(&tls, tasks)));
         Self(Arc::new(Inner { servers, tls, tasks: tasks.clone(), http }))
     }
 }
 
-fn http_client(tls: &Arc<ClientConfig>, tasks: &Tasks) -> HttpClient<Connector, Full<Bytes>> {
-    HttpClient::builder(Executor(tasks.clone()))
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .http2_keep_alive_interval(PING_EVERY)
-        .http2_keep_alive_timeout(PING_LIMIT)
-        .build(Connector::new(tls))
+fn connections(tls: &Arc<ClientConfig>, tasks: &Tasks) -> HttpClient {
+    let mut tls = ClientConfig::clone(tls);
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let tls = TlsConnector::from(Arc::new(tls));
+    let limits = [CONNECT_LIMIT, TLS_LIMIT];
+    http_client(Connector { tls, name: Some(SERVER_NAME), limits }, tasks)
 }
 
 impl Inner {
-    fn http(&self) -> HttpClient<Connector, Full<Bytes>> {
+    fn http(&self) -> HttpClient {
         let mut http = self.http.lock();
         let generation = self.servers.generation();
         if http.0 != generation {
             // Connections of the old one end with their last request.
-            *http = (generation, http_client(&self.tls, &self.tasks));
+            *http = (generation, connections(&self.tls, &self.tasks));
         }
         http.1.clone()
     }

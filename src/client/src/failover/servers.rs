@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use kedge_base::{read_optional, write_atomic};
+use kedge_base::{Order as _, read_optional, write_atomic};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -131,7 +131,7 @@ impl Servers {
         };
         let mut servers = state.known.clone();
         // Stable: preference decides among equals.
-        servers.sort_by_key(resting);
+        servers.order_by_key(resting);
         servers
     }
 

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use futures::StreamExt as _;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kedge_base::Backoff;
-use kube::api::{ListParams, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::connect::Executor;
 
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
@@ -249,17 +252,11 @@ async fn strangers_are_not_trusted_and_new_servers_are_used() {
 #[tokio::test]
 async fn a_watch_goes_on_at_another_server() {
     let (first, second, api, _, _tasks) = pair().await;
-    let events =
-        watcher::watcher(api, watcher::Config::default().fields("metadata.name=x")).default_backoff();
-    let mut seen = std::pin::pin!(events.filter_map(|event| async move {
-        match event {
-            Ok(watcher::Event::Apply(object)) => object.metadata.name,
-            _ => None,
-        }
-    }));
-    assert_eq!(seen.next().await, Some(first.address.to_string()));
+    let path = api.resource_url().to_owned();
+    let mut seen = Watch::<ConfigMap>::new(api.into_client(), path, "metadata.name=x", "");
+    assert_eq!(name(&seen.next_object().await), first.address.to_string());
     first.kill().await;
-    assert_eq!(seen.next().await, Some(second.address.to_string()));
+    assert_eq!(name(&seen.next_object().await), second.address.to_string());
 }
 
 #[test]
@@ -312,24 +309,22 @@ async fn servers_are_learned_from_the_cluster_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("servers.json");
     let servers = Servers::open("n1", Some(file.clone()), &["192.0.2.1:6443".to_owned()]).unwrap();
-    // One list, then a watch with one event that stays open.
+    // What there is, then one change; the watch stays open.
     let service = tower::service_fn(|request: Request<kube::client::Body>| async move {
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let body = if query.contains("watch=") {
-            let event = serde_json::json!({
+        assert!(query.contains("watch=") && query.contains("labelSelector="), "{query}");
+        let events = [
+            serde_json::json!({ "type": "ADDED", "object": slice(1, &["192.0.2.1", "192.0.2.2"]) }),
+            serde_json::json!({ "type": "BOOKMARK", "object": { "metadata": {
+                "resourceVersion": "1", "annotations": { "k8s.io/initial-events-end": "true" } } } }),
+            serde_json::json!({
                 "type": "MODIFIED", "object": slice(2, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]),
-            });
-            let event = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n")))]);
-            let open =
-                event.chain(futures::stream::pending()).map(|bytes| bytes.map(hyper::body::Frame::data));
-            http_body_util::StreamBody::new(open).boxed_unsync()
-        } else {
-            let list = serde_json::json!({
-                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList",
-                "metadata": {"resourceVersion": "1"}, "items": [slice(1, &["192.0.2.1", "192.0.2.2"])],
-            });
-            Full::new(Bytes::from(list.to_string())).map_err(std::io::Error::other).boxed_unsync()
-        };
+            }),
+        ];
+        let events = events.map(|event| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))));
+        let open = futures::stream::iter(events).chain(futures::stream::pending());
+        let open = open.map(|bytes| bytes.map(hyper::body::Frame::data));
+        let body = http_body_util::StreamBody::new(open).boxed_unsync();
         Ok::<_, std::io::Error>(Response::new(body))
     });
     let tasks = Tasks::new("client");

@@ -1,6 +1,7 @@
 //! Tokens in the book: made, listed, revoked, used.
 
 use jiff::{SignedDuration, Timestamp};
+use kedge_base::Order as _;
 use serde::{Deserialize, Serialize};
 
 use super::{Check, Registry, TOKENS, Transaction, encode};
@@ -70,7 +71,7 @@ impl Registry {
     pub async fn tokens(&self) -> Result<Vec<TokenSummary>, Error> {
         let now = self.now();
         let mut records: Vec<TokenRecord> = self.list(TOKENS).await?;
-        records.sort_by(|one, other| (one.created, &one.hash).cmp(&(other.created, &other.hash)));
+        records.order_by(|one, other| (one.created, &one.hash).cmp(&(other.created, &other.hash)));
         Ok(records
             .into_iter()
             .map(|record| TokenSummary {

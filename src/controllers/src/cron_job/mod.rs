@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kedge_base::Order as _;
 use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
 use kube::api::{DeleteParams, PostParams, PropagationPolicy};
 
@@ -352,7 +353,7 @@ impl Controller {
         for (kind, limit) in limits {
             let Some(limit) = limit.and_then(|limit| usize::try_from(limit).ok()) else { continue };
             let mut ended: Vec<_> = jobs.iter().filter(|job| ended_as(job, kind)).collect();
-            ended.sort_by_key(|job| {
+            ended.order_by_key(|job| {
                 let started = job.status.as_ref().and_then(|status| status.start_time.as_ref());
                 (started.is_none(), started.map(|time| time.0), job.metadata.name.clone())
             });

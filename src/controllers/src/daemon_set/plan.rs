@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kedge_base::Order as _;
 
 use super::nodes::{should_run, target_node};
 use crate::history::REVISION_LABEL;
@@ -40,7 +41,7 @@ pub(super) fn by_node(pods: Vec<Arc<Pod>>) -> BTreeMap<String, Vec<Arc<Pod>>> {
         }
     }
     for pods in map.values_mut() {
-        pods.sort_by_key(|pod| {
+        pods.order_by_key(|pod| {
             (
                 pods::node_name(pod).is_empty(),
                 pod.metadata.creation_timestamp.as_ref().map(|time| time.0),

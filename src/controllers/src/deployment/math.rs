@@ -1,6 +1,7 @@
 //! The arithmetic of a rollout, free of any request (upstream deployment/util and rolling.go).
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use kedge_base::Order as _;
 
 use super::revision::{DESIRED_ANNOTATION, MAX_ANNOTATION, int_annotation};
 use crate::percent::resolve;
@@ -117,7 +118,7 @@ pub(super) fn proportional(deployment: &Deployment, sets: &[ReplicaSet]) -> Vec<
     let mut order: Vec<usize> = (0..sets.len()).collect();
     let created = |i: usize| sets[i].metadata.creation_timestamp.as_ref().map(|t| t.0);
     // The largest first; among equals the newest when adding, the oldest when taking away.
-    order.sort_by(|&a, &b| {
+    order.order_by(|&a, &b| {
         let by_age = if to_add > 0 { created(b).cmp(&created(a)) } else { created(a).cmp(&created(b)) };
         size(&sets[b])
             .cmp(&size(&sets[a]))

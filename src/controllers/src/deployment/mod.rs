@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kedge_base::Order as _;
 use kedge_client::{
     Change, Error, EventType, Informer, ObjectKey, Queue, Recorder, reference, selector_matches,
 };
@@ -158,7 +159,7 @@ impl Controller {
             fresh,
         )
         .await?;
-        claimed.sort_by(|a, b| {
+        claimed.order_by(|a, b| {
             let age = |set: &ReplicaSet| set.metadata.creation_timestamp.as_ref().map(|time| time.0);
             age(a).cmp(&age(b)).then_with(|| a.metadata.name.cmp(&b.metadata.name))
         });

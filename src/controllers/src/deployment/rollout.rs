@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kedge_base::Order as _;
 use kedge_client::{Error, EventType, reference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
@@ -297,7 +298,7 @@ fn expendable(old: &[ReplicaSet], limit: usize) -> Vec<&ReplicaSet> {
     if alive.len() <= limit {
         return Vec::new();
     }
-    alive.sort_by_key(|set| revision::revision(&set.metadata));
+    alive.order_by_key(|set| revision::revision(&set.metadata));
     alive.truncate(alive.len() - limit);
     alive.retain(|set| {
         let status = set.status.clone().unwrap_or_default();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kedge_base::Order as _;
 
 use super::build::Group;
 
@@ -60,7 +61,7 @@ fn plan_group(plan: &mut Plan, index: usize, group: &Group, ours: Vec<Arc<Endpoi
     let mut new: Vec<Endpoint> =
         group.endpoints.iter().filter_map(|endpoint| wanted.remove(&identity(endpoint))).collect();
     let mut order: Vec<usize> = (0..slices.len()).collect();
-    order.sort_by_key(|&i| (!slices[i].2, std::cmp::Reverse(slices[i].1.len())));
+    order.order_by_key(|&i| (!slices[i].2, std::cmp::Reverse(slices[i].1.len())));
     for i in order {
         let (_, endpoints, changed) = &mut slices[i];
         // An empty slice that is deleted below costs as much as one that is filled.

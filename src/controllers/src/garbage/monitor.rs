@@ -5,15 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kedge_base::{Chain, Tasks};
+use kedge_client::{Event, Watch};
+use kube::Resource as _;
 use kube::api::DynamicObject;
-use kube::core::PartialObjectMeta;
-use kube::runtime::{WatchStreamExt, watcher};
+use serde::Deserialize;
 
 use super::Collector;
 use super::graph::Uid;
 use crate::discovery::{Served, discover};
+
+/// Of an object only what says who owns it.
+#[derive(Deserialize)]
+struct Owned {
+    #[serde(default)]
+    metadata: ObjectMeta,
+}
 
 /// A running watch.
 pub(super) struct Monitor {
@@ -89,25 +97,21 @@ impl Collector {
     }
 
     async fn follow(self: Arc<Self>, resource: Arc<Served>, synced: Arc<AtomicBool>) {
-        let api =
-            kube::Api::<PartialObjectMeta<DynamicObject>>::all_with(self.ctx.client.clone(), &resource.api);
-        let config = watcher::Config::default().streaming_lists();
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let path = DynamicObject::url_path(&resource.api, None);
+        let mut events = Watch::<Owned>::new(self.ctx.client.clone(), path, "", "");
         let mut listed: HashSet<Uid> = HashSet::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(watcher::Event::Apply(object)) => self.apply(&resource, &object),
-                Ok(watcher::Event::Delete(object)) => {
-                    self.forget(object.metadata.uid.as_deref().unwrap_or_default());
-                }
-                Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => {
+        loop {
+            match events.next().await {
+                Event::Changed(object) => self.apply(&resource, &object.metadata),
+                Event::Deleted(object) => self.forget(object.metadata.uid.as_deref().unwrap_or_default()),
+                Event::Begin => listed.clear(),
+                Event::Listed(object) => {
                     if let Some(uid) = object.metadata.uid.as_deref() {
                         listed.insert(uid.into());
                     }
-                    self.apply(&resource, &object);
+                    self.apply(&resource, &object.metadata);
                 }
-                Ok(watcher::Event::InitDone) => {
+                Event::Done => {
                     let known = self.graph.lock().of_resource(&resource);
                     for uid in known.iter().filter(|uid| !listed.contains(*uid)) {
                         self.forget(uid);
@@ -116,22 +120,18 @@ impl Collector {
                     synced.store(true, Ordering::Release);
                     self.progress.notify_waiters();
                 }
-                Err(error) => {
-                    let kind = &resource.api.kind;
-                    tracing::debug!(kind, error = %Chain(&error), "garbage collector's watch interrupted, it is resumed");
-                }
             }
         }
     }
 
-    fn apply(&self, resource: &Arc<Served>, object: &PartialObjectMeta<DynamicObject>) {
+    fn apply(&self, resource: &Arc<Served>, metadata: &ObjectMeta) {
         let mut graph = self.graph.lock();
-        let is_new = object.metadata.uid.as_deref().is_some_and(|uid| graph.get(uid).is_none());
-        let work = graph.apply(resource, &object.metadata);
+        let is_new = metadata.uid.as_deref().is_some_and(|uid| graph.get(uid).is_none());
+        let work = graph.apply(resource, metadata);
         drop(graph);
         self.enqueue(work);
         if is_new {
-            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+            let namespace = metadata.namespace.as_deref().unwrap_or_default();
             self.tell(&resource.api.group, &resource.api.plural, namespace);
         }
     }

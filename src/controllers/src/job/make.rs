@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
+use kedge_base::Order as _;
 
 use super::indexes::{self, INDEX, Indexes};
 use super::policy::{self, Verdict, is_indexed};
@@ -90,7 +91,7 @@ pub(super) fn pending(count: usize, completions: i32, busy: &BTreeSet<i32>, done
 /// taken twice.
 pub(super) fn surplus(spec: &JobSpec, active: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
     let mut order = active.to_vec();
-    order.sort_by(|a, b| pods::deletion_order((a, 0), (b, 0), now));
+    order.order_by(|a, b| pods::deletion_order((a, 0), (b, 0), now));
     if !is_indexed(spec) {
         order.truncate(count);
         return order;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus, UncountedTerminatedPods};
 use k8s_openapi::api::core::v1::Pod;
+use kedge_base::Order as _;
 
 use super::indexes::{self, Indexes};
 use super::policy::{self, Finish, Verdict, is_indexed, is_pod_failed};
@@ -103,7 +104,7 @@ pub(super) fn list_ended(
     let mut listed = status.uncounted_terminated_pods.get_or_insert_default().clone();
     let mut new_indexes = 0;
     let mut order: Vec<_> = tracked.iter().collect();
-    order.sort_by_key(|pod| indexes::of(pod));
+    order.order_by_key(|pod| indexes::of(pod));
     for pod in order {
         let failed = is_pod_failed(&spec, pod);
         let succeeded = pods::phase(pod) == "Succeeded";

@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use kedge_base::Order as _;
 use kedge_client::{Error, Informer, ObjectKey, Queue, reference};
 use kube::api::PostParams;
 
@@ -214,7 +215,7 @@ impl<K: Replicated> Controller<K> {
         let now = Timestamp::now();
         let rank = |pod: &Pod| on_node.get(pods::node_name(pod)).copied().unwrap_or(0);
         let mut order = active.to_vec();
-        order.sort_by(|a, b| pods::deletion_order((&**a, rank(a)), (&**b, rank(b)), now));
+        order.order_by(|a, b| pods::deletion_order((&**a, rank(a)), (&**b, rank(b)), now));
         order.truncate(count);
         order
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kedge_base::Order as _;
 use kedge_cluster::{Admitted, Clock, HostPort, JoinString, LocalState, NodeFacts, Role, Staging};
 
 use super::status::wait_ready;
@@ -124,7 +125,7 @@ pub(crate) fn facts(config: &Config, role: Role, string: &JoinString) -> anyhow:
         }
     }
     if family.is_some() || config.node_ips.is_empty() {
-        addresses.sort_by_key(|address| address.is_ipv4() != family.unwrap_or(true));
+        addresses.order_by_key(|address| address.is_ipv4() != family.unwrap_or(true));
     }
     let address: IpAddr = match (addresses.first(), missing) {
         (Some(address), _) => *address,

@@ -87,5 +87,7 @@ fn print(format: crate::cli::Format, short: &str, value: &impl serde::Serialize)
 /// A small runtime for commands that ask containerd or the kernel something.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Boxed: the runtime is compiled once for each result instead of once for each command.
+    let future: std::pin::Pin<Box<dyn Future<Output = F::Output> + '_>> = Box::pin(future);
     Ok(runtime.block_on(future))
 }

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kedge_base::Order as _;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
@@ -213,7 +214,7 @@ fn release_namespaces(namespaces: &BTreeSet<u64>) -> anyhow::Result<()> {
 /// Unmount what is below this node's folders, the deepest first.
 fn unmount(config: &Config) -> anyhow::Result<()> {
     let mut points = own_mounts(config);
-    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    points.order_by_key(|point| std::cmp::Reverse(point.components().count()));
     let mut first_failure = Ok(());
     // One path may carry several mounts: each appears in the list.
     for point in points {

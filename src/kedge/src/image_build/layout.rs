@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use kedge_base::Order as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -120,7 +121,7 @@ fn write_archive(images: &[Image], layers: &[Layer], archive: &Path) -> io::Resu
         });
         named.push(entry);
     }
-    blobs.sort_by(|(a, _), (b, _)| a.digest.cmp(&b.digest));
+    blobs.order_by(|(a, _), (b, _)| a.digest.cmp(&b.digest));
     let index = to_bytes(&json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": named }))?;
     let layout = to_bytes(&json!({ "imageLayoutVersion": "1.0.0" }))?;
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
+use kedge_base::Order as _;
 use regex::{Captures, Regex};
 use serde_json::Value;
 
@@ -119,7 +120,7 @@ impl Redactor {
         let mut text = Cow::Borrowed(text);
         // The longest first: one may be a part of another.
         let mut known: Vec<&String> = self.known.iter().collect();
-        known.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        known.order_by_key(|value| std::cmp::Reverse(value.len()));
         for value in known {
             if text.contains(value.as_str()) {
                 text = Cow::Owned(text.replace(value.as_str(), REMOVED));

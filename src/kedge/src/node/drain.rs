@@ -5,12 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kedge_client::{Event, Watch};
+use kube::Resource as _;
 use kube::api::{Api, EvictParams, ListParams, Patch, PatchParams};
-use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::json;
 
 /// All pods together; disruption budgets may hold some of them up.
@@ -44,7 +42,8 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
         for pod in &going {
             evict(client, pod).await?;
         }
-        gone(client, node, going.iter().filter_map(|pod| pod.metadata.uid.clone()).collect()).await
+        gone(client, node, going.iter().filter_map(|pod| pod.metadata.uid.clone()).collect()).await;
+        anyhow::Ok(())
     };
     match tokio::time::timeout(LIMIT, all).await {
         Ok(result) => result.with_context(|| format!("move the pods of {node} away")),
@@ -58,22 +57,19 @@ pub(crate) async fn drain(client: &kube::Client, node: &str) -> anyhow::Result<(
 
 /// Returns when none of these pods is on the node any more. The watch is by node: a node may watch its own
 /// pods and no others.
-async fn gone(client: &kube::Client, node: &str, mut waiting: BTreeSet<String>) -> anyhow::Result<()> {
-    let settings = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let pods: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
-    let mut changes = watcher(pods, settings).default_backoff().boxed();
+async fn gone(client: &kube::Client, node: &str, mut waiting: BTreeSet<String>) {
+    let mut pods =
+        Watch::<Pod>::new(client.clone(), Pod::url_path(&(), None), &format!("spec.nodeName={node}"), "");
     let mut listed = BTreeSet::new();
     while !waiting.is_empty() {
-        match changes.next().await.context("the watch of pods ended")? {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(pod)) => listed.extend(pod.metadata.uid),
-            Ok(Event::InitDone) => waiting.retain(|uid| listed.contains(uid)),
-            Ok(Event::Apply(_)) => {}
-            Ok(Event::Delete(pod)) => waiting.retain(|uid| pod.metadata.uid.as_ref() != Some(uid)),
-            Err(error) => tracing::debug!(%error, "watch of the pods that go"),
+        match pods.next().await {
+            Event::Begin => listed.clear(),
+            Event::Listed(pod) => listed.extend(pod.metadata.uid),
+            Event::Done => waiting.retain(|uid| listed.contains(uid)),
+            Event::Changed(_) => {}
+            Event::Deleted(pod) => waiting.retain(|uid| pod.metadata.uid.as_ref() != Some(uid)),
         }
     }
-    Ok(())
 }
 
 /// A DaemonSet's pods would come back at once, mirror pods are the node's own, and what has ended is no

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use kedge_base::Order as _;
 use kedge_client::EventType;
 use tokio::time::Instant;
 
@@ -77,7 +78,7 @@ impl Collector {
         let now = Instant::now();
         self.look(core, now).await?;
         let asked = k8s_cri::v1::ImageFsInfoRequest {};
-        let info = core.runtime.images().image_fs_info(asked).await?.into_inner();
+        let info = core.runtime.cri().image_fs_info(asked).await?.into_inner();
         let Some(disk) = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()) else {
             return Ok(());
         };
@@ -139,7 +140,7 @@ fn in_order(records: &HashMap<String, Record>, now: Instant, minimum_age: Durati
         .filter(|(_, record)| !record.kept && record.last_used.is_none_or(|used| used < now))
         .filter(|(_, record)| record.first_seen.is_none_or(|seen| now.duration_since(seen) >= minimum_age))
         .collect();
-    images.sort_by_key(|(id, record)| (record.last_used, record.first_seen, *id));
+    images.order_by_key(|(id, record)| (record.last_used, record.first_seen, *id));
     images.into_iter().map(|(id, _)| id.clone()).collect()
 }
 

@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
+use kedge_base::Order as _;
 use serde_json::Value;
 
 use super::records::{Proof, SecretUse, hash};
@@ -60,9 +61,9 @@ pub(super) async fn of_pod(core: &Core, target: &Pod, image: &str) -> Vec<Login>
             (length, Login { auth, proof: Proof::Secret(used) })
         }));
     }
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    found.order_by_key(|(length, _)| std::cmp::Reverse(*length));
     let mut node = of_node(core, image);
-    node.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    node.order_by_key(|(length, _)| std::cmp::Reverse(*length));
     let node = node.into_iter().map(|(_, auth)| Login { auth, proof: Proof::Node });
     found.into_iter().map(|(_, login)| login).chain(node).collect()
 }

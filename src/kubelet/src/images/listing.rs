@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use k8s_cri::v1 as cri;
+use kedge_base::Order as _;
 use serde::Serialize;
 
 use super::store::Store;
@@ -45,7 +46,7 @@ pub async fn describe(containerd_socket: &Path) -> Result<Vec<ImageInfo>, Error>
     let used = in_use(&runtime).await?;
     let pinned = pinned(&Store::of(&runtime)).await?;
     let named = Store::of(&runtime).list().await?;
-    let answer = runtime.images().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner();
+    let answer = runtime.cri().list_images(cri::ListImagesRequest { filter: None }).await?.into_inner();
     let mut images: Vec<ImageInfo> = answer
         .images
         .into_iter()
@@ -68,7 +69,7 @@ pub async fn describe(containerd_socket: &Path) -> Result<Vec<ImageInfo>, Error>
             }
         })
         .collect();
-    images.sort_by(|a, b| (&a.names, &a.digests, &a.id).cmp(&(&b.names, &b.digests, &b.id)));
+    images.order_by(|a, b| (&a.names, &a.digests, &a.id).cmp(&(&b.names, &b.digests, &b.id)));
     Ok(images)
 }
 
@@ -85,7 +86,7 @@ pub async fn prune(containerd_socket: &Path, keep: &[String]) -> Result<Vec<Imag
             continue;
         }
         let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
-        runtime.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+        runtime.cri().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
         removed.push(image);
     }
     Ok(removed)

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use containerd_client::services::v1 as api;
 use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::types::Descriptor;
+use kedge_base::Order as _;
 use tonic::transport::Channel;
 
 use super::archive::{Blob, From, Span, Target, read_at};
 use crate::Error;
+use crate::calls::{MESSAGE_LIMIT, call};
 use crate::runtime::Runtime;
 
 /// The containerd namespace of CRI.
@@ -24,7 +24,7 @@ const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// CRI of containerd 1.7 and newer knows it too.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 const CHUNK: usize = 1 << 20;
-const MESSAGE_LIMIT: usize = 16 << 20;
+const UPDATE_IMAGE: &str = "/containerd.services.images.v1.Images/Update";
 
 /// A connection; it is made at the first call.
 #[derive(Clone)]
@@ -52,10 +52,6 @@ impl Store {
         Self { channel: runtime.channel() }
     }
 
-    fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
-    }
-
     fn content(&self) -> ContentClient<Channel> {
         ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
@@ -70,20 +66,24 @@ impl Store {
             id: id.clone(),
             labels: HashMap::from([("containerd.io/gc.expire".to_owned(), end.to_string())]),
         };
-        LeasesClient::new(self.channel.clone()).create(request(asked, None)?).await?;
+        let path = "/containerd.services.leases.v1.Leases/Create";
+        call::<_, api::CreateResponse>(&self.channel, path, request(asked, None)?).await?;
         Ok(Lease(id))
     }
 
     pub(super) async fn release(&self, lease: Lease) {
         let Ok(asked) = request(api::DeleteRequest { id: lease.0, sync: false }, None) else { return };
-        let _ = LeasesClient::new(self.channel.clone()).delete(asked).await;
+        let path = "/containerd.services.leases.v1.Leases/Delete";
+        let _ = call::<_, ()>(&self.channel, path, asked).await;
     }
 
     /// All names.
     pub(super) async fn list(&self) -> Result<Vec<Named>, Error> {
         let asked = request(api::ListImagesRequest { filters: Vec::new() }, None)?;
-        let answer = self.images().list(asked).await?.into_inner();
+        let path = "/containerd.services.images.v1.Images/List";
+        let answer: tonic::Response<api::ListImagesResponse> = call(&self.channel, path, asked).await?;
         let mut images: Vec<Named> = answer
+            .into_inner()
             .images
             .into_iter()
             .map(|image| {
@@ -95,7 +95,7 @@ impl Store {
                 }
             })
             .collect();
-        images.sort_by(|a, b| a.name.cmp(&b.name));
+        images.order_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
     }
 
@@ -122,11 +122,18 @@ impl Store {
             ..Default::default()
         };
         let create = api::CreateImageRequest { image: Some(image.clone()), ..Default::default() };
-        match self.images().create(request(create, Some(lease))?).await {
+        let path = "/containerd.services.images.v1.Images/Create";
+        let created = call::<_, api::CreateImageResponse>(&self.channel, path, request(create, Some(lease))?);
+        match created.await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::AlreadyExists => {
                 let update = api::UpdateImageRequest { image: Some(image), ..Default::default() };
-                self.images().update(request(update, Some(lease))?).await?;
+                call::<_, api::UpdateImageResponse>(
+                    &self.channel,
+                    UPDATE_IMAGE,
+                    request(update, Some(lease))?,
+                )
+                .await?;
                 Ok(())
             }
             Err(status) => Err(status.into()),
@@ -144,7 +151,7 @@ impl Store {
         let mask = prost_types::FieldMask { paths: vec![format!("labels.{}", PINNED.0)] };
         let asked =
             api::UpdateImageRequest { image: Some(image), update_mask: Some(mask), ..Default::default() };
-        match self.images().update(request(asked, None)?).await {
+        match call::<_, api::UpdateImageResponse>(&self.channel, UPDATE_IMAGE, request(asked, None)?).await {
             Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
             _ => Ok(()),
         }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Endpoint, Uri};
 
+use crate::calls::call;
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct HealthRequest {
     #[prost(string, tag = "1")]
@@ -35,12 +37,8 @@ async fn ask(host: &str, port: u16, service: String, timeout: Duration) -> Resul
         }))
         .await
         .map_err(|error| format!("error: this endpoint does not support gRPC health checks: {error}"))?;
-    let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(|error| format!("error: health rpc failed: {error}"))?;
-    let path = ::http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let codec = tonic_prost::ProstCodec::<HealthRequest, HealthResponse>::default();
-    let answer = client.unary(tonic::Request::new(HealthRequest { service }), path, codec).await;
-    match answer {
+    let request = tonic::Request::new(HealthRequest { service });
+    match call::<_, HealthResponse>(&channel, "/grpc.health.v1.Health/Check", request).await {
         Ok(answer) if answer.get_ref().status == 1 => Ok(()),
         Ok(answer) => Err(format!("service unhealthy (responded with status {})", answer.get_ref().status)),
         Err(status) => Err(format!("error: health rpc failed: {}", status.message())),

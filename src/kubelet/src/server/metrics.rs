@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
+use kedge_base::Order as _;
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
@@ -120,7 +121,7 @@ fn assemble(
     for (target, usage) in of_pods {
         let uid = pod::uid(target);
         let Some(mut containers) = containers.remove(&uid) else { continue };
-        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        containers.order_by(|a, b| a.name.cmp(&b.name));
         failed |= usage.is_none();
         pods.push(PodUse {
             namespace: target.metadata.namespace.clone().unwrap_or_default(),
@@ -131,7 +132,7 @@ fn assemble(
             containers,
         });
     }
-    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    pods.order_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Snapshot { at, node, pods, failed }
 }
 

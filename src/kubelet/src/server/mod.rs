@@ -5,7 +5,6 @@ mod access;
 mod metrics;
 mod streams;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +14,9 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
 use k8s_openapi::api::core::v1::Pod;
-use kedge_base::Chain;
+use kedge_base::https::{self, Answering};
+use kedge_base::{Chain, Tasks};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -70,7 +67,8 @@ pub(crate) async fn listen(core: &Shared) -> Result<(), Error> {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let (core, acceptor) = (core.clone(), acceptor.clone());
-                    connections.spawn_until_stopped("connection", connection(core, stream, acceptor));
+                    let connection = connection(core, stream, acceptor, connections.clone());
+                    connections.spawn_until_stopped("connection", connection);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "connection not accepted");
@@ -82,7 +80,7 @@ pub(crate) async fn listen(core: &Shared) -> Result<(), Error> {
     Ok(())
 }
 
-async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor) {
+async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor, tasks: Tasks) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -92,13 +90,12 @@ async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor) {
     let certificates = stream.get_ref().1.peer_certificates();
     let peer =
         Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (core, peer) = (core.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(handle(core, request, peer).await) }
+    let protocols = https::protocols(&tasks);
+    let answering = Answering::new(move |request| {
+        let answer = handle(core.clone(), request, peer.clone());
+        async move { answer.await.map(|body| body.map_err(https::BoxError::from).boxed_unsync()) }
     });
-    let served = Builder::new(TokioExecutor::new())
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await;
+    let served = https::serve(protocols, stream, answering).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

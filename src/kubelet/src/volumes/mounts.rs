@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use kedge_base::Order as _;
 use nix::mount::{MntFlags, MsFlags};
 
 use super::make_dir;
@@ -67,7 +68,7 @@ pub(crate) fn unmount_below(dir: &Path) -> Result<(), Error> {
     let below = || -> Result<Vec<PathBuf>, Error> {
         let mut points = mount_points()?;
         points.retain(|point| point.starts_with(&real));
-        points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+        points.order_by_key(|point| std::cmp::Reverse(point.components().count()));
         Ok(points)
     };
     for point in below()? {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use kedge_base::Order as _;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -103,7 +104,7 @@ impl Forwarder {
             domains.push((name, stub.servers.iter().copied().map(Server::new).collect()));
         }
         // The longest domain that fits wins.
-        domains.sort_by_key(|(name, _): &(Name, Vec<_>)| std::cmp::Reverse(name.num_labels()));
+        domains.order_by_key(|(name, _): &(Name, Vec<_>)| std::cmp::Reverse(name.num_labels()));
         Ok(Self {
             servers: ArcSwap::from_pointee(addresses.into_iter().map(Server::new).collect()),
             stubs: domains,

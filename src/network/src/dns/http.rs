@@ -64,7 +64,7 @@ async fn connection(stream: TcpStream, path: &'static str, page: Page) {
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::trace!(path, %error, "a connection ended early");
+        tracing::debug!(path, %error, "a connection ended early");
     }
 }
 

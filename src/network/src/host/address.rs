@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use kedge_base::Order as _;
+
 use crate::Error;
 use crate::rt::{Address, DefaultRoute, Event, Link, Rt, RtWatcher};
 
@@ -52,7 +54,7 @@ pub async fn until_moved(own: IpAddr) -> Result<IpAddr, Error> {
 
 fn choose(links: &[Link], addresses: &[Address], routes: &[DefaultRoute]) -> Option<IpAddr> {
     let mut routes: Vec<&DefaultRoute> = routes.iter().collect();
-    routes.sort_by_key(|route| (!route.is_ipv4, route.metric));
+    routes.order_by_key(|route| (!route.is_ipv4, route.metric));
     for route in routes {
         let of_route = addresses
             .iter()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kedge_api::object;
 use kedge_api::registry::Resource;
 use kedge_api::selector::LabelSelector;
+use kedge_base::Order as _;
 use serde_json::Value;
 
 use super::super::{Operation, Request};
@@ -146,7 +147,7 @@ pub(in crate::admission) fn converted(
 pub(in crate::admission) fn configurations(state: &crate::state::State, storage_key: &str) -> Vec<Value> {
     let objects = state.cache.bucket(storage_key).objects();
     let mut all: Vec<Value> = objects.values().filter_map(|stored| read::parse(&stored.bytes).ok()).collect();
-    all.sort_by(|a, b| object::name(a).cmp(object::name(b)));
+    all.order_by(|a, b| object::name(a).cmp(object::name(b)));
     all
 }
 

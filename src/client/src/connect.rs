@@ -1,40 +1,51 @@
 //! Connections to API servers: TCP and TLS with limits, HTTP/2 where the server speaks it.
 
-use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Uri;
+use http_body_util::Full;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use kedge_base::Tasks;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-const TLS_LIMIT: Duration = Duration::from_secs(5);
-/// Every API server's certificate has this name, while its addresses may change.
-const SERVER_NAME: &str = "kubernetes.default.svc";
+/// A ping on every HTTP/2 connection, and how long its answer may take: a server that lost its power ends no
+/// connection by itself.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// The one client of this crate: bodies of requests are in memory as a whole.
+pub(crate) type HttpClient = Client<Connector, Full<Bytes>>;
+
+/// Connections are tasks of `tasks`.
+pub(crate) fn http_client(connector: Connector, tasks: &Tasks) -> HttpClient {
+    Client::builder(Executor(tasks.clone()))
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_LIMIT)
+        .build(connector)
+}
 
 /// Opens connections for the HTTP client's pool.
 #[derive(Clone)]
-pub(super) struct Connector {
-    tls: TlsConnector,
-}
-
-impl Connector {
-    pub(super) fn new(config: &Arc<ClientConfig>) -> Self {
-        let mut config = ClientConfig::clone(config);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Self { tls: TlsConnector::from(Arc::new(config)) }
-    }
+pub(crate) struct Connector {
+    /// HTTP/2 is spoken when it offers that by ALPN.
+    pub(crate) tls: TlsConnector,
+    /// What certificates are for; `None`: the address that is connected to.
+    pub(crate) name: Option<&'static str>,
+    /// For TCP and for TLS.
+    pub(crate) limits: [Duration; 2],
 }
 
 impl tower::Service<Uri> for Connector {
@@ -47,25 +58,39 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let Self { tls, name, limits: [tcp_limit, tls_limit] } = self.clone();
         Box::pin(async move {
             let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+            let name = match name {
+                Some(name) => ServerName::try_from(name).map_err(io::Error::other)?,
+                None => {
+                    let address: IpAddr = host.parse().map_err(|_| {
+                        io::Error::new(io::ErrorKind::InvalidInput, format!("{host} is not an IP address"))
+                    })?;
+                    ServerName::IpAddress(address.into())
+                }
+            };
             let connecting = TcpStream::connect((host, server.port_u16().unwrap_or(443)));
-            let stream = limited(CONNECT_LIMIT, connecting).await?;
+            let stream = limited(tcp_limit, host, connecting).await?;
             stream.set_nodelay(true)?;
-            let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-            let stream = limited(TLS_LIMIT, tls.connect(name, stream)).await?;
+            let stream = limited(tls_limit, host, tls.connect(name, stream)).await?;
             Ok(Stream(TokioIo::new(stream)))
         })
     }
 }
 
-async fn limited<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+async fn limited<T>(
+    limit: Duration,
+    host: &str,
+    future: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    tokio::time::timeout(limit, future)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("{host} does not answer"))))
 }
 
 /// A connection that says whether HTTP/2 was agreed on.
-pub(super) struct Stream(TokioIo<TlsStream<TcpStream>>);
+pub(crate) struct Stream(TokioIo<TlsStream<TcpStream>>);
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
@@ -120,7 +145,7 @@ impl Write for Stream {
 
 /// Connections are tasks of the client's group.
 #[derive(Clone)]
-pub(super) struct Executor(pub(super) Tasks);
+pub(crate) struct Executor(pub(crate) Tasks);
 
 impl<F> hyper::rt::Executor<F> for Executor
 where
