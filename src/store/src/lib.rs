@@ -20,6 +20,9 @@ mod core;
 mod disk;
 mod engine;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod logger;
 mod membership;
 mod node;

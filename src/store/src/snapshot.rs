@@ -233,8 +233,8 @@ pub(crate) fn open_part(path: &Path, offset: u64, length: u64) -> Result<Snapsho
         return Err(damaged(path, "it is no snapshot, or one of another version"));
     }
     let meta_length = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-    let mut meta = vec![0; meta_length.min(LONGEST) as usize];
-    input.read_exact(&mut meta).map_err(|_| damaged(path, "it is cut short"))?;
+    let mut meta = Vec::new();
+    input.by_ref().take(meta_length.into()).read_to_end(&mut meta).map_err(failed())?;
     let meta = Meta::decode(&meta).ok_or_else(|| damaged(path, "its summary is damaged"))?;
     let rest = checked.saturating_sub(16 + u64::from(meta_length));
     let stream = Some(BufReader::new(ZlibDecoder::new(input.take(rest))));
@@ -253,8 +253,11 @@ impl Iterator for Snapshot {
             if length > LONGEST {
                 return Err(io::Error::other("impossible length"));
             }
-            let mut bytes = vec![0; length as usize];
-            stream.read_exact(&mut bytes)?;
+            // Not allocated by what a damaged length says.
+            let mut bytes = Vec::new();
+            if stream.by_ref().take(length.into()).read_to_end(&mut bytes)? < length as usize {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             Ok(bytes)
         };
         let pair = part()

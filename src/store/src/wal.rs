@@ -7,6 +7,8 @@
 //! keep, and the start fails with the name of the file. [`format`] describes the bytes.
 
 mod format;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -136,6 +138,7 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
         match scan.segments.back() {
             None => scan.begin(&header),
             Some(_) if header.anew => scan.begin(&header),
+            // Names are different numbers in order: there is none after the last.
             Some(before) if before.sequence + 1 != sequence => {
                 let what = format!("lacks segment {:016x}.log", before.sequence + 1);
                 return Err(Error::LogLost { path: dir.to_owned(), what });
@@ -144,7 +147,7 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
                 let what = format!(
                     "entry {} is followed by {} in the next segment",
                     scan.last_index,
-                    header.previous_index + 1
+                    header.previous_index.saturating_add(1)
                 );
                 return Err(damaged(&before.path, before.used, what));
             }
@@ -189,7 +192,7 @@ impl Scan {
     }
 
     fn push(&mut self, entry: Entry, from: u64, path: &Path, offset: u64) -> Result<(), Error> {
-        if entry.index > self.last_index + 1 || entry.index == 0 {
+        if entry.index > self.last_index.saturating_add(1) || entry.index == 0 {
             let what = format!("entry {} follows entry {}", entry.index, self.last_index);
             return Err(damaged(path, offset, what));
         }

@@ -53,6 +53,9 @@ async fn check(state: &Arc<State>, remote: &Remote) -> bool {
         Ok(()) => ("True", "Passed", "all checks passed"),
         Err((reason, message)) => ("False", *reason, message.as_str()),
     };
+    if outcome.is_ok() {
+        super::openapi::refresh(state, remote).await;
+    }
     if let Err(status) = write(state, remote, value, reason, message).await {
         tracing::warn!(api_service = remote.name, %status, "availability not written");
     }

@@ -9,6 +9,8 @@
 //! approval for each node, or no verification at all.
 
 mod request;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 
 use std::sync::Arc;
 use std::time::Duration;

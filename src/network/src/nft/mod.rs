@@ -4,6 +4,8 @@
 mod batch;
 mod expr;
 mod foreign;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod transaction;
 mod watch;
 
