@@ -36,7 +36,7 @@ fn admit(resource: &Resource, mut object: Value, mut other: Value) {
     let _ = strategy.warnings(&object);
     let _ = table::cells(resource, &object, jiff_now());
     let _ = table::partial_object_metadata(&object);
-    let _ = quota::usage(&resource.group, &resource.plural, &object);
+    let _ = quota::usage(&resource.group, &resource.plural, &object, jiff_now());
     if let Some((metadata, spec)) = pod_security::pod_template(&resource.group, &resource.plural, &object) {
         let _ = (metadata, spec);
     }
