@@ -138,7 +138,13 @@ fn drive(target: &Target) -> Result<u64, String> {
         let file = std::env::temp_dir().join(format!("kedge-fuzz-{}", target.name));
         std::fs::write(&file, &small).expect("written");
         let text: String = text.chars().take(2000).collect();
-        Err(format!("{} {fault}\n  with {}\n  smallest ({} bytes, in {}): {text}", target.name, what(), small.len(), file.display()))
+        Err(format!(
+            "{} {fault}\n  with {}\n  smallest ({} bytes, in {}): {text}",
+            target.name,
+            what(),
+            small.len(),
+            file.display()
+        ))
     };
     // What is set up at first use is not the input's.
     let _ = catch_unwind(AssertUnwindSafe(|| (target.run)(b"")));

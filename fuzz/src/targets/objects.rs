@@ -130,11 +130,21 @@ pub(super) fn protobuf_seeds() -> Vec<Vec<u8>> {
         out.extend(bytes);
         out
     };
-    let metadata = [field(1, b"a"), field(3, b"default"), vec![0x38, 5], field(11, &[field(1, b"k"), field(2, b"v")].concat())].concat();
+    let metadata = [
+        field(1, b"a"),
+        field(3, b"default"),
+        vec![0x38, 5],
+        field(11, &[field(1, b"k"), field(2, b"v")].concat()),
+    ]
+    .concat();
     let container = [field(1, b"c"), field(2, b"image"), field(3, b"sh"), field(6, &[0x18, 80])].concat();
     let objects = [
         ("v1", "Pod", [field(1, &metadata), field(2, &field(2, &container))].concat()),
-        ("v1", "ConfigMap", [field(1, &metadata), field(2, &[field(1, b"x"), field(2, b"y")].concat())].concat()),
+        (
+            "v1",
+            "ConfigMap",
+            [field(1, &metadata), field(2, &[field(1, b"x"), field(2, b"y")].concat())].concat(),
+        ),
         ("apps/v1", "Deployment", [field(1, &metadata), field(2, &[0x08, 3])].concat()),
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition", field(1, &metadata)),
     ];
@@ -150,9 +160,8 @@ pub(super) fn protobuf_seeds() -> Vec<Vec<u8>> {
 /// A CustomResourceDefinition, and objects of what it defines.
 pub(super) fn custom_resource(data: &[u8]) {
     static DEFINITIONS: OnceLock<Option<Arc<Resource>>> = OnceLock::new();
-    let definitions = DEFINITIONS.get_or_init(|| {
-        Registry::builtin().find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
-    });
+    let definitions = DEFINITIONS
+        .get_or_init(|| Registry::builtin().find("apiextensions.k8s.io", "v1", "customresourcedefinitions"));
     let definitions = definitions.as_ref().expect("a built-in kind");
     let mut source = Source(data);
     let scope = ["Namespaced", "Cluster"][source.below(2)];
@@ -192,8 +201,12 @@ pub(super) fn custom_resource(data: &[u8]) {
     definition["status"] = json!({ "conditions": [{ "type": "Established", "status": "True" }] });
     for row in crd::rows(&definition) {
         let make = |source: &mut Source<'_>| {
-            let spec = if source.byte() < 128 { shape::any(source, 0) } else {
-                row.schema.field("spec").map_or(Value::Null, |spec| shape::value(spec.cursor(), source, 0, true))
+            let spec = if source.byte() < 128 {
+                shape::any(source, 0)
+            } else {
+                row.schema
+                    .field("spec")
+                    .map_or(Value::Null, |spec| shape::value(spec.cursor(), source, 0, true))
             };
             json!({ "apiVersion": "example.com/v1", "kind": "Thing", "metadata": { "name": "a" }, "spec": spec })
         };
@@ -249,11 +262,19 @@ fn schema(source: &mut Source<'_>, depth: usize) -> Value {
         0 => schema["default"] = shape::any(source, 4),
         1 => schema["nullable"] = json!(true),
         2 => schema["enum"] = json!(["a", 1, null]),
-        3 => schema["anyOf"] = json!([{ "required": ["a"] }, { "minLength": 2 }, { "not": { "enum": ["b"] } }]),
+        3 => {
+            schema["anyOf"] = json!([{ "required": ["a"] }, { "minLength": 2 }, { "not": { "enum": ["b"] } }])
+        }
         4 => schema["x-kubernetes-int-or-string"] = json!(true),
         5 => schema["x-kubernetes-embedded-resource"] = json!(true),
         6 => {
-            let rules = ["self == oldSelf", "self.size() > 2", "self.a == self.b", "self.all(x, x != self)", "1 / 0 > 1"];
+            let rules = [
+                "self == oldSelf",
+                "self.size() > 2",
+                "self.a == self.b",
+                "self.all(x, x != self)",
+                "1 / 0 > 1",
+            ];
             schema["x-kubernetes-validations"] = json!([{ "rule": rules[source.below(5)], "message": "m" }]);
         }
         7 => schema["x-kubernetes-map-type"] = json!("atomic"),

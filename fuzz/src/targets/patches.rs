@@ -29,7 +29,8 @@ fn registry() -> &'static Registry {
 
 fn schema(source: &mut Source<'_>) -> SchemaRef {
     let (group, version, plural) = KINDS[source.below(KINDS.len())];
-    let resource: std::sync::Arc<Resource> = registry().find(group, version, plural).expect("a built-in kind");
+    let resource: std::sync::Arc<Resource> =
+        registry().find(group, version, plural).expect("a built-in kind");
     resource.schema.clone()
 }
 
@@ -61,7 +62,12 @@ pub(super) fn merge(data: &[u8]) {
     let patched = patch::merge_patch(&current, &patch).expect("no patch of this depth is refused");
     // The same again changes nothing (RFC 7396).
     assert_eq!(patch::merge_patch(&patched, &patch).ok().as_ref(), Some(&patched));
-    assert!(!has_null_member(&patched) || !patch.is_object() || has_null_member(&current) || has_null_item(&patch));
+    assert!(
+        !has_null_member(&patched)
+            || !patch.is_object()
+            || has_null_member(&current)
+            || has_null_item(&patch)
+    );
 }
 
 fn has_null_member(value: &Value) -> bool {
@@ -130,7 +136,8 @@ fn collect(value: &Value, place: &str, places: &mut Vec<String>) {
 
 /// A patch as a client sends it.
 pub(super) fn json_text(data: &[u8]) {
-    let current = json!({ "metadata": { "name": "a", "labels": { "x": "y" } }, "list": [1, 2, { "b": null }] });
+    let current =
+        json!({ "metadata": { "name": "a", "labels": { "x": "y" } }, "list": [1, 2, { "b": null }] });
     if let Ok(patched) = patch::json_patch(&current, data) {
         assert!(patched.to_string().len() <= 1000 + data.len() + (4 << 20));
     }
@@ -172,7 +179,9 @@ pub(super) fn apply(data: &[u8]) {
         if !config.is_object() {
             continue;
         }
-        let Ok(applied) = managed::apply(&schema, Some(&live), &config, &manager(name), force) else { continue };
+        let Ok(applied) = managed::apply(&schema, Some(&live), &config, &manager(name), force) else {
+            continue;
+        };
         let entries = applied.pointer("/metadata/managedFields").and_then(Value::as_array);
         let entries = entries.map(Vec::as_slice).unwrap_or_default();
         assert!(managed::decode_entries(entries).is_ok(), "{applied}");
@@ -191,7 +200,10 @@ pub(super) fn apply(data: &[u8]) {
 pub(super) fn managed_fields(data: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
     if let Some(set) = FieldSet::from_value(&value) {
-        assert_eq!(FieldSet::from_value(&set.to_value()).as_ref().map(FieldSet::to_value), Some(set.to_value()));
+        assert_eq!(
+            FieldSet::from_value(&set.to_value()).as_ref().map(FieldSet::to_value),
+            Some(set.to_value())
+        );
         let mut rest = set.clone();
         rest.difference(&set);
         assert!(rest.paths().is_empty());

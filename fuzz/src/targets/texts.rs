@@ -36,9 +36,14 @@ pub(super) fn quantity(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(quantity) = text.parse::<Quantity>() else { return };
     let written = quantity.to_string();
-    let again: Quantity = written.parse().unwrap_or_else(|error| panic!("{text:?} became {written:?}: {error}"));
+    let again: Quantity =
+        written.parse().unwrap_or_else(|error| panic!("{text:?} became {written:?}: {error}"));
     assert_eq!(again.to_string(), written, "{text:?}");
-    assert_eq!((again.value(), again.milli_value(), again.sign()), (quantity.value(), quantity.milli_value(), quantity.sign()), "{text:?} {written:?}");
+    assert_eq!(
+        (again.value(), again.milli_value(), again.sign()),
+        (quantity.value(), quantity.milli_value(), quantity.sign()),
+        "{text:?} {written:?}"
+    );
     assert!(quantity <= again && again <= quantity, "{text:?} {written:?}");
 }
 
@@ -53,7 +58,8 @@ pub(super) fn cel(data: &[u8]) {
 pub(super) fn json_path(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(path) = JsonPath::parse(text) else { return };
-    let object = json!({ "a": { "b.c": [1, 2, { "x": "y" }] }, "l": [{ "t": "A" }, { "t": "B" }], "n": null });
+    let object =
+        json!({ "a": { "b.c": [1, 2, { "x": "y" }] }, "l": [{ "t": "A" }, { "t": "B" }], "n": null });
     assert!(path.find(&object).len() <= 100);
 }
 
@@ -157,7 +163,8 @@ pub(super) fn websocket() -> Vec<Vec<u8>> {
 
 /// A response with a compressed name, an address and an alias.
 pub(super) fn dns_answers() -> Vec<Vec<u8>> {
-    let mut message = vec![0, 1, 0x81, 0x80, 0, 1, 0, 2, 0, 0, 0, 0, 1, b'a', 3, b'c', b'o', b'm', 0, 0, 1, 0, 1];
+    let mut message =
+        vec![0, 1, 0x81, 0x80, 0, 1, 0, 2, 0, 0, 0, 0, 1, b'a', 3, b'c', b'o', b'm', 0, 0, 1, 0, 1];
     message.extend([0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 4, 1, b'b', 0xc0, 14]);
     message.extend([0xc0, 35, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
     vec![message]
@@ -172,4 +179,3 @@ pub(super) fn compressed() -> Vec<Vec<u8>> {
         vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9],
     ]
 }
-

@@ -97,7 +97,8 @@ fn claim(claim: &Value) -> List {
     }
     // While a claim shrinks back from a failed resize, what is allocated counts.
     let asked = Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"]);
-    if let Some(storage) = asked.max(Quantity::from_value(&claim["status"]["allocatedResources"]["storage"])) {
+    if let Some(storage) = asked.max(Quantity::from_value(&claim["status"]["allocatedResources"]["storage"]))
+    {
         used.insert("requests.storage".to_owned(), storage);
         if !class.is_empty() {
             used.insert(format!("{prefix}/requests.storage"), storage);

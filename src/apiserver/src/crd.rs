@@ -115,8 +115,8 @@ impl Installer {
             .into_iter()
             .filter(|row| {
                 // Kubernetes' own kinds stay what they are, and so does what is no kind at all.
-                let free = !registry.is_builtin(&row.group, &row.version)
-                    && !crd::is_reserved_group(&row.group);
+                let free =
+                    !registry.is_builtin(&row.group, &row.version) && !crd::is_reserved_group(&row.group);
                 if !free {
                     tracing::warn!(
                         definition = object::name(definition),

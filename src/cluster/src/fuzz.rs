@@ -76,7 +76,8 @@ pub fn certificate(data: &[u8]) {
 /// A certificate, and a request for one.
 pub fn certificate_seeds() -> Vec<Vec<u8>> {
     let key = rcgen::KeyPair::generate().expect("a key");
-    let mut params = rcgen::CertificateParams::new(vec!["n.example".into(), "192.0.2.1".into()]).expect("names");
+    let mut params =
+        rcgen::CertificateParams::new(vec!["n.example".into(), "192.0.2.1".into()]).expect("names");
     params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:n");
     params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
     let certificate = params.self_signed(&key).expect("signed").der().to_vec();

@@ -9,7 +9,8 @@ const PREFIX: &str = "#/definitions/";
 
 /// The paths below `prefix` and every definition that they need; `None` when there are no such paths.
 pub(crate) fn part(document: &Value, prefix: &str) -> Option<Value> {
-    let within = |path: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let within =
+        |path: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let paths: Map<String, Value> = document["paths"]
         .as_object()?
         .iter()
@@ -47,11 +48,13 @@ pub(crate) fn add(document: &mut Value, mut part: Value) {
     }
     rename(&mut part, &names);
     for section in ["paths", "definitions"] {
-        let (Some(from), Some(to)) = (part[section].as_object_mut(), document[section].as_object_mut()) else {
+        let (Some(from), Some(to)) = (part[section].as_object_mut(), document[section].as_object_mut())
+        else {
             continue;
         };
         for (name, value) in std::mem::take(from) {
-            let name = if section == "definitions" { names.get(&name).cloned().unwrap_or(name) } else { name };
+            let name =
+                if section == "definitions" { names.get(&name).cloned().unwrap_or(name) } else { name };
             to.entry(name).or_insert(value);
         }
     }

@@ -56,7 +56,8 @@ pub fn transaction(data: &[u8]) {
 
 /// Transactions to begin with.
 pub fn transaction_seeds() -> Vec<Vec<u8>> {
-    let value = Value { bytes: Bytes::from_static(br#"{"metadata":{"resourceVersion":""}}"#), splice: Some(32) };
+    let value =
+        Value { bytes: Bytes::from_static(br#"{"metadata":{"resourceVersion":""}}"#), splice: Some(32) };
     let all = Txn {
         conditions: vec![
             Condition { key: "configmaps/default/a".into(), check: Check::Absent },
@@ -115,11 +116,7 @@ pub fn stored_seeds() -> Vec<Vec<u8>> {
         bytes.truncate(bytes.len() - 4);
         bytes
     };
-    vec![
-        cut(state::encode_object("key", &entry())),
-        cut(meta().encode()),
-        membership::encode(&member),
-    ]
+    vec![cut(state::encode_object("key", &entry())), cut(meta().encode()), membership::encode(&member)]
 }
 
 /// A snapshot file. With an odd first byte the rest is what the file holds, uncompressed and with checksums;

@@ -192,7 +192,10 @@ async fn documents_follow_definitions() {
     let (_, document) = client.get(&second).await;
     assert!(document.to_string().contains("weight"));
     let old = client.raw(Method::GET, &first, &[], Vec::new()).await;
-    assert_eq!((old.status(), old.headers()["location"].to_str().ok()), (StatusCode::MOVED_PERMANENTLY, Some(&*second)));
+    assert_eq!(
+        (old.status(), old.headers()["location"].to_str().ok()),
+        (StatusCode::MOVED_PERMANENTLY, Some(&*second))
+    );
     assert_ne!(etag().await, defined);
 
     client.delete(&path, &json!({})).await;

@@ -8,9 +8,9 @@
 //! its address could at most serve as itself. Without it `kubectl logs` would need a hand-made
 //! approval for each node, or no verification at all.
 
-mod request;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod request;
 
 use std::sync::Arc;
 use std::time::Duration;

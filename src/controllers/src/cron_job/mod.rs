@@ -1,8 +1,8 @@
 //! CronJob: a Job at set times (upstream pkg/controller/cronjob). When is in `schedule`.
 
-mod schedule;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod schedule;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -140,7 +140,8 @@ impl Controller {
         let namespace = quota.metadata.namespace.as_deref().unwrap_or_default();
         let spec = quota.spec.as_ref();
         let has_scopes = spec.is_some_and(|spec| {
-            let selected = spec.scope_selector.as_ref().and_then(|selector| selector.match_expressions.as_ref());
+            let selected =
+                spec.scope_selector.as_ref().and_then(|selector| selector.match_expressions.as_ref());
             spec.scopes.as_ref().is_some_and(|scopes| !scopes.is_empty())
                 || selected.is_some_and(|list| !list.is_empty())
         });

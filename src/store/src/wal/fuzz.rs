@@ -67,7 +67,8 @@ pub fn log_seeds() -> Vec<Vec<u8>> {
         let mut frame = Vec::new();
         format::begin(&mut frame);
         for index in first..first + 2 {
-            let entry = Entry { term: 2, index, data: vec![7; 9], context: b"ab".to_vec(), ..Entry::default() };
+            let entry =
+                Entry { term: 2, index, data: vec![7; 9], context: b"ab".to_vec(), ..Entry::default() };
             format::put_entry(&mut frame, &entry);
         }
         format::put_hard_state(&mut frame, &hard_state);
