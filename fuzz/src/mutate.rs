@@ -10,7 +10,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,7 +20,7 @@ impl Random {
 
     /// A number below `limit`; 0 when there is none.
     pub fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % (limit.max(1) as u64)).unwrap_or(0)
+        usize::try_from(self.number() % (limit.max(1) as u64)).unwrap_or(0)
     }
 }
 
@@ -84,7 +84,7 @@ impl Mutator {
                 }
             }
             2 | 3 => {
-                let new = self.random.next().to_le_bytes()[0];
+                let new = self.random.number().to_le_bytes()[0];
                 match input.get_mut(at) {
                     Some(byte) => *byte = new,
                     None => input.push(new),
@@ -115,7 +115,7 @@ impl Mutator {
                 input.splice(at..at, other[range].iter().copied());
             }
             10 => {
-                let text = self.random.next().to_string();
+                let text = self.random.number().to_string();
                 input.splice(at..at, text.into_bytes());
             }
             // The same again and again: depth, and costs that grow faster than the input.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 /// Bytes that are used up; zeros when there are none left.
 pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
-impl<'a> Source<'a> {
+impl Source<'_> {
     pub(crate) fn byte(&mut self) -> u8 {
         match self.0.split_first() {
             Some((first, rest)) => {

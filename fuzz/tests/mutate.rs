@@ -5,6 +5,8 @@
 //! `KEDGE_FUZZ_TARGETS` (names, with commas) change the run. With `KEDGE_FUZZ_LAST=FILE` each input is written
 //! there before it is run: what is in it after the process has died is the input that killed it.
 
+#![expect(clippy::print_stdout, reason = "how much was tried is worth knowing")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

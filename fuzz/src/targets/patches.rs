@@ -234,5 +234,5 @@ pub(super) fn managed_fields_seeds() -> Vec<Vec<u8>> {
 /// Bytes enough for objects of some size.
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let mut random = crate::Random::new(1);
-    (0..24).map(|index| (0..60 * (index + 1)).map(|_| random.next().to_le_bytes()[0]).collect()).collect()
+    (0..24).map(|index| (0..60 * (index + 1)).map(|_| random.number().to_le_bytes()[0]).collect()).collect()
 }

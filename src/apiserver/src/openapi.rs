@@ -169,8 +169,8 @@ fn make(name: &str, media: &'static str, parts: Parts) -> Result<Document, Statu
     let version = kedge_base::git_version();
     let list = parts.resources.iter().map(|resource| &**resource);
     let gzip = match (name, media) {
-        ("v2", PROTO) => kedge_openapi::v2_proto(list, &parts.others, &version),
-        ("v2", _) => kedge_openapi::v2(list, &parts.others, &version),
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &*parts.others, &version),
+        ("v2", _) => kedge_openapi::v2(list, &*parts.others, &version),
         _ => kedge_openapi::v3(list, &version),
     };
     let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;

@@ -54,9 +54,7 @@ pub fn archive_seeds() -> Vec<Vec<u8>> {
     let descriptor = |kind: &str, digest: &str| {
         format!(r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"sha256:{digest}","size":2}}"#)
     };
-    let index = format!(
-        r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:a","annotations":{{"io.containerd.image.name":"example.com/a:1"}}}}]}}"#
-    );
+    let index = r#"{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:a","annotations":{"io.containerd.image.name":"example.com/a:1"}}]}"#;
     let children = format!(r#"{{"manifests":[{}]}}"#, descriptor("manifest.v1+json", "b"));
     let manifest = format!(
         r#"{{"config":{},"layers":[{}]}}"#,
@@ -65,7 +63,7 @@ pub fn archive_seeds() -> Vec<Vec<u8>> {
     );
     vec![
         tar(&[
-            ("index.json", &index),
+            ("index.json", index),
             ("blobs/sha256/a", &children),
             ("blobs/sha256/b", &manifest),
             ("blobs/sha256/c", "{}"),

@@ -8,7 +8,6 @@ use super::wire::{Batch, Chunk, Health, Offer, Progress, Propose, Proposed};
 
 fn round_trip<T: prost::Message + Default + PartialEq>(data: &[u8]) -> Option<T> {
     let decoded = T::decode(data).ok()?;
-    // Not assert_eq: a number that is none differs from itself.
     assert!(T::decode(&decoded.encode_to_vec()[..]).is_ok_and(|again| again == decoded), "decoded otherwise");
     Some(decoded)
 }
@@ -51,7 +50,7 @@ pub fn message(data: &[u8]) {
 pub fn message_seeds() -> Vec<Vec<u8>> {
     let mut message = Message { from: 1, to: 2, term: 3, commit: 4, ..Message::default() };
     let command = crate::fuzz::transaction_seeds().swap_remove(0);
-    message.entries = vec![Entry { index: 5, term: 3, data: command.clone(), ..Entry::default() }].into();
+    message.entries = vec![Entry { index: 5, term: 3, data: command.clone(), ..Entry::default() }];
     let raft: Bytes = prost11::Message::encode_to_vec(&message).into();
     let address = Some("192.0.2.1:25000".to_owned());
     vec![
