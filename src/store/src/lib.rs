@@ -26,6 +26,7 @@ pub mod fuzz;
 mod logger;
 mod membership;
 mod node;
+mod numbered;
 mod raftlog;
 mod recover;
 #[cfg(test)]

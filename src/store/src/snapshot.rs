@@ -17,6 +17,7 @@ use flate2::write::ZlibEncoder;
 
 use crate::engine::{Engine, Pair};
 use crate::error::Error;
+use crate::numbered::numbered;
 use crate::state::Meta;
 
 const MAGIC: &[u8; 8] = b"KEDGESNP";
@@ -34,21 +35,8 @@ pub(crate) struct Found {
 
 /// The snapshots in the folder, newest first.
 pub(crate) fn list(dir: &Path) -> Result<Vec<Found>, Error> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(Error::io("list", dir)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".snap"));
-        if let Some(index) = stem.and_then(|s| u64::from_str_radix(s, 16).ok()) {
-            found.push(Found { index, path });
-        }
-    }
-    found.sort_by_key(|f| std::cmp::Reverse(f.index));
-    Ok(found)
+    let found = numbered(dir, ".snap")?;
+    Ok(found.into_iter().rev().map(|(index, path)| Found { index, path }).collect())
 }
 
 /// Where a snapshot from another member is put when it is whole, verified and synced.

@@ -25,6 +25,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use self::format::{FRAME_HEADER, Header, Record, SEGMENT_HEADER};
 use crate::error::Error;
+use crate::numbered::numbered;
 use crate::stats::Counters;
 
 const SPARE: &str = "spare";
@@ -79,21 +80,7 @@ pub(crate) fn exists(dir: &Path) -> Result<bool, Error> {
 }
 
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(Error::io("list", dir)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".log"));
-        if let Some(sequence) = stem.and_then(|s| u64::from_str_radix(s, 16).ok()) {
-            found.push((sequence, path));
-        }
-    }
-    found.sort();
-    Ok(found)
+    numbered(dir, ".log")
 }
 
 /// The log's content, from the first segment to the last.
