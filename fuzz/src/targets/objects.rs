@@ -107,7 +107,7 @@ pub(super) fn text_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for kind in (0..=80_u8).step_by(5) {
         for body in &bodies {
-            seeds.push([&[kind], body.as_slice()].concat());
+            seeds.push([&[kind][..], body.as_slice()].concat());
         }
     }
     seeds
@@ -134,7 +134,7 @@ fn without_floats(value: Value) -> Value {
 /// Bodies of a few kinds: an envelope, metadata, and fields of every wire type.
 pub(super) fn protobuf_seeds() -> Vec<Vec<u8>> {
     let field = |number: u8, bytes: &[u8]| {
-        let mut out = vec![number << 3 | 2, bytes.len() as u8];
+        let mut out = vec![(number << 3) | 2, bytes.len() as u8];
         out.extend(bytes);
         out
     };

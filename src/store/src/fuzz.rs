@@ -77,7 +77,7 @@ pub fn transaction_seeds() -> Vec<Vec<u8>> {
 /// An object, the summary of the state and a member's record, as the engine and snapshots hold them. The
 /// checksums are made right: damage is not the point here.
 pub fn stored(data: &[u8]) {
-    let sealed = |hash: u32| [data, &hash.to_le_bytes()].concat();
+    let sealed = |hash: u32| [data, &hash.to_le_bytes()[..]].concat();
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(b"key");
     hasher.update(data);
