@@ -53,11 +53,11 @@ async fn check(state: &Arc<State>, remote: &Remote) -> bool {
         Ok(()) => ("True", "Passed", "all checks passed"),
         Err((reason, message)) => ("False", *reason, message.as_str()),
     };
-    if outcome.is_ok() {
-        super::openapi::refresh(state, remote).await;
-    }
     if let Err(status) = write(state, remote, value, reason, message).await {
         tracing::warn!(api_service = remote.name, %status, "availability not written");
+    }
+    if outcome.is_ok() {
+        super::openapi::refresh(state, remote).await;
     }
     outcome.is_ok()
 }
