@@ -51,22 +51,6 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# check TITLE COMMAND...: one test. Its output is shown when it fails.
-check() {
-    local title=$1 start=$SECONDS
-    shift
-    # In this shell: a check may set variables.
-    if "$@" >"$OUTPUT" 2>&1; then
-        PASSED=$((PASSED + 1))
-        printf 'ok      %4d s  %s\n' $((SECONDS - start)) "$CURRENT: $title"
-        return 0
-    fi
-    FAILED=$((FAILED + 1))
-    printf 'FAILED  %4d s  %s\n' $((SECONDS - start)) "$CURRENT: $title"
-    tail -n 60 "$OUTPUT"
-    return 1
-}
-
 inside() { machine_run "$CURRENT" "$@"; }
 
 # The containers that run and the process of each: what a restart must not change.

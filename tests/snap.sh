@@ -26,25 +26,13 @@ skip() {
 
 NAME=ubuntu-snap
 WORK=$(mktemp -d)
+OUTPUT=$WORK/output
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
     machine_remove "$NAME"
     rm -rf -- "$WORK"
     exit "$status"
-}
-check() {
-    local title=$1 start=$SECONDS
-    shift
-    if "$@" >"$WORK/output" 2>&1; then
-        PASSED=$((PASSED + 1))
-        printf 'ok      %4d s  %s\n' $((SECONDS - start)) "$title"
-        return 0
-    fi
-    FAILED=$((FAILED + 1))
-    printf 'FAILED  %4d s  %s\n' $((SECONDS - start)) "$title"
-    tail -n 60 "$WORK/output"
-    return 1
 }
 
 if ! python3 -c 'import yaml' 2>/dev/null; then

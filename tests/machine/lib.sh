@@ -9,6 +9,8 @@
 #                                (MACHINE_RUN_FLAGS: further flags of systemd-run)
 #   machine_remove NAME          stops it and deletes its root folder
 #   machine_root NAME            prints the root folder
+#   check TITLE COMMAND...       one test: counts in PASSED and FAILED, shows the output (kept in the file OUTPUT)
+#                                when it fails; CURRENT, when set, names the machine before the title
 #
 # Downloads are kept in KEDGE_MACHINE_CACHE [/var/cache/kedge-machines]; machines live in
 # KEDGE_MACHINE_DIR [a folder of /var/tmp]. Both lie outside the repository.
@@ -222,4 +224,19 @@ machine_remove() {
     machine_stop "$1"
     rm -rf --one-file-system -- "$(machine_root "$1")" "$(machine_root "$1").console"
     rmdir "$MACHINE_DIR" 2>/dev/null || true
+}
+
+check() {
+    local title=${CURRENT:+$CURRENT: }$1 start=$SECONDS
+    shift
+    # In this shell: a check may set variables.
+    if "$@" >"$OUTPUT" 2>&1; then
+        PASSED=$((PASSED + 1))
+        printf 'ok      %4d s  %s\n' $((SECONDS - start)) "$title"
+        return 0
+    fi
+    FAILED=$((FAILED + 1))
+    printf 'FAILED  %4d s  %s\n' $((SECONDS - start)) "$title"
+    tail -n 60 "$OUTPUT"
+    return 1
 }

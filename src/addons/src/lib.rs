@@ -10,6 +10,9 @@ mod apply;
 mod catalog;
 mod definition;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod health;
 mod inventory;
 mod manager;

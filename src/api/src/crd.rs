@@ -39,6 +39,12 @@ pub fn storage_key(crd: &Value) -> String {
     format!("{}.{}", text(&crd["spec"]["names"], "plural"), text(&crd["spec"], "group"))
 }
 
+/// Groups that are Kedge's own: the store keeps the book of nodes and the join tokens under such names, and no
+/// definition may put its objects there.
+pub fn is_reserved_group(group: &str) -> bool {
+    group == "kedge.internal" || group.ends_with(".kedge.internal")
+}
+
 /// A condition of the definition is "True".
 pub fn has_condition(crd: &Value, kind: &str) -> bool {
     items(&crd["status"], "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True")

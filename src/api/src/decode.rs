@@ -105,6 +105,11 @@ fn finish(
     if let Some(fatal) = &walk.fatal {
         return Err(refuse(fatal));
     }
+    if let Ok(value) = &value
+        && object::nests_deeper_than(value, object::MAX_NESTING)
+    {
+        return Err(refuse(&format!("exceeded max depth of {}", object::MAX_NESTING)));
+    }
     let mut value = match (value, trailing) {
         (Ok(v), None) => v,
         (Err(e), _) | (_, Some(e)) => {

@@ -3,6 +3,20 @@
 
 use serde_json::{Map, Value};
 
+/// Objects are nested at most so deep, counting maps and lists. JSON deeper than 127 levels cannot be read back, and
+/// the fields of a manager stand some levels below those that they name.
+pub const MAX_NESTING: usize = 110;
+
+/// Whether there are more than `levels` maps and lists within each other.
+pub fn nests_deeper_than(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Object(_) | Value::Array(_), None) => true,
+        (Value::Object(map), Some(left)) => map.values().any(|value| nests_deeper_than(value, left)),
+        (Value::Array(list), Some(left)) => list.iter().any(|value| nests_deeper_than(value, left)),
+        _ => false,
+    }
+}
+
 /// The characters of a generated name's suffix: no vowels, no look-alikes.
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// A generated name's base is cut to this many bytes before the suffix.

@@ -71,6 +71,21 @@ fn scale_ten(mut v: i128, mut e: i32) -> i128 {
     if up { v + 1 } else { v }
 }
 
+/// Multiplies by powers of two and of ten; dividing rounds away from zero. The whole and the fraction apart: together
+/// they may have more digits than there is room for.
+fn scale_both(v: i128, bits: u32, e: i32) -> i128 {
+    const KEPT: u32 = 18;
+    /// No i128 has more digits.
+    const MOST: i32 = 38;
+    let two = 1_i128 << bits;
+    let v = scale_ten(v, (e + MOST).min(0));
+    let places = e.clamp(-MOST, 0).unsigned_abs();
+    let unit = 10_i128.pow(places);
+    let whole = scale_ten((v / unit).saturating_mul(two), e.max(0));
+    let fraction = scale_ten(v % unit, -i32::try_from(places.saturating_sub(KEPT)).unwrap_or(0));
+    whole.saturating_add(scale_ten(fraction * two, -i32::try_from(places.min(KEPT)).unwrap_or(0)))
+}
+
 impl FromStr for Quantity {
     type Err = ParseQuantityError;
 
@@ -104,7 +119,7 @@ impl FromStr for Quantity {
         let exponent = dropped - fraction.len() as i32;
         let mut nanos = match scale {
             Scale::Ten(e) => scale_ten(digits, exponent.saturating_add(e).saturating_add(9).clamp(-60, 60)),
-            Scale::Two(bits) => scale_ten(digits.saturating_mul(1_i128 << bits), exponent + 9),
+            Scale::Two(bits) => scale_both(digits, bits, (exponent + 9).clamp(-60, 60)),
         };
         nanos = nanos.min(MAX);
         Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
@@ -247,6 +262,9 @@ mod tests {
             ("1024Mi", "1Gi"),
             ("1000Mi", "1000Mi"),
             ("0.5Gi", "512Mi"),
+            ("1.0000000000000000000000000000Ei", "1Ei"),
+            ("1.5000000000000000000000000001Ki", "1537"),
+            ("0.50000000000000000000000000000000000000000000000001Ei", "512Pi"),
             ("512", "512"),
             ("1Ki", "1Ki"),
             ("0.5Ki", "512"),

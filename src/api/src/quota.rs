@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
+use crate::object;
 use crate::quantity::{Format, Quantity};
 use crate::resources::{List, Side, add, list, pod_total, pretty};
 
@@ -17,8 +19,8 @@ fn one() -> Quantity {
     Quantity::from_units(1, Format::DecimalSi)
 }
 
-/// What an object uses of whatever a quota may limit. `count` is `pods` or `deployments.apps`.
-pub fn usage(group: &str, plural: &str, obj: &Value) -> List {
+/// What an object uses at this moment of whatever a quota may limit. `count` is `pods` or `deployments.apps`.
+pub fn usage(group: &str, plural: &str, obj: &Value, now: Timestamp) -> List {
     let mut used = List::new();
     let count = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
     used.insert(format!("count/{count}"), one());
@@ -26,13 +28,21 @@ pub fn usage(group: &str, plural: &str, obj: &Value) -> List {
         return used;
     }
     match plural {
-        "pods" => add(&mut used, &pod(obj)),
+        "pods" if is_live(obj, now) => add(&mut used, &pod(obj)),
         "services" => add(&mut used, &service(obj)),
         "persistentvolumeclaims" => add(&mut used, &claim(obj)),
         _ if LEGACY.contains(&plural) => drop(used.insert(plural.to_owned(), one())),
         _ => {}
     }
     used
+}
+
+/// A pod that has ended, or should have by now, uses nothing but its name (`QuotaV1Pod`).
+fn is_live(pod: &Value, now: Timestamp) -> bool {
+    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let deleted = object::deletion_timestamp(pod).and_then(|text| text.parse::<Timestamp>().ok());
+    let grace = SignedDuration::from_secs(object::deletion_grace_period(pod).unwrap_or(0));
+    !ended && deleted.and_then(|at| at.checked_add(grace).ok()).is_none_or(|end| end >= now)
 }
 
 fn pod(pod: &Value) -> List {
@@ -85,7 +95,10 @@ fn claim(claim: &Value) -> List {
     if !class.is_empty() {
         used.insert(format!("{prefix}/persistentvolumeclaims"), one());
     }
-    if let Some(storage) = Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"]) {
+    // While a claim shrinks back from a failed resize, what is allocated counts.
+    let asked = Quantity::from_value(&claim["spec"]["resources"]["requests"]["storage"]);
+    if let Some(storage) = asked.max(Quantity::from_value(&claim["status"]["allocatedResources"]["storage"]))
+    {
         used.insert("requests.storage".to_owned(), storage);
         if !class.is_empty() {
             used.insert(format!("{prefix}/requests.storage"), storage);
@@ -267,28 +280,67 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    #[test]
+    fn pods_that_have_ended_use_a_name_only() {
+        let now = Timestamp::from_second(100).unwrap();
+        let containers = json!([{"resources": {"requests": {"cpu": "1"}}}]);
+        let deleted = |at: &str, grace: i64| json!({"metadata": {"deletionTimestamp": at, "deletionGracePeriodSeconds": grace}});
+        for (mut pod, live) in [
+            (json!({"status": {"phase": "Running"}}), true),
+            (json!({"status": {"phase": "Failed"}}), false),
+            (json!({"status": {"phase": "Succeeded"}}), false),
+            (deleted("1970-01-01T00:00:10Z", 5), false),
+            (deleted("1970-01-01T00:01:38Z", 5), true),
+            (deleted("9999-12-30T00:00:00Z", i64::MAX), true),
+        ] {
+            pod["spec"]["containers"] = containers.clone();
+            let used = pretty(&usage("", "pods", &pod, now));
+            let expected = if live { "count/pods=1,cpu=1,pods=1,requests.cpu=1" } else { "count/pods=1" };
+            assert_eq!(used, expected, "{pod}");
+        }
+    }
+
+    #[test]
+    fn node_ports_and_balancers() {
+        for (spec, node_ports, balancers) in [
+            (json!({ "type": "ClusterIP", "ports": [{ "port": 1 }] }), "0", "0"),
+            (json!({ "type": "NodePort", "ports": [{ "port": 1 }, { "port": 2 }] }), "2", "0"),
+            (
+                json!({ "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{ "port": 1 }, { "port": 2, "nodePort": 30000 }] }),
+                "1",
+                "1",
+            ),
+        ] {
+            let used = usage("", "services", &json!({ "spec": spec }), NOW);
+            assert_eq!(used["services.nodeports"].to_string(), node_ports, "{spec}");
+            assert_eq!(used["services.loadbalancers"].to_string(), balancers, "{spec}");
+        }
+    }
+
     #[test]
     fn usages() {
         let pod = json!({"spec": {"containers": [{"resources":
             {"requests": {"cpu": "1", "x.com/gpu": "2"}, "limits": {"memory": "1Gi", "x.com/gpu": "2"}}}]}});
         assert_eq!(
-            pretty(&usage("", "pods", &pod)),
+            pretty(&usage("", "pods", &pod, NOW)),
             "count/pods=1,cpu=1,limits.memory=1Gi,pods=1,requests.cpu=1,requests.x.com/gpu=2"
         );
         let service = json!({"spec": {"type": "LoadBalancer", "ports": [{}, {}]}});
         assert_eq!(
-            pretty(&usage("", "services", &service)),
+            pretty(&usage("", "services", &service, NOW)),
             "count/services=1,services=1,services.loadbalancers=1,services.nodeports=2"
         );
         let claim =
             json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}});
         assert_eq!(
-            pretty(&usage("", "persistentvolumeclaims", &claim)),
+            pretty(&usage("", "persistentvolumeclaims", &claim, NOW)),
             "count/persistentvolumeclaims=1,fast.storageclass.storage.k8s.io/persistentvolumeclaims=1,\
              fast.storageclass.storage.k8s.io/requests.storage=1Gi,persistentvolumeclaims=1,requests.storage=1Gi"
         );
-        assert_eq!(pretty(&usage("apps", "deployments", &json!({}))), "count/deployments.apps=1");
-        assert_eq!(pretty(&usage("", "secrets", &json!({}))), "count/secrets=1,secrets=1");
+        assert_eq!(pretty(&usage("apps", "deployments", &json!({}), NOW)), "count/deployments.apps=1");
+        assert_eq!(pretty(&usage("", "secrets", &json!({}), NOW)), "count/secrets=1,secrets=1");
     }
 
     #[test]

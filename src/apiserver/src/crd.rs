@@ -114,10 +114,14 @@ impl Installer {
         crd::rows(definition)
             .into_iter()
             .filter(|row| {
-                // Kubernetes' own kinds stay what they are.
-                let free = !registry.is_builtin(&row.group, &row.version);
+                // Kubernetes' own kinds stay what they are, and so does what is no kind at all.
+                let free =
+                    !registry.is_builtin(&row.group, &row.version) && !crd::is_reserved_group(&row.group);
                 if !free {
-                    tracing::warn!(definition = object::name(definition), "group and version are built in");
+                    tracing::warn!(
+                        definition = object::name(definition),
+                        "group and version are built in or Kedge's own"
+                    );
                 }
                 free
             })

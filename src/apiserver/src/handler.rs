@@ -51,6 +51,12 @@ async fn answer(
     {
         return aggregation::forward(state, &remote, &user, request).await;
     }
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && let Some((group, version)) = crate::openapi::group_version(&info.path)
+        && let Some(remote) = aggregation::find(state, group, version)
+    {
+        return aggregation::forward(state, &remote, &aggregation::user(), request).await;
+    }
     if !info.is_resource {
         return plain(state, request.headers(), request.method(), &info, &query);
     }
@@ -141,7 +147,7 @@ fn plain(
         return Ok(discovery::answer(state, headers, path).unwrap_or_else(no_such_path));
     }
     if path.starts_with("/openapi") {
-        return Ok(crate::openapi::answer(state, headers, path)?.unwrap_or_else(no_such_path));
+        return Ok(crate::openapi::answer(state, headers, path, query)?.unwrap_or_else(no_such_path));
     }
     Ok(match path {
         "" => respond::json(

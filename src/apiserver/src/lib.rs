@@ -18,6 +18,9 @@ mod eviction;
 mod expiry;
 mod extract;
 mod families;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handler;
 mod inflight;
 mod openapi;

@@ -14,6 +14,8 @@ use kedge_api::status::Status;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use crate::aggregation;
+use crate::request::Query;
 use crate::respond;
 use crate::state::State;
 
@@ -30,10 +32,29 @@ pub(crate) struct Documents(Mutex<HashMap<(String, &'static str), Document>>);
 #[derive(Clone)]
 struct Document {
     gzip: Bytes,
+    /// Of the contents.
+    hash: String,
     etag: HeaderValue,
     modified: HeaderValue,
     media: &'static str,
-    made_from: Arc<[Arc<Resource>]>,
+    made_from: Parts,
+}
+
+/// What a document is made from.
+#[derive(Clone)]
+struct Parts {
+    resources: Arc<[Arc<Resource>]>,
+    /// v2 documents of other servers, compressed.
+    others: Arc<[Bytes]>,
+}
+
+impl Parts {
+    /// A resource that changes is another object in the registry.
+    fn is_same(&self, now: &Self) -> bool {
+        self.resources.len() == now.resources.len()
+            && self.resources.iter().zip(&*now.resources).all(|(before, now)| Arc::ptr_eq(before, now))
+            && self.others == now.others
+    }
 }
 
 /// The answer when the path is one of OpenAPI's.
@@ -41,33 +62,82 @@ pub(crate) fn answer(
     state: &State,
     headers: &HeaderMap,
     path: &str,
+    query: &Query,
 ) -> Result<Option<Response<Body>>, Status> {
     if path == "/openapi/v3" {
-        let mut paths = Map::new();
-        for (group, api_version) in group_versions(state) {
-            let name = kedge_openapi::document_name(&group, &api_version);
-            let url = format!("/openapi/v3/{name}?hash={}", kedge_base::VERSION);
-            paths.insert(name, json!({ "serverRelativeURL": url }));
-        }
-        return Ok(Some(respond::json(StatusCode::OK, &json!({ "paths": Value::Object(paths) }))));
+        return Ok(Some(respond::json(StatusCode::OK, &json!({ "paths": paths(state)? }))));
     }
     let name = path.trim_start_matches("/openapi/").to_owned();
     let media = negotiate(headers, name == "v2")?;
+    let Some(document) = document(state, name, media)? else { return Ok(None) };
+    let mut response = respond(headers, &document)?;
+    // Who asks by the hash of contents may keep what it gets (kube-openapi `pkg/handler3`).
+    if let Some(asked) = query.get("hash").filter(|asked| *asked != kedge_base::VERSION) {
+        if asked != document.hash {
+            return moved(path, &document.hash).map(Some);
+        }
+        let forever = HeaderValue::from_static("public, immutable, max-age=31536000");
+        response.headers_mut().insert(header::CACHE_CONTROL, forever);
+    }
+    Ok(Some(response))
+}
+
+/// Where each group version's document is. Clients ask again when the hash in it is another one: documents of
+/// definitions change at any time, those of built-in kinds with the program only.
+fn paths(state: &State) -> Result<Map<String, Value>, Status> {
+    let mut paths = Map::new();
+    for (group, api_version) in group_versions(state) {
+        let name = kedge_openapi::document_name(&group, &api_version);
+        let hash = if state.registry.read().is_builtin(&group, &api_version) {
+            kedge_base::VERSION.to_owned()
+        } else {
+            match document(state, format!("v3/{name}"), JSON)? {
+                Some(document) => document.hash,
+                None => continue,
+            }
+        };
+        let url = format!("/openapi/v3/{name}?hash={hash}");
+        paths.insert(name, json!({ "serverRelativeURL": url }));
+    }
+    for (group, api_version, url) in aggregation::openapi_paths(state) {
+        let name = kedge_openapi::document_name(&group, &api_version);
+        paths.entry(name).or_insert_with(|| json!({ "serverRelativeURL": url }));
+    }
+    Ok(paths)
+}
+
+/// The address of the present document for one that was asked for by an old hash.
+fn moved(path: &str, hash: &str) -> Result<Response<Body>, Status> {
+    let place = HeaderValue::try_from(format!("{path}?hash={hash}"))
+        .map_err(|error| Status::internal(error.to_string()))?;
+    let mut response = respond::text(StatusCode::MOVED_PERMANENTLY, "");
+    response.headers_mut().insert(header::LOCATION, place);
+    Ok(response)
+}
+
+/// The group and version whose v3 document a path names.
+pub(crate) fn group_version(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix("/openapi/v3/apis/")?.trim_end_matches('/').split_once('/')
+}
+
+/// The document of that name as of now; `None` when there is nothing that it could be about.
+fn document(state: &State, name: String, media: &'static str) -> Result<Option<Document>, Status> {
     let resources = resources(state, &name);
+    let others = if name == "v2" { aggregation::openapi_v2(state) } else { Vec::new() };
+    let key = (name, media);
     if resources.is_empty() {
+        // The last definition of the group is gone.
+        state.openapi.0.lock().remove(&key);
         return Ok(None);
     }
-    let key = (name, media);
-    let kept = state.openapi.0.lock().get(&key).filter(|kept| is_same(&kept.made_from, &resources)).cloned();
-    let document = match kept {
-        Some(document) => document,
-        None => {
-            let document = make(&key.0, media, resources)?;
-            state.openapi.0.lock().insert(key, document.clone());
-            document
-        }
-    };
-    respond(headers, &document).map(Some)
+    let parts = Parts { resources: resources.into(), others: others.into() };
+    let kept = state.openapi.0.lock().get(&key).filter(|kept| kept.made_from.is_same(&parts)).cloned();
+    if kept.is_some() {
+        return Ok(kept);
+    }
+    let document = make(&key.0, media, parts)?;
+    state.openapi.0.lock().insert(key, document.clone());
+    Ok(Some(document))
 }
 
 /// The media type of the answer; 406 when there is none.
@@ -95,17 +165,12 @@ fn resources(state: &State, name: &str) -> Vec<Arc<Resource>> {
     registry.iter().filter(|resource| is_wanted(resource)).cloned().collect()
 }
 
-/// A resource that changes is another object in the registry.
-fn is_same(before: &[Arc<Resource>], now: &[Arc<Resource>]) -> bool {
-    before.len() == now.len() && before.iter().zip(now).all(|(before, now)| Arc::ptr_eq(before, now))
-}
-
-fn make(name: &str, media: &'static str, resources: Vec<Arc<Resource>>) -> Result<Document, Status> {
+fn make(name: &str, media: &'static str, parts: Parts) -> Result<Document, Status> {
     let version = kedge_base::git_version();
-    let list = resources.iter().map(|resource| &**resource);
+    let list = parts.resources.iter().map(|resource| &**resource);
     let gzip = match (name, media) {
-        ("v2", PROTO) => kedge_openapi::v2_proto(list, &version),
-        ("v2", _) => kedge_openapi::v2(list, &version),
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &*parts.others, &version),
+        ("v2", _) => kedge_openapi::v2(list, &*parts.others, &version),
         _ => kedge_openapi::v3(list, &version),
     };
     let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;
@@ -117,9 +182,10 @@ fn make(name: &str, media: &'static str, resources: Vec<Arc<Resource>>) -> Resul
     Ok(Document {
         gzip: gzip.into(),
         etag: header(format!("\"{hash}\""))?,
+        hash,
         modified: header(modified.map_err(|error| Status::internal(error.to_string()))?)?,
         media,
-        made_from: resources.into(),
+        made_from: parts,
     })
 }
 

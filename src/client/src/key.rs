@@ -37,6 +37,24 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+/// A claim or a volume: what a controller of storage works on, in one queue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StorageKey {
+    /// A PersistentVolumeClaim.
+    Claim(ObjectKey),
+    /// A PersistentVolume, by its name.
+    Volume(String),
+}
+
+impl fmt::Display for StorageKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim(key) => write!(f, "claim {key}"),
+            Self::Volume(name) => write!(f, "volume {name}"),
+        }
+    }
+}
+
 /// Whether `labels` satisfy the selector. An empty selector matches everything; an unknown
 /// operator matches nothing (apimachinery `LabelSelectorAsSelector` refuses it).
 pub fn selector_matches(selector: &LabelSelector, labels: &Option<BTreeMap<String, String>>) -> bool {

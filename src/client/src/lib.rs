@@ -19,7 +19,7 @@ pub use controller::run_controller;
 pub use error::{Error, is_already_exists, is_conflict, is_not_found};
 pub use events::{EventType, Recorder, reference};
 pub use informer::{Change, Informer, Informers, Watched};
-pub use key::{ObjectKey, selector_matches};
+pub use key::{ObjectKey, StorageKey, selector_matches};
 pub use queue::Queue;
 pub use watch::{Event, Watch};
 pub use {k8s_openapi, kube};

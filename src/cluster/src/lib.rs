@@ -10,6 +10,9 @@ mod call;
 mod certs;
 mod clock;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod issue;
 mod join;

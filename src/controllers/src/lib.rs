@@ -17,6 +17,9 @@ mod endpoints;
 mod expectations;
 #[cfg(test)]
 mod fake;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod garbage;
 mod history;
 mod horizontal_autoscaler;

@@ -5,6 +5,8 @@ mod archive;
 mod collect;
 mod credentials;
 mod export;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod listing;
 mod records;
 pub(crate) mod reference;

@@ -20,6 +20,9 @@ mod dns;
 mod env;
 mod error;
 mod fields;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod gc;
 mod hosts;
 mod images;

@@ -45,6 +45,27 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     Some(Line { time, stream, partial, text })
 }
 
+/// Lines of logs, for fuzz/.
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz {
+    /// Lines as a runtime writes them, or anything else.
+    pub fn log_line(data: &[u8]) {
+        let plain = super::Wanted::default();
+        let full = super::Wanted {
+            timestamps: true,
+            since: Some(jiff::Timestamp::UNIX_EPOCH),
+            stream: Some("stdout".into()),
+            ..super::Wanted::default()
+        };
+        for line in data.split_inclusive(|byte| *byte == b'\n') {
+            for wanted in [&plain, &full] {
+                let rendered = super::render(line, wanted);
+                assert!(rendered.is_none_or(|rendered| rendered.len() <= line.len() + 2));
+            }
+        }
+    }
+}
+
 /// The line as a client gets it; `None` when it is not wanted.
 fn render(line: &[u8], wanted: &Wanted) -> Option<Vec<u8>> {
     let parsed = parse(line.strip_suffix(b"\n").unwrap_or(line))?;

@@ -2,6 +2,8 @@
 //! `hosts.toml` files, which containerd reads anew at every pull, and logins that go along with a pull: a
 //! change needs no restart of anything. The file is looked at when an image is pulled.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod hosts;
 
 use std::collections::BTreeMap;

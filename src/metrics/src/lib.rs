@@ -9,6 +9,9 @@ mod api;
 mod auth;
 mod certificate;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod points;
 mod scrape;

@@ -10,6 +10,9 @@
 
 pub mod dns;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod host;
 mod netlink;
 mod nft;

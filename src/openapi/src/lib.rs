@@ -2,6 +2,7 @@
 //! client asks, so that built-in kinds and those of CRDs take the same way. Descriptions are packed
 //! into the program at build time. Pure: no I/O.
 
+mod merge;
 mod operations;
 mod proto;
 mod schema;
@@ -28,6 +29,9 @@ pub enum Error {
     /// The packed descriptions are not JSON; it means that the program is damaged.
     #[error("read the packed descriptions")]
     Descriptions(#[from] serde_json::Error),
+    /// Another server's document is not what it should be.
+    #[error("read another server's OpenAPI document: {0}")]
+    Foreign(String),
 }
 
 /// Texts of types and fields, unpacked for as long as a document is being made.
@@ -63,26 +67,53 @@ pub fn v3<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> R
     Ok(pack(document.to_string().as_bytes())?)
 }
 
-/// The OpenAPI v2 document of everything as JSON, gzip-compressed.
+/// The OpenAPI v2 document of everything as JSON, gzip-compressed. `others` are parts of other servers' documents as
+/// [`part_of_v2`] makes them.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn v2<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Vec<u8>, Error> {
-    Ok(pack(v2_document(resources, version)?.to_string().as_bytes())?)
+pub fn v2<'a, B: AsRef<[u8]>>(
+    resources: impl Iterator<Item = &'a Resource>,
+    others: &[B],
+    version: &str,
+) -> Result<Vec<u8>, Error> {
+    Ok(pack(v2_document(resources, others, version)?.to_string().as_bytes())?)
+}
+
+/// The part of another server's v2 document (JSON) that is about the paths below `prefix`, gzip-compressed; `None`
+/// when there is none.
+///
+/// # Errors
+/// [`Error::Foreign`].
+pub fn part_of_v2(document: &[u8], prefix: &str) -> Result<Option<Vec<u8>>, Error> {
+    let document: Value =
+        serde_json::from_slice(document).map_err(|error| Error::Foreign(error.to_string()))?;
+    match merge::part(&document, prefix) {
+        Some(part) => Ok(Some(pack(part.to_string().as_bytes())?)),
+        None => Ok(None),
+    }
 }
 
 /// The same as protobuf (gnostic's `openapi.v2.Document`), gzip-compressed.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn v2_proto<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Vec<u8>, Error> {
-    let document = v2_document(resources, version)?;
+pub fn v2_proto<'a, B: AsRef<[u8]>>(
+    resources: impl Iterator<Item = &'a Resource>,
+    others: &[B],
+    version: &str,
+) -> Result<Vec<u8>, Error> {
+    let document = v2_document(resources, others, version)?;
     let bytes = proto::document(&document);
     drop(document);
     Ok(pack(&bytes)?)
 }
 
-fn v2_document<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Value, Error> {
+fn v2_document<'a, B: AsRef<[u8]>>(
+    resources: impl Iterator<Item = &'a Resource>,
+    others: &[B],
+    version: &str,
+) -> Result<Value, Error> {
     let descriptions = descriptions()?;
     let mut paths = Map::new();
     let mut writer = Writer::new(Dialect::V2, &descriptions);
@@ -90,12 +121,18 @@ fn v2_document<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str)
         operations::add_paths(resource, Dialect::V2, &mut paths);
         writer.add_resource(resource);
     }
-    Ok(json!({
+    let mut document = json!({
         "swagger": "2.0",
         "info": { "title": "Kubernetes", "version": version },
         "paths": paths,
         "definitions": writer.finish(),
-    }))
+    });
+    for other in others {
+        let part: Value = serde_json::from_slice(&unpack(other.as_ref())?)
+            .map_err(|error| Error::Foreign(error.to_string()))?;
+        merge::add(&mut document, part);
+    }
+    Ok(document)
 }
 
 fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {

@@ -8,14 +8,13 @@ mod folder;
 mod provision;
 mod reclaim;
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kedge_base::Tasks;
-use kedge_client::{Error, Informer, Informers, ObjectKey, Queue, Recorder, run_controller};
+use kedge_client::{Error, Informer, Informers, Queue, Recorder, StorageKey, run_controller};
 
 /// What the StorageClass names.
 pub const PROVISIONER: &str = "kedge.dev/hostpath";
@@ -33,21 +32,6 @@ pub struct Config {
     pub node: String,
     /// Volumes are folders in this one.
     pub root: PathBuf,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Item {
-    Claim(ObjectKey),
-    Volume(String),
-}
-
-impl fmt::Display for Item {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(key) => write!(f, "claim {key}"),
-            Self::Volume(name) => write!(f, "volume {name}"),
-        }
-    }
 }
 
 struct Provisioner {
@@ -75,17 +59,17 @@ pub async fn start(config: Config, client: kube::Client, tasks: &Tasks) -> Resul
         classes: informers.informer(),
         config,
     });
-    let queue: Queue<Item> = Queue::new();
+    let queue: Queue<StorageKey> = Queue::new();
     let adds = queue.clone();
     provisioner.claims.on_change(move |change| {
         if change.new.is_some() {
-            adds.add(Item::Claim(change.key()));
+            adds.add(StorageKey::Claim(change.key()));
         }
     });
     let adds = queue.clone();
     provisioner.volumes.on_change(move |change| {
         if change.new.is_some() {
-            adds.add(Item::Volume(change.key().name));
+            adds.add(StorageKey::Volume(change.key().name));
         }
     });
     provisioner.claims.synced().await;
@@ -96,12 +80,12 @@ pub async fn start(config: Config, client: kube::Client, tasks: &Tasks) -> Resul
         folder = %provisioner.config.root.display(),
         "volumes are made on this node"
     );
-    run_controller(tasks, "hostpath-storage", queue, 2, move |item: Item| {
+    run_controller(tasks, "hostpath-storage", queue, 2, move |item: StorageKey| {
         let this = provisioner.clone();
         async move {
             match item {
-                Item::Claim(key) => this.claim(&key).await,
-                Item::Volume(name) => this.volume(&name).await,
+                StorageKey::Claim(key) => this.claim(&key).await,
+                StorageKey::Volume(name) => this.volume(&name).await,
             }
         }
     });

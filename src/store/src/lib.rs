@@ -20,9 +20,13 @@ mod core;
 mod disk;
 mod engine;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod logger;
 mod membership;
 mod node;
+mod numbered;
 mod raftlog;
 mod recover;
 #[cfg(test)]

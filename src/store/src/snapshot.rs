@@ -17,6 +17,7 @@ use flate2::write::ZlibEncoder;
 
 use crate::engine::{Engine, Pair};
 use crate::error::Error;
+use crate::numbered::numbered;
 use crate::state::Meta;
 
 const MAGIC: &[u8; 8] = b"KEDGESNP";
@@ -34,21 +35,8 @@ pub(crate) struct Found {
 
 /// The snapshots in the folder, newest first.
 pub(crate) fn list(dir: &Path) -> Result<Vec<Found>, Error> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(Error::io("list", dir)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".snap"));
-        if let Some(index) = stem.and_then(|s| u64::from_str_radix(s, 16).ok()) {
-            found.push(Found { index, path });
-        }
-    }
-    found.sort_by_key(|f| std::cmp::Reverse(f.index));
-    Ok(found)
+    let found = numbered(dir, ".snap")?;
+    Ok(found.into_iter().rev().map(|(index, path)| Found { index, path }).collect())
 }
 
 /// Where a snapshot from another member is put when it is whole, verified and synced.
@@ -233,8 +221,8 @@ pub(crate) fn open_part(path: &Path, offset: u64, length: u64) -> Result<Snapsho
         return Err(damaged(path, "it is no snapshot, or one of another version"));
     }
     let meta_length = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-    let mut meta = vec![0; meta_length.min(LONGEST) as usize];
-    input.read_exact(&mut meta).map_err(|_| damaged(path, "it is cut short"))?;
+    let mut meta = Vec::new();
+    input.by_ref().take(meta_length.into()).read_to_end(&mut meta).map_err(failed())?;
     let meta = Meta::decode(&meta).ok_or_else(|| damaged(path, "its summary is damaged"))?;
     let rest = checked.saturating_sub(16 + u64::from(meta_length));
     let stream = Some(BufReader::new(ZlibDecoder::new(input.take(rest))));
@@ -253,8 +241,11 @@ impl Iterator for Snapshot {
             if length > LONGEST {
                 return Err(io::Error::other("impossible length"));
             }
-            let mut bytes = vec![0; length as usize];
-            stream.read_exact(&mut bytes)?;
+            // Not allocated by what a damaged length says.
+            let mut bytes = Vec::new();
+            if stream.by_ref().take(length.into()).read_to_end(&mut bytes)? < length as usize {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             Ok(bytes)
         };
         let pair = part()

@@ -6,6 +6,8 @@
 //! the newest message wins: Raft repeats what is lost.
 
 mod client;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod lane;
 mod peer;
 mod service;

@@ -7,6 +7,8 @@
 //! keep, and the start fails with the name of the file. [`format`] describes the bytes.
 
 mod format;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +25,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use self::format::{FRAME_HEADER, Header, Record, SEGMENT_HEADER};
 use crate::error::Error;
+use crate::numbered::numbered;
 use crate::stats::Counters;
 
 const SPARE: &str = "spare";
@@ -77,21 +80,7 @@ pub(crate) fn exists(dir: &Path) -> Result<bool, Error> {
 }
 
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(Error::io("list", dir)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".log"));
-        if let Some(sequence) = stem.and_then(|s| u64::from_str_radix(s, 16).ok()) {
-            found.push((sequence, path));
-        }
-    }
-    found.sort();
-    Ok(found)
+    numbered(dir, ".log")
 }
 
 /// The log's content, from the first segment to the last.
@@ -136,6 +125,7 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
         match scan.segments.back() {
             None => scan.begin(&header),
             Some(_) if header.anew => scan.begin(&header),
+            // Names are different numbers in order: there is none after the last.
             Some(before) if before.sequence + 1 != sequence => {
                 let what = format!("lacks segment {:016x}.log", before.sequence + 1);
                 return Err(Error::LogLost { path: dir.to_owned(), what });
@@ -144,7 +134,7 @@ fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
                 let what = format!(
                     "entry {} is followed by {} in the next segment",
                     scan.last_index,
-                    header.previous_index + 1
+                    header.previous_index.saturating_add(1)
                 );
                 return Err(damaged(&before.path, before.used, what));
             }
@@ -189,7 +179,7 @@ impl Scan {
     }
 
     fn push(&mut self, entry: Entry, from: u64, path: &Path, offset: u64) -> Result<(), Error> {
-        if entry.index > self.last_index + 1 || entry.index == 0 {
+        if entry.index > self.last_index.saturating_add(1) || entry.index == 0 {
             let what = format!("entry {} follows entry {}", entry.index, self.last_index);
             return Err(damaged(path, offset, what));
         }

@@ -3,8 +3,10 @@
 
 mod strategic;
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 
+use crate::object::{self, MAX_NESTING};
 use crate::status::Status;
 
 pub use strategic::strategic_merge_patch;
@@ -12,11 +14,15 @@ pub use strategic::strategic_merge_patch;
 /// More operations than this are refused, as upstream.
 const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 /// Patches nested deeper than this are refused.
-const MAX_DEPTH: usize = 256;
+const MAX_DEPTH: usize = MAX_NESTING;
+
+/// What all copies of a JSON patch may add together, in bytes of JSON, as upstream (`JSONPatchMaxCopyBytes`):
+/// copies of copies double each time.
+const MAX_COPIED: usize = 3 << 20;
 
 /// Applies a JSON patch.
 pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(patch)
+    let operations: Vec<PatchOperation> = serde_json::from_slice(patch)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(Status::request_entity_too_large(format!(
@@ -25,24 +31,53 @@ pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
         )));
     }
     let mut out = current.clone();
-    match json_patch::patch(&mut out, &operations) {
-        Ok(()) => Ok(out),
-        Err(e) => {
-            let index = e.operation;
-            let test = matches!(operations.get(index), Some(json_patch::PatchOperation::Test(_)));
-            let what = if test {
-                format!("testing value {} failed", e.path)
-            } else {
-                format!("operation {index} at {}: {}", e.path, e.kind)
-            };
-            // A patch that does not fit the object is unprocessable, as upstream answers.
-            Err(Status::plain(
-                422,
-                "Invalid",
-                format!("the server rejected our request due to an error in our request: {what}"),
-            ))
-        }
+    let mut copied = 0;
+    for (index, operation) in operations.iter().enumerate() {
+        check_growth(&out, operation, &mut copied).map_err(|what| unprocessable(&what))?;
+        json_patch::patch(&mut out, std::slice::from_ref(operation)).map_err(|e| {
+            unprocessable(&match operation {
+                PatchOperation::Test(_) => format!("testing value {} failed", e.path),
+                _ => format!("operation {index} at {}: {}", e.path, e.kind),
+            })
+        })?;
     }
+    Ok(out)
+}
+
+/// A patch that does not fit the object, as upstream answers.
+fn unprocessable(what: &str) -> Status {
+    Status::plain(
+        422,
+        "Invalid",
+        format!("the server rejected our request due to an error in our request: {what}"),
+    )
+}
+
+/// Short patches can make large and deep objects by copying what they have made. It is refused before it is made:
+/// even to throw away an object of a million levels takes a stack that no thread has.
+fn check_growth(current: &Value, operation: &PatchOperation, copied: &mut usize) -> Result<(), String> {
+    let (path, value) = match operation {
+        PatchOperation::Add(op) => (&op.path, Some(&op.value)),
+        PatchOperation::Replace(op) => (&op.path, Some(&op.value)),
+        // Upwards nothing gets deeper.
+        PatchOperation::Move(op) if op.path.count() <= op.from.count() => return Ok(()),
+        PatchOperation::Move(op) => (&op.path, op.from.resolve(current).ok()),
+        PatchOperation::Copy(op) => {
+            let value = op.from.resolve(current).ok();
+            *copied += value.map_or(0, |value| value.to_string().len());
+            if *copied > MAX_COPIED {
+                return Err(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {MAX_COPIED}"
+                ));
+            }
+            (&op.path, value)
+        }
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => return Ok(()),
+    };
+    if value.is_some_and(|value| object::nests_deeper_than(value, MAX_NESTING.saturating_sub(path.count()))) {
+        return Err(format!("the object would be nested more than {MAX_NESTING} levels deep"));
+    }
+    Ok(())
 }
 
 /// Applies a merge patch.

@@ -67,6 +67,9 @@ pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
     if group.split('.').count() < 2 {
         errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
     }
+    if crate::crd::is_reserved_group(group) {
+        errors.push(FieldError::forbidden("spec.group", "groups of kedge.internal are Kedge's own"));
+    }
     approved(obj, group, errors);
     one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
     if s["preserveUnknownFields"] == true {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Rules, config, crd, network, pod, rbac, storage, workloads};
+use super::{Rules, config, crd, jobs, network, pod, rbac, storage, workloads};
 use crate::names;
 
 /// Kinds whose `metadata.generation` counts changes.
@@ -88,16 +88,16 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         },
         ("apps", "ControllerRevision") => Rules { validate_update: workloads::update_revision, ..base },
         ("batch", "Job") => Rules {
-            default: workloads::default_job,
-            create: workloads::create_job,
-            validate: workloads::validate_job,
-            validate_update: workloads::update_job,
+            default: jobs::default_job,
+            create: jobs::create_job,
+            validate: jobs::validate_job,
+            validate_update: jobs::update_job,
             status: || Some(json!({})),
             ..base
         },
         ("batch", "CronJob") => Rules {
-            default: workloads::default_cron_job,
-            validate: workloads::validate_cron_job,
+            default: jobs::default_cron_job,
+            validate: jobs::validate_cron_job,
             status: || Some(json!({})),
             ..base
         },

@@ -4,6 +4,7 @@
 
 mod config;
 mod crd;
+mod jobs;
 mod kinds;
 pub mod meta;
 mod network;

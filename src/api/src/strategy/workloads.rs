@@ -1,5 +1,5 @@
-//! Deployments, ReplicaSets, ReplicationControllers, DaemonSets, StatefulSets,
-//! Jobs and CronJobs (upstream: apps and batch `defaults.go`, `validation.go`).
+//! Deployments, ReplicaSets, ReplicationControllers, DaemonSets and StatefulSets (upstream: apps `defaults.go`,
+//! `validation.go`), and what all that make pods have in common.
 
 use serde_json::{Map, Value, json};
 
@@ -7,11 +7,10 @@ use super::meta::immutable;
 use super::util::{NON_NEGATIVE, each, list, non_negative, one_of, put, put_str, spec, text};
 use super::{pod, pod_spec};
 use crate::field::FieldError;
-use crate::names;
 use crate::object;
 use crate::selector::LabelSelector;
 
-fn template(spec: &mut Map<String, Value>) {
+pub(super) fn template(spec: &mut Map<String, Value>) {
     if let Some(t) = spec.get_mut("template").and_then(Value::as_object_mut) {
         pod::default_template(t);
     }
@@ -87,75 +86,6 @@ pub(super) fn default_stateful_set(obj: &mut Value) {
     }
 }
 
-fn default_job_spec(s: &mut Map<String, Value>) {
-    template(s);
-    let both_missing = !s.contains_key("completions") && !s.contains_key("parallelism");
-    if both_missing {
-        put(s, "completions", 1);
-    }
-    put(s, "parallelism", 1);
-    let indexed_limit = s.contains_key("backoffLimitPerIndex");
-    put(s, "backoffLimit", if indexed_limit { i64::from(i32::MAX) } else { 6 });
-    put_str(s, "completionMode", "NonIndexed");
-    put(s, "suspend", false);
-    put(s, "manualSelector", false);
-    let failing = s.contains_key("podFailurePolicy");
-    put_str(s, "podReplacementPolicy", if failing { "Failed" } else { "TerminatingOrFailed" });
-    if let Some(p) = s.get_mut("podFailurePolicy").and_then(Value::as_object_mut) {
-        for rule in each(p, "rules") {
-            for c in each(rule, "onPodConditions") {
-                put_str(c, "status", "True");
-            }
-        }
-    }
-}
-
-pub(super) fn default_job(obj: &mut Value) {
-    let Some(s) = spec(obj) else { return };
-    default_job_spec(s);
-    let labels = object::get(obj, "/spec/template/metadata/labels").clone();
-    if labels.as_object().is_some_and(|l| !l.is_empty()) && object::labels(obj).is_none_or(Map::is_empty) {
-        object::metadata_mut(obj).insert("labels".into(), labels);
-    }
-}
-
-/// Gives the job its selector from its UID, which the server sets before.
-pub(super) fn create_job(obj: &mut Value) {
-    if object::get(obj, "/spec/manualSelector").as_bool() == Some(true) {
-        return;
-    }
-    let (uid, name) = (object::uid(obj).to_string(), object::name(obj).to_string());
-    if uid.is_empty() {
-        return;
-    }
-    let Some(s) = spec(obj) else { return };
-    let Some(t) = s.get_mut("template").and_then(Value::as_object_mut) else { return };
-    let labels = object::object_entry(object::object_entry(t, "metadata"), "labels");
-    for key in ["batch.kubernetes.io/job-name", "job-name"] {
-        labels.insert(key.into(), name.as_str().into());
-    }
-    for key in ["batch.kubernetes.io/controller-uid", "controller-uid"] {
-        labels.insert(key.into(), uid.as_str().into());
-    }
-    let selector = object::object_entry(s, "selector");
-    object::object_entry(selector, "matchLabels")
-        .insert("batch.kubernetes.io/controller-uid".into(), uid.into());
-}
-
-pub(super) fn default_cron_job(obj: &mut Value) {
-    let Some(s) = spec(obj) else { return };
-    put_str(s, "concurrencyPolicy", "Allow");
-    put(s, "suspend", false);
-    put(s, "successfulJobsHistoryLimit", 3);
-    put(s, "failedJobsHistoryLimit", 1);
-    let t = object::object_entry(s, "jobTemplate");
-    put(t, "metadata", json!({}));
-    if let Some(job) = t.get_mut("spec").and_then(Value::as_object_mut) {
-        // A template's job gets its defaults when it is made, its pods now.
-        template(job);
-    }
-}
-
 fn selector_matches(obj: &Value, errors: &mut Vec<FieldError>) {
     let selector = object::get(obj, "/spec/selector");
     if !selector.is_object() {
@@ -180,7 +110,7 @@ fn selector_matches(obj: &Value, errors: &mut Vec<FieldError>) {
     template_labels(obj, &parsed, errors);
 }
 
-fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mut Vec<FieldError>) {
+pub(super) fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mut Vec<FieldError>) {
     let labels = object::get(obj, "/spec/template/metadata/labels");
     if !selector.matches_labels(labels) {
         errors.push(FieldError::invalid(
@@ -192,7 +122,7 @@ fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mut Vec<Field
 }
 
 /// The template's labels and pods; `restart` lists the allowed restart policies.
-fn validate_template(obj: &Value, path: &str, restart: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn validate_template(obj: &Value, path: &str, restart: &[&str], errors: &mut Vec<FieldError>) {
     let t = object::get(obj, &format!("/{}", path.replace('.', "/")));
     super::meta::labels(object::get(t, "/metadata/labels"), &format!("{path}.metadata.labels"), errors);
     super::meta::annotations(
@@ -381,171 +311,6 @@ pub(super) fn update_revision(new: &Value, old: &Value, errors: &mut Vec<FieldEr
     immutable(new, old, "/data", errors);
 }
 
-fn validate_job_spec(obj: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let pointer = format!("/{}", at.replace('.', "/"));
-    for f in [
-        "parallelism",
-        "completions",
-        "activeDeadlineSeconds",
-        "backoffLimit",
-        "ttlSecondsAfterFinished",
-        "backoffLimitPerIndex",
-        "maxFailedIndexes",
-    ] {
-        non_negative(obj, &format!("{pointer}/{f}"), errors);
-    }
-    let s = object::get(obj, &pointer);
-    one_of(s, "completionMode", at, &["Indexed", "NonIndexed"], errors);
-    one_of(s, "podReplacementPolicy", at, &["Failed", "TerminatingOrFailed"], errors);
-    if text(s, "completionMode") == "Indexed" && s.get("completions").is_none() {
-        errors.push(FieldError::required(format!("{at}.completions"), "when completion mode is Indexed"));
-    }
-    let policy = object::get(s, "/template/spec/restartPolicy").as_str().unwrap_or_default();
-    let template = format!("{at}.template");
-    if policy == "Always" {
-        // Upstream asks for a value when the default was taken.
-        errors.push(FieldError::required(
-            format!("{template}.spec.restartPolicy"),
-            "valid values: \"OnFailure\", \"Never\"",
-        ));
-    }
-    validate_template(obj, &template, &["Always", "Never", "OnFailure"], errors);
-}
-
-pub(super) fn validate_job(obj: &Value, errors: &mut Vec<FieldError>) {
-    validate_job_spec(obj, "spec", errors);
-    let selector = object::get(obj, "/spec/selector");
-    if selector.is_object() {
-        if let Ok(s) = LabelSelector::from_object(selector) {
-            template_labels(obj, &s, errors);
-        }
-    } else {
-        errors.push(FieldError::required("spec.selector", ""));
-    }
-    if let Some(m) = names::dns1123_label(object::name(obj))
-        .first()
-        .filter(|_| text(&obj["spec"], "completionMode") == "Indexed")
-    {
-        errors.push(FieldError::invalid("metadata.name", object::name(obj), m.as_str()));
-    }
-}
-
-pub(super) fn update_job(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    let indexed = text(&new["spec"], "completionMode") == "Indexed";
-    if !indexed {
-        immutable(new, old, "/spec/completions", errors);
-    }
-    for f in [
-        "selector",
-        "completionMode",
-        "podFailurePolicy",
-        "backoffLimitPerIndex",
-        "managedBy",
-        "successPolicy",
-    ] {
-        immutable(new, old, &format!("/spec/{f}"), errors);
-    }
-    // A suspended job that never started may still be rescheduled elsewhere.
-    let suspended = object::get(old, "/spec/suspend").as_bool() == Some(true)
-        && object::get(old, "/status/startTime").is_null();
-    if !suspended {
-        immutable(new, old, "/spec/template", errors);
-    }
-}
-
-pub(super) fn validate_cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
-    validate_job_spec(obj, "spec.jobTemplate.spec", errors);
-    let s = &obj["spec"];
-    let schedule = text(s, "schedule");
-    if schedule.is_empty() {
-        if s.get("schedule").is_some() {
-            errors.push(FieldError::required("spec.schedule", ""));
-        }
-    } else if let Err(e) = check_schedule(schedule) {
-        errors.push(FieldError::invalid("spec.schedule", schedule, e));
-    }
-    if let Some(zone) = s.get("timeZone").and_then(Value::as_str) {
-        if zone.is_empty() {
-            errors.push(FieldError::invalid(
-                "spec.timeZone",
-                zone,
-                "timeZone must be nil or non-empty string",
-            ));
-        } else if zone.eq_ignore_ascii_case("local") {
-            errors.push(FieldError::invalid(
-                "spec.timeZone",
-                zone,
-                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-            ));
-        } else if jiff::tz::TimeZone::get(zone).is_err() {
-            errors.push(FieldError::invalid("spec.timeZone", zone, format!("unknown time zone {zone}")));
-        }
-    }
-    one_of(s, "concurrencyPolicy", "spec", &["Allow", "Forbid", "Replace"], errors);
-    for f in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        non_negative(obj, &format!("/spec/{f}"), errors);
-    }
-    if object::name(obj).len() > 52 {
-        errors.push(FieldError::invalid(
-            "metadata.name",
-            object::name(obj),
-            "must be no more than 52 characters",
-        ));
-    }
-}
-
-/// The standard five-field schedule and its `@` shorthands.
-fn check_schedule(s: &str) -> Result<(), String> {
-    if s.contains("TZ") {
-        return Err("cannot use TZ or CRON_TZ in schedule, use timeZone field instead".to_string());
-    }
-    if let Some(word) = s.strip_prefix('@') {
-        let known =
-            ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word);
-        return if known || word.starts_with("every ") {
-            Ok(())
-        } else {
-            Err(format!("unrecognized descriptor: {s}"))
-        };
-    }
-    let fields: Vec<&str> = s.split_whitespace().collect();
-    if fields.len() != 5 {
-        return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
-    }
-    const MONTHS: &[&str] =
-        &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-    const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-    let ranges: [(u32, u32, &[&str]); 5] =
-        [(0, 59, &[]), (0, 23, &[]), (1, 31, &[]), (1, 12, MONTHS), (0, 6, DAYS)];
-    for (field, (low, high, words)) in fields.iter().zip(ranges) {
-        for part in field.split(',') {
-            let (range, step) = part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
-            if step.is_some_and(|s| s.parse::<u32>().ok().is_none_or(|n| n == 0)) {
-                return Err(format!("step of range should be a positive number: {part}"));
-            }
-            if range == "*" || range == "?" {
-                continue;
-            }
-            let number = |t: &str| {
-                let word = words.iter().position(|w| w.eq_ignore_ascii_case(t)).map(|i| i as u32 + low);
-                word.or_else(|| t.parse::<u32>().ok()).ok_or_else(|| format!("failed to parse int from {t}"))
-            };
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let (first, last) = (number(first)?, number(last)?);
-            if first < low {
-                return Err(format!("beginning of range ({first}) below minimum ({low}): {part}"));
-            }
-            if last > high {
-                return Err(format!("end of range ({last}) above maximum ({high}): {part}"));
-            }
-            if first > last {
-                return Err(format!("beginning of range ({first}) beyond end of range ({last}): {part}"));
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -582,35 +347,5 @@ mod tests {
                 r#"spec.template.metadata.labels: Invalid value: {"a":"x"}: `selector` does not match template `labels`"#,
             ]
         );
-    }
-
-    #[test]
-    fn jobs() {
-        let mut j = json!({"kind": "Job", "metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"spec": {
-            "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}});
-        default_job(&mut j);
-        create_job(&mut j);
-        assert_eq!(j["spec"]["backoffLimit"], 6);
-        assert_eq!(j["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
-        assert_eq!(errors(&j, validate_job), Vec::<String>::new());
-    }
-
-    #[test]
-    fn schedules() {
-        for good in ["* * * * *", "*/5 0 1-3,7 jan mon-fri", "@hourly", "@every 1h", "0 0 ? * *"] {
-            assert_eq!(check_schedule(good), Ok(()), "{good}");
-        }
-        for bad in [
-            "",
-            "* * * *",
-            "60 * * * *",
-            "* * * * 8",
-            "*/0 * * * *",
-            "@never",
-            "TZ=UTC * * * * *",
-            "5-1 * * * *",
-        ] {
-            assert!(check_schedule(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -5,6 +5,7 @@ mod duration;
 mod json_path;
 mod kinds;
 mod pod;
+mod rows;
 mod values;
 
 use jiff::Timestamp;

@@ -57,7 +57,8 @@ pub(crate) async fn charge<'a>(
     }
     let turn = state.quota_turn.lock().await;
     let mut charges = Charges { quotas: Vec::new(), _turn: Some(turn) };
-    let usage = quota::usage(group, plural, value);
+    let now = jiff::Timestamp::now();
+    let usage = quota::usage(group, plural, value, now);
     for stored in objects_in(state, "resourcequotas", request.namespace) {
         let mut object = read::parse(&stored.bytes)?;
         if !quota::counts(&object, group, plural, value) {
@@ -73,7 +74,7 @@ pub(crate) async fn charge<'a>(
         // An object that did not count before is charged in full.
         let before = request.old.filter(|old| quota::counts(&object, group, plural, old));
         let delta = match before {
-            Some(old) => quota::difference(&usage, &quota::usage(group, plural, old)),
+            Some(old) => quota::difference(&usage, &quota::usage(group, plural, old, now)),
             None => usage.clone(),
         };
         let Some(charge) = quota::charge(&object, &delta).map_err(|message| request.forbidden(&message))?

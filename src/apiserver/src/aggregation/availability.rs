@@ -56,6 +56,9 @@ async fn check(state: &Arc<State>, remote: &Remote) -> bool {
     if let Err(status) = write(state, remote, value, reason, message).await {
         tracing::warn!(api_service = remote.name, %status, "availability not written");
     }
+    if outcome.is_ok() {
+        super::openapi::refresh(state, remote).await;
+    }
     outcome.is_ok()
 }
 

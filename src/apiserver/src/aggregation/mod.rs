@@ -3,6 +3,7 @@
 
 mod availability;
 mod discovery;
+mod openapi;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub(crate) use availability::run as watch_availability;
 pub(crate) use discovery::{add_groups, aggregated_groups};
+pub(crate) use openapi::{openapi_paths, openapi_v2, user};
 
 use crate::authn::User;
 use crate::outbound::{self, Server};
@@ -47,6 +49,8 @@ pub(crate) struct Aggregation {
     any: AtomicBool,
     /// `APIResourceList` of each, by the APIService's name.
     resources: Mutex<BTreeMap<String, Arc<Value>>>,
+    /// What each says of itself in OpenAPI, by the APIService's name.
+    documents: Mutex<BTreeMap<String, openapi::Documents>>,
 }
 
 type Remotes = Arc<(u64, BTreeMap<(String, String), Arc<Remote>>)>;
@@ -79,6 +83,7 @@ fn remotes(state: &State) -> Remotes {
         found.insert((remote.group.clone(), remote.version.clone()), Arc::new(remote));
     }
     state.aggregation.resources.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
+    state.aggregation.documents.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
     state.aggregation.any.store(!found.is_empty(), Ordering::Release);
     let fresh = Arc::new((version, found));
     state.aggregation.remotes.store(fresh.clone());

@@ -3,6 +3,8 @@
 //! `SPDY/3.1+portforward.k8s.io` is taken out of its messages. The older subprotocols need nothing of
 //! this: container runtimes speak them, so their bytes pass through (`proxy`).
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod spdy;
 mod translate;
 mod tunnel;

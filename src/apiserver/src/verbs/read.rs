@@ -78,6 +78,15 @@ impl Continue {
     }
 }
 
+/// A continue token, for fuzz/.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_continue(text: &str) {
+    if let Ok(token) = Continue::decode(text) {
+        let again = Continue::decode(&Continue::encode(token.rv, &token.start));
+        assert!(again.is_ok_and(|again| (again.rv, again.start) == (token.rv, token.start)));
+    }
+}
+
 /// What a list reads: the present objects, or what is left of those that a continued list began with.
 enum View {
     Whole(Objects),

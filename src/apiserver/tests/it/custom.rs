@@ -1,6 +1,6 @@
 //! CustomResourceDefinitions and their objects.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::fixture::{Client, Fixture};
@@ -153,6 +153,69 @@ async fn a_definition_makes_a_kind() {
     client.patch(&path("one"), "apply", &apply(json!([{ "name": "a", "port": 1 }]))).await;
     let (_, both) = client.patch(&path("two"), "apply", &apply(json!([{ "name": "b", "port": 2 }]))).await;
     assert_eq!(both["spec"]["ports"], json!([{ "name": "a", "port": 1 }, { "name": "b", "port": 2 }]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_follow_definitions() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let url = async || {
+        let (_, root) = client.get("/openapi/v3").await;
+        root["paths"]["apis/example.com/v1"]["serverRelativeURL"].as_str().map(str::to_owned)
+    };
+    assert_eq!(url().await, None);
+    let etag = async || {
+        let response = client.raw(Method::GET, "/openapi/v2", &[], Vec::new()).await;
+        response.headers()["etag"].to_str().expect("text").to_owned()
+    };
+    let before = etag().await;
+    define(&client, &definition()).await;
+    let first = url().await.expect("a document");
+    assert_eq!(url().await.as_ref(), Some(&first), "the same as long as nothing changes");
+    let defined = etag().await;
+    assert_ne!(defined, before);
+    let response = client.raw(Method::GET, &first, &[], Vec::new()).await;
+    assert!(response.headers()["cache-control"].to_str().expect("text").contains("immutable"));
+
+    let path = format!("{CRDS}/things.example.com");
+    let (_, mut changed) = client.get(&path).await;
+    let fields = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    changed.pointer_mut(fields).expect("fields")["weight"] = json!({ "type": "integer" });
+    assert_eq!(client.put(&path, &changed).await.0, StatusCode::OK);
+    let second = loop {
+        match url().await {
+            Some(second) if second != first => break second,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    let (_, document) = client.get(&second).await;
+    assert!(document.to_string().contains("weight"));
+    let old = client.raw(Method::GET, &first, &[], Vec::new()).await;
+    assert_eq!(
+        (old.status(), old.headers()["location"].to_str().ok()),
+        (StatusCode::MOVED_PERMANENTLY, Some(&*second))
+    );
+    assert_ne!(etag().await, defined);
+
+    client.delete(&path, &json!({})).await;
+    served(&client, "/openapi/v3/apis/example.com/v1", StatusCode::NOT_FOUND).await;
+    assert_eq!(url().await, None);
+    assert_eq!(etag().await, before);
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_defines_kinds_in_kedges_own_group() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let mut own = definition();
+    own["metadata"]["name"] = json!("tokens.cluster.kedge.internal");
+    own["spec"]["group"] = json!("cluster.kedge.internal");
+    own["spec"]["names"]["plural"] = json!("tokens");
+    let (status, answer) = client.post(CRDS, &own).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    assert!(answer["message"].as_str().expect("words").contains("Kedge's own"), "{answer}");
     fixture.stop().await;
 }
 

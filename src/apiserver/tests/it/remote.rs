@@ -119,6 +119,22 @@ async fn another_server_answers_for_its_group() {
                 return json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "metrics.k8s.io/v1beta1",
                     "resources": [{ "name": "nodes", "singularName": "", "namespaced": false, "kind": "NodeMetrics", "verbs": ["get"] }] });
             }
+            let document = "/openapi/v3/apis/metrics.k8s.io/v1beta1";
+            match parts.uri.path() {
+                "/openapi/v3" => {
+                    let url = format!("{document}?hash=AB");
+                    return json!({ "paths": {
+                        "apis/metrics.k8s.io/v1beta1": { "serverRelativeURL": url }, "apis/other/v1": { "serverRelativeURL": "/x" },
+                    }});
+                }
+                "/openapi/v2" => {
+                    return json!({
+                        "paths": { "/apis/metrics.k8s.io/v1beta1/nodes": { "get": { "$ref": "#/definitions/N" } }, "/api/v1/x": {} },
+                        "definitions": { "N": { "type": "object" }, "Unused": {} },
+                    });
+                }
+                _ => {}
+            }
             let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
             json!({ "path": parts.uri.to_string(), "user": header("x-remote-user"), "group": header("x-remote-group"),
                 "secret": header("authorization") })
@@ -172,6 +188,23 @@ async fn another_server_answers_for_its_group() {
     let found =
         all["items"].as_array().expect("items").iter().find(|g| g["metadata"]["name"] == "metrics.k8s.io");
     assert_eq!(found.expect("merged")["versions"][0]["resources"][0]["resource"], "nodes");
+    // Its documents are looked for right after it was found to be there.
+    let root = loop {
+        let (_, root) = client.get("/openapi/v3").await;
+        if root["paths"]["apis/metrics.k8s.io/v1beta1"].is_object() {
+            break root;
+        }
+        tokio::task::yield_now().await;
+    };
+    let url = root["paths"]["apis/metrics.k8s.io/v1beta1"]["serverRelativeURL"].as_str().expect("a place");
+    assert_eq!(url, "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=AB");
+    assert!(root["paths"]["apis/other/v1"].is_null(), "not its own");
+    let (_, passed_on) = client.get(url).await;
+    assert_eq!((&passed_on["path"], &passed_on["user"]), (&json!(url), &json!("system:aggregator")));
+    let (_, whole) = client.get("/openapi/v2").await;
+    assert!(whole["paths"]["/apis/metrics.k8s.io/v1beta1/nodes"].is_object());
+    assert!(whole["paths"]["/api/v1/x"].is_null() && whole["definitions"]["Unused"].is_null());
+    assert_eq!(whole["definitions"]["N"], json!({ "type": "object" }));
     // Without its Service it is told apart from what does not exist.
     client.delete("/api/v1/namespaces/kube-system/services/metrics", &json!({})).await;
     let change = json!({ "spec": { "versionPriority": 50 } });

@@ -8,6 +8,8 @@
 //! its address could at most serve as itself. Without it `kubectl logs` would need a hand-made
 //! approval for each node, or no verification at all.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod request;
 
 use std::sync::Arc;

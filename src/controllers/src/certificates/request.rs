@@ -40,6 +40,11 @@ pub(super) fn parse(pem: &[u8]) -> Result<Asked, String> {
     let (_, request) = X509CertificationRequest::from_der(&pem.contents)
         .map_err(|error| format!("unable to parse csr: {error}"))?;
     request.verify_signature().map_err(|error| format!("the request is not signed by its key: {error}"))?;
+    asked(&request)
+}
+
+/// What a request asks for, its signature aside.
+pub(super) fn asked(request: &X509CertificationRequest<'_>) -> Result<Asked, String> {
     let subject = &request.certification_request_info.subject;
     let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
         attribute.as_str().map(str::to_owned).unwrap_or_default()

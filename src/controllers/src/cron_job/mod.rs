@@ -1,5 +1,7 @@
 //! CronJob: a Job at set times (upstream pkg/controller/cronjob). When is in `schedule`.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod schedule;
 
 use std::sync::Arc;

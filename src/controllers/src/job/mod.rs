@@ -2,6 +2,8 @@
 //! `policy`, pods to make in `make`, the counting in `track`; here are the requests.
 
 mod backoff;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod indexes;
 mod make;
 mod orphans;

@@ -1,7 +1,6 @@
 //! Binds claims to volumes and reclaims volumes whose claim is gone
 //! (upstream controller/volume/persistentvolume/pv_controller.go).
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, PersistentVolumeStatus, Pod,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
-use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
+use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, StorageKey, reference};
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -26,21 +25,6 @@ const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// The provisioner of classes whose volumes an administrator makes.
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Item {
-    Claim(ObjectKey),
-    Volume(String),
-}
-
-impl fmt::Display for Item {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(key) => write!(f, "claim {key}"),
-            Self::Volume(name) => write!(f, "volume {name}"),
-        }
-    }
-}
-
 pub(super) fn start(ctx: &Context) {
     let binder = Arc::new(Binder {
         claims: ctx.informers.informer::<PersistentVolumeClaim>(),
@@ -53,16 +37,16 @@ pub(super) fn start(ctx: &Context) {
     });
     let this = binder.clone();
     ctx.on_change(&binder.claims, move |change| {
-        this.queue.add(Item::Claim(change.key()));
+        this.queue.add(StorageKey::Claim(change.key()));
         for claim in [&change.old, &change.new].into_iter().flatten() {
             if let Some(name) = volume_name(claim) {
-                this.queue.add(Item::Volume(name.to_owned()));
+                this.queue.add(StorageKey::Volume(name.to_owned()));
             }
         }
         if change.new.is_none() {
             for volume in this.volumes.list() {
                 if is_bound_to(&volume, change.object()) {
-                    this.queue.add(Item::Volume(volume.metadata.name.clone().unwrap_or_default()));
+                    this.queue.add(StorageKey::Volume(volume.metadata.name.clone().unwrap_or_default()));
                 }
             }
         }
@@ -70,27 +54,27 @@ pub(super) fn start(ctx: &Context) {
     let this = binder.clone();
     ctx.on_change(&binder.volumes, move |change| {
         let object = change.object();
-        this.queue.add(Item::Volume(change.key().name));
+        this.queue.add(StorageKey::Volume(change.key().name));
         if let Some(owner) = object.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) {
             let key = ObjectKey::new(
                 owner.namespace.clone().unwrap_or_default(),
                 owner.name.clone().unwrap_or_default(),
             );
-            this.queue.add(Item::Claim(key));
+            this.queue.add(StorageKey::Claim(key));
         }
         // A claim may have waited for just this volume, or lost it.
         let waits = change.new.is_some() && phase(object) == "Available";
         for claim in this.claims.list() {
             let names = volume_name(&claim) == object.metadata.name.as_deref();
             if names || (waits && is_unbound(&claim)) {
-                this.queue.add(Item::Claim(ObjectKey::of(&*claim)));
+                this.queue.add(StorageKey::Claim(ObjectKey::of(&*claim)));
             }
         }
     });
     let this = binder.clone();
     ctx.on_change(&binder.classes, move |_| {
         for claim in this.claims.list().iter().filter(|claim| is_unbound(claim)) {
-            this.queue.add(Item::Claim(ObjectKey::of(&**claim)));
+            this.queue.add(StorageKey::Claim(ObjectKey::of(&**claim)));
         }
     });
     let this = binder.clone();
@@ -101,16 +85,16 @@ pub(super) fn start(ctx: &Context) {
         this.pods.synced().await;
     };
     // One worker: no volume may be given to two claims.
-    ctx.run("persistentvolume-binder", binder.queue.clone(), 1, synced, move |item: Item| {
+    ctx.run("persistentvolume-binder", binder.queue.clone(), 1, synced, move |item: StorageKey| {
         let this = binder.clone();
         async move {
             match item {
-                Item::Claim(key) => {
+                StorageKey::Claim(key) => {
                     if let Some(claim) = this.claims.get_key(&key) {
                         this.claim(&claim).await?;
                     }
                 }
-                Item::Volume(name) => {
+                StorageKey::Volume(name) => {
                     if let Some(volume) = this.volumes.get("", &name) {
                         this.volume(&volume).await?;
                     }
@@ -140,7 +124,7 @@ struct Binder {
     classes: Informer<StorageClass>,
     pods: Informer<Pod>,
     recorder: Recorder,
-    queue: Queue<Item>,
+    queue: Queue<StorageKey>,
 }
 
 impl Binder {
@@ -453,7 +437,7 @@ impl Binder {
         };
         match volume_name(&claim) {
             None => {
-                self.queue.add(Item::Claim(ObjectKey::of(&*claim)));
+                self.queue.add(StorageKey::Claim(ObjectKey::of(&*claim)));
                 Ok(())
             }
             Some(name) if Some(name) == volume.metadata.name.as_deref() => {

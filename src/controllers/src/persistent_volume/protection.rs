@@ -1,12 +1,11 @@
 //! Keeps volumes and claims that are in use from going (upstream pkg/controller/volume/pvcprotection
 //! and pvprotection): a finalizer that stays as long as a pod uses the claim, or a claim the volume.
 
-use std::fmt;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kedge_client::{Error, Informer, ObjectKey, Queue};
+use kedge_client::{Error, Informer, ObjectKey, Queue, StorageKey};
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 
@@ -15,21 +14,6 @@ use crate::pods;
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Item {
-    Claim(ObjectKey),
-    Volume(String),
-}
-
-impl fmt::Display for Item {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(key) => write!(f, "{key}"),
-            Self::Volume(name) => f.write_str(name),
-        }
-    }
-}
 
 fn has(meta: &ObjectMeta, finalizer: &str) -> bool {
     meta.finalizers.iter().flatten().any(|known| known == finalizer)
@@ -59,17 +43,17 @@ pub(super) fn start(ctx: &Context) {
     let claims = ctx.informers.informer::<PersistentVolumeClaim>();
     let volumes = ctx.informers.informer::<PersistentVolume>();
     let all_pods = ctx.informers.informer::<Pod>();
-    let queue: Queue<Item> = Queue::new();
+    let queue: Queue<StorageKey> = Queue::new();
     let adder = queue.clone();
     ctx.on_change(&claims, move |change| {
         if change.new.as_ref().is_some_and(|claim| needs_look(&claim.metadata, CLAIM_FINALIZER)) {
-            adder.add(Item::Claim(change.key()));
+            adder.add(StorageKey::Claim(change.key()));
         }
     });
     let adder = queue.clone();
     ctx.on_change(&volumes, move |change| {
         if change.new.as_ref().is_some_and(|volume| needs_look(&volume.metadata, VOLUME_FINALIZER)) {
-            adder.add(Item::Volume(change.key().name));
+            adder.add(StorageKey::Volume(change.key().name));
         }
     });
     let (adder, known) = (queue.clone(), claims.clone());
@@ -81,7 +65,7 @@ pub(super) fn start(ctx: &Context) {
         for name in claims_of(change.object()) {
             let key = ObjectKey::new(namespace.clone(), name);
             if known.get_key(&key).is_some_and(|claim| claim.metadata.deletion_timestamp.is_some()) {
-                adder.add(Item::Claim(key));
+                adder.add(StorageKey::Claim(key));
             }
         }
     });
@@ -92,12 +76,12 @@ pub(super) fn start(ctx: &Context) {
         p.synced().await;
     };
     let ctx = ctx.clone();
-    ctx.clone().run("volume-protection", queue, 1, synced, move |item: Item| {
+    ctx.clone().run("volume-protection", queue, 1, synced, move |item: StorageKey| {
         let (ctx, claims, volumes, pods) = (ctx.clone(), claims.clone(), volumes.clone(), all_pods.clone());
         async move {
             match item {
-                Item::Claim(key) => protect_claim(&ctx, &claims, &pods, &key).await?,
-                Item::Volume(name) => protect_volume(&ctx, &volumes, &name).await?,
+                StorageKey::Claim(key) => protect_claim(&ctx, &claims, &pods, &key).await?,
+                StorageKey::Volume(name) => protect_volume(&ctx, &volumes, &name).await?,
             }
             Ok(None::<Duration>)
         }

@@ -12,10 +12,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kedge_api::quantity::{Format, Quantity};
+use kedge_api::resources::{List, add};
 use kedge_client::{Change, Error, Informer, ObjectKey, Queue, Watched};
 use kube::api::PostParams;
 
-use self::usage::{Amounts, add, counted, in_scopes, scopes};
+use self::usage::{Charged, counted};
 use crate::context::Context;
 use crate::garbage::Census;
 
@@ -42,9 +43,9 @@ pub(crate) fn start(ctx: &Context, census: Census) {
             queue.add(change.key());
         }
     });
-    controller.clone().follow(&controller.pods, usage::pod);
-    controller.clone().follow(&controller.services, |service, _| usage::service(service));
-    controller.clone().follow(&controller.claims, |claim, _| usage::claim(claim));
+    controller.clone().follow(&controller.pods);
+    controller.clone().follow(&controller.services);
+    controller.clone().follow(&controller.claims);
     let this = controller.clone();
     controller.census.on_change(&ctx.tasks, move |group, plural, namespace| {
         this.touch(namespace, |name| counted(name) == Some((group, plural)));
@@ -78,7 +79,7 @@ fn hard(quota: &ResourceQuota) -> BTreeMap<String, Text> {
 
 impl Controller {
     /// Count again where an object's use has changed.
-    fn follow<K: Watched>(self: Arc<Self>, informer: &Informer<K>, of: fn(&K, Timestamp) -> Amounts) {
+    fn follow<K: Watched + Charged>(self: Arc<Self>, informer: &Informer<K>) {
         let this = self.clone();
         self.ctx.on_change(informer, move |change: &Change<K>| {
             let namespace = change.key().namespace;
@@ -86,8 +87,9 @@ impl Controller {
                 return;
             }
             let now = Timestamp::now();
-            let side =
-                |object: &Option<Arc<K>>| object.as_ref().map(|object| of(object, now)).unwrap_or_default();
+            let side = |object: &Option<Arc<K>>| {
+                object.as_ref().map(|object| usage::of(&**object, now)).unwrap_or_default()
+            };
             let (old, new) = (side(&change.old), side(&change.new));
             if old != new {
                 this.touch(&namespace, |name| old.contains_key(name) || new.contains_key(name));
@@ -134,28 +136,33 @@ impl Controller {
         quota: &ResourceQuota,
         hard: &BTreeMap<String, Text>,
         old: &ResourceQuotaStatus,
-    ) -> Option<Amounts> {
+    ) -> Option<List> {
         let namespace = quota.metadata.namespace.as_deref().unwrap_or_default();
-        let scopes = quota.spec.as_ref().map(scopes).unwrap_or_default();
+        let spec = quota.spec.as_ref();
+        let has_scopes = spec.is_some_and(|spec| {
+            let selected =
+                spec.scope_selector.as_ref().and_then(|selector| selector.match_expressions.as_ref());
+            spec.scopes.as_ref().is_some_and(|scopes| !scopes.is_empty())
+                || selected.is_some_and(|list| !list.is_empty())
+        });
+        // What came from the API can be written as JSON.
+        let value = serde_json::to_value(quota).unwrap_or_default();
         let now = Timestamp::now();
-        let mut all = Amounts::new();
-        for pod in self.pods.list_namespace(namespace).iter().filter(|pod| in_scopes(&scopes, pod)) {
-            add(&mut all, &usage::pod(pod, now));
+        let mut all = List::new();
+        for pod in self.pods.list_namespace(namespace) {
+            add(&mut all, &usage::of_quota(&value, &*pod, now));
         }
-        // Only pods have scopes.
-        if scopes.is_empty() {
-            for service in self.services.list_namespace(namespace) {
-                add(&mut all, &usage::service(&service));
-            }
-            for claim in self.claims.list_namespace(namespace) {
-                add(&mut all, &usage::claim(&claim));
-            }
+        for service in self.services.list_namespace(namespace) {
+            add(&mut all, &usage::of_quota(&value, &*service, now));
         }
-        let mut used = Amounts::new();
+        for claim in self.claims.list_namespace(namespace) {
+            add(&mut all, &usage::of_quota(&value, &*claim, now));
+        }
+        let mut used = List::new();
         for name in hard.keys() {
             let amount = match (all.get(name), counted(name)) {
                 (Some(amount), _) => *amount,
-                (None, Some((group, plural))) if scopes.is_empty() && !is_evaluated(name) => {
+                (None, Some((group, plural))) if !has_scopes && !is_evaluated(name) => {
                     match self.census.count(group, plural, namespace) {
                         Some(count) => {
                             Quantity::from_units(i64::try_from(count).unwrap_or(i64::MAX), Format::DecimalSi)

@@ -218,6 +218,19 @@ mod tests {
     }
 
     #[test]
+    fn any_text_gives_settings_or_faults() {
+        let seed = b"node-name: a\npod-cidr: [10.244.0.0/16, fd00::/56]\nnode-labels: {a: b}\nport: 6443\n";
+        let words = &["&a ", "*a", "- ", ": ", "{", "[", "<<", "|\n", "!!binary ", "node-name", "~", "\n"];
+        let mut inputs = kedge_fuzz::Mutator::new(0, vec![seed.to_vec()], words);
+        for _ in 0..500 {
+            let text = String::from_utf8_lossy(&inputs.next_input()).into_owned();
+            let (settings, faults) = parsed(&text);
+            assert!(faults.iter().all(|fault| !fault.is_empty()), "{text:?}");
+            drop(settings);
+        }
+    }
+
+    #[test]
     fn the_nearest_key_is_named() {
         for (name, key) in [
             ("prot", Some("port")),

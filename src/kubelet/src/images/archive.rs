@@ -2,7 +2,7 @@
 //! zstd. CRI has no call for this, so blobs go into containerd's content store and names into its image
 //! store; CRI hears of them by containerd's events.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,11 @@ use crate::Error;
 use crate::volumes::blocking;
 
 const CHUNK: usize = 1 << 20;
+/// Manifests, indexes and configurations are small (the OCI distribution specification lets registries refuse
+/// manifests of more than 4 MiB); more in memory would be a mistake in the archive.
+const LARGEST_JSON: u64 = 16 << 20;
+/// An index of indexes of manifests of layers; nobody nests deeper.
+const DEEPEST: usize = 8;
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -60,6 +65,10 @@ struct Plan {
     /// Children before parents.
     blobs: Vec<Blob>,
     images: BTreeMap<String, Target>,
+    /// Digests of blobs that are in the list or about to be.
+    known: HashSet<String>,
+    /// What files of `docker save` are: images share layers.
+    files: HashMap<String, (String, u64, bool)>,
 }
 
 /// What an image's name leads to: media type, digest, size.
@@ -108,6 +117,15 @@ pub(super) fn read_at(file: &File, span: Span) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// The JSON of an entry.
+fn json_at(file: &File, name: &str, span: Span) -> Result<Value, Error> {
+    if span.size > LARGEST_JSON {
+        return Err(Error::other(format!("{name} in the archive is too big: {} bytes", span.size)));
+    }
+    serde_json::from_slice(&read_at(file, span)?)
+        .map_err(|error| Error::other(format!("{name} in the archive: {error}")))
+}
+
 fn entries(file: &File) -> Result<HashMap<String, Span>, Error> {
     let failed = |error| {
         Error::io(
@@ -115,13 +133,18 @@ fn entries(file: &File) -> Result<HashMap<String, Span>, Error> {
             error,
         )
     };
+    let length = file.metadata().map_err(failed)?.len();
     let mut archive = tar::Archive::new(file);
     let mut found = HashMap::new();
     for entry in archive.entries_with_seek().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         if entry.header().entry_type().is_file() {
             let name = entry.path().map_err(failed)?.to_string_lossy().trim_start_matches("./").to_owned();
-            found.insert(name, Span { offset: entry.raw_file_position(), size: entry.size() });
+            let span = Span { offset: entry.raw_file_position(), size: entry.size() };
+            if span.offset.checked_add(span.size).is_none_or(|end| end > length) {
+                return Err(Error::other(format!("{name} in the archive is cut short")));
+            }
+            found.insert(name, span);
         }
     }
     Ok(found)
@@ -129,11 +152,7 @@ fn entries(file: &File) -> Result<HashMap<String, Span>, Error> {
 
 fn read_plan(file: &File, entries: &HashMap<String, Span>) -> Result<Plan, Error> {
     let read_json = |name: &str| -> Result<Option<Value>, Error> {
-        let Some(span) = entries.get(name) else { return Ok(None) };
-        let bytes = read_at(file, *span)?;
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Error::other(format!("{name} in the archive: {error}")))
+        entries.get(name).map(|span| json_at(file, name, *span)).transpose()
     };
     let mut plan = Plan::default();
     if let Some(index) = read_json("index.json")? {
@@ -143,7 +162,7 @@ fn read_plan(file: &File, entries: &HashMap<String, Span>) -> Result<Plan, Error
                 .find_map(|key| descriptor["annotations"][*key].as_str())
                 .and_then(reference::canonical);
             if let Some(name) = name {
-                let target = add_layout(file, entries, descriptor, &mut plan)?;
+                let target = add_layout(file, entries, descriptor, &mut plan, 0)?;
                 plan.images.insert(name, target);
             }
         }
@@ -167,42 +186,60 @@ fn read_plan(file: &File, entries: &HashMap<String, Span>) -> Result<Plan, Error
     Ok(plan)
 }
 
+/// Which blobs an archive holds, for fuzz/.
+#[cfg(feature = "fuzz")]
+pub(super) fn fuzz_plan(file: &File) {
+    let Ok(plan) = entries(file).and_then(|entries| read_plan(file, &entries)) else { return };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    for blob in &plan.blobs {
+        if let From::File(span) = blob.from {
+            assert!(span.offset.checked_add(span.size).is_some_and(|end| end <= length), "beyond the file");
+        }
+    }
+}
+
 fn missing(name: &str) -> Error {
     Error::other(format!("the archive lacks {name}"))
 }
 
-/// Adds the blob of a descriptor and all that it refers to.
+/// Adds the blob of a descriptor and all that it refers to. What is planned already is not looked at again:
+/// images share layers, and an archive may be made so that each of its blobs names all others.
 fn add_layout(
     file: &File,
     entries: &HashMap<String, Span>,
     descriptor: &Value,
     plan: &mut Plan,
+    depth: usize,
 ) -> Result<Target, Error> {
     let media_type = descriptor["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
     let digest = descriptor["digest"].as_str().unwrap_or_default().to_owned();
     let name = format!("blobs/{}", digest.replace(':', "/"));
     let span = *entries.get(&name).ok_or_else(|| missing(&name))?;
+    if depth > DEEPEST {
+        return Err(Error::other(format!("{name} in the archive is nested too deeply")));
+    }
+    if !plan.known.insert(digest.clone()) {
+        return Ok((media_type, digest, span.size));
+    }
     let mut labels = HashMap::new();
     let (is_index, is_manifest) = (is_index(&media_type), is_manifest(&media_type));
     if is_index || is_manifest {
-        let bytes = read_at(file, span)?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::other(format!("{name} in the archive: {error}")))?;
+        let value = json_at(file, &name, span)?;
         if is_index {
             for (at, child) in value["manifests"].as_array().into_iter().flatten().enumerate() {
                 let child_name =
                     format!("blobs/{}", child["digest"].as_str().unwrap_or_default().replace(':', "/"));
                 // An archive of one platform may name the others.
                 if entries.contains_key(&child_name) {
-                    let (_, digest, _) = add_layout(file, entries, child, plan)?;
+                    let (_, digest, _) = add_layout(file, entries, child, plan, depth + 1)?;
                     labels.insert(format!("containerd.io/gc.ref.content.m.{at}"), digest);
                 }
             }
         } else {
-            let (_, digest, _) = add_layout(file, entries, &value["config"], plan)?;
+            let (_, digest, _) = add_layout(file, entries, &value["config"], plan, depth + 1)?;
             labels.insert("containerd.io/gc.ref.content.config".to_owned(), digest);
             for (at, layer) in value["layers"].as_array().into_iter().flatten().enumerate() {
-                let (_, digest, _) = add_layout(file, entries, layer, plan)?;
+                let (_, digest, _) = add_layout(file, entries, layer, plan, depth + 1)?;
                 labels.insert(format!("containerd.io/gc.ref.content.l.{at}"), digest);
             }
         }
@@ -219,8 +256,12 @@ fn add_docker(
     plan: &mut Plan,
 ) -> Result<Target, Error> {
     let mut add = |name: &str| -> Result<(String, u64, bool), Error> {
+        if let Some(known) = plan.files.get(name) {
+            return Ok(known.clone());
+        }
         let span = *entries.get(name).ok_or_else(|| missing(name))?;
         let (digest, gzip) = digest_of(file, span)?;
+        plan.files.insert(name.to_owned(), (digest.clone(), span.size, gzip));
         plan.blobs.push(Blob {
             digest: digest.clone(),
             size: span.size,
@@ -304,6 +345,25 @@ mod tests {
         assert_eq!(&top.digest, digest);
         let expected = format!("sha256:{}", hex(&Sha256::digest(&layer)));
         assert_eq!(top.labels.get("containerd.io/gc.ref.content.l.0"), Some(&expected));
+    }
+
+    #[test]
+    fn a_blob_that_names_itself_is_taken_once() {
+        let index = r#"{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:a",
+            "annotations":{"org.opencontainers.image.ref.name":"example.com/a:1"}}"#;
+        let list = format!(r#"{{"manifests":[{}]}}"#, [index; 9].join(","));
+        let file = archive(&[("index.json", list.clone().into()), ("blobs/sha256/a", list.into())]);
+        let entries = entries(file.as_file()).expect("entries");
+        let plan = read_plan(file.as_file(), &entries).expect("a plan");
+        assert_eq!((plan.blobs.len(), plan.images.len()), (1, 1));
+    }
+
+    #[test]
+    fn an_entry_beyond_the_end_is_refused() {
+        let file = archive(&[("index.json", vec![b'x'; 600])]);
+        file.as_file().set_len(700).expect("cut");
+        let error = entries(file.as_file()).expect_err("cut short").text();
+        assert!(error.contains("archive"), "{error}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! their resource use. Everything but `/healthz` needs a caller that may use the node's proxy.
 
 mod access;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod metrics;
 mod streams;
 

@@ -83,7 +83,7 @@ pub(super) async fn port_forward(
 }
 
 /// The ports of a WebSocket client (`NewV4Options` in kubelet `pkg/cri/streaming/portforward`).
-fn ports(query: &Query) -> Result<Vec<i32>, Refusal> {
+pub(super) fn ports(query: &Query) -> Result<Vec<i32>, Refusal> {
     let texts = query.all("port");
     if texts.is_empty() {
         return Err(Refusal::bad_request("query parameter \"port\" is required"));

@@ -329,7 +329,7 @@ fn encode(request: &Message) -> io::Result<Vec<u8>> {
     request.to_vec().map_err(io::Error::other)
 }
 
-fn answers(response: &Message, request: &Message) -> bool {
+pub(super) fn answers(response: &Message, request: &Message) -> bool {
     use hickory_proto::op::MessageType;
     response.metadata.id == request.metadata.id
         && response.metadata.message_type == MessageType::Response

@@ -9,6 +9,8 @@
 mod ask;
 mod cache;
 mod forward;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod handler;
 mod http;
 mod metrics;

@@ -71,7 +71,7 @@ pub(crate) fn commented_rules(chain: &ForeignChain) -> io::Result<Vec<(u64, Stri
     Ok(found)
 }
 
-fn commented_rule(message: &Message<'_>, of: &ForeignChain) -> Option<(u64, String)> {
+pub(super) fn commented_rule(message: &Message<'_>, of: &ForeignChain) -> Option<(u64, String)> {
     let parts = message.attributes(4);
     let is = |kind, name: &str| attribute(parts, kind).is_some_and(|found| text(found) == name);
     // Older kernels give the rules of all chains.
@@ -85,7 +85,7 @@ fn commented_rule(message: &Message<'_>, of: &ForeignChain) -> Option<(u64, Stri
     Some((handle, text(data.get(2..2 + length)?)))
 }
 
-fn base_chain(message: &Message<'_>, wanted: ForeignHook) -> Option<ForeignChain> {
+pub(super) fn base_chain(message: &Message<'_>, wanted: ForeignHook) -> Option<ForeignChain> {
     let family = *message.body.first()?;
     if message.kind != kind(NEWCHAIN) || ![1, 2, 10].contains(&family) {
         return None;

@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 mod batch;
 mod expr;
 mod foreign;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod rule;
 mod transaction;
 mod watch;

@@ -138,7 +138,7 @@ impl Writer {
 /// Elements of a set that leave it by themselves: keys, and milliseconds until then.
 pub(crate) type Remembered = Vec<(Vec<u8>, u64)>;
 
-fn remembered(list: &[u8]) -> Remembered {
+pub(super) fn remembered(list: &[u8]) -> Remembered {
     let element = |(_, element): (u16, &[u8])| {
         let parts = attributes(element);
         let key = attribute(attributes(attribute(parts, 1)?), 1)?.to_vec();
@@ -156,7 +156,7 @@ fn failure(built: &Builder, sequence: u32, errno: i32) -> Failure {
     Failure { sequence, errno, what }
 }
 
-fn describe(message: &Message<'_>) -> String {
+pub(super) fn describe(message: &Message<'_>) -> String {
     let (verb, name_kind) = [
         (NEWTABLE, "add table", 1),
         (DELTABLE, "delete table", 1),

@@ -10,6 +10,8 @@
 mod condition;
 mod config;
 mod forward;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod kernel;
 mod lease;
 mod plan;

@@ -90,7 +90,7 @@ impl StaleFlows {
 
 /// A UDP flow.
 #[derive(Debug, PartialEq, Eq)]
-struct Flow {
+pub(super) struct Flow {
     /// Where the client sent to.
     destination: SocketAddr,
     /// Where the answers come from: the endpoint after address translation.
@@ -98,7 +98,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn parse(message: &Message<'_>) -> Option<Self> {
+    pub(super) fn parse(message: &Message<'_>) -> Option<Self> {
         let parts = message.attributes(4);
         let (_, destination) = tuple(attribute(parts, TUPLE_ORIGINAL)?)?;
         let (answers_from, _) = tuple(attribute(parts, TUPLE_REPLY)?)?;
@@ -124,7 +124,7 @@ fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     Some((SocketAddr::new(address(1, 3)?, port(2)?), SocketAddr::new(address(2, 4)?, port(3)?)))
 }
 
-fn deletion(message: &Message<'_>) -> Builder {
+pub(super) fn deletion(message: &Message<'_>) -> Builder {
     let mut out = Builder::default();
     out.begin(DELETE, NLM_F_REQUEST | NLM_F_ACK, 2);
     out.raw(&[message.body.first().copied().unwrap_or(0), 0, 0, 0]);

@@ -9,6 +9,8 @@ mod build_tests;
 mod changes;
 mod conntrack;
 mod endpoints;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod health;
 mod model;
 mod rules;

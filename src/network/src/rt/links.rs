@@ -226,7 +226,7 @@ pub(super) fn link(message: &Message<'_>) -> Option<Link> {
     })
 }
 
-fn address(message: &Message<'_>) -> Option<Address> {
+pub(super) fn address(message: &Message<'_>) -> Option<Address> {
     if message.kind != NEWADDR {
         return None;
     }
@@ -247,7 +247,7 @@ fn address(message: &Message<'_>) -> Option<Address> {
     Some(Address { link: number(message.body.get(4..)?)?, address: ip(bytes)? })
 }
 
-fn default_route(message: &Message<'_>) -> Option<DefaultRoute> {
+pub(super) fn default_route(message: &Message<'_>) -> Option<DefaultRoute> {
     if message.kind != NEWROUTE {
         return None;
     }

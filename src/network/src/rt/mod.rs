@@ -1,6 +1,8 @@
 //! Links, addresses, routes and neighbours over netlink, as linux/rtnetlink.h and its neighbours define
 //! them. Knows nothing of Kubernetes; only `netlink` lies below.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod links;
 mod neighbours;
 mod routes;

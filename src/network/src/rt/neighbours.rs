@@ -94,7 +94,7 @@ fn parts(message: &Message<'_>) -> Option<(u32, IpAddr, Mac)> {
     Some((link_number(message)?, ip(attribute(parts, NDA_DST)?)?, mac))
 }
 
-fn read_neighbour(message: &Message<'_>) -> Option<Neighbour> {
+pub(super) fn read_neighbour(message: &Message<'_>) -> Option<Neighbour> {
     let state = u16::from_ne_bytes(message.body.get(8..10)?.try_into().ok()?);
     if message.kind != NEWNEIGH || message.body[0] == BRIDGE || state & PERMANENT == 0 {
         return None;
@@ -103,7 +103,7 @@ fn read_neighbour(message: &Message<'_>) -> Option<Neighbour> {
     Some(Neighbour { link, address, mac })
 }
 
-fn read_fdb(message: &Message<'_>) -> Option<Fdb> {
+pub(super) fn read_fdb(message: &Message<'_>) -> Option<Fdb> {
     if message.kind != NEWNEIGH || *message.body.first()? != BRIDGE {
         return None;
     }

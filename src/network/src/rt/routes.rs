@@ -176,7 +176,7 @@ fn address_header(link: u32, net: &IpNet) -> [u8; 8] {
     header
 }
 
-fn read_address(message: &Message<'_>) -> Option<(u32, IpNet)> {
+pub(super) fn read_address(message: &Message<'_>) -> Option<(u32, IpNet)> {
     if message.kind != NEWADDR || *message.body.get(3)? != 0 {
         return None;
     }
@@ -214,7 +214,7 @@ pub(super) fn read_route(message: &Message<'_>) -> Option<KernelRoute> {
     })
 }
 
-fn read_way(message: &Message<'_>) -> Option<Way> {
+pub(super) fn read_way(message: &Message<'_>) -> Option<Way> {
     // Only unicast: a local or blackholed address is no way.
     if message.kind != NEWROUTE || *message.body.get(7)? != UNICAST {
         return None;

@@ -82,7 +82,7 @@ impl RtWatcher {
     }
 }
 
-fn event(message: &Message<'_>) -> Option<Event> {
+pub(super) fn event(message: &Message<'_>) -> Option<Event> {
     match message.kind {
         NEWLINK | DELLINK => link(message).map(Event::Link),
         NEWADDR | DELADDR => link_number(message).map(Event::Address),

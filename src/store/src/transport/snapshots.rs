@@ -176,6 +176,9 @@ impl Inbox {
             if chunk.offset != incoming.offset || crc32fast::hash(&chunk.data) != chunk.crc {
                 return Err(Status::data_loss("a damaged piece of a snapshot"));
             }
+            if chunk.data.len() as u64 > incoming.length.saturating_sub(incoming.offset) {
+                return Err(Status::data_loss("more of a snapshot than was offered"));
+            }
             incoming.file.write_all(&chunk.data).await.map_err(disk(&path))?;
             incoming.offset += chunk.data.len() as u64;
         }
