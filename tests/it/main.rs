@@ -18,6 +18,7 @@ mod joining;
 mod machine;
 mod metrics;
 mod node;
+mod pod_network;
 mod operations;
 mod probes;
 mod registries;

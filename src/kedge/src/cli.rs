@@ -241,7 +241,7 @@ pub(crate) struct ResetArgs {
     #[arg(long)]
     pub(crate) force: bool,
     /// Leave a basic addon out (repeat it for more)
-    #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
+    #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
     pub(crate) without: Vec<String>,
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]

@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kedge_addons::{Added, Catalog, Cluster, Error, Listed, Manager, Repositories, Repository, State};
 
-use super::{block_on, require_root};
+use super::{block_on, flannel, require_root};
 use crate::cli::{AddonsCommand, EnableArgs, Failure, Format, RepoCommand};
 use crate::config::{Config, joined};
 use crate::output::{self, Step};
 
 /// How long an upgraded addon may take until it is healthy.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
+/// How long nodes may take to give up their pod network.
+const DISABLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The manager of this node's cluster, with a client for its API.
 pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
@@ -78,11 +80,13 @@ pub(crate) async fn enable_all(
     limit: Duration,
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> anyhow::Result<()> {
-    let wanted = parse(manager.catalog(), words).map_err(|failure| match failure {
-        Failure::Usage(text) => anyhow::anyhow!(text),
-        Failure::Failed(error) => error,
-    })?;
+    let wanted = parse(manager.catalog(), words).map_err(error_of)?;
     for (name, given) in wanted {
+        if name == flannel::NAME {
+            let said = &mut |text: &str| progress(&format!("enabling {name}: {text}"));
+            flannel::enable(manager, &given, limit, said).await.map_err(error_of)?;
+            continue;
+        }
         if manager.is_enabled(&name).await.context("ask for the addons")? {
             continue;
         }
@@ -92,6 +96,13 @@ pub(crate) async fn enable_all(
             .with_context(|| format!("enable {name}"))?;
     }
     Ok(())
+}
+
+fn error_of(failure: Failure) -> anyhow::Error {
+    match failure {
+        Failure::Usage(text) => anyhow::anyhow!(text),
+        Failure::Failed(error) => error,
+    }
 }
 
 /// Enable each in the order given; the first that fails ends it.
@@ -125,12 +136,16 @@ async fn enable_with(
     limit: Duration,
 ) -> Result<(), Failure> {
     let mut step = Step::begin(&format!("enabling {name}"));
-    let result = manager
-        .enable(name, given, limit, &mut |text| step.update(&format!("enabling {name}: {text}")))
-        .await;
-    if let Err(error) = result {
+    let mut said = |text: &str| step.update(&format!("enabling {name}: {text}"));
+    let result = if name == flannel::NAME {
+        flannel::enable(manager, given, limit, &mut said).await
+    } else {
+        let result = manager.enable(name, given, limit, &mut said).await;
+        result.map_err(|error| Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))))
+    };
+    if let Err(failure) = result {
         step.abandon();
-        return Err(Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))));
+        return Err(failure);
     }
     step.done(&format!("{name} is enabled"));
     let notes = manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
@@ -147,13 +162,17 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
         let manager = manager(config, super::admin_client(config)?)?;
         for name in names {
             let mut step = Step::begin(&format!("disabling {name}"));
-            let result =
-                manager.disable(name, &mut |text| step.update(&format!("disabling {name}: {text}"))).await;
+            let mut said = |text: &str| step.update(&format!("disabling {name}: {text}"));
+            let result = if name == flannel::NAME {
+                flannel::disable(&manager, DISABLE_LIMIT, &mut said).await
+            } else {
+                manager.disable(name, &mut said).await.map_err(usage)
+            };
             match result {
                 Ok(()) => step.done(&format!("{name} is disabled")),
-                Err(error) => {
+                Err(failure) => {
                     step.abandon();
-                    return Err(usage(error));
+                    return Err(failure);
                 }
             }
         }
@@ -173,10 +192,17 @@ pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, 
 pub(crate) fn enabled(config: &Config, limit: Duration) -> Option<Vec<Listed>> {
     let list = block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        anyhow::Ok(tokio::time::timeout(limit, manager.list()).await??)
+        anyhow::Ok(tokio::time::timeout(limit, listed(&manager)).await??)
     });
     let list = list.ok()?.ok()?;
     Some(list.into_iter().filter(|addon| addon.state != State::Disabled).collect())
+}
+
+/// All addons with their states.
+async fn listed(manager: &Manager) -> anyhow::Result<Vec<Listed>> {
+    let mut list = manager.list().await?;
+    flannel::describe(manager, &mut list).await?;
+    Ok(list)
 }
 
 pub(crate) fn word(state: State) -> &'static str {
@@ -200,7 +226,7 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     require_root()?;
     let list = block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        manager.list().await.context("list the addons")
+        listed(&manager).await.context("list the addons")
     })??;
     print(&list, format, || {
         let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);

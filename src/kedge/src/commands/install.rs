@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::status::wait_ready;
+use super::status::wait_until;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
 use crate::inspect::Moment;
@@ -20,7 +20,7 @@ use crate::status::{State, Status};
 use crate::{preflight, service};
 
 /// What every cluster needs; `--without` leaves one out.
-pub(crate) const BASIC_ADDONS: [&str; 1] = ["dns"];
+pub(crate) const BASIC_ADDONS: [&str; 2] = ["dns", super::flannel::NAME];
 
 /// Check, install, start, wait.
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
@@ -34,6 +34,13 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
 
     super::addons::known(config, config.addons.as_deref().unwrap_or_default())?;
+    let (mut config, mut given) = (config.clone(), given.clone());
+    if args.without.iter().any(|addon| addon == super::flannel::NAME) {
+        // Before the first start: a node that has begun with a pod network has pods in it.
+        given.insert("pod-network", "none".to_owned());
+        config.own_pod_network = false;
+    }
+    let (config, given) = (&config, &given);
 
     // Addons that are there from the beginning; what somebody disabled later stays so.
     let first = !config.store_dir().exists();
@@ -51,7 +58,12 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    match wait_ready(config, Duration::from_secs(args.timeout), &mut step) {
+    match wait_up(config, Duration::from_secs(args.timeout), &mut step) {
+        Ok(status) if lacks_network(config, &status) => {
+            step.done(&format!("node {} runs, and waits for a pod network", status.node));
+            output::confirm(&bring_your_own(config));
+            Ok(ExitCode::SUCCESS)
+        }
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
             if first {
@@ -77,10 +89,38 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
     if config.addons.is_some() || kedge_cluster::Admitted::read(&config.pki_dir())?.is_some() {
         return Ok(());
     }
-    for addon in BASIC_ADDONS.iter().filter(|name| !without.iter().any(|out| out == *name)) {
+    // The pod network is on without being enabled.
+    let wanted = |name: &&&str| **name != super::flannel::NAME && !without.iter().any(|out| out == **name);
+    for addon in BASIC_ADDONS.iter().filter(wanted) {
         super::addons::enable_one(config, addon, limit)?;
     }
     Ok(())
+}
+
+/// Waits until the node is Ready, or lacks nothing but a pod network of the user's.
+pub(crate) fn wait_up(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
+    wait_until(config, limit, step, &|status| {
+        status.state == State::Ready || lacks_network(config, status)
+    })
+}
+
+/// Is the only thing that this node waits for a pod network of the user's?
+pub(crate) fn lacks_network(config: &Config, status: &Status) -> bool {
+    !config.own_pod_network
+        && status.components.iter().filter(|part| !part.ready).all(|part| {
+            part.name == "kubelet"
+                && part.last_error.as_deref().is_some_and(|error| error.contains("NetworkPluginNotReady"))
+        })
+        && status.components.iter().any(|part| !part.ready)
+}
+
+fn bring_your_own(config: &Config) -> String {
+    let plugins = config.cni_bin_dirs().first().map(|dir| dir.display().to_string()).unwrap_or_default();
+    format!(
+        "\nThe node becomes Ready when a pod network's CNI configuration appears in {} (plugins: {plugins}).\n\
+         Then: sudo kedge enable dns\nOr take Kedge's own: sudo kedge enable flannel",
+        config.cni_conf_dir.display()
+    )
 }
 
 /// Keep the flags that were given, for the service and for later commands.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::status::wait_ready;
 use super::{confirm, install, join, require_root, uninstall};
 use crate::cli::{Failure, ResetArgs};
 use crate::config::Config;
@@ -65,7 +64,9 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
             return Err(Failure::Failed(error));
         }
     }
-    install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+    if config.own_pod_network {
+        install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,8 +77,8 @@ fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
-    if status.state != State::Ready {
+    let status = install::wait_up(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready && !install::lacks_network(config, &status) {
         anyhow::bail!(
             "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
             args.timeout,
