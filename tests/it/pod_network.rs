@@ -40,7 +40,10 @@ fn pods(cluster: &Cluster) -> Vec<(String, String)> {
         .iter()
         .map(|pod| {
             let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
-            (text(&pod["metadata"]["name"]), format!("{} {} {restarts}", pod["metadata"]["uid"], pod["status"]["podIP"]))
+            (
+                text(&pod["metadata"]["name"]),
+                format!("{} {} {restarts}", pod["metadata"]["uid"], pod["status"]["podIP"]),
+            )
         })
         .collect()
 }
@@ -70,7 +73,7 @@ fn the_data_path_changes_under_running_pods() {
     let mut second = Cluster::prepare_on(&network, 2);
     let invitation = first.kedge(&["add-node", "--output", "json"]).json();
     let join = invitation["join"][0].as_str().expect("a join string").to_owned();
-    second.kedge(&["join", "--worker", &join]).ok();
+    second.kedge(&["join", &join, "--worker", "--timeout", "120"]).ok();
     for node in [&first, &second] {
         node.import_busybox();
     }
@@ -88,9 +91,13 @@ fn the_data_path_changes_under_running_pods() {
     reach_each_other(&first);
     assert_eq!(pods(&first), before, "no pod was lost or started again");
     let info = first.kedge(&["addons", "list", "--output", "json"]).json();
-    let flannel = info.as_array().and_then(|all| all.iter().find(|addon| addon["name"] == "flannel")).cloned();
+    let flannel =
+        info.as_array().and_then(|all| all.iter().find(|addon| addon["name"] == "flannel")).cloned();
     let flannel = flannel.expect("flannel is listed");
-    assert_eq!((flannel["state"].as_str(), flannel["arguments"]["backend"].as_str()), (Some("enabled"), Some("host-gw")));
+    assert_eq!(
+        (flannel["state"].as_str(), flannel["arguments"]["backend"].as_str()),
+        (Some("enabled"), Some("host-gw"))
+    );
 
     step("back to VXLAN with another port and number");
     first.kedge(&["enable", "flannel:backend=vxlan;port=4789;vni=7"]).ok();

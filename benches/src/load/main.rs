@@ -16,6 +16,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
 
 mod client;
+mod etcd;
 mod pods;
 mod process;
 mod requests;
@@ -93,6 +94,11 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
     if asked("pods") {
         kedge_tests::step("pods");
         pods::measure(&cluster, &target, &mut table).await?;
+    }
+    if asked("etcd") {
+        kedge_tests::step("etcd");
+        let idle = std::env::var("LOAD_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+        etcd::measure(&target, cluster.pid(), Duration::from_secs(idle), &mut table).await?;
     }
     // The allocator gives back within seconds what the load needed.
     tokio::time::sleep(Duration::from_secs(10)).await;

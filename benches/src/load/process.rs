@@ -29,8 +29,8 @@ pub(crate) async fn idle(pid: u32, time: Duration) -> anyhow::Result<Idle> {
     })
 }
 
-/// User and system time. The kernel counts in hundredths of a second here, whatever its own clock is.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+/// User and system time in seconds. The kernel counts in hundredths of a second here, whatever its own clock is.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     times(pid, 11)
 }
 
@@ -45,7 +45,8 @@ fn times(pid: u32, first: usize) -> anyhow::Result<f64> {
     let rest = text.rsplit(')').next().unwrap_or_default();
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
-    let (user, system) = ticks(first).zip(ticks(first + 1)).with_context(|| format!("{path} has no times"))?;
+    let (user, system) =
+        ticks(first).zip(ticks(first + 1)).with_context(|| format!("{path} has no times"))?;
     Ok((user + system) / 100.0)
 }
 

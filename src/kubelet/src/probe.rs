@@ -175,7 +175,8 @@ struct Task {
 /// The address of the sandbox that the container runs in, so that the runtime need not be asked before
 /// every probe.
 fn address_of(core: &Shared, real: &RuntimePod, current: &Running) -> Option<String> {
-    let sandbox = real.sandboxes.iter().find(|sandbox| sandbox.id == current.sandbox_id && !sandbox.host_network)?;
+    let sandbox =
+        real.sandboxes.iter().find(|sandbox| sandbox.id == current.sandbox_id && !sandbox.host_network)?;
     core.config.sorted(sandbox.ips.clone()).into_iter().next()
 }
 

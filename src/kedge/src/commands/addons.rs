@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kedge_addons::{Added, Catalog, Cluster, Error, Listed, Manager, Repositories, Repository, State};
+use serde_json::json;
 
 use super::{block_on, flannel, require_root};
 use crate::cli::{AddonsCommand, EnableArgs, Failure, Format, RepoCommand};
@@ -111,9 +112,12 @@ pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Fai
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
         // Everything is parsed before anything is applied.
-        for (name, given) in parse(manager.catalog(), &args.addons)? {
-            enable_with(&manager, &name, &given, Duration::from_secs(args.timeout)).await?;
+        let wanted = parse(manager.catalog(), &args.addons)?;
+        for (name, given) in &wanted {
+            enable_with(&manager, name, given, Duration::from_secs(args.timeout)).await?;
         }
+        let names: Vec<&String> = wanted.iter().map(|(name, _)| name).collect();
+        output::report("enabled", &json!({ "addons": names }));
         Ok(ExitCode::SUCCESS)
     })?
 }
@@ -176,6 +180,7 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
                 }
             }
         }
+        output::report("disabled", &json!({ "addons": names }));
         Ok(ExitCode::SUCCESS)
     })?
 }
@@ -290,23 +295,30 @@ fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
     }
     require_root()?;
     match command {
-        RepoCommand::Add { source, name, branch } => {
+        RepoCommand::Add { source, name, branch, .. } => {
             let added = Added { source, name: name.as_deref(), reference: branch.as_deref() };
             let step = Step::begin(&format!("adding {source}"));
             match repositories.add(added, &catalog(config)?) {
-                Ok(made) => step.done(&format!("{} is added: {}", made.name, made.addons.join(", "))),
+                Ok(made) => {
+                    step.done(&format!("{} is added: {}", made.name, made.addons.join(", ")));
+                    output::report("added", &json!({ "name": made.name, "addons": made.addons }));
+                }
                 Err(error) => {
                     step.abandon();
                     return Err(Failure::Failed(error.into()));
                 }
             }
         }
-        RepoCommand::Remove { name } => {
+        RepoCommand::Remove { name, .. } => {
             let gone = repositories.remove(name).map_err(usage)?;
             output::say(&format!("{name} is removed"));
             tell_enabled(config, &gone);
+            output::report("removed", &json!({ "name": name }));
         }
-        RepoCommand::Update { name } => update(config, &repositories, name.as_deref())?,
+        RepoCommand::Update { name, .. } => {
+            let names = update(config, &repositories, name.as_deref())?;
+            output::report("updated", &json!({ "names": names }));
+        }
         RepoCommand::List { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -320,7 +332,7 @@ fn tell_enabled(config: &Config, gone: &Repository) {
     }
 }
 
-fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> Result<(), Failure> {
+fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = match name {
         Some(name) => vec![name.to_owned()],
         None => {
@@ -339,15 +351,18 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
     }
     if !config.kubeconfig().exists() {
         // A worker, or a node that was never started: the leader's next start upgrades.
-        return Ok(());
+        return Ok(names);
     }
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        for (addon, result) in manager.upgrade(UPGRADE_LIMIT).await.context("upgrade the enabled addons")? {
+        let step = Step::begin("upgrading enabled addons");
+        let upgraded = manager.upgrade(UPGRADE_LIMIT).await;
+        step.abandon();
+        for (addon, result) in upgraded.context("upgrade the enabled addons")? {
             result.with_context(|| format!("upgrade {addon}"))?;
             output::say(&format!("{addon} is upgraded"));
         }
-        Ok(())
+        Ok(names)
     })?
 }
 

@@ -112,7 +112,9 @@ fn changed(now: &NetworkConfig, given: &BTreeMap<String, String>) -> Result<Netw
         let parse = |text: &str| text.trim().parse::<IpNet>().map(|net| net.trunc());
         wanted.networks = text
             .split(',')
-            .map(|text| parse(text).map_err(|_| format!("network: {text:?} is not a range such as 10.244.0.0/16")))
+            .map(|text| {
+                parse(text).map_err(|_| format!("network: {text:?} is not a range such as 10.244.0.0/16"))
+            })
             .collect::<Result<_, _>>()?;
     }
     wanted.backend = match (value("backend"), &now.backend) {
@@ -213,7 +215,8 @@ async fn told(
     let deadline = Instant::now() + limit;
     loop {
         let nodes = nodes(client).await?;
-        let waiting: BTreeSet<&str> = nodes.iter().filter(|node| runs(node)).filter_map(|node| late(node, told)).collect();
+        let waiting: BTreeSet<&str> =
+            nodes.iter().filter(|node| runs(node)).filter_map(|node| late(node, told)).collect();
         if waiting.is_empty() {
             return Ok(());
         }
@@ -277,7 +280,11 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         for (now, text, part) in [
             (Backend::HostGw, "vni=3", "vni belongs to backend=vxlan"),
-            (Backend::Vxlan(VxlanConfig::default()), "backend=host-gw;port=1", "port belongs to backend=vxlan"),
+            (
+                Backend::Vxlan(VxlanConfig::default()),
+                "backend=host-gw;port=1",
+                "port belongs to backend=vxlan",
+            ),
             (Backend::HostGw, "network=ten", "is not a range such as"),
         ] {
             let error = changed(&network(now), &given(text)).unwrap_err();

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
 
 use super::status::wait_until;
 use crate::cli::{Failure, InstallArgs};
@@ -30,6 +31,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     if args.check {
         output::confirm("this machine is ready for kedge install");
+        output::report("checked", &json!({}));
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -55,6 +57,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     if args.no_wait {
         step.done("kedge was started; kedge status --wait-ready waits for it");
+        output::report("started", &json!({ "node": config.node_name }));
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -62,6 +65,10 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         Ok(status) if lacks_network(config, &status) => {
             step.done(&format!("node {} runs, and waits for a pod network", status.node));
             output::confirm(&bring_your_own(config));
+            output::report(
+                "installed",
+                &json!({ "node": status.node, "ready": false, "version": status.version }),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) if status.state == State::Ready => {
@@ -70,6 +77,10 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
                 basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
             }
             output::confirm(next_steps(config).trim_end());
+            output::report(
+                "installed",
+                &json!({ "node": status.node, "ready": true, "version": status.version }),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
@@ -99,9 +110,7 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
 
 /// Waits until the node is Ready, or lacks nothing but a pod network of the user's.
 pub(crate) fn wait_up(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
-    wait_until(config, limit, step, &|status| {
-        status.state == State::Ready || lacks_network(config, status)
-    })
+    wait_until(config, limit, step, &|status| status.state == State::Ready || lacks_network(config, status))
 }
 
 /// Is the only thing that this node waits for a pod network of the user's?

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
 
 use super::{confirm, install, join, require_root, uninstall};
 use crate::cli::{Failure, ResetArgs};
@@ -42,6 +43,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
     );
     if !confirm(&question, args.yes)? {
         output::confirm("nothing was changed");
+        output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
     }
     let mut step = Step::begin("resetting this node");
@@ -67,6 +69,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
     if config.own_pod_network {
         install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
     }
+    output::report("reset", &json!({ "node": config.node_name }));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -82,10 +82,12 @@ pub(crate) fn remove_cni_config(dir: &Path) -> Result<(), Error> {
 pub(crate) fn show_foreign_cni(dir: &Path, foreign: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(|source| Error::file("create folder", dir, source))?;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(foreign).map_err(|source| Error::file("read", foreign, source))?.flatten() {
+    for entry in std::fs::read_dir(foreign).map_err(|source| Error::file("read", foreign, source))?.flatten()
+    {
         let (from, to) = (entry.path(), dir.join(entry.file_name()));
         // What libcni reads (containernetworking/cni libcni/conf.go, ConfFiles).
-        let is_config = from.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json");
+        let is_config =
+            from.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json");
         if !is_config || entry.file_name() == FILE {
             continue;
         }

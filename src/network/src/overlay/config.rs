@@ -20,7 +20,11 @@ pub const POD_NETWORK: &str = "kedge.dev/pod-network";
 
 /// Is the pod network somebody else's?
 pub fn is_off(map: &ConfigMap) -> bool {
-    map.metadata.annotations.as_ref().and_then(|all| all.get(POD_NETWORK)).is_some_and(|value| value == "none")
+    map.metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(POD_NETWORK))
+        .is_some_and(|value| value == "none")
 }
 
 /// How packets travel between nodes.

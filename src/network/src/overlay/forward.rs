@@ -59,7 +59,9 @@ async fn run(mut network: watch::Receiver<Option<NetworkConfig>>) {
             // The pod network is somebody else's now.
             match tokio::task::spawn_blocking(remove_rules).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "rules that let pods' packets pass are left"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %Chain(&error), "rules that let pods' packets pass are left")
+                }
                 Err(error) => tracing::warn!(%error, "rules that let pods' packets pass are left"),
             }
         }

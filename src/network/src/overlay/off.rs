@@ -33,7 +33,10 @@ impl Inner {
         }
         self.state.send_replace(Some(PodNetwork { backend: "none".to_owned(), ..PodNetwork::default() }));
         let foreign = self.config.cni.as_ref().map(|files| files.foreign_dir.display().to_string());
-        tracing::info!(folder = foreign, "the pod network is somebody else's; its CNI configuration is looked for");
+        tracing::info!(
+            folder = foreign,
+            "the pod network is somebody else's; its CNI configuration is looked for"
+        );
         backoff.reset();
         loop {
             if self.wanted().as_deref() != wanted {
@@ -55,7 +58,10 @@ impl Inner {
                 }
                 (Err(problem), _) | (_, Err(problem)) => problem,
             };
-            tracing::warn!(problem = again, "another pod network's configuration cannot be followed, trying again");
+            tracing::warn!(
+                problem = again,
+                "another pod network's configuration cannot be followed, trying again"
+            );
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
                 () = self.changed.notified() => {}
@@ -72,7 +78,9 @@ impl Inner {
         let (kernel, bridge) = (self.kernel.clone(), self.config.bridge.clone());
         let removed = tokio::task::spawn_blocking(move || {
             remove_rules().map_err(|error| Chain(&error).to_string())?;
-            kernel.remove(&bridge).map_err(|error| format!("remove the pod network's routes and devices: {error}"))
+            kernel
+                .remove(&bridge)
+                .map_err(|error| format!("remove the pod network's routes and devices: {error}"))
         });
         removed.await.unwrap_or_else(|error| Err(error.to_string()))?;
         self.forget().await.map_err(|error| format!("the Node was not changed: {}", Chain(&error)))?;
@@ -99,7 +107,9 @@ impl Inner {
             nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
         if Condition::of(&node).is_some_and(|condition| condition.is_ours()) {
-            nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(Condition::removal())).await?;
+            nodes
+                .patch_status(name, &PatchParams::default(), &Patch::Strategic(Condition::removal()))
+                .await?;
         }
         Ok(())
     }
