@@ -22,6 +22,7 @@ mod operations;
 mod pod_network;
 mod probes;
 mod registries;
+mod results;
 mod semantics;
 mod storage;
 mod streams;
