@@ -47,13 +47,12 @@ async fn run(mut network: watch::Receiver<Option<NetworkConfig>>) {
             return std::future::pending().await;
         };
         let other = |now: &Option<NetworkConfig>| now.as_ref() != Some(&known);
-        tokio::select! {
-            () = keep(known.clone()) => {}
-            changed = network.wait_for(other) => {
-                if changed.is_err() {
-                    return std::future::pending().await;
-                }
-            }
+        let ended = tokio::select! {
+            () = keep(known.clone()) => false,
+            ended = async { network.wait_for(other).await.is_err() } => ended,
+        };
+        if ended {
+            return std::future::pending().await;
         }
         if network.borrow().is_none() {
             // The pod network is somebody else's now.
