@@ -36,16 +36,21 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
 
     super::addons::known(config, config.addons.as_deref().unwrap_or_default())?;
+    // Addons that are there from the beginning; what somebody disabled later stays so.
+    let first = !config.store_dir().exists();
     let (mut config, mut given) = (config.clone(), given.clone());
     if args.without.iter().any(|addon| addon == super::flannel::NAME) {
+        if !first {
+            return Err(Failure::Usage(
+                "--without flannel: this node has a cluster already; run kedge disable flannel".into(),
+            ));
+        }
         // Before the first start: a node that has begun with a pod network has pods in it.
         given.insert("pod-network", "none".to_owned());
         config.own_pod_network = false;
     }
     let (config, given) = (&config, &given);
 
-    // Addons that are there from the beginning; what somebody disabled later stays so.
-    let first = !config.store_dir().exists();
     let mut step = Step::begin("installing the service");
     let installed = files(config, given).and_then(|()| {
         step.update("starting kedge");
