@@ -135,7 +135,7 @@ enum Command {
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Reported {
     /// How to say what was done: one object with "result", or with "error" and "remedy"
-    #[arg(long = "output", short = 'o', value_enum, default_value_t = Format::Short)]
+    #[arg(long = "output", short = 'o', value_name = "FORMAT", value_enum, default_value_t = Format::Short)]
     pub(crate) output: Format,
 }
 
