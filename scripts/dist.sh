@@ -2,8 +2,10 @@
 # Makes what is published: dist/kedge-VERSION-linux-ARCH.tar.gz, dist/kedge_VERSION_ARCH.deb, an SBOM
 # (CycloneDX) and SHA256SUMS over all that is in dist/. The same input gives the same files.
 #
-#   scripts/dist.sh [--arch amd64|arm64] [--binary FILE] [--out DIR]
+#   scripts/dist.sh [--arch amd64|arm64] [--binary FILE] [--out DIR] [--check]
 #
+# --check makes everything twice, in other folders, time zones, languages and modes and at other times, and
+# compares the bytes; nothing is left in --out then.
 # Without --binary the release binary is built: with cargo here, or, for the other architecture, as
 # scripts/cross.sh says. Completions and man pages come from a kedge that runs here: the binary itself,
 # or KEDGE_HELPER, or a release binary of this machine that was built before.
@@ -21,13 +23,14 @@ case "$(uname -m)" in
     aarch64) HOST=arm64 ;;
     *) fail "no build of Kedge for $(uname -m)" ;;
 esac
-ARCH=$HOST BINARY='' OUT=dist
+ARCH=$HOST BINARY='' OUT=dist CHECK=
 while [ $# -gt 0 ]; do
     case "$1" in
         --arch) ARCH=$2 && shift 2 ;;
         --binary) BINARY=$2 && shift 2 ;;
         --out) OUT=$2 && shift 2 ;;
-        *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        --check) CHECK=1 && shift ;;
+        *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
 done
 case "$ARCH" in
@@ -61,9 +64,28 @@ VERSION=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Carg
 # Times inside the archives: the commit's.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
-mkdir -p "$OUT"
+# xz cuts its blocks by the number of threads, and machines have different numbers.
+export DPKG_DEB_THREADS_MAX=1
 WORK=$(mktemp -d)
 trap 'rm -rf -- "$WORK"' EXIT
+
+if [ -n "$CHECK" ]; then
+    mkdir -p "$WORK/here/tmp" "$WORK/elsewhere/with a space/tmp"
+    cp "$BINARY" "$WORK/elsewhere/kedge-copy"
+    touch -d '2001-02-03 04:05:06' "$WORK/elsewhere/kedge-copy"
+    (umask 022 && TZ=UTC LC_ALL=C TMPDIR=$WORK/here/tmp \
+        scripts/dist.sh --arch "$ARCH" --binary "$BINARY" --out "$WORK/here/dist" >/dev/null)
+    sleep 2
+    (umask 077 && TZ=Asia/Tokyo LC_ALL=C.UTF-8 TMPDIR="$WORK/elsewhere/with a space/tmp" \
+        scripts/dist.sh --arch "$ARCH" --binary "$WORK/elsewhere/kedge-copy" \
+        --out "$WORK/elsewhere/with a space/dist" >/dev/null)
+    diff -r "$WORK/here/dist" "$WORK/elsewhere/with a space/dist" ||
+        fail "the same input gave other bytes" "look with diffoscope at what differs"
+    (cd "$WORK/here/dist" && sha256sum -- *)
+    echo "made twice, the same bytes: $(find "$WORK/here/dist" -type f | wc -l) files"
+    exit
+fi
+mkdir -p "$OUT"
 umask 022
 
 # --- what both archives hold --------------------------------------------------------------------

@@ -2,8 +2,9 @@
 # Kedge on fresh machines, with real systemd: ./install.sh with a ready-made binary, restarts that keep
 # containers, a reboot, uninstall; then the same with the Debian package, to purge.
 #
-#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [debian|ubuntu]...
+#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [--only script|ufw] [debian|ubuntu]...
 #
+# Behind ufw: what its default of denying stops, that kedge inspect says so, and that its remedy helps.
 # Without --binary the release binary under target/ is taken; without --deb that part is left out.
 # Prints "N passed, N failed, N skipped" last; a machine that cannot run it says why and skips all.
 # The machines are namespaces of this one (see tests/machine/lib.sh): nothing of it is changed but the
@@ -13,14 +14,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . tests/machine/lib.sh
 
 BINARY=${CARGO_TARGET_DIR:-target}/$(uname -m)-unknown-linux-gnu/release/kedge
-DEB=
+DEB= ONLY=
 distributions=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --binary) BINARY=$2 && shift 2 ;;
         --deb) DEB=$2 && shift 2 ;;
+        --only) ONLY=$2 && shift 2 ;;
         debian | ubuntu) distributions+=("$1") && shift ;;
-        *) sed -n '2,5s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
 done
 [ ${#distributions[@]} -gt 0 ] || distributions=(debian ubuntu)
@@ -43,7 +45,7 @@ OUTPUT=$(mktemp)
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
-    rm -f "$OUTPUT"
+    rm -f "$OUTPUT" "$OUTPUT".*
     [ -z "$CURRENT" ] || machine_remove "$CURRENT"
     exit "$status"
 }
@@ -179,6 +181,125 @@ debian_package() {
     check "nothing is left" nothing_left
 }
 
+# --- behind ufw ---------------------------------------------------------------------------------
+
+# The machine's other side, as another node or a user sees it: does this port answer there?
+reaches() {
+    timeout 5 ip netns exec "kedge-r-$CURRENT" bash -c "exec 3<>/dev/tcp/198.51.100.10/$1" 2>/dev/null
+}
+
+# A pod's view: a program in the network namespace of the hello pod's process.
+from_pod() {
+    local pid
+    pid=$(inside ctr --address /run/kedge/containerd/containerd.sock --namespace k8s.io tasks list |
+        awk 'NR > 1 { print $2 }' | while read -r pid; do
+        inside sh -c "tr '\\0' ' ' </proc/$pid/cmdline" | grep -q 'hello' && echo "$pid" && break
+    done)
+    [ -n "$pid" ] || { echo "no hello pod runs"; return 1; }
+    inside nsenter --target "$pid" --net -- "$@"
+}
+
+ufw_is_on() {
+    inside sh -c 'apt-get install -y -q --no-install-recommends ufw python3-minimal &&
+        ufw default deny incoming && ufw default deny routed && ufw --force enable && ufw status verbose'
+}
+
+# inspect must name it and say what to type; what it says is then typed, word for word.
+inspect_names_ufw() {
+    inside kedge inspect -o json >"$OUTPUT.json"
+    python3 - "$OUTPUT.json" >"$OUTPUT.remedy" <<'PYTHON'
+import json, sys
+findings = [f for f in json.load(open(sys.argv[1])) if "ufw is active" in f["message"]]
+assert findings and findings[0]["state"] != "ok", findings
+print(findings[0]["remedy"].split(" (it may")[0])
+PYTHON
+}
+
+remedy_is_typed() {
+    cat "$OUTPUT.remedy"
+    inside sh -ec "$(tr ';' '\n' <"$OUTPUT.remedy")"
+}
+
+ports_are() {
+    local port wanted=$1
+    shift
+    for port in "$@"; do
+        if reaches "$port"; then [ "$wanted" = open ]; else [ "$wanted" = closed ]; fi ||
+            { echo "port $port is not $wanted"; return 1; }
+    done
+}
+
+hello_runs() {
+    inside sh -ec '
+        export KUBECONFIG=/var/lib/kedge/kubeconfig
+        /root/kubectl create deployment hello --image=kedge.dev/hello:1.0
+        /root/kubectl rollout status deployment hello --timeout=120s
+        /root/kubectl expose deployment hello --type=NodePort --port=8080'
+}
+
+node_port_answers() {
+    local port
+    port=$(inside /root/kubectl --kubeconfig /var/lib/kedge/kubeconfig get service hello -o 'jsonpath={.spec.ports[0].nodePort}')
+    ports_are open "$port"
+}
+
+# The name of the API server's Service, asked of the cluster's DNS.
+pod_resolves() {
+    from_pod python3 -c '
+import socket, struct
+name = b"".join(bytes([len(part)]) + part for part in b"kubernetes.default.svc.cluster.local".split(b".")) + b"\0"
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    asked.settimeout(5)
+    asked.sendto(struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1), ("10.96.0.10", 53))
+    answer = asked.recv(512)
+assert answer[-4:] == bytes([10, 96, 0, 1]), answer'
+}
+
+# Out of the machine, to its router.
+pod_gets_out() {
+    ip netns exec "kedge-r-$CURRENT" python3 -c '
+import socket
+listener = socket.create_server(("198.51.100.1", 8099))
+listener.settimeout(60)
+listener.accept()[0].sendall(b"out")' &
+    local server=$!
+    sleep 1
+    from_pod python3 -c '
+import socket
+assert socket.create_connection(("198.51.100.1", 8099), 10).recv(3) == b"out"'
+    local result=$?
+    kill "$server" 2>/dev/null
+    wait "$server" 2>/dev/null
+    return $result
+}
+
+behind_ufw() {
+    local kubectl
+    kubectl=${KUBECTL:-$(command -v kubectl)}
+    mkdir -p "$(machine_root "$CURRENT")/root/kedge" &&
+        cp install.sh "$(machine_root "$CURRENT")/root/kedge/" &&
+        cp "$BINARY" "$(machine_root "$CURRENT")/root/kedge/kedge" &&
+        cp "$kubectl" "$(machine_root "$CURRENT")/root/kubectl" || return
+    if ! check "ufw, denying what comes in and what is forwarded" ufw_is_on; then
+        return
+    fi
+    check "install.sh behind it; dns comes later" inside sh -c 'cd kedge && ./install.sh --without dns' || return
+    check "other nodes reach no port" ports_are closed 6443 25000 10250
+    check "kedge inspect names ufw and the remedy" inspect_names_ufw || return
+    check "the remedy, as it is written" remedy_is_typed || return
+    check "other nodes reach the ports for joining" ports_are open 6443 25000 10250
+    check "kedge enable dns" inside kedge enable dns || return
+    check "pods, a Service with a node port" hello_runs || return
+    check "the node port answers from outside" node_port_answers
+    check "a pod resolves names" pod_resolves
+    check "a pod gets out" pod_gets_out
+    check "and still after ufw reload" inside sh -c 'ufw reload && sleep 3'
+    check "the node port answers from outside" node_port_answers
+    check "a pod gets out" pod_gets_out
+    check "kedge uninstall" inside kedge uninstall
+    check "its rules are gone from ufw's chains" inside sh -c '! iptables -S FORWARD | grep kedge'
+}
+
 for distribution in "${distributions[@]}"; do
     # Making the root needs a mirror; a machine without one cannot test this.
     if ! machine_image "$distribution" >/dev/null; then
@@ -186,11 +307,24 @@ for distribution in "${distributions[@]}"; do
         SKIPPED=$((SKIPPED + 1))
         continue
     fi
-    if check "a fresh machine boots" start_machine "$distribution" script; then
+    if [ "$ONLY" = ufw ]; then
+        :
+    elif check "a fresh machine boots" start_machine "$distribution" script; then
         CURRENT=$distribution-script
         install_script
     fi
     machine_remove "$distribution-script"
+    CURRENT=
+    if [ "$ONLY" = script ]; then
+        :
+    elif ! command -v "${KUBECTL:-kubectl}" >/dev/null; then
+        echo "skipped: $distribution behind ufw: there is no kubectl (name one with KUBECTL)"
+        SKIPPED=$((SKIPPED + 1))
+    elif check "a fresh machine boots" start_machine "$distribution" ufw; then
+        CURRENT=$distribution-ufw
+        behind_ufw
+    fi
+    machine_remove "$distribution-ufw"
     CURRENT=
     [ -n "$DEB" ] || continue
     if check "a fresh machine boots" start_machine "$distribution" deb; then

@@ -21,6 +21,8 @@ MACHINE_DIR=${KEDGE_MACHINE_DIR:-}
 # What kedge needs: the package's dependencies, fetched into the image but not installed, so that the
 # machine is as a user's fresh one and install.sh needs no network here.
 MACHINE_DEBS="containerd runc containernetworking-plugins nftables conntrack ca-certificates kmod"
+# For some tests only.
+MACHINE_MORE_DEBS="ufw python3-minimal"
 
 machine_have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 
@@ -70,6 +72,12 @@ machine_image() {
             chroot "$image" apt-get install -y -q --no-install-recommends --download-only $MACHINE_DEBS; } \
             >>"$image.log" 2>&1 || { tail -n 5 "$image.log" >&2; return 1; }
         touch "$image.done"
+    fi
+    if [ ! -e "$image.more-debs" ]; then
+        # shellcheck disable=SC2086 # a list of words
+        { chroot "$image" apt-get update -q &&
+            chroot "$image" apt-get install -y -q --no-install-recommends --download-only $MACHINE_MORE_DEBS; } \
+            >>"$image.log" 2>&1 && touch "$image.more-debs"
     fi
     echo "$image"
 }

@@ -7,24 +7,28 @@
 //!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
 //! ```
 //!
-//! Sections: start idle requests watch schedule pods (all when none is named). `LOAD_IDLE_SECONDS` is how
-//! long the idle node is looked at (120). The driver runs on the same machine and takes its share of the
+//! Sections: start idle requests watch schedule pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
+//! how long the idle node is looked at (120). `soak [--minutes 30]` is done only when named: a node with dns
+//! and metrics on is left alone for that long. `etcd` needs etcd (`ETCD`, or from PATH), or says that it is
+//! left out. The driver runs on the same machine and takes its share of the
 //! processors, as the stock figures' driver did.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
 
 mod client;
+mod etcd;
 mod pods;
 mod process;
 mod requests;
 mod schedule;
+mod soak;
 mod start;
 mod table;
 mod watch;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use kedge_base::Tasks;
 use kedge_tests::Cluster;
 
@@ -33,15 +37,21 @@ use crate::table::Table;
 
 /// Concurrent clients, each with its own connection.
 const CLIENTS: usize = 16;
+/// What can be named.
+const SECTIONS: [&str; 8] = ["start", "idle", "requests", "watch", "schedule", "pods", "etcd", "soak"];
 
 fn main() -> anyhow::Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let minutes = soak::minutes(&mut wanted)?;
+    if let Some(unknown) = wanted.iter().find(|word| !SECTIONS.contains(&word.as_str())) {
+        bail!("there is no section {unknown}; there are {}", SECTIONS.join(" "));
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(measure(&wanted))
+    runtime.block_on(measure(&wanted, minutes))
 }
 
-async fn measure(wanted: &[String]) -> anyhow::Result<()> {
+async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
     let asked = |section: &str| wanted.is_empty() || wanted.iter().any(|word| word == section);
     let tasks = Tasks::new("load");
     let mut table = Table::default();
@@ -65,6 +75,10 @@ async fn measure(wanted: &[String]) -> anyhow::Result<()> {
         table.at_most("CPU, idle", idle.cpu_percent, "% of a core", 1.0);
         table.at_most("disk writes, idle", idle.written_mib_an_hour, "MB an hour", 5.0);
     }
+    if wanted.iter().any(|word| word == "soak") {
+        kedge_tests::step("soak");
+        soak::measure(&cluster, minutes, &mut table).await?;
+    }
     if asked("requests") {
         kedge_tests::step("requests");
         requests::measure(&target, &mut table).await?;
@@ -80,6 +94,11 @@ async fn measure(wanted: &[String]) -> anyhow::Result<()> {
     if asked("pods") {
         kedge_tests::step("pods");
         pods::measure(&cluster, &target, &mut table).await?;
+    }
+    if asked("etcd") {
+        kedge_tests::step("etcd");
+        let idle = std::env::var("LOAD_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+        etcd::measure(&target, cluster.pid(), Duration::from_secs(idle), &mut table).await?;
     }
     // The allocator gives back within seconds what the load needed.
     tokio::time::sleep(Duration::from_secs(10)).await;

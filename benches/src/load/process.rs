@@ -29,18 +29,29 @@ pub(crate) async fn idle(pid: u32, time: Duration) -> anyhow::Result<Idle> {
     })
 }
 
-/// User and system time. The kernel counts in hundredths of a second here, whatever its own clock is.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+/// User and system time in seconds. The kernel counts in hundredths of a second here, whatever its own clock is.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    times(pid, 11)
+}
+
+/// The same of its children that ended and were waited for.
+pub(crate) fn children(pid: u32) -> anyhow::Result<f64> {
+    times(pid, 13)
+}
+
+fn times(pid: u32, first: usize) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let rest = text.rsplit(')').next().unwrap_or_default();
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
-    let (user, system) = ticks(11).zip(ticks(12)).with_context(|| format!("{path} has no times"))?;
+    let (user, system) =
+        ticks(first).zip(ticks(first + 1)).with_context(|| format!("{path} has no times"))?;
     Ok((user + system) / 100.0)
 }
 
-fn field(path: &str, name: &str) -> anyhow::Result<f64> {
+/// The first number of a line of a file of /proc.
+pub(crate) fn field(path: &str, name: &str) -> anyhow::Result<f64> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())

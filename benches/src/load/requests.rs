@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kedge_base::Tasks;
 use serde_json::json;
 
 use crate::CLIENTS;
@@ -101,33 +102,58 @@ impl Outcome {
     }
 }
 
-/// Sends `count` requests over `clients` connections, each client the next one as soon as it has its
-/// answer. Any refusal ends the run: a rate of errors is no rate.
+/// One client of a load: sends what has this number, and returns with the answer. Any refusal is an error: a
+/// rate of errors is no rate.
+pub(crate) trait Caller: Send + 'static {
+    fn call(&mut self, index: usize) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+struct Requests<F> {
+    connection: client::Client,
+    make: F,
+}
+
+impl<F: Fn(usize) -> Call + Send + 'static> Caller for Requests<F> {
+    async fn call(&mut self, index: usize) -> anyhow::Result<()> {
+        let call = (self.make)(index);
+        self.connection.must(call.method, &call.path, call.content_type, call.body).await.map(drop)
+    }
+}
+
+/// Sends `count` requests over `clients` connections.
 pub(crate) async fn run(
     target: &Target,
     clients: usize,
     count: usize,
     make: impl Fn(usize) -> Call + Send + Sync + Clone + 'static,
 ) -> anyhow::Result<Outcome> {
-    let mut connections = Vec::new();
+    let mut callers = Vec::new();
     for _ in 0..clients {
-        connections.push(target.connect().await?);
+        callers.push(Requests { connection: target.connect().await?, make: make.clone() });
     }
+    spread(target.tasks(), callers, count).await
+}
+
+/// Spreads `count` calls over the callers, each doing the next one as soon as it has its answer.
+pub(crate) async fn spread<C: Caller>(
+    tasks: &Tasks,
+    callers: Vec<C>,
+    count: usize,
+) -> anyhow::Result<Outcome> {
     let next = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
     let mut workers = Vec::new();
-    for mut connection in connections {
-        let (next, make) = (next.clone(), make.clone());
-        workers.push(target.tasks().spawn("client", async move {
+    for mut caller in callers {
+        let next = next.clone();
+        workers.push(tasks.spawn("client", async move {
             let mut times = Vec::new();
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count {
                     return anyhow::Ok(times);
                 }
-                let call = make(index);
                 let begin = Instant::now();
-                connection.must(call.method, &call.path, call.content_type, call.body).await?;
+                caller.call(index).await?;
                 times.push(begin.elapsed());
             }
         }));

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Rows in the order they were measured.
+/// Rows in the order they were measured, and tables of other columns after them.
 #[derive(Default)]
-pub(crate) struct Table(Vec<[String; 4]>);
+pub(crate) struct Table(Vec<[String; 4]>, Vec<String>);
 
 impl Table {
     /// A figure that should not be larger than the target.
@@ -40,6 +40,18 @@ impl Table {
         self.0.push([what.to_owned(), value, String::new(), String::new()]);
     }
 
+    /// Begins a table of its own below.
+    pub(crate) fn heading(&mut self, columns: &[&str]) {
+        self.1.push(format!("\n| {} |\n|{}", columns.join(" | "), " --- |".repeat(columns.len())));
+    }
+
+    /// A row of that table.
+    pub(crate) fn line(&mut self, cells: &[String]) {
+        let line = format!("| {} |", cells.join(" | "));
+        eprintln!("{line}");
+        self.1.push(line);
+    }
+
     fn row(&mut self, what: &str, value: String, target: String, kept: bool) {
         eprintln!("{what}: {value} (target {target})");
         self.0.push([what.to_owned(), value, target, if kept { "yes" } else { "no" }.to_owned()]);
@@ -66,7 +78,8 @@ fn number(value: f64) -> String {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| what | measured | target | kept |\n| --- | --- | --- | --- |")?;
-        self.0.iter().try_for_each(|row| writeln!(f, "| {} |", row.join(" | ")))
+        self.0.iter().try_for_each(|row| writeln!(f, "| {} |", row.join(" | ")))?;
+        self.1.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 

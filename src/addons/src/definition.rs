@@ -26,7 +26,8 @@ pub struct Addon {
     /// Addons that must be enabled before.
     #[serde(default)]
     pub requires: Vec<String>,
-    /// A part of Kedge itself: always on, configured where `notes` says.
+    /// A part of Kedge itself, which applies no manifests for it; configured by its arguments, or where `notes`
+    /// says when it has none.
     #[serde(default)]
     pub builtin: bool,
     /// A remark that is shown when the addon was enabled.
@@ -133,7 +134,7 @@ impl Addon {
         if text.is_empty() {
             return Ok(given);
         }
-        if self.builtin {
+        if self.builtin && self.arguments.is_empty() {
             let notes = self.notes.trim().to_owned();
             return Err(Error::BuiltIn { addon: self.name.clone(), notes });
         }

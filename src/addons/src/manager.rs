@@ -82,6 +82,11 @@ impl Manager {
         Self { client, catalog, cluster }
     }
 
+    /// The client that it works with.
+    pub fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }

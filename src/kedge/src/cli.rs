@@ -51,7 +51,7 @@ enum Command {
     /// Start Kedge
     Start(WaitArgs),
     /// Stop Kedge; containers keep running
-    Stop,
+    Stop(StopArgs),
     /// Show what Kedge is doing
     Status(StatusArgs),
     /// Run the node in the foreground (what the service does)
@@ -88,11 +88,7 @@ enum Command {
     /// Enable addons, and wait until they are healthy
     Enable(EnableArgs),
     /// Disable addons: remove exactly what enabling them made
-    Disable {
-        /// Their names
-        #[arg(required = true, value_name = "ADDON")]
-        addons: Vec<String>,
-    },
+    Disable(DisableArgs),
     /// Addons of this cluster
     #[command(subcommand)]
     Addons(AddonsCommand),
@@ -135,6 +131,29 @@ enum Command {
     },
 }
 
+/// How a command that does something says what it did.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Reported {
+    /// How to say what was done: one object with "result", or with "error" and "remedy"
+    #[arg(long = "output", short = 'o', value_name = "FORMAT", value_enum, default_value_t = Format::Short)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DisableArgs {
+    /// Their names
+    #[arg(required = true, value_name = "ADDON")]
+    pub(crate) addons: Vec<String>,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InstallArgs {
     /// Only check this machine and say what is missing
@@ -149,6 +168,8 @@ pub(crate) struct InstallArgs {
     /// Leave a basic addon out (repeat it for more)
     #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
     pub(crate) without: Vec<String>,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +177,8 @@ pub(crate) struct UninstallArgs {
     /// Keep the data folder, so that a later install brings the cluster back
     #[arg(long)]
     pub(crate) keep_data: bool,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +186,8 @@ pub(crate) struct WaitArgs {
     /// Seconds to wait until Kedge answers
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -241,11 +266,13 @@ pub(crate) struct ResetArgs {
     #[arg(long)]
     pub(crate) force: bool,
     /// Leave a basic addon out (repeat it for more)
-    #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
+    #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
     pub(crate) without: Vec<String>,
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +289,8 @@ pub(crate) enum ImagesCommand {
         /// The archives
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        reported: Reported,
     },
     /// Write images of this node to one archive that import, ctr and docker load read
     Export {
@@ -270,6 +299,8 @@ pub(crate) enum ImagesCommand {
         /// The images [default: all that have a tag]
         #[arg(value_name = "IMAGE")]
         names: Vec<String>,
+        #[command(flatten)]
+        reported: Reported,
     },
     /// List the images that pods on this node can use
     List {
@@ -337,6 +368,8 @@ pub(crate) enum TokenCommand {
     Revoke {
         /// Its id in the list, or the beginning of it
         id: String,
+        #[command(flatten)]
+        reported: Reported,
     },
 }
 
@@ -354,6 +387,8 @@ pub(crate) struct JoinArgs {
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -364,6 +399,8 @@ pub(crate) struct LeaveArgs {
     /// Seconds to wait until the single node is Ready
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -373,6 +410,8 @@ pub(crate) struct RemoveNodeArgs {
     /// Do not move its pods away first
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Subcommand)]
@@ -416,6 +455,8 @@ pub(crate) struct RestoreArgs {
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
@@ -426,6 +467,8 @@ pub(crate) struct RecoverArgs {
     /// Seconds to wait until the node is Ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Subcommand)]
@@ -452,6 +495,8 @@ pub(crate) struct EnableArgs {
     /// Seconds to wait until each is healthy
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Subcommand)]
@@ -488,16 +533,22 @@ pub(crate) enum RepoCommand {
         /// A branch or tag of the git repository
         #[arg(long, value_name = "BRANCH")]
         branch: Option<String>,
+        #[command(flatten)]
+        reported: Reported,
     },
     /// Forget one; its addons that are enabled stay
     Remove {
         /// Its name
         name: String,
+        #[command(flatten)]
+        reported: Reported,
     },
     /// Copy one again, or all of them, and upgrade their addons that are enabled
     Update {
         /// Its name
         name: Option<String>,
+        #[command(flatten)]
+        reported: Reported,
     },
     /// List them
     List {
@@ -514,6 +565,38 @@ pub(crate) struct VersionArgs {
     pub(crate) format: Format,
 }
 
+impl Command {
+    /// In which format a command that does something says so; `None`: in sentences.
+    fn report(&self) -> Option<Format> {
+        let format = match self {
+            Self::Install(args) => args.reported.output,
+            Self::Uninstall(args) => args.reported.output,
+            Self::Reset(args) => args.reported.output,
+            Self::Start(args) => args.reported.output,
+            Self::Stop(args) => args.reported.output,
+            Self::Join(args) => args.reported.output,
+            Self::Leave(args) => args.reported.output,
+            Self::RemoveNode(args) => args.reported.output,
+            Self::Recover(args) => args.reported.output,
+            Self::Enable(args) => args.reported.output,
+            Self::Disable(args) => args.reported.output,
+            Self::Token(TokenCommand::Revoke { reported, .. })
+            | Self::Images(ImagesCommand::Import { reported, .. } | ImagesCommand::Export { reported, .. })
+            | Self::Addons(AddonsCommand::Repo(
+                RepoCommand::Add { reported, .. }
+                | RepoCommand::Remove { reported, .. }
+                | RepoCommand::Update { reported, .. },
+            )) => reported.output,
+            Self::Snapshot(SnapshotCommand::Restore(args)) => args.reported.output,
+            Self::Snapshot(SnapshotCommand::Save { format, .. })
+            | Self::Images(ImagesCommand::Prune { format })
+            | Self::Certs(CertsCommand::Rotate { format }) => *format,
+            _ => return None,
+        };
+        (format != Format::Short).then_some(format)
+    }
+}
+
 /// Parse and run one command.
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     let cli = match Cli::try_parse_from(arguments) {
@@ -526,6 +609,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     };
     if cli.global.quiet {
         output::be_quiet();
+    }
+    if let Some(format) = cli.command.report() {
+        output::report_as(format);
     }
     let given = cli.global.settings();
     if let Some(file) = &cli.global.config
@@ -542,7 +628,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Install(args) => commands::install::run(&load()?, &given, &args),
         Command::Uninstall(args) => commands::uninstall::run(&load()?, &args),
         Command::Start(args) => commands::start::run(&load()?, Duration::from_secs(args.timeout)),
-        Command::Stop => commands::stop::run(&load()?),
+        Command::Stop(_) => commands::stop::run(&load()?),
         Command::Status(args) => commands::status::run(&load()?, &args),
         Command::Run(args) => commands::run::run(load()?, &args),
         Command::Inspect(args) => commands::inspect::run(&load()?, &args),
@@ -562,7 +648,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Recover(args) => commands::recover::run(&load()?, &args),
         Command::Certs(command) => commands::certs::run(&load()?, &command),
         Command::Enable(args) => commands::addons::enable(&load()?, &args),
-        Command::Disable { addons } => commands::addons::disable(&load()?, &addons),
+        Command::Disable(args) => commands::addons::disable(&load()?, &args.addons),
         Command::Addons(command) => commands::addons::run(&load()?, &command),
         Command::Version(args) => {
             commands::version::run(args.format)?;
@@ -623,6 +709,41 @@ mod tests {
         let Command::Kubectl(args) = cli.command else { panic!("not kubectl") };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);
+    }
+
+    #[test]
+    fn commands_that_do_something_say_it_in_json() {
+        for line in [
+            "install",
+            "uninstall",
+            "reset",
+            "start",
+            "stop",
+            "join 192.0.2.1:25000/x/y",
+            "leave",
+            "remove-node a",
+            "recover",
+            "enable dns",
+            "disable dns",
+            "token revoke a",
+            "images import a.tar",
+            "images export a.tar",
+            "images prune",
+            "snapshot save",
+            "snapshot restore a",
+            "certs rotate",
+            "addons repo add /x",
+            "addons repo remove x",
+            "addons repo update",
+        ] {
+            let parse = |end: &[&str]| {
+                let words = std::iter::once("kedge").chain(line.split(' ')).chain(end.iter().copied());
+                Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).command.report()
+            };
+            assert_eq!(parse(&[]), None, "{line}");
+            assert_eq!(parse(&["-o", "json"]), Some(Format::Json), "{line}");
+            assert_eq!(parse(&["--output", "yaml"]), Some(Format::Yaml), "{line}");
+        }
     }
 
     #[test]

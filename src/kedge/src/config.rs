@@ -86,6 +86,10 @@ pub(crate) struct Config {
     pub(crate) containerd: Option<PathBuf>,
     /// The folder of CNI plugins, when the operator chose one.
     pub(crate) cni_bin_dir: Option<PathBuf>,
+    /// Where another pod network puts its CNI configuration.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// A new cluster begins with Kedge's own pod network.
+    pub(crate) own_pod_network: bool,
     /// How often a snapshot is kept in [`Config::snapshot_dir`]; `None`: never.
     pub(crate) snapshot_interval: Option<Duration>,
     /// How many of these are kept.
@@ -147,6 +151,8 @@ impl Config {
             failure_domain: reader.optional("failure-domain", "a name"),
             containerd: reader.optional("containerd", "a path"),
             cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
+            cni_conf_dir: reader.folder("cni-conf-dir", "/etc/cni/net.d"),
+            own_pod_network: reader.pod_network("pod-network"),
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
@@ -303,6 +309,8 @@ impl Config {
             "failure-domain" => self.failure_domain.clone()?,
             "containerd" => path(self.containerd.as_deref()?),
             "cni-bin-dir" => path(self.cni_bin_dir.as_deref()?),
+            "cni-conf-dir" => path(&self.cni_conf_dir),
+            "pod-network" => if self.own_pod_network { "flannel" } else { "none" }.to_owned(),
             "snapshot-interval" => {
                 self.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs()))
             }
@@ -353,6 +361,8 @@ impl Config {
     pub(crate) fn cni_bin_dirs(&self) -> Vec<PathBuf> {
         match &self.cni_bin_dir {
             Some(dir) => vec![dir.clone()],
+            // Where other pod networks' installers put theirs.
+            None if !self.own_pod_network => vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             None => vec!["/usr/lib/cni".into(), "/opt/cni/bin".into()],
         }
     }

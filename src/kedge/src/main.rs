@@ -63,11 +63,11 @@ fn finish(result: Result<ExitCode, cli::Failure>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(cli::Failure::Usage(message)) => {
-            output::complain(&format!("error: {message}"));
+            output::fail(&message);
             ExitCode::from(2)
         }
         Err(cli::Failure::Failed(error)) => {
-            output::complain(&format!("error: {error:#}"));
+            output::fail(&format!("{error:#}"));
             ExitCode::from(1)
         }
     }

@@ -8,7 +8,7 @@ mod book;
 pub(crate) mod control_plane;
 mod drain;
 mod first_start;
-mod flannel;
+pub(crate) mod flannel;
 mod image_folder;
 mod leading;
 mod manifest_folder;
@@ -419,7 +419,12 @@ async fn network(
         &config.bridge_name,
     );
     // The control plane gives every node its part of the pods' range; pods wait for it.
-    overlay.cni = Some(CniFiles { dir: config.cni_config_dir(), host_local_dir: config.cni_address_dir() });
+    overlay.cni = Some(CniFiles {
+        dir: config.cni_config_dir(),
+        host_local_dir: config.cni_address_dir(),
+        foreign_dir: config.cni_conf_dir.clone(),
+    });
+    overlay.enabled = config.own_pod_network;
     kedge_network::start_overlay(overlay, client, informers, tasks).await.context("start the pod network")?;
     let mut proxy = kedge_network::ProxyConfig::new(
         config.node_name.clone(),

@@ -2,15 +2,80 @@
 //!
 //! Data goes to standard output, and only data survives `--quiet`; errors always show. Progress goes to
 //! standard error: a spinner on a terminal, plain lines elsewhere. Colour follows NO_COLOR and CLICOLOR.
+//!
+//! A command that does something, called with `--output json` or yaml, says on standard output only one
+//! object at its end: `result` and what belongs to it ([`report`]), or `error` and `remedy` ([`fail`]). What it
+//! would say to people goes to standard error then.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value};
+
+use crate::cli::Format;
 
 /// A process has one terminal, and `--quiet` is a property of it, not of each call's arguments.
 static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// The same: for whom a command that does something speaks.
+static REPORT: OnceLock<Format> = OnceLock::new();
+
+/// This command's result is an object in this format; text for people is none of its data.
+pub(crate) fn report_as(format: Format) {
+    let _ = REPORT.set(format);
+}
+
+/// What was done: `{"result": result, ...fields}`, once and last. For people other lines say it.
+pub(crate) fn report(result: &str, fields: &impl serde::Serialize) {
+    let Some(format) = REPORT.get() else { return };
+    let mut object = Map::from_iter([("result".to_owned(), Value::from(result))]);
+    if let Ok(Value::Object(fields)) = serde_json::to_value(fields) {
+        object.extend(fields);
+    }
+    data(&formatted(*format, &Value::Object(object)));
+}
+
+/// Why it was not: a line for people, or `{"error": ..., "remedy": ...}`.
+pub(crate) fn fail(text: &str) {
+    match REPORT.get() {
+        None => complain(&format!("error: {text}")),
+        Some(format) => data(&formatted(*format, &failure(text))),
+    }
+}
+
+/// Errors say what to do behind their last semicolon, or in lines of their own that begin with `remedy:`.
+fn failure(text: &str) -> Value {
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("remedy:")).collect();
+    let remedy = if lines.is_empty() {
+        text.rsplit_once("; ").map(|(_, remedy)| remedy.trim().to_owned())
+    } else {
+        Some(lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("\n"))
+    };
+    let error = match &remedy {
+        Some(remedy) if lines.is_empty() => {
+            text.trim_end().strip_suffix(remedy.as_str()).unwrap_or(text).trim_end_matches("; ")
+        }
+        _ => text,
+    };
+    serde_json::json!({ "error": error, "remedy": remedy })
+}
+
+fn formatted(format: Format, value: &Value) -> String {
+    let text = match format {
+        Format::Yaml => serde_saphyr::to_string(value).ok(),
+        Format::Json | Format::Short => serde_json::to_string_pretty(value).ok(),
+    };
+    text.unwrap_or_else(|| value.to_string()).trim_end().to_owned()
+}
+
+/// One line on standard output, whoever it is for.
+fn data(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}
 
 /// Nothing but data and errors from now on.
 pub(crate) fn be_quiet() {
@@ -23,8 +88,7 @@ fn quiet() -> bool {
 
 /// One line on standard output.
 pub(crate) fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}");
+    if REPORT.get().is_some() { note(text) } else { data(text) }
 }
 
 /// One line on standard output that only confirms what was done.
@@ -36,6 +100,10 @@ pub(crate) fn confirm(text: &str) {
 
 /// Text on standard output as it is.
 pub(crate) fn write(text: &str) {
+    if REPORT.get().is_some() {
+        note(text.trim_end());
+        return;
+    }
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes());
     let _ = out.flush();
@@ -148,6 +216,22 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_apart_from_its_remedy() {
+        for (text, error, remedy) in [
+            ("no such addon", "no such addon", None),
+            ("port 6443 is in use; stop that program", "port 6443 is in use", Some("stop that program")),
+            ("a; b; run kedge install", "a; b", Some("run kedge install")),
+            (
+                "not ready:\n  problem: p\n  remedy:  do this\n  problem: q\n  remedy:  and that",
+                "not ready:\n  problem: p\n  remedy:  do this\n  problem: q\n  remedy:  and that",
+                Some("do this\nand that"),
+            ),
+        ] {
+            assert_eq!(failure(text), serde_json::json!({ "error": error, "remedy": remedy }));
+        }
+    }
 
     #[test]
     fn colour_by_the_rules() {

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::inspect::{self, Moment, Verdict};
 
 pub(crate) use crate::inspect::load_modules;
+use crate::output::Step;
 
 /// Something that keeps this machine from being a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,10 @@ impl Problem {
 
 /// All problems at once, most basic first. What only bites later is said on standard error.
 pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
-    let findings = inspect::run(config, moment, &mut |_| {});
+    let mut step = Step::begin("checking this machine");
+    let findings =
+        inspect::run(config, moment, &mut |check| step.glance(&format!("checking this machine: {check}")));
+    step.abandon();
     let mut problems = Vec::new();
     for finding in findings {
         let remedy = finding.remedy.unwrap_or_default();

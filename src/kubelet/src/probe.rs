@@ -134,6 +134,7 @@ impl Probes {
                     pod: target.clone(),
                     container: container.clone(),
                     current: current.clone(),
+                    address: address_of(core, real, current),
                     kind,
                     probe,
                 };
@@ -165,8 +166,18 @@ struct Task {
     pod: Pod,
     container: Container,
     current: Running,
+    /// Where the container's sandbox is reached; it keeps its addresses for as long as it lives.
+    address: Option<String>,
     kind: Kind,
     probe: Probe,
+}
+
+/// The address of the sandbox that the container runs in, so that the runtime need not be asked before
+/// every probe.
+fn address_of(core: &Shared, real: &RuntimePod, current: &Running) -> Option<String> {
+    let sandbox =
+        real.sandboxes.iter().find(|sandbox| sandbox.id == current.sandbox_id && !sandbox.host_network)?;
+    core.config.sorted(sandbox.ips.clone()).into_iter().next()
 }
 
 impl Task {
@@ -273,9 +284,13 @@ impl Task {
                 Err(error) => Answer::Error(error.text()),
             };
         }
-        let host = match lifecycle::address(&self.core, &self.pod).await {
-            Ok(host) => host,
-            Err(error) => return Answer::Error(error.text()),
+        let host = match &self.address {
+            Some(address) => address.clone(),
+            // Of the host's network, or not known when the container was found.
+            None => match lifecycle::address(&self.core, &self.pod).await {
+                Ok(host) => host,
+                Err(error) => return Answer::Error(error.text()),
+            },
         };
         if let Some(get) = &self.probe.http_get {
             let Some(request) = http::Request::of(get, &self.container, &host, "kube-probe") else {

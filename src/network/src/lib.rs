@@ -27,8 +27,8 @@ pub use host::{
 };
 pub use ipnet::IpNet;
 pub use overlay::{
-    Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, CniFiles, NetworkConfig, Obstacle, Overlay,
-    OverlayConfig, PodNetwork, VxlanConfig, obstacles, start_overlay,
+    APPLIED, Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, CniFiles, NetworkConfig, Obstacle, Overlay,
+    OverlayConfig, POD_NETWORK, PodNetwork, VxlanConfig, WANTED, is_off, obstacles, start_overlay,
 };
 pub use policy::{Policies, PolicyConfig, start_policies};
 pub use proxy::{Proxy, ProxyConfig, start_proxy};

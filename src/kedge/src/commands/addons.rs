@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kedge_addons::{Added, Catalog, Cluster, Error, Listed, Manager, Repositories, Repository, State};
+use serde_json::json;
 
-use super::{block_on, require_root};
+use super::{block_on, flannel, require_root};
 use crate::cli::{AddonsCommand, EnableArgs, Failure, Format, RepoCommand};
 use crate::config::{Config, joined};
 use crate::output::{self, Step};
 
 /// How long an upgraded addon may take until it is healthy.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
+/// How long nodes may take to give up their pod network.
+const DISABLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The manager of this node's cluster, with a client for its API.
 pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
@@ -78,11 +81,13 @@ pub(crate) async fn enable_all(
     limit: Duration,
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> anyhow::Result<()> {
-    let wanted = parse(manager.catalog(), words).map_err(|failure| match failure {
-        Failure::Usage(text) => anyhow::anyhow!(text),
-        Failure::Failed(error) => error,
-    })?;
+    let wanted = parse(manager.catalog(), words).map_err(error_of)?;
     for (name, given) in wanted {
+        if name == flannel::NAME {
+            let said = &mut |text: &str| progress(&format!("enabling {name}: {text}"));
+            flannel::enable(manager, &given, limit, said).await.map_err(error_of)?;
+            continue;
+        }
         if manager.is_enabled(&name).await.context("ask for the addons")? {
             continue;
         }
@@ -94,15 +99,25 @@ pub(crate) async fn enable_all(
     Ok(())
 }
 
+fn error_of(failure: Failure) -> anyhow::Error {
+    match failure {
+        Failure::Usage(text) => anyhow::anyhow!(text),
+        Failure::Failed(error) => error,
+    }
+}
+
 /// Enable each in the order given; the first that fails ends it.
 pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
         // Everything is parsed before anything is applied.
-        for (name, given) in parse(manager.catalog(), &args.addons)? {
-            enable_with(&manager, &name, &given, Duration::from_secs(args.timeout)).await?;
+        let wanted = parse(manager.catalog(), &args.addons)?;
+        for (name, given) in &wanted {
+            enable_with(&manager, name, given, Duration::from_secs(args.timeout)).await?;
         }
+        let names: Vec<&String> = wanted.iter().map(|(name, _)| name).collect();
+        output::report("enabled", &json!({ "addons": names }));
         Ok(ExitCode::SUCCESS)
     })?
 }
@@ -125,12 +140,16 @@ async fn enable_with(
     limit: Duration,
 ) -> Result<(), Failure> {
     let mut step = Step::begin(&format!("enabling {name}"));
-    let result = manager
-        .enable(name, given, limit, &mut |text| step.update(&format!("enabling {name}: {text}")))
-        .await;
-    if let Err(error) = result {
+    let mut said = |text: &str| step.update(&format!("enabling {name}: {text}"));
+    let result = if name == flannel::NAME {
+        flannel::enable(manager, given, limit, &mut said).await
+    } else {
+        let result = manager.enable(name, given, limit, &mut said).await;
+        result.map_err(|error| Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))))
+    };
+    if let Err(failure) = result {
         step.abandon();
-        return Err(Failure::Failed(anyhow::Error::from(error).context(format!("enable {name}"))));
+        return Err(failure);
     }
     step.done(&format!("{name} is enabled"));
     let notes = manager.catalog().get(name).map(|addon| addon.notes.trim().to_owned()).unwrap_or_default();
@@ -147,16 +166,21 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
         let manager = manager(config, super::admin_client(config)?)?;
         for name in names {
             let mut step = Step::begin(&format!("disabling {name}"));
-            let result =
-                manager.disable(name, &mut |text| step.update(&format!("disabling {name}: {text}"))).await;
+            let mut said = |text: &str| step.update(&format!("disabling {name}: {text}"));
+            let result = if name == flannel::NAME {
+                flannel::disable(&manager, DISABLE_LIMIT, &mut said).await
+            } else {
+                manager.disable(name, &mut said).await.map_err(usage)
+            };
             match result {
                 Ok(()) => step.done(&format!("{name} is disabled")),
-                Err(error) => {
+                Err(failure) => {
                     step.abandon();
-                    return Err(usage(error));
+                    return Err(failure);
                 }
             }
         }
+        output::report("disabled", &json!({ "addons": names }));
         Ok(ExitCode::SUCCESS)
     })?
 }
@@ -173,10 +197,17 @@ pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, 
 pub(crate) fn enabled(config: &Config, limit: Duration) -> Option<Vec<Listed>> {
     let list = block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        anyhow::Ok(tokio::time::timeout(limit, manager.list()).await??)
+        anyhow::Ok(tokio::time::timeout(limit, listed(&manager)).await??)
     });
     let list = list.ok()?.ok()?;
     Some(list.into_iter().filter(|addon| addon.state != State::Disabled).collect())
+}
+
+/// All addons with their states.
+async fn listed(manager: &Manager) -> anyhow::Result<Vec<Listed>> {
+    let mut list = manager.list().await?;
+    flannel::describe(manager, &mut list).await?;
+    Ok(list)
 }
 
 pub(crate) fn word(state: State) -> &'static str {
@@ -200,7 +231,7 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     require_root()?;
     let list = block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        manager.list().await.context("list the addons")
+        listed(&manager).await.context("list the addons")
     })??;
     print(&list, format, || {
         let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
@@ -264,23 +295,30 @@ fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
     }
     require_root()?;
     match command {
-        RepoCommand::Add { source, name, branch } => {
+        RepoCommand::Add { source, name, branch, .. } => {
             let added = Added { source, name: name.as_deref(), reference: branch.as_deref() };
             let step = Step::begin(&format!("adding {source}"));
             match repositories.add(added, &catalog(config)?) {
-                Ok(made) => step.done(&format!("{} is added: {}", made.name, made.addons.join(", "))),
+                Ok(made) => {
+                    step.done(&format!("{} is added: {}", made.name, made.addons.join(", ")));
+                    output::report("added", &json!({ "name": made.name, "addons": made.addons }));
+                }
                 Err(error) => {
                     step.abandon();
                     return Err(Failure::Failed(error.into()));
                 }
             }
         }
-        RepoCommand::Remove { name } => {
+        RepoCommand::Remove { name, .. } => {
             let gone = repositories.remove(name).map_err(usage)?;
             output::say(&format!("{name} is removed"));
             tell_enabled(config, &gone);
+            output::report("removed", &json!({ "name": name }));
         }
-        RepoCommand::Update { name } => update(config, &repositories, name.as_deref())?,
+        RepoCommand::Update { name, .. } => {
+            let names = update(config, &repositories, name.as_deref())?;
+            output::report("updated", &json!({ "names": names }));
+        }
         RepoCommand::List { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -294,7 +332,7 @@ fn tell_enabled(config: &Config, gone: &Repository) {
     }
 }
 
-fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> Result<(), Failure> {
+fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = match name {
         Some(name) => vec![name.to_owned()],
         None => {
@@ -313,15 +351,18 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
     }
     if !config.kubeconfig().exists() {
         // A worker, or a node that was never started: the leader's next start upgrades.
-        return Ok(());
+        return Ok(names);
     }
     block_on(async {
         let manager = manager(config, super::admin_client(config)?)?;
-        for (addon, result) in manager.upgrade(UPGRADE_LIMIT).await.context("upgrade the enabled addons")? {
+        let step = Step::begin("upgrading enabled addons");
+        let upgraded = manager.upgrade(UPGRADE_LIMIT).await;
+        step.abandon();
+        for (addon, result) in upgraded.context("upgrade the enabled addons")? {
             result.with_context(|| format!("upgrade {addon}"))?;
             output::say(&format!("{addon} is upgraded"));
         }
-        Ok(())
+        Ok(names)
     })?
 }
 

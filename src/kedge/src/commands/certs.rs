@@ -12,6 +12,7 @@ use crate::cli::{CertsCommand, Failure, Format};
 use crate::config::Config;
 use crate::control::{self, CallError};
 use crate::node::{self, shared};
+use crate::output::{self, Step};
 
 /// On a worker others sign.
 const SIGNED: Duration = Duration::from_secs(120);
@@ -25,19 +26,20 @@ pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, F
             let expired = found.iter().any(|certificate| certificate.days_left < 0);
             Ok(if expired { ExitCode::from(1) } else { ExitCode::SUCCESS })
         }
-        CertsCommand::Rotate { format } => {
+        CertsCommand::Rotate { .. } => {
+            let step = Step::begin("issuing certificates");
             let answer =
                 control::call::<Vec<Leaf>>(&config.status_socket(), "POST", "/certs/rotate", &(), SIGNED);
-            match answer {
-                Ok(_) => {}
-                Err(CallError::NotRunning) => offline(config)?,
-                Err(error) => {
-                    return Err(Failure::Failed(
-                        anyhow::Error::from(error).context("rotate the certificates"),
-                    ));
-                }
-            }
-            show(config, *format)?;
+            let done = match answer {
+                Ok(_) => Ok(()),
+                Err(CallError::NotRunning) => offline(config),
+                Err(error) => Err(anyhow::Error::from(error).context("rotate the certificates")),
+            };
+            step.abandon();
+            done?;
+            let found = read(config)?;
+            output::write(&table(&found));
+            output::report("rotated", &serde_json::json!({ "certificates": found }));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -62,9 +64,13 @@ fn offline(config: &Config) -> anyhow::Result<()> {
     super::config::write(&config)
 }
 
+fn read(config: &Config) -> anyhow::Result<Vec<CertificateStatus>> {
+    certificates(&config.pki_dir(), Timestamp::now())
+        .context("read the certificates; is there a cluster on this node? (kedge install)")
+}
+
 fn show(config: &Config, format: Format) -> anyhow::Result<Vec<CertificateStatus>> {
-    let found = certificates(&config.pki_dir(), Timestamp::now())
-        .context("read the certificates; is there a cluster on this node? (kedge install)")?;
+    let found = read(config)?;
     print(format, &table(&found), &found)?;
     Ok(found)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kedge_cluster::TokenSummary;
+use serde_json::json;
 
 use super::{print, require_root};
 use crate::cli::{AddNodeArgs, Failure, Format, InvitationFormat, RemoveNodeArgs, TokenCommand};
@@ -81,10 +82,11 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
             }
             print(format, &short, &tokens)?;
         }
-        TokenCommand::Revoke { id } => {
+        TokenCommand::Revoke { id, .. } => {
             let revoked: String =
                 control::call(&socket, "POST", "/tokens/revoke", id, SOON).context("revoke the token")?;
             output::confirm(&format!("token {revoked} was revoked"));
+            output::report("revoked", &json!({ "id": revoked }));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -96,7 +98,10 @@ pub(crate) fn remove_node(config: &Config, args: &RemoveNodeArgs) -> Result<Exit
     let wish = RemoveNode { node: args.node.clone(), force: args.force };
     let step = Step::begin(&format!("removing {}", args.node));
     match control::call::<String>(&config.status_socket(), "POST", "/remove-node", &wish, DRAINED) {
-        Ok(name) => step.done(&format!("{name} was removed from the cluster")),
+        Ok(name) => {
+            step.done(&format!("{name} was removed from the cluster"));
+            output::report("removed", &json!({ "node": name }));
+        }
         Err(error) => {
             step.abandon();
             return Err(Failure::Failed(anyhow::Error::from(error).context(format!("remove {}", args.node))));

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use kedge_kubelet::{ImageInfo, ImportOptions};
+use serde_json::json;
 
 use super::{block_on, require_root};
-use crate::cli::{Failure, Format, ImagesCommand};
+use crate::cli::{Failure, ImagesCommand};
 use crate::config::Config;
 use crate::image_build;
-use crate::output::Step;
+use crate::output::{self, Step};
 
 /// List, import, export, prune, build.
 pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, Failure> {
@@ -30,32 +31,35 @@ pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, F
             let images = block_on(kedge_kubelet::describe_images(&socket))?.context("list images")?;
             super::print(format, &table(&images), &images)?;
         }
-        ImagesCommand::Import { files } => {
+        ImagesCommand::Import { files, .. } => {
+            let mut all = Vec::new();
             let options = ImportOptions { work_dir: config.image_work_dir(), pin: false };
             for file in &files {
                 let step = Step::begin(&format!("importing {}", file.display()));
                 let imported = block_on(kedge_kubelet::import_images(&socket, file, &options))?
                     .with_context(|| format!("import {}", file.display()));
-                finish(step, "imported", imported)?;
+                all.extend(finish(step, "imported", imported)?);
             }
+            output::report("imported", &json!({ "images": all }));
         }
-        ImagesCommand::Export { file, names } => {
+        ImagesCommand::Export { file, names, .. } => {
             let step = Step::begin(&format!("exporting to {}", file.display()));
             let exported = block_on(kedge_kubelet::export_images(&socket, &file, &names))?
                 .with_context(|| format!("export to {}", file.display()));
-            finish(step, "exported", exported)?;
+            let all = finish(step, "exported", exported)?;
+            output::report("exported", &json!({ "images": all, "file": file }));
         }
-        ImagesCommand::Prune { format } => prune(&socket, format)?,
+        ImagesCommand::Prune { .. } => prune(&socket)?,
         ImagesCommand::Build { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn finish(step: Step, done: &str, result: anyhow::Result<Vec<String>>) -> Result<(), Failure> {
+fn finish(step: Step, done: &str, result: anyhow::Result<Vec<String>>) -> Result<Vec<String>, Failure> {
     match result {
         Ok(names) => {
             step.done(&names.iter().map(|name| format!("{done} {name}")).collect::<Vec<_>>().join("\n"));
-            Ok(())
+            Ok(names)
         }
         Err(error) => {
             step.abandon();
@@ -64,9 +68,12 @@ fn finish(step: Step, done: &str, result: anyhow::Result<Vec<String>>) -> Result
     }
 }
 
-fn prune(socket: &Path, format: Format) -> Result<(), Failure> {
-    let removed = block_on(kedge_kubelet::prune_images(socket, &image_build::names()))?
-        .context("remove unused images")?;
+fn prune(socket: &Path) -> Result<(), Failure> {
+    let step = Step::begin("looking for images that nothing uses");
+    let removed = block_on(kedge_kubelet::prune_images(socket, &image_build::names()))
+        .and_then(|removed| Ok(removed.context("remove unused images")?));
+    step.abandon();
+    let removed = removed?;
     let mut short = String::new();
     for image in &removed {
         short.push_str(&format!("removed {} ({})\n", title(image), crate::snapshot::size(image.size)));
@@ -74,7 +81,8 @@ fn prune(socket: &Path, format: Format) -> Result<(), Failure> {
     if removed.is_empty() {
         short.push_str("nothing to remove: every image is used, pinned or Kedge's own\n");
     }
-    super::print(format, &short, &removed)?;
+    output::write(&short);
+    output::report("pruned", &json!({ "removed": removed }));
     Ok(())
 }
 

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
 
-use super::status::wait_ready;
+use super::status::wait_until;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
 use crate::inspect::Moment;
@@ -20,7 +21,7 @@ use crate::status::{State, Status};
 use crate::{preflight, service};
 
 /// What every cluster needs; `--without` leaves one out.
-pub(crate) const BASIC_ADDONS: [&str; 1] = ["dns"];
+pub(crate) const BASIC_ADDONS: [&str; 2] = ["dns", super::flannel::NAME];
 
 /// Check, install, start, wait.
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
@@ -30,13 +31,26 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     if args.check {
         output::confirm("this machine is ready for kedge install");
+        output::report("checked", &json!({}));
         return Ok(ExitCode::SUCCESS);
     }
 
     super::addons::known(config, config.addons.as_deref().unwrap_or_default())?;
-
     // Addons that are there from the beginning; what somebody disabled later stays so.
     let first = !config.store_dir().exists();
+    let (mut config, mut given) = (config.clone(), given.clone());
+    if args.without.iter().any(|addon| addon == super::flannel::NAME) {
+        if !first {
+            return Err(Failure::Usage(
+                "--without flannel: this node has a cluster already; run kedge disable flannel".into(),
+            ));
+        }
+        // Before the first start: a node that has begun with a pod network has pods in it.
+        given.insert("pod-network", "none".to_owned());
+        config.own_pod_network = false;
+    }
+    let (config, given) = (&config, &given);
+
     let mut step = Step::begin("installing the service");
     let installed = files(config, given).and_then(|()| {
         step.update("starting kedge");
@@ -48,16 +62,30 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     if args.no_wait {
         step.done("kedge was started; kedge status --wait-ready waits for it");
+        output::report("started", &json!({ "node": config.node_name }));
         return Ok(ExitCode::SUCCESS);
     }
 
-    match wait_ready(config, Duration::from_secs(args.timeout), &mut step) {
+    match wait_up(config, Duration::from_secs(args.timeout), &mut step) {
+        Ok(status) if lacks_network(config, &status) => {
+            step.done(&format!("node {} runs, and waits for a pod network", status.node));
+            output::confirm(&bring_your_own(config));
+            output::report(
+                "installed",
+                &json!({ "node": status.node, "ready": false, "version": status.version }),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
             if first {
                 basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
             }
             output::confirm(next_steps(config).trim_end());
+            output::report(
+                "installed",
+                &json!({ "node": status.node, "ready": true, "version": status.version }),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
@@ -77,10 +105,36 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
     if config.addons.is_some() || kedge_cluster::Admitted::read(&config.pki_dir())?.is_some() {
         return Ok(());
     }
-    for addon in BASIC_ADDONS.iter().filter(|name| !without.iter().any(|out| out == *name)) {
+    // The pod network is on without being enabled.
+    let wanted = |name: &&&str| **name != super::flannel::NAME && !without.iter().any(|out| out == **name);
+    for addon in BASIC_ADDONS.iter().filter(wanted) {
         super::addons::enable_one(config, addon, limit)?;
     }
     Ok(())
+}
+
+/// Waits until the node is Ready, or lacks nothing but a pod network of the user's.
+pub(crate) fn wait_up(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
+    wait_until(config, limit, step, &|status| status.state == State::Ready || lacks_network(config, status))
+}
+
+/// Is the only thing that this node waits for a pod network of the user's?
+pub(crate) fn lacks_network(config: &Config, status: &Status) -> bool {
+    !config.own_pod_network
+        && status.components.iter().filter(|part| !part.ready).all(|part| {
+            part.name == "kubelet"
+                && part.last_error.as_deref().is_some_and(|error| error.contains("NetworkPluginNotReady"))
+        })
+        && status.components.iter().any(|part| !part.ready)
+}
+
+fn bring_your_own(config: &Config) -> String {
+    let plugins = config.cni_bin_dirs().first().map(|dir| dir.display().to_string()).unwrap_or_default();
+    format!(
+        "\nThe node becomes Ready when a pod network's CNI configuration appears in {} (plugins: {plugins}).\n\
+         Then: sudo kedge enable dns\nOr take Kedge's own: sudo kedge enable flannel",
+        config.cni_conf_dir.display()
+    )
 }
 
 /// Keep the flags that were given, for the service and for later commands.

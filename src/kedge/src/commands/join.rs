@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kedge_base::Order as _;
 use kedge_cluster::{Admitted, Clock, HostPort, JoinString, LocalState, NodeFacts, Role, Staging};
+use serde_json::json;
 
 use super::status::wait_ready;
 use super::{block_on, install, require_root, uninstall};
@@ -51,6 +52,7 @@ pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result
     match result {
         Ok(status) => {
             step.done(&format!("node {} has joined the cluster and is Ready", status.node));
+            output::report("joined", &json!({ "node": status.node, "worker": args.worker }));
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
@@ -177,6 +179,7 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     match result {
         Ok(()) => {
             step.done("this node has left the cluster and is a single node again");
+            output::report("left", &json!({ "node": config.node_name }));
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

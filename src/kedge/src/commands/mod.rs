@@ -5,6 +5,7 @@ pub(crate) mod addons;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod flannel;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod install;

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use kedge_cluster::{Admitted, NodeId, NodeRecord, Role};
 use kedge_store::backup::{self, Inspected};
 use kedge_store::{Recovered, Store};
+use serde_json::json;
 
 use super::status::wait_ready;
 use super::{block_on, confirm, require_root};
@@ -56,6 +57,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
         }
         go_on?;
         output::confirm("nothing was changed");
+        output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
     }
 
@@ -75,6 +77,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
                     names.join(", ")
                 ));
             }
+            output::report("recovered", &json!({ "revision": recovered.revision, "removed": names }));
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

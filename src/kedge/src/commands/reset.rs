@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
 
-use super::status::wait_ready;
 use super::{confirm, install, join, require_root, uninstall};
 use crate::cli::{Failure, ResetArgs};
 use crate::config::Config;
@@ -43,6 +43,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
     );
     if !confirm(&question, args.yes)? {
         output::confirm("nothing was changed");
+        output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
     }
     let mut step = Step::begin("resetting this node");
@@ -65,7 +66,10 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
             return Err(Failure::Failed(error));
         }
     }
-    install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+    if config.own_pod_network {
+        install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+    }
+    output::report("reset", &json!({ "node": config.node_name }));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,8 +80,8 @@ fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
-    if status.state != State::Ready {
+    let status = install::wait_up(config, Duration::from_secs(args.timeout), step)?;
+    if status.state != State::Ready && !install::lacks_network(config, &status) {
         anyhow::bail!(
             "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
             args.timeout,

@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use kedge_cluster::{Admitted, NodeId, NodeRecord, Replica, Role, Staging};
 use kedge_store::backup::{self, Inspected};
+use serde_json::json;
 
 use super::snapshot::describe;
 use super::status::wait_ready;
@@ -49,7 +50,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
     }
     let file = snapshot::find(&config.snapshot_dir(), &args.file);
-    let verified = snapshot::verify(&file)?;
+    let verified = super::snapshot::read_whole(&file)?;
     output::write(&describe(&file, &verified));
     let question = format!(
         "Replace what this node ({}) has by this snapshot? Later changes are gone; other control-plane nodes \
@@ -58,6 +59,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
     );
     if !confirm(&question, args.yes)? {
         output::confirm("nothing was changed");
+        output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
     }
     let (config, given) = with_settings(config, given, &verified)?;
@@ -73,6 +75,16 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
                 done.aside.display()
             ));
             say_others(&config, &done);
+            output::report(
+                "restored",
+                &json!({
+                    "node": status.node,
+                    "objects": done.restored.objects,
+                    "revision": done.restored.revision,
+                    "aside": done.aside,
+                    "dropped": done.dropped,
+                }),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

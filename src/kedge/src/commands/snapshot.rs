@@ -12,7 +12,7 @@ use crate::cli::{Failure, Format, SnapshotCommand};
 use crate::config::Config;
 use crate::control;
 use crate::node::backup::{Save, Saved};
-use crate::output::Step;
+use crate::output::{self, Step};
 use crate::snapshot::{self, Header, Listed, SCHEDULED, Verified};
 
 /// Writing and reading back a large state on a slow card.
@@ -22,21 +22,14 @@ const WRITTEN: Duration = Duration::from_secs(3600);
 pub(crate) fn run(config: &Config, command: &SnapshotCommand) -> Result<ExitCode, Failure> {
     require_root()?;
     match command {
-        SnapshotCommand::Save { file, name, format } => {
-            save(config, file.as_deref(), name.as_deref(), *format)
-        }
+        SnapshotCommand::Save { file, name, .. } => save(config, file.as_deref(), name.as_deref()),
         SnapshotCommand::List { format } => list(config, *format),
         SnapshotCommand::Verify { file, format } => verify(config, file, *format),
         SnapshotCommand::Restore(_) => Err(Failure::Usage("restore is a command of its own".into())),
     }
 }
 
-fn save(
-    config: &Config,
-    file: Option<&Path>,
-    name: Option<&str>,
-    format: Format,
-) -> Result<ExitCode, Failure> {
+fn save(config: &Config, file: Option<&Path>, name: Option<&str>) -> Result<ExitCode, Failure> {
     if let Some(name) = name {
         check_name(name).map_err(Failure::Usage)?;
     }
@@ -63,7 +56,8 @@ fn save(
         short.push_str("no majority of control-plane nodes answers: later changes may be missing\n");
     }
     short.push_str("it holds the cluster's keys and all Secrets: keep it where nobody else can read it\n");
-    print(format, &short, &saved)?;
+    output::write(&short);
+    output::report("saved", &saved);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,11 +132,19 @@ struct Contents<'a> {
 
 fn verify(config: &Config, file: &Path, format: Format) -> Result<ExitCode, Failure> {
     let file = snapshot::find(&config.snapshot_dir(), file);
-    let verified = snapshot::verify(&file)?;
+    let verified = read_whole(&file)?;
     let short = describe(&file, &verified);
     let Verified { header, resources, bytes, .. } = &verified;
     print(format, &short, &Contents { file, bytes: *bytes, header, resources })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a snapshot to its end, which takes a while when it is large.
+pub(crate) fn read_whole(file: &Path) -> anyhow::Result<Verified> {
+    let step = Step::begin(&format!("reading {}", file.display()));
+    let verified = snapshot::verify(file);
+    step.abandon();
+    verified
 }
 
 /// What a snapshot holds, in lines.

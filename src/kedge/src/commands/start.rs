@@ -42,5 +42,7 @@ pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure>
     let process = service::running(config).context("find the process")?;
     let pid = process.map(|process| format!(" (process {})", process.pid)).unwrap_or_default();
     step.done(&if started { format!("kedge started{pid}") } else { format!("kedge already runs{pid}") });
+    let pid = service::running(config).ok().flatten().map(|process| process.pid);
+    output::report(if started { "started" } else { "running" }, &serde_json::json!({ "pid": pid }));
     Ok(ExitCode::SUCCESS)
 }

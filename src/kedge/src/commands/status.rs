@@ -65,12 +65,22 @@ fn current(config: &Config) -> anyhow::Result<Status> {
 
 /// Ask until the node is ready or the limit is over; the last answer is returned either way.
 pub(crate) fn wait_ready(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
+    wait_until(config, limit, step, &|status| status.state == State::Ready)
+}
+
+/// The same for what is `enough`.
+pub(crate) fn wait_until(
+    config: &Config,
+    limit: Duration,
+    step: &mut Step,
+    enough: &dyn Fn(&Status) -> bool,
+) -> anyhow::Result<Status> {
     let deadline = Instant::now() + limit;
     loop {
         let result = current(config);
         let over = Instant::now() >= deadline;
         match result {
-            Ok(status) if status.state == State::Ready || over => return Ok(status),
+            Ok(status) if enough(&status) || over => return Ok(status),
             Err(error) if over => return Err(error),
             Ok(status) => step.update(&match status.waits_for() {
                 Some(part) => format!("kedge is {}, waiting for {part}", status.state.as_str()),

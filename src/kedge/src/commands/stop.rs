@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::require_root;
 use crate::cli::Failure;
 use crate::config::Config;
@@ -12,8 +14,14 @@ pub(crate) fn run(config: &Config) -> Result<ExitCode, Failure> {
     require_root()?;
     let step = output::Step::begin("stopping kedge");
     match service::stop(config) {
-        Ok(true) => step.done("kedge stopped; containers keep running until kedge uninstall or a reboot"),
-        Ok(false) => step.done("kedge does not run"),
+        Ok(true) => {
+            step.done("kedge stopped; containers keep running until kedge uninstall or a reboot");
+            output::report("stopped", &json!({}));
+        }
+        Ok(false) => {
+            step.done("kedge does not run");
+            output::report("not running", &json!({}));
+        }
         Err(error) => {
             step.abandon();
             return Err(error.into());

@@ -55,6 +55,8 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
             String::new()
         };
         output::confirm(&format!("kedge was removed{kept}"));
+        let data = args.keep_data.then_some(&config.data_dir);
+        output::report("removed", &serde_json::json!({ "node": config.node_name, "keptData": data }));
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::from("kedge was not removed completely");

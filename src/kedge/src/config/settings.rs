@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 26] = [
+pub(crate) const SETTINGS: [Setting; 28] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -97,6 +97,23 @@ pub(crate) const SETTINGS: [Setting; 26] = [
         "/usr/lib/cni or /opt/cni/bin",
         "The folder of CNI plugins",
     ),
+    row(
+        "cni-conf-dir",
+        "KEDGE_CNI_CONF_DIR",
+        "DIR",
+        "/etc/cni/net.d",
+        "Where a pod network of your own puts its CNI configuration, while the addon flannel is disabled",
+    ),
+    Setting {
+        first_start: true,
+        ..row(
+            "pod-network",
+            "KEDGE_POD_NETWORK",
+            "flannel|none",
+            "flannel",
+            "The pod network of a new cluster; none: you bring your own",
+        )
+    },
     row(
         "snapshot-interval",
         "KEDGE_SNAPSHOT_INTERVAL",

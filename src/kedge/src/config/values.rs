@@ -154,6 +154,19 @@ impl Reader {
         }
     }
 
+    /// `flannel`, or `none`.
+    pub(super) fn pod_network(&mut self, key: &str) -> bool {
+        match self.settings.get(key) {
+            None | Some("" | "flannel") => true,
+            Some("none") => false,
+            Some(other) => {
+                let text = format!("{other:?} is neither flannel nor none");
+                self.fault(key, &text);
+                true
+            }
+        }
+    }
+
     fn parts(&self, key: &str, separator: char) -> Vec<String> {
         let text = self.settings.get(key).unwrap_or_default();
         text.split(separator).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()

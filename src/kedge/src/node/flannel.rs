@@ -9,29 +9,29 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kedge_base::{Backoff, Chain};
-use kedge_network::{CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig};
+use kedge_network::{CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, POD_NETWORK};
 use kube::api::{Api, PostParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
-/// Makes what is missing; ends when everything is there.
-pub(super) async fn publish(client: kube::Client, network: NetworkConfig) {
+/// Makes what is missing; ends when everything is there. `enabled` says how a new cluster begins.
+pub(super) async fn publish(client: kube::Client, network: NetworkConfig, enabled: bool) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(60));
-    while let Err(error) = write(&client, &network).await {
+    while let Err(error) = write(&client, &network, enabled).await {
         tracing::debug!(error = %Chain(&error), "flannel's objects are not written yet");
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
-async fn write(client: &kube::Client, network: &NetworkConfig) -> Result<(), kube::Error> {
+async fn write(client: &kube::Client, network: &NetworkConfig, enabled: bool) -> Result<(), kube::Error> {
     let namespace = json!({ "metadata": {
         "name": CONFIG_MAP_NAMESPACE,
         "labels": { "k8s-app": "flannel", "pod-security.kubernetes.io/enforce": "privileged" },
     }});
     make::<Namespace>(&Api::all(client.clone()), namespace).await?;
-    config_map(client, network).await?;
+    config_map(client, network, enabled).await?;
     let account = json!({ "metadata": { "name": "flannel", "labels": { "k8s-app": "flannel" } } });
     make::<ServiceAccount>(&Api::namespaced(client.clone(), CONFIG_MAP_NAMESPACE), account).await?;
     make::<ClusterRole>(&Api::all(client.clone()), role()).await?;
@@ -52,11 +52,18 @@ where
     }
 }
 
-async fn config_map(client: &kube::Client, network: &NetworkConfig) -> Result<(), kube::Error> {
+async fn config_map(
+    client: &kube::Client,
+    network: &NetworkConfig,
+    enabled: bool,
+) -> Result<(), kube::Error> {
     let api = Api::<ConfigMap>::namespaced(client.clone(), CONFIG_MAP_NAMESPACE);
     let mut wanted = network.config_map();
     wanted.metadata.labels.get_or_insert_default().insert(MANAGED_BY.into(), "kedge".into());
     let Some(found) = api.get_opt(CONFIG_MAP_NAME).await? else {
+        if !enabled {
+            wanted.metadata.annotations.get_or_insert_default().insert(POD_NETWORK.into(), "none".into());
+        }
         return api.create(&PostParams::default(), &wanted).await.map(drop);
     };
     let ours = found.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY));
@@ -69,6 +76,7 @@ async fn config_map(client: &kube::Client, network: &NetworkConfig) -> Result<()
         let backend = known.backend;
         wanted.data = NetworkConfig { networks: network.networks.clone(), backend }.config_map().data;
     }
+    wanted.metadata.annotations = found.metadata.annotations;
     wanted.metadata.resource_version = found.metadata.resource_version;
     api.replace(CONFIG_MAP_NAME, &PostParams::default(), &wanted).await.map(drop)
 }

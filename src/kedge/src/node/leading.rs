@@ -96,7 +96,7 @@ impl Leading {
             networks: self.config.pod_cidrs.clone(),
             backend: kedge_network::Backend::Vxlan(kedge_network::VxlanConfig::default()),
         };
-        let publish = super::flannel::publish(client_of("kedge"), network);
+        let publish = super::flannel::publish(client_of("kedge"), network, self.config.own_pod_network);
         term.spawn_until_stopped("flannel's objects", publish);
         let upgrade = upgrade_addons(crate::commands::addons::manager(&self.config, client_of("kedge"))?);
         term.spawn_until_stopped("addons' upgrade", upgrade);

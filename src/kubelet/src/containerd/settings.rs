@@ -84,6 +84,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   restrict_oom_score_adj = {restrict}
   max_container_log_line_size = 16384
   disable_tcp_service = true
+  # Each time it walks the files of all containers; the default is every 10 seconds.
+  stats_collect_period = 60
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "{snapshotter}"
@@ -144,6 +146,7 @@ mod tests {
             "snapshotter = \"native\"",
             "address = \"/run/x/containerd.sock\"",
             "sandbox_image = \"kedge.local/pause:1\"",
+            "stats_collect_period = 60",
         ] {
             assert!(text.contains(line), "{line}");
         }

@@ -1,6 +1,8 @@
 //! The configuration of the CNI plugins from the distribution's package (bridge, host-local, portmap);
 //! the container runtime adds loopback by itself.
 
+use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -48,6 +50,7 @@ pub fn write_cni_config_for(
     mtu: Option<u32>,
     host_local_dir: &Path,
 ) -> Result<(), Error> {
+    remove_others(dir, &[FILE.into()])?;
     let path = dir.join(FILE);
     let mut text = serde_json::to_string_pretty(&config(bridge, pod_cidrs, mtu, host_local_dir))
         .map_err(|error| Error::file("write", &path, error.into()))?;
@@ -58,6 +61,56 @@ pub fn write_cni_config_for(
     }
     std::fs::create_dir_all(dir).map_err(|source| Error::file("create folder", dir, source))?;
     write_atomic(&path, text.as_bytes(), 0o644).map_err(|source| Error::file("write", &path, source))
+}
+
+/// Is the pod network's configuration there?
+pub(crate) fn has_cni_config(dir: &Path) -> bool {
+    dir.join(FILE).exists()
+}
+
+/// Takes the pod network's configuration away.
+pub(crate) fn remove_cni_config(dir: &Path) -> Result<(), Error> {
+    let path = dir.join(FILE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("delete", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies another network's configuration to where the container runtime looks, and takes away what it no
+/// longer has.
+pub(crate) fn show_foreign_cni(dir: &Path, foreign: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::file("create folder", dir, source))?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(foreign).map_err(|source| Error::file("read", foreign, source))?.flatten()
+    {
+        let (from, to) = (entry.path(), dir.join(entry.file_name()));
+        // What libcni reads (containernetworking/cni libcni/conf.go, ConfFiles).
+        let is_config =
+            from.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json");
+        if !is_config || entry.file_name() == FILE {
+            continue;
+        }
+        let new = read_optional(&from).map_err(|source| Error::file("read", &from, source))?;
+        let Some(new) = new.filter(|bytes| !bytes.is_empty()) else { continue };
+        let old = read_optional(&to).map_err(|source| Error::file("read", &to, source))?;
+        if old.as_ref() != Some(&new) {
+            write_atomic(&to, &new, 0o600).map_err(|source| Error::file("write", &to, source))?;
+        }
+        names.push(entry.file_name());
+    }
+    remove_others(dir, &names)
+}
+
+/// The folder is Kedge's own: what another network had there goes.
+fn remove_others(dir: &Path, kept: &[OsString]) -> Result<(), Error> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !kept.contains(&entry.file_name()) && entry.path().is_file() {
+            let path = entry.path();
+            std::fs::remove_file(&path).map_err(|source| Error::file("delete", &path, source))?;
+        }
+    }
+    Ok(())
 }
 
 fn config(name: &str, pod_cidrs: &[IpNet], mtu: Option<u32>, host_local_dir: &Path) -> Value {
@@ -94,6 +147,37 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn another_networks_files_are_shown_while_ours_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, foreign) = (folder.path().join("net.d"), folder.path().join("etc"));
+        std::fs::create_dir(&foreign).unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(&dir).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let net: IpNet = "10.244.3.0/24".parse().unwrap();
+        write_cni_config(&dir, "kedge0", net, None, Path::new("/leases")).unwrap();
+        assert!(has_cni_config(&dir));
+        remove_cni_config(&dir).unwrap();
+        remove_cni_config(&dir).unwrap();
+        assert!(!has_cni_config(&dir));
+        for (name, text) in [("05-cilium.conflist", "{}"), ("notes.txt", "x"), ("empty.conf", "")] {
+            std::fs::write(foreign.join(name), text).unwrap();
+        }
+        show_foreign_cni(&dir, &foreign).unwrap();
+        assert_eq!(names(), ["05-cilium.conflist"]);
+        std::fs::write(foreign.join("10-kedge.conflist"), "{}").unwrap();
+        std::fs::rename(foreign.join("05-cilium.conflist"), foreign.join("10-calico.conflist")).unwrap();
+        show_foreign_cni(&dir, &foreign).unwrap();
+        assert_eq!(names(), ["10-calico.conflist"], "what went there goes here");
+        // Ours again: the runtime takes the first file, so there must be no other.
+        write_cni_config(&dir, "kedge0", net, None, Path::new("/leases")).unwrap();
+        assert_eq!(names(), ["10-kedge.conflist"]);
+    }
 
     #[test]
     fn it_is_written_once_and_again_when_it_changes() {

@@ -44,6 +44,16 @@ impl Condition {
         Self::new((status, "FlannelIsDown", message))
     }
 
+    /// Takes it off the Node's status.
+    pub(super) fn removal() -> Value {
+        json!({ "status": { "conditions": [{ "type": KIND, "$patch": "delete" }] } })
+    }
+
+    /// Is it one that this network wrote?
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self.reason.as_str(), "FlannelIsUp" | "FlannelIsDown")
+    }
+
     /// For the Node's status; `moved`: the status differs from the one before.
     pub(super) fn patch(&self, moved: bool) -> Value {
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();

@@ -14,6 +14,18 @@ pub const CONFIG_MAP_NAMESPACE: &str = "kube-flannel";
 /// See [`CONFIG_MAP_NAMESPACE`].
 pub const CONFIG_MAP_NAME: &str = "kube-flannel-cfg";
 const NET_CONF: &str = "net-conf.json";
+/// The ConfigMap's annotation that says whose the pod network is: `none` is somebody else's, everything
+/// else Kedge's. A stock flanneld does not look at it.
+pub const POD_NETWORK: &str = "kedge.dev/pod-network";
+
+/// Is the pod network somebody else's?
+pub fn is_off(map: &ConfigMap) -> bool {
+    map.metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(POD_NETWORK))
+        .is_some_and(|value| value == "none")
+}
 
 /// How packets travel between nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -41,10 +41,34 @@ pub(super) fn start(network: watch::Receiver<Option<NetworkConfig>>, tasks: &Tas
 }
 
 async fn run(mut network: watch::Receiver<Option<NetworkConfig>>) {
-    let known = network.wait_for(Option::is_some).await.map(|network| network.clone());
-    let Ok(Some(NetworkConfig { networks, backend })) = known else {
-        return std::future::pending().await;
-    };
+    loop {
+        let known = network.wait_for(Option::is_some).await.map(|network| network.clone());
+        let Ok(Some(known)) = known else {
+            return std::future::pending().await;
+        };
+        let other = |now: &Option<NetworkConfig>| now.as_ref() != Some(&known);
+        let ended = tokio::select! {
+            () = keep(known.clone()) => false,
+            ended = async { network.wait_for(other).await.is_err() } => ended,
+        };
+        if ended {
+            return std::future::pending().await;
+        }
+        if network.borrow().is_none() {
+            // The pod network is somebody else's now.
+            match tokio::task::spawn_blocking(remove_rules).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %Chain(&error), "rules that let pods' packets pass are left")
+                }
+                Err(error) => tracing::warn!(%error, "rules that let pods' packets pass are left"),
+            }
+        }
+    }
+}
+
+/// Keeps forwarding open for one configuration, until it is dropped.
+async fn keep(NetworkConfig { networks, backend }: NetworkConfig) {
     mention_input(&backend);
     let writer = match Writer::open() {
         Ok(writer) => Arc::new(writer),

@@ -86,6 +86,11 @@ pub(crate) fn public_overwrite(node: &Node, is_ipv4: bool) -> Option<IpAddr> {
     (address.is_ipv4() == is_ipv4).then_some(address)
 }
 
+/// Does a node write this annotation for its pod network? What a user wrote for it is none of these.
+pub(crate) fn is_own_annotation(key: &str) -> bool {
+    key.strip_prefix(PREFIX).is_some_and(|name| !name.ends_with("-overwrite"))
+}
+
 impl Lease {
     /// What the node announces; `None` when it takes no part (yet).
     pub(crate) fn of(node: &Node) -> Option<Self> {

@@ -14,6 +14,7 @@ mod forward;
 pub(crate) mod fuzz;
 mod kernel;
 mod lease;
+mod off;
 mod plan;
 mod run;
 
@@ -27,7 +28,9 @@ use kedge_client::{Informers, kube};
 use tokio::sync::watch;
 
 use crate::Error;
-pub use config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, VxlanConfig};
+pub use config::{
+    Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, POD_NETWORK, VxlanConfig, is_off,
+};
 pub(crate) use forward::remove_rules;
 pub use forward::{Obstacle, obstacles};
 use kernel::Kernel;
@@ -39,7 +42,14 @@ pub struct CniFiles {
     pub dir: PathBuf,
     /// Where address leases are kept.
     pub host_local_dir: PathBuf,
+    /// Where another network's installer puts its configuration; it is used while this network is off.
+    pub foreign_dir: PathBuf,
 }
+
+/// A Node's annotation: set to another value, it makes that node read the ConfigMap again.
+pub const WANTED: &str = "kedge.dev/pod-network-wanted";
+/// A Node's annotation: the value of [`WANTED`] that the node has acted upon.
+pub const APPLIED: &str = "kedge.dev/pod-network-applied";
 
 /// What the pod network needs to know about the node.
 #[derive(Debug, Clone)]
@@ -50,6 +60,8 @@ pub struct OverlayConfig {
     pub node_ips: Vec<IpAddr>,
     /// Used when the cluster has no ConfigMap `kube-flannel/kube-flannel-cfg`.
     pub network: NetworkConfig,
+    /// The same: without it the pod network is somebody else's until the ConfigMap says otherwise.
+    pub enabled: bool,
     /// The pods' bridge; its MTU follows the network's.
     pub bridge: String,
     /// Written as soon as the node has its range of pod addresses. `None` writes nothing.
@@ -68,6 +80,7 @@ impl OverlayConfig {
             node_name: node_name.into(),
             node_ips,
             network: NetworkConfig { networks: pod_cidrs, backend: Backend::Vxlan(VxlanConfig::default()) },
+            enabled: true,
             bridge: bridge.to_owned(),
             cni: None,
         }
@@ -81,7 +94,7 @@ pub struct PodNetwork {
     pub pod_cidrs: Vec<IpNet>,
     /// For pods, in bytes; 0 while the node cannot reach others.
     pub mtu: u32,
-    /// `vxlan` or `host-gw`: what is in use.
+    /// `vxlan` or `host-gw`: what is in use. `none`: the pod network is somebody else's.
     pub backend: String,
     /// The other nodes' pods that can be reached.
     pub routes: Vec<IpNet>,

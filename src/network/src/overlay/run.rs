@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 
 use super::condition::Condition;
-use super::config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig};
+use super::config::{Backend, CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, NetworkConfig, is_off};
 use super::kernel::{Desired, Kernel, Outcome, OwnShare, device_name};
 use super::lease::{Lease, pod_cidrs, public_overwrite};
 use super::plan::ROUTE_PROTOCOL;
@@ -31,24 +31,24 @@ const QUIET: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct Runner(Arc<Inner>);
 
-struct Inner {
-    config: OverlayConfig,
-    client: kube::Client,
-    nodes: Informer<Node>,
-    kernel: Arc<Kernel>,
-    state: watch::Sender<Option<PodNetwork>>,
+pub(super) struct Inner {
+    pub(super) config: OverlayConfig,
+    pub(super) client: kube::Client,
+    pub(super) nodes: Informer<Node>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) state: watch::Sender<Option<PodNetwork>>,
     /// Told when a node changed in a way that matters.
-    changed: Arc<Notify>,
+    pub(super) changed: Arc<Notify>,
     /// The cluster's configuration, once it is known.
-    network: watch::Sender<Option<NetworkConfig>>,
+    pub(super) network: watch::Sender<Option<NetworkConfig>>,
     /// What was said already.
     told: Mutex<BTreeSet<String>>,
     /// What the pass before wanted.
-    last: Mutex<Option<Desired>>,
+    pub(super) last: Mutex<Option<Desired>>,
     /// The version of the Node that was patched last, and with what: its change may not have come back.
-    patched: Mutex<Option<(Option<String>, BTreeMap<String, String>)>>,
+    pub(super) patched: Mutex<Option<(Option<String>, BTreeMap<String, String>)>>,
     /// The same for its condition.
-    said: Mutex<Option<(Option<String>, Condition)>>,
+    pub(super) said: Mutex<Option<(Option<String>, Condition)>>,
 }
 
 /// What of a node matters here.
@@ -95,7 +95,22 @@ impl Runner {
     /// Runs until it is dropped. May be started again after a panic.
     pub(crate) async fn run(self) {
         let this = &*self.0;
-        let network = this.network_config().await;
+        this.nodes.synced().await;
+        loop {
+            // Before the configuration is read, so that a change which comes meanwhile is seen as one.
+            let wanted = this.wanted();
+            match this.network_config().await {
+                Some(network) => this.keep(&network, wanted.as_deref()).await,
+                None => this.stay_out(wanted.as_deref()).await,
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Keeps the network as it should be, until this node is told to read the configuration again.
+    async fn keep(&self, network: &NetworkConfig, wanted: Option<&str>) {
+        let this = self;
         if network.networks != this.config.network.networks {
             tracing::warn!(
                 cluster = ?network.networks, own = ?this.config.network.networks,
@@ -109,7 +124,6 @@ impl Runner {
             tracing::warn!(error = %Chain(&error), "pods' IPv6 packets may not be forwarded");
         }
         this.network.send_replace(Some(network.clone()));
-        this.nodes.synced().await;
         let mut failed = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         let mut fought = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut last_repair: Option<Instant> = None;
@@ -123,7 +137,17 @@ impl Runner {
                     Err(error) => tracing::warn!(%error, "changes of routes by others go unnoticed"),
                 }
             }
-            let outcome = this.pass(&network).await;
+            if this.wanted().as_deref() != wanted {
+                return;
+            }
+            let mut outcome = this.pass(network).await;
+            if outcome.lease.is_some()
+                && !outcome.try_again
+                && let Err(error) = this.acknowledge(wanted).await
+            {
+                tracing::warn!(error = %Chain(&error), "that this node has changed its pod network was not written");
+                outcome.try_again = true;
+            }
             if outcome.try_again {
                 let delay = failed.next_delay();
                 tracing::warn!(retry_in = ?delay, "the pod network is not complete");
@@ -151,7 +175,7 @@ impl Runner {
                 }
                 last_repair = Some(Instant::now());
             }
-            let concerns = |event: &Event| this.concerns(event, &network, &outcome);
+            let concerns = |event: &Event| this.concerns(event, network, &outcome);
             tokio::select! {
                 () = this.changed.notified() => by_kernel = false,
                 noticed = noticed(watcher.as_ref(), concerns) => {
@@ -174,16 +198,17 @@ async fn noticed(watcher: Option<&RtWatcher>, concerns: impl Fn(&Event) -> bool)
 }
 
 impl Inner {
-    /// The cluster's configuration: the ConfigMap's, or ours when there is none. flanneld, too, reads it
-    /// once and needs a restart for a change.
-    async fn network_config(&self) -> NetworkConfig {
+    /// The cluster's configuration: the ConfigMap's, or ours when there is none; `None` when the pod network is
+    /// somebody else's. flanneld, too, reads it once; Kedge's nodes read it again when their Node says so.
+    async fn network_config(&self) -> Option<NetworkConfig> {
         let maps = kube::Api::<ConfigMap>::namespaced(self.client.clone(), CONFIG_MAP_NAMESPACE);
         let mut retry = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             match maps.get_opt(CONFIG_MAP_NAME).await {
                 Ok(None) => break,
+                Ok(Some(map)) if is_off(&map) => return None,
                 Ok(Some(map)) => match NetworkConfig::from_config_map(&map) {
-                    Ok(network) => return network,
+                    Ok(network) => return Some(network),
                     Err(error) => {
                         let problem = format!(
                             "{}; this node uses its own configuration, correct the ConfigMap {CONFIG_MAP_NAMESPACE}/{CONFIG_MAP_NAME}",
@@ -206,7 +231,27 @@ impl Inner {
                 }
             }
         }
-        self.config.network.clone()
+        self.config.enabled.then(|| self.config.network.clone())
+    }
+
+    /// What the Node says that this node should have acted upon.
+    pub(super) fn wanted(&self) -> Option<String> {
+        let node = self.nodes.get("", &self.config.node_name)?;
+        node.metadata.annotations.as_ref()?.get(super::WANTED).cloned()
+    }
+
+    /// Says that it has.
+    pub(super) async fn acknowledge(&self, wanted: Option<&str>) -> Result<(), kube::Error> {
+        let (Some(wanted), Some(node)) = (wanted, self.nodes.get("", &self.config.node_name)) else {
+            return Ok(());
+        };
+        let applied = node.metadata.annotations.as_ref().and_then(|all| all.get(super::APPLIED));
+        if applied.is_some_and(|applied| applied == wanted) {
+            return Ok(());
+        }
+        let patch = json!({ "metadata": { "annotations": { super::APPLIED: wanted } } });
+        let nodes = kube::Api::<Node>::all(self.client.clone());
+        nodes.patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
     /// One comparison of everything.

@@ -78,7 +78,11 @@ impl Node {
         let config = OverlayConfig {
             network,
             node_ips: ["192.0.2.", "2001:db8::"].map(|ip| format!("{ip}{number}").parse().unwrap()).into(),
-            cni: Some(CniFiles { dir: files.path().into(), host_local_dir: files.path().join("leases") }),
+            cni: Some(CniFiles {
+                dir: files.path().into(),
+                host_local_dir: files.path().join("leases"),
+                foreign_dir: files.path().join("etc"),
+            }),
             ..OverlayConfig::new(
                 format!("node{number}"),
                 vec![[192, 0, 2, number].into()],
