@@ -151,8 +151,29 @@ fn a_standby_goes_on_alone() {
     step("the only voter is lost for good");
     first.kill9();
     let out = second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
-    assert_has(&out, &["Lost is what", &first.node, "recovered at revision"]);
+    assert_has(&out, &["Lost is what", &first.node, "recovered at revision", "before-recover"]);
     assert_eq!(contents(&second), expected);
+    second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
+    assert_eq!(members(&second), [second.node.clone()]);
+    second.wait(&format!("node/{}", first.node), "delete");
+
+    step("it was a mistake: back to what was before, as the command says, and the lost one is there again");
+    let way_back = out.lines().find(|line| line.contains("before-recover") && line.contains("&&"));
+    let way_back = way_back.expect("the way back").trim().replacen("kedge ", "\"$KEDGE\" ", 1);
+    let way_back = way_back.replace("&& kedge ", "&& \"$KEDGE\" ");
+    second.shell(&way_back);
+    first.run();
+    first.wait_ready();
+    eventually("both members", || (members(&first) == members(&second)).then_some(()));
+    assert_eq!(members(&second).len(), 2);
+    second.write_kubeconfig();
+    assert_eq!(contents(&second), expected);
+    second.kubectl(&["get", "configmap", "after"]).failed(1);
+    second.wait(&format!("node/{}", first.node), "condition=Ready");
+
+    step("once more, for good");
+    first.kill9();
+    second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
     second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
 
     step("the lost one may join again, after it has forgotten everything");
@@ -160,7 +181,21 @@ fn a_standby_goes_on_alone() {
     let invitation = second.kedge(&["add-node", "--format", "json"]).json();
     first.kedge(&["join", invitation["join"][0].as_str().unwrap(), "--timeout", "120"]).ok();
     second.wait(&format!("node/{}", first.node), "condition=Ready");
+    assert_eq!(members(&second).len(), 2, "nobody of before");
+    let nodes = second.kubectl(&["get", "nodes", "-o", "name"]).ok();
+    assert_eq!(nodes.lines().count(), 2, "{nodes}");
     second.kill9();
+}
+
+/// The names of the datastore's members.
+fn members(node: &Cluster) -> Vec<String> {
+    eventually("the node's status", || {
+        let members = crate::faults::datastore(node)?["members"].as_array()?.clone();
+        let mut names: Vec<String> =
+            members.iter().filter_map(|member| Some(member["name"].as_str()?.to_owned())).collect();
+        names.sort();
+        Some(names)
+    })
 }
 
 #[test]

@@ -318,6 +318,16 @@ impl Cluster {
         run(command_in(self.namespace.as_deref(), &self.binary).args(arguments).args(&self.flags), b"")
     }
 
+    /// Runs a shell line on the node's host, with `KEDGE` as the binary.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn shell(&self, line: &str) -> String {
+        let mut command = command_in(self.namespace.as_deref(), "sh");
+        run(command.env("KEDGE", &self.binary).args(["-c", line]), b"").ok()
+    }
+
     /// Begins a `kedge` command with the node's flags; its output can be read when it ends.
     ///
     /// # Panics

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::status::wait_ready;
+use super::status::wait_started;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
 use crate::inspect::Moment;
@@ -51,7 +51,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    match wait_ready(config, Duration::from_secs(args.timeout), &mut step) {
+    match wait_started(config, Duration::from_secs(args.timeout), &mut step) {
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
             if first {
@@ -84,7 +84,7 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
 }
 
 /// Keep the flags that were given, for the service and for later commands.
-fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
+pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
     // A file that was named but is not there is made, or the service would not find it.
     if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
         config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;

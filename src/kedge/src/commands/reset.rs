@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::status::wait_ready;
+use super::status::wait_started;
 use super::{confirm, install, join, require_root, uninstall};
 use crate::cli::{Failure, ResetArgs};
 use crate::config::Config;
@@ -76,7 +76,7 @@ fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
     if status.state != State::Ready {
         anyhow::bail!(
             "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
