@@ -7,7 +7,7 @@
 //!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
 //! ```
 //!
-//! Sections: start idle requests watch schedule pods (all when none is named). `LOAD_IDLE_SECONDS` is how
+//! Sections: start idle requests watch schedule services pods (all when none is named). `LOAD_IDLE_SECONDS` is how
 //! long the idle node is looked at (120). The driver runs on the same machine and takes its share of the
 //! processors, as the stock figures' driver did.
 
@@ -18,6 +18,7 @@ mod pods;
 mod process;
 mod requests;
 mod schedule;
+mod services;
 mod start;
 mod table;
 mod watch;
@@ -76,6 +77,10 @@ async fn measure(wanted: &[String]) -> anyhow::Result<()> {
     if asked("schedule") {
         kedge_tests::step("schedule");
         schedule::measure(&target, &cluster.node, &mut table).await?;
+    }
+    if asked("services") {
+        kedge_tests::step("services");
+        services::measure(&cluster, &target, &mut table).await?;
     }
     if asked("pods") {
         kedge_tests::step("pods");

@@ -16,6 +16,10 @@ pub struct Stats {
     pub transactions: u64,
     /// Keys that exist.
     pub keys: u64,
+    /// What they take, keys and values, in bytes.
+    pub bytes: u64,
+    /// How much they may take; 0: no limit. While they take more, nothing can be added.
+    pub quota_bytes: u64,
     /// Snapshots made.
     pub snapshots: u64,
     /// Batches written to the engine.
@@ -37,6 +41,8 @@ pub(crate) struct Counters {
     pub(crate) wal_bytes: AtomicU64,
     pub(crate) transactions: AtomicU64,
     pub(crate) keys: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) quota_bytes: AtomicU64,
     pub(crate) snapshots: AtomicU64,
     pub(crate) engine_flushes: AtomicU64,
     pub(crate) sync_lately_micros: AtomicU64,
@@ -52,6 +58,8 @@ impl Default for Counters {
             wal_bytes: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             keys: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            quota_bytes: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
             engine_flushes: AtomicU64::new(0),
             sync_lately_micros: AtomicU64::new(0),
@@ -101,6 +109,8 @@ impl Counters {
             wal_bytes: self.wal_bytes.load(Relaxed),
             transactions: self.transactions.load(Relaxed),
             keys: self.keys.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            quota_bytes: self.quota_bytes.load(Relaxed),
             snapshots: self.snapshots.load(Relaxed),
             engine_flushes: self.engine_flushes.load(Relaxed),
             sync_p50: percentile(50),

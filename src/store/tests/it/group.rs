@@ -213,7 +213,7 @@ async fn without_a_majority_writes_fail_and_recovery_makes_a_group_of_one() {
     let alone = group.open(1, Bootstrap::New).await.unwrap();
     assert!(alone.mirror.content().contains_key("kept"));
     // The caller's own keys changed in the same step.
-    assert_eq!(alone.mirror.content()["dead"].bytes, "2 dead, 1 value kept");
+    assert_eq!(alone.mirror.content()["dead"].0, b"2 dead, 1 value kept");
     assert!(alone.store.revision() >= recovered.revision);
     write(&alone, "again", b"1").await;
     assert_eq!(alone.store.members().len(), 1);
