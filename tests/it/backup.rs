@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, step};
 
@@ -78,7 +79,9 @@ fn a_snapshot_brings_everything_back() {
     let last: u64 = cluster.field("configmap/later", ".metadata.resourceVersion").parse().unwrap();
 
     step("restored: all is back as it was, and no version is older than what was seen");
+    let began = Instant::now();
     let out = cluster.kedge(&["snapshot", "restore", "before", "--yes"]).ok();
+    let took = began.elapsed();
     assert_has(&out, &["restored", "former state", "before-restore-"]);
     cluster.write_kubeconfig();
     assert_eq!(contents(&cluster), expected);
@@ -92,10 +95,45 @@ fn a_snapshot_brings_everything_back() {
     cluster.kubectl(&["create", "configmap", "after", "--from-literal=value=y"]).ok();
     let after: u64 = cluster.field("configmap/after", ".metadata.resourceVersion").parse().unwrap();
     assert!(after > last);
+    killed_while_it_restores(&mut cluster, &expected, took);
     assert!(fs::read_dir(cluster.dir().join("data")).unwrap().flatten().any(|entry| {
         entry.file_name().to_string_lossy().starts_with("before-restore-")
             && entry.path().join("store").is_dir()
     }));
+}
+
+/// Wherever it is cut off, the next start finds all of the old state or all of the new one.
+fn killed_while_it_restores(cluster: &mut Cluster, expected: &[String], took: Duration) {
+    const ROUNDS: u32 = 12;
+    step("killed while it restores, at twelve times");
+    let mut found = Vec::new();
+    for round in 0..ROUNDS {
+        let marker = format!("round-{round}");
+        cluster.kubectl(&["create", "configmap", &marker, "--from-literal=value=x"]).ok();
+        let last: u64 = cluster.field(&format!("configmap/{marker}"), ".metadata.resourceVersion").parse().unwrap();
+        let mut child = cluster.spawn(&["snapshot", "restore", "before", "--yes"]);
+        std::thread::sleep(took * round / ROUNDS);
+        let _ = child.kill();
+        child.wait().expect("wait for the command");
+        let data = cluster.dir().join("data");
+        let committed = data.join("restore.ready").exists();
+        cluster.kedge(&["start"]).ok();
+        cluster.wait_ready();
+        assert!(!data.join("restore.ready").exists());
+        assert_eq!(contents(cluster), expected);
+        let kept = cluster.kubectl(&["get", "configmap", &marker]).code == 0;
+        let after = cluster.kubectl(&["get", "configmap", "after"]).code == 0;
+        // "after" went with the first restore that was done, each marker with its own.
+        assert!(!kept || after || found.contains(&"new"), "a mixture");
+        assert!(!committed || !kept, "what was committed is not there");
+        cluster.kubectl(&["create", "configmap", &format!("since-{round}")]).ok();
+        let now: u64 =
+            cluster.field(&format!("configmap/since-{round}"), ".metadata.resourceVersion").parse().unwrap();
+        assert!(now > last, "time ran backwards: {now} after {last}");
+        found.push(if kept { "old" } else { "new" });
+    }
+    eprintln!("FIGURE restore of {took:?} killed {ROUNDS} times: {}", found.join(" "));
+    cluster.rolled_out("deployment/web");
 }
 
 #[test]

@@ -209,15 +209,17 @@ fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
             "free some space (df -h); kedge goes on by itself",
         ));
     }
-    if stats.quota_bytes > 0 && stats.bytes >= stats.quota_bytes {
+    if stats.quota_exceeded || stats.quota_bytes > 0 && stats.bytes >= stats.quota_bytes / 5 * 4 {
+        let (name, what) = if stats.quota_exceeded {
+            ("store full", "nothing is added (mvcc: database space exceeded); reading and deleting go on")
+        } else {
+            ("store filling", "beyond that nothing is added")
+        };
+        let (bytes, quota) =
+            (crate::snapshot::size(stats.bytes), crate::snapshot::size(stats.quota_bytes));
         warnings.push(warning(
-            "store full",
-            format!(
-                "the objects take {} of {}: nothing can be added (mvcc: database space exceeded); reading and \
-                 deleting go on",
-                crate::snapshot::size(stats.bytes),
-                crate::snapshot::size(stats.quota_bytes)
-            ),
+            name,
+            format!("the objects take {bytes} of {quota}: {what}"),
             "delete what is not needed (kedge kubectl get --raw /metrics | grep storage_objects counts them), or \
              raise --store-quota on the control-plane nodes and start them again",
         ));

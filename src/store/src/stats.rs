@@ -18,8 +18,10 @@ pub struct Stats {
     pub keys: u64,
     /// What they take, keys and values, in bytes.
     pub bytes: u64,
-    /// How much they may take; 0: no limit. While they take more, nothing can be added.
+    /// How much they may take; 0: no limit.
     pub quota_bytes: u64,
+    /// Something was refused for that, and not much has been deleted since. Only who leads knows.
+    pub quota_exceeded: bool,
     /// Snapshots made.
     pub snapshots: u64,
     /// Batches written to the engine.
@@ -43,6 +45,7 @@ pub(crate) struct Counters {
     pub(crate) keys: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) quota_bytes: AtomicU64,
+    pub(crate) quota_exceeded: AtomicBool,
     pub(crate) snapshots: AtomicU64,
     pub(crate) engine_flushes: AtomicU64,
     pub(crate) sync_lately_micros: AtomicU64,
@@ -60,6 +63,7 @@ impl Default for Counters {
             keys: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             quota_bytes: AtomicU64::new(0),
+            quota_exceeded: AtomicBool::new(false),
             snapshots: AtomicU64::new(0),
             engine_flushes: AtomicU64::new(0),
             sync_lately_micros: AtomicU64::new(0),
@@ -111,6 +115,7 @@ impl Counters {
             keys: self.keys.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             quota_bytes: self.quota_bytes.load(Relaxed),
+            quota_exceeded: self.quota_exceeded.load(Relaxed),
             snapshots: self.snapshots.load(Relaxed),
             engine_flushes: self.engine_flushes.load(Relaxed),
             sync_p50: percentile(50),

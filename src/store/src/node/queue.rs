@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use kedge_base::Chain;
@@ -15,7 +16,7 @@ use crate::transport::Outcome;
 /// Proposals that share one frame of the log, in bytes.
 const FRAME_BYTES: usize = 1 << 20;
 /// What a change may add to objects that are there although the quota is used up.
-const MARK_BYTES: i64 = 1 << 10;
+const MARK_BYTES: i64 = 4 << 10;
 /// How much may pile up in memory while the engine is written.
 const STALL_BYTES: u64 = 16 << 20;
 
@@ -232,6 +233,13 @@ impl Node {
         if own || added <= 0 || after <= quota || small {
             *grown += added;
             return None;
+        }
+        if !self.shared.counters.quota_exceeded.swap(true, Relaxed) {
+            tracing::error!(
+                bytes,
+                quota,
+                "the objects take all that store-quota allows: nothing is added until something is deleted"
+            );
         }
         Some(CommitError::Quota { bytes, quota })
     }

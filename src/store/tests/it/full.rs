@@ -109,7 +109,7 @@ async fn beyond_the_quota_nothing_is_added_and_deleting_goes_on() {
     assert_eq!(store.stats().bytes, quota);
 
     // All of this at once, as it comes from many clients.
-    let larger = vec![b'y'; 8 << 10];
+    let larger = vec![b'y'; 12 << 10];
     let many = (0..50).map(|i| store.commit(txn(&[], vec![put(&format!("more{i}"), &value)])));
     for result in futures::future::join_all(many).await {
         assert!(matches!(result, Err(CommitError::Quota { .. })), "{result:?}");
