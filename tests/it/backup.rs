@@ -110,7 +110,8 @@ fn killed_while_it_restores(cluster: &mut Cluster, expected: &[String], took: Du
     for round in 0..ROUNDS {
         let marker = format!("round-{round}");
         cluster.kubectl(&["create", "configmap", &marker, "--from-literal=value=x"]).ok();
-        let last: u64 = cluster.field(&format!("configmap/{marker}"), ".metadata.resourceVersion").parse().unwrap();
+        let last: u64 =
+            cluster.field(&format!("configmap/{marker}"), ".metadata.resourceVersion").parse().unwrap();
         let mut child = cluster.spawn(&["snapshot", "restore", "before", "--yes"]);
         std::thread::sleep(took * round / ROUNDS);
         let _ = child.kill();

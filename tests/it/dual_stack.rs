@@ -372,9 +372,11 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
     nodes[1].rolled_out("deployment/web");
     let before = crate::faults::containers(&nodes[1]);
     let pods = nodes[1].get(&["pods", "-l", "app=web"]);
-    let spread = pods["items"].as_array().expect("pods").iter().filter_map(|pod| pod["spec"]["nodeName"].as_str());
+    let spread =
+        pods["items"].as_array().expect("pods").iter().filter_map(|pod| pod["spec"]["nodeName"].as_str());
     assert_eq!(spread.collect::<BTreeSet<_>>().len(), 4, "{pods}");
-    let pod = pods["items"].as_array().expect("pods").iter().find(|pod| pod["spec"]["nodeName"] == worker.as_str());
+    let pod =
+        pods["items"].as_array().expect("pods").iter().find(|pod| pod["spec"]["nodeName"] == worker.as_str());
     let pod = pod.and_then(|pod| pod["metadata"]["name"].as_str()).expect("the worker's pod").to_owned();
     let cluster_ip = nodes[1].field("service/web", ".spec.clusterIP");
 

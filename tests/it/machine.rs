@@ -245,9 +245,8 @@ fn the_store_has_a_quota() {
     assert_eq!(call("GET", maps, "").0, 200);
     node.kubectl(&["label", "pod", "stays", "seen=yes"]).ok();
     let lease = format!("lease/{}", node.node);
-    let renewed = || {
-        node.kubectl(&["-n", "kube-node-lease", "get", &lease, "-o", "jsonpath={.spec.renewTime}"]).ok()
-    };
+    let renewed =
+        || node.kubectl(&["-n", "kube-node-lease", "get", &lease, "-o", "jsonpath={.spec.renewTime}"]).ok();
     let old = renewed();
     eventually("the Lease to be renewed", || (renewed() != old).then_some(()));
     node.kubectl(&["delete", "pod", "goes", "--timeout=250s"]).ok();

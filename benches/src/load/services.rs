@@ -51,7 +51,10 @@ pub(crate) async fn measure(cluster: &Cluster, target: &Target, table: &mut Tabl
     client.must("POST", SLICES, JSON, slice(PROBE, port, &[own.to_string()]).to_string()).await?;
     until(address, true).await?;
     let took = start.elapsed();
-    table.note("1,000 Services of 10 endpoints: created by 16 clients until the kernel has them", seconds(took));
+    table.note(
+        "1,000 Services of 10 endpoints: created by 16 clients until the kernel has them",
+        seconds(took),
+    );
 
     let name = table_name(cluster)?;
     let listed = nft(&["list", "table", "inet", &name])?;

@@ -215,8 +215,7 @@ fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
         } else {
             ("store filling", "beyond that nothing is added")
         };
-        let (bytes, quota) =
-            (crate::snapshot::size(stats.bytes), crate::snapshot::size(stats.quota_bytes));
+        let (bytes, quota) = (crate::snapshot::size(stats.bytes), crate::snapshot::size(stats.quota_bytes));
         warnings.push(warning(
             name,
             format!("the objects take {bytes} of {quota}: {what}"),

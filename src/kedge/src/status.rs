@@ -259,10 +259,8 @@ impl Datastore {
             (None, false) => "none (nothing can be written)".to_owned(),
         };
         text.push_str(&format!("  leader: {leader}, revision {}\n", self.revision));
-        if self.quota_bytes > 0 {
-            let percent = self.bytes.saturating_mul(100) / self.quota_bytes;
-            let (bytes, quota) =
-                (crate::snapshot::size(self.bytes), crate::snapshot::size(self.quota_bytes));
+        if let Some(percent) = self.bytes.saturating_mul(100).checked_div(self.quota_bytes) {
+            let (bytes, quota) = (crate::snapshot::size(self.bytes), crate::snapshot::size(self.quota_bytes));
             text.push_str(&format!("  objects: {bytes} of {quota} ({percent} %)\n"));
         }
         if let Some(last) = &self.last_snapshot {

@@ -122,9 +122,10 @@ fn next(data_dir: &Path, plan: &Plan) -> Option<(PathBuf, PathBuf)> {
     let (ready, aside) = (data_dir.join(READY), data_dir.join(&plan.aside));
     let there = |path: &Path| fs::symlink_metadata(path).is_ok();
     // What is in place of something new is old only for as long as that is not there.
-    let old = plan.away.iter().find(|name| {
-        there(&data_dir.join(name)) && (!plan.fresh.contains(name) || there(&ready.join(name)))
-    });
+    let old = plan
+        .away
+        .iter()
+        .find(|name| there(&data_dir.join(name)) && (!plan.fresh.contains(name) || there(&ready.join(name))));
     if let Some(name) = old {
         return Some((data_dir.join(name), aside.join(name)));
     }

@@ -237,13 +237,11 @@ async fn a_revision_of_the_future_is_waited_for_and_then_refused() {
 
     // Each of the three by which client-go's reflectors know it.
     let never = now + 1_000_000;
-    let streaming =
-        format!("{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion={never}");
-    let paths = [
-        format!("{MAPS}?resourceVersion={never}"),
-        format!("{MAPS}/a?resourceVersion={never}"),
-        streaming,
-    ];
+    let streaming = format!(
+        "{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion={never}"
+    );
+    let paths =
+        [format!("{MAPS}?resourceVersion={never}"), format!("{MAPS}/a?resourceVersion={never}"), streaming];
     for (status, body) in futures::future::join_all(paths.iter().map(|path| client.get(path))).await {
         assert_eq!((status, &body["reason"]), (StatusCode::GATEWAY_TIMEOUT, &"Timeout".into()), "{body}");
         assert_eq!(body["details"]["causes"][0]["reason"], "ResourceVersionTooLarge", "{body}");

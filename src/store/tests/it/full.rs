@@ -87,8 +87,7 @@ async fn beyond_the_quota_nothing_is_added_and_deleting_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let quota = 256 << 10;
     let limited = Config { quota_bytes: quota, ..config(dir.path()) };
-    let start =
-        async || Store::open(limited.clone(), Arc::new(Mirror::default()), &Tasks::new("test")).await;
+    let start = async || Store::open(limited.clone(), Arc::new(Mirror::default()), &Tasks::new("test")).await;
     let store = start().await.unwrap();
     let value = vec![b'x'; 4 << 10];
     let mut made = 0;
