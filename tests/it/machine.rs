@@ -238,7 +238,7 @@ fn the_store_has_a_quota() {
     );
     assert_has(&node.kedge(&["status"]).ok(), &["store full", "database space exceeded", "store-quota"]);
     let refused = node.kubectl(&["create", "configmap", "more"]).failed(1);
-    assert_has(&refused, &["Error from server", "mvcc: database space exceeded"]);
+    assert_has(&refused, &["mvcc: database space exceeded", "delete what is not needed"]);
     assert_eq!(call("PUT", &format!("{maps}/large-0"), &map(0, 990_000)).0, 500, "an update that adds");
 
     step("what is there goes on: reads, marks, heartbeats, deleting");
