@@ -386,7 +386,7 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
         step(&format!("control-plane node {} is killed", dead + 1));
         let began = Instant::now();
         nodes[dead].kill9();
-        asks_within(&nodes[asked], "box", &format!("http://[{cluster_ip}]/"));
+        asks(&nodes[asked], "box", &format!("http://[{cluster_ip}]/"));
         let served = began.elapsed();
         let logs = eventually("the logs of the worker's pods", || {
             let out = nodes[asked].kubectl(&["logs", &pod]);
@@ -399,7 +399,7 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
             (out.code == 0 || out.stderr.contains("already exists")).then_some(())
         });
         let address = nodes[asked].field(&format!("service/{late}"), ".spec.clusterIP");
-        asks_within(&nodes[asked], "box", &format!("http://[{address}]/"));
+        asks(&nodes[asked], "box", &format!("http://[{address}]/"));
         eprintln!(
             "FIGURE IPv6, control-plane node {} killed: the worker's pod was served after {served:?}, its logs were \
              there after {logs:?}, a new Service after {:?}",
@@ -417,12 +417,4 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
     assert_eq!(crate::faults::containers(&nodes[1]), before, "a container was restarted");
     nodes[3].kedge(&["leave", "--force"]).ok();
     nodes[1].wait(&format!("node/{worker}"), "delete");
-}
-
-/// As [`asks`], while API servers come and go.
-fn asks_within(node: &Cluster, pod: &str, url: &str) {
-    eventually(&format!("{url} from pod {pod}"), || {
-        let out = node.kubectl(&["exec", pod, "--", "wget", "-q", "-T", "5", "-O", "-", url]);
-        (out.code == 0 && out.stdout.contains("hello 1.0")).then_some(())
-    });
 }
