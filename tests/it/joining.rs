@@ -106,9 +106,7 @@ fn a_node_that_dies_is_not_waited_for() {
         assert_has(&String::from_utf8_lossy(&out.stderr), &["kedge ended", "last words"]);
     }
     second.kedge(&["start"]).ok();
-    eventually("its Node object", || {
-        (first.kubectl(&["get", "node", &second.node]).code == 0).then_some(())
-    });
+    eventually("its Node object", || (first.kubectl(&["get", "node", &second.node]).code == 0).then_some(()));
     first.wait(&format!("node/{}", second.node), "condition=Ready");
 }
 
