@@ -271,7 +271,13 @@ impl Cluster {
     /// When it does not run.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the node runs").id()
+        self.child.as_ref().map_or_else(|| self.background_pid(), Child::id)
+    }
+
+    /// `kedge join` and `kedge start` leave it in the background.
+    fn background_pid(&self) -> u32 {
+        let file = fs::read_to_string(self.dir.join("run/kedge.pid")).expect("the node runs");
+        file.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
     }
 
     /// Ends `kedge run` as SIGKILL does: nothing is saved, nothing is told.
@@ -286,10 +292,8 @@ impl Cluster {
             child.wait().expect("wait for the node");
             return;
         }
-        // `kedge join` and `kedge start` leave it in the background.
         self.child = None;
-        let file = fs::read_to_string(self.dir.join("run/kedge.pid")).expect("the node runs");
-        let pid = file.lines().next().and_then(|line| line.parse().ok()).expect("a process id");
+        let pid = i32::try_from(self.background_pid()).expect("a process id");
         let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("send SIGKILL");
         // Closer than `eventually` looks: tests measure from here.
