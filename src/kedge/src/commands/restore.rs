@@ -1,8 +1,9 @@
 //! `kedge snapshot restore`: this node becomes the only one of a cluster with what the snapshot holds.
 //!
 //! Everything is built beside the present state first; then one rename puts it in place (see
-//! [`crate::switch`]). What was there is kept. The new datastore's revision is above every one that a client of the old one can have seen, and
-//! every object gets it, so nothing that watches or holds a version sees time go backwards.
+//! [`crate::switch`]). What was there is kept. The new datastore's revision is above every one that a client of
+//! the old one can have seen, and every object gets it, so nothing that watches or holds a version sees time go
+//! backwards.
 //!
 //! Not brought back: the datastore's members and the control-plane nodes in the cluster's book, because the
 //! group begins anew with this node; and join tokens, because one that was used since would be good again.
