@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, step};
 
@@ -78,7 +79,9 @@ fn a_snapshot_brings_everything_back() {
     let last: u64 = cluster.field("configmap/later", ".metadata.resourceVersion").parse().unwrap();
 
     step("restored: all is back as it was, and no version is older than what was seen");
+    let began = Instant::now();
     let out = cluster.kedge(&["snapshot", "restore", "before", "--yes"]).ok();
+    let took = began.elapsed();
     assert_has(&out, &["restored", "former state", "before-restore-"]);
     cluster.write_kubeconfig();
     assert_eq!(contents(&cluster), expected);
@@ -92,10 +95,48 @@ fn a_snapshot_brings_everything_back() {
     cluster.kubectl(&["create", "configmap", "after", "--from-literal=value=y"]).ok();
     let after: u64 = cluster.field("configmap/after", ".metadata.resourceVersion").parse().unwrap();
     assert!(after > last);
+    killed_while_it_restores(&mut cluster, &expected, took);
     assert!(fs::read_dir(cluster.dir().join("data")).unwrap().flatten().any(|entry| {
         entry.file_name().to_string_lossy().starts_with("before-restore-")
             && entry.path().join("store").is_dir()
     }));
+}
+
+/// Wherever it is cut off, the next start finds all of the old state or all of the new one.
+fn killed_while_it_restores(cluster: &mut Cluster, expected: &[String], took: Duration) {
+    const ROUNDS: u32 = 12;
+    step("killed while it restores, at twelve times");
+    let mut found = Vec::new();
+    // The first process was stopped by the restore before this; from then on they are in the background.
+    assert_eq!(cluster.wait_ended(), 0);
+    for round in 0..ROUNDS {
+        let marker = format!("round-{round}");
+        cluster.kubectl(&["create", "configmap", &marker, "--from-literal=value=x"]).ok();
+        let last: u64 =
+            cluster.field(&format!("configmap/{marker}"), ".metadata.resourceVersion").parse().unwrap();
+        let mut child = cluster.spawn(&["snapshot", "restore", "before", "--yes"]);
+        std::thread::sleep(took * round / ROUNDS);
+        let _ = child.kill();
+        child.wait().expect("wait for the command");
+        let data = cluster.dir().join("data");
+        let committed = data.join("restore.ready").exists();
+        cluster.kedge(&["start"]).ok();
+        cluster.wait_ready();
+        assert!(!data.join("restore.ready").exists());
+        assert_eq!(contents(cluster), expected);
+        let kept = cluster.kubectl(&["get", "configmap", &marker]).code == 0;
+        let after = cluster.kubectl(&["get", "configmap", "after"]).code == 0;
+        // "after" went with the first restore that was done, each marker with its own.
+        assert!(!kept || after || found.contains(&"new"), "a mixture");
+        assert!(!committed || !kept, "what was committed is not there");
+        cluster.kubectl(&["create", "configmap", &format!("since-{round}")]).ok();
+        let now: u64 =
+            cluster.field(&format!("configmap/since-{round}"), ".metadata.resourceVersion").parse().unwrap();
+        assert!(now > last, "time ran backwards: {now} after {last}");
+        found.push(if kept { "old" } else { "new" });
+    }
+    eprintln!("FIGURE restore of {took:?} killed {ROUNDS} times: {}", found.join(" "));
+    cluster.rolled_out("deployment/web");
 }
 
 #[test]
@@ -151,8 +192,29 @@ fn a_standby_goes_on_alone() {
     step("the only voter is lost for good");
     first.kill9();
     let out = second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
-    assert_has(&out, &["Lost is what", &first.node, "recovered at revision"]);
+    assert_has(&out, &["Lost is what", &first.node, "recovered at revision", "before-recover"]);
     assert_eq!(contents(&second), expected);
+    second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
+    assert_eq!(members(&second), [second.node.clone()]);
+    second.wait(&format!("node/{}", first.node), "delete");
+
+    step("it was a mistake: back to what was before, as the command says, and the lost one is there again");
+    let way_back = out.lines().find(|line| line.contains("before-recover") && line.contains("&&"));
+    let way_back = way_back.expect("the way back").trim().replacen("kedge ", "\"$KEDGE\" ", 1);
+    let way_back = way_back.replace("&& kedge ", "&& \"$KEDGE\" ");
+    second.shell(&way_back);
+    first.run();
+    first.wait_ready();
+    eventually("both members", || (members(&first) == members(&second)).then_some(()));
+    assert_eq!(members(&second).len(), 2);
+    second.write_kubeconfig();
+    assert_eq!(contents(&second), expected);
+    second.kubectl(&["get", "configmap", "after"]).failed(1);
+    second.wait(&format!("node/{}", first.node), "condition=Ready");
+
+    step("once more, for good");
+    first.kill9();
+    second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
     second.kubectl(&["create", "configmap", "after", "--from-literal=value=x"]).ok();
 
     step("the lost one may join again, after it has forgotten everything");
@@ -160,7 +222,21 @@ fn a_standby_goes_on_alone() {
     let invitation = second.kedge(&["add-node", "--format", "json"]).json();
     first.kedge(&["join", invitation["join"][0].as_str().unwrap(), "--timeout", "120"]).ok();
     second.wait(&format!("node/{}", first.node), "condition=Ready");
+    assert_eq!(members(&second).len(), 2, "nobody of before");
+    let nodes = second.kubectl(&["get", "nodes", "-o", "name"]).ok();
+    assert_eq!(nodes.lines().count(), 2, "{nodes}");
     second.kill9();
+}
+
+/// The names of the datastore's members.
+fn members(node: &Cluster) -> Vec<String> {
+    eventually("the node's status", || {
+        let members = crate::faults::datastore(node)?["members"].as_array()?.clone();
+        let mut names: Vec<String> =
+            members.iter().filter_map(|member| Some(member["name"].as_str()?.to_owned())).collect();
+        names.sort();
+        Some(names)
+    })
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Nodes with addresses of both IP families, and with IPv6 alone.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use kedge_tests::{BUSYBOX, Cluster, Families, Network, assert_has, eventually, step};
 use serde_json::{Value, json};
@@ -342,4 +343,78 @@ fn two_nodes_of_ipv6_alone() {
     step("it leaves again");
     second.kedge(&["leave", "--force"]).ok();
     first.wait(&format!("node/{}", second.node), "delete");
+}
+
+#[test]
+fn control_plane_nodes_of_ipv6_alone_are_killed() {
+    let network = Network::of(4, Families::V6);
+    let settings = vec![
+        ("--pod-cidr", "fd00:10:244::/56".to_owned()),
+        ("--service-cidr", "fd00:10:96::/112".to_owned()),
+    ];
+    let mut nodes: Vec<Cluster> =
+        (1..=4).map(|host| Cluster::prepare_with(&network, host, &name(host), settings.clone())).collect();
+    nodes[0].run();
+    nodes[0].wait_ready();
+    step("three of the control plane, and a worker that joins by the first one's address");
+    for (number, node) in nodes.iter().enumerate().skip(1) {
+        let string = crate::faults::invitation(&nodes[0], &[]);
+        let worker: &[&str] = if number == 3 { &["--worker"] } else { &[] };
+        node.kedge(&[&["join", &string, "--timeout", "120"], worker].concat()).ok();
+        if number < 3 {
+            node.write_kubeconfig();
+        }
+    }
+    nodes[3].import_busybox();
+    let worker = nodes[3].node.clone();
+    run_box(&nodes[1], "box", &worker);
+    nodes[1].apply(&workload(4, "PreferDualStack"));
+    nodes[1].rolled_out("deployment/web");
+    let before = crate::faults::containers(&nodes[1]);
+    let pods = nodes[1].get(&["pods", "-l", "app=web"]);
+    let spread =
+        pods["items"].as_array().expect("pods").iter().filter_map(|pod| pod["spec"]["nodeName"].as_str());
+    assert_eq!(spread.collect::<BTreeSet<_>>().len(), 4, "{pods}");
+    let pod =
+        pods["items"].as_array().expect("pods").iter().find(|pod| pod["spec"]["nodeName"] == worker.as_str());
+    let pod = pod.and_then(|pod| pod["metadata"]["name"].as_str()).expect("the worker's pod").to_owned();
+    let cluster_ip = nodes[1].field("service/web", ".spec.clusterIP");
+
+    // One after the other, so that the worker loses each one that it may be connected to.
+    for dead in 0..3 {
+        let asked = (dead + 1) % 3;
+        step(&format!("control-plane node {} is killed", dead + 1));
+        let began = Instant::now();
+        nodes[dead].kill9();
+        asks(&nodes[asked], "box", &format!("http://[{cluster_ip}]/"));
+        let served = began.elapsed();
+        let logs = eventually("the logs of the worker's pods", || {
+            let out = nodes[asked].kubectl(&["logs", &pod]);
+            (out.code == 0).then_some(began.elapsed())
+        });
+        let late = format!("late{dead}");
+        eventually("a Service to be made", || {
+            let make = ["expose", "deployment/web", "--name", &late, "--port=80", "--target-port=8080"];
+            let out = nodes[asked].kubectl(&make);
+            (out.code == 0 || out.stderr.contains("already exists")).then_some(())
+        });
+        let address = nodes[asked].field(&format!("service/{late}"), ".spec.clusterIP");
+        asks(&nodes[asked], "box", &format!("http://[{address}]/"));
+        eprintln!(
+            "FIGURE IPv6, control-plane node {} killed: the worker's pod was served after {served:?}, its logs were \
+             there after {logs:?}, a new Service after {:?}",
+            dead + 1,
+            began.elapsed()
+        );
+        nodes[dead].run();
+        nodes[dead].wait_ready();
+        eventually("three voters", || {
+            let now = crate::faults::datastore(&nodes[asked])?;
+            (now["highAvailability"] == true).then_some(())
+        });
+    }
+    nodes[1].wait(&format!("node/{worker}"), "condition=Ready");
+    assert_eq!(crate::faults::containers(&nodes[1]), before, "a container was restarted");
+    nodes[3].kedge(&["leave", "--force"]).ok();
+    nodes[1].wait(&format!("node/{worker}"), "delete");
 }

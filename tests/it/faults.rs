@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Amount, Cluster, Disk, Load, Network, Proxy, Server, assert_has, eventually, step};
+use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Proxy, Server, assert_has, eventually, step};
 use serde_json::Value;
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -57,6 +57,25 @@ impl Trio {
             let first = said.next()??;
             said.all(|other| other == Some(first)).then_some(first)
         })
+    }
+
+    /// Grows with each election.
+    fn elections(&self) -> u64 {
+        eventually("a term", || datastore(&self.nodes[self.leader(&ALL)])?["term"].as_u64())
+    }
+
+    /// Whoever leads although it should not is killed, until another one does.
+    fn first_leads(&mut self, wanted: bool) {
+        for _ in 0..30 {
+            let leader = self.leader(&ALL);
+            if (leader == 0) == wanted {
+                return;
+            }
+            self.nodes[leader].kill9();
+            self.nodes[leader].run();
+            self.answers(leader);
+        }
+        panic!("after 30 elections the first node still {}", if wanted { "follows" } else { "leads" });
     }
 
     fn servers(&self, asked: &[usize]) -> Vec<Server> {
@@ -297,13 +316,29 @@ fn slow_disk_of_one(trio: &mut Trio) {
         eprintln!("SKIPPED: slow disk of one node");
         return;
     };
-    let load = trio.load("slow-disk");
-    for (writes, time) in [(30, 4), (3, 6)] {
-        step(&format!("the first node's disk takes {writes} writes a second"));
-        let leader = trio.leader(&ALL);
-        if !disk.slow(trio.nodes[0].pid(), Some(writes)) {
+    for leads in [false, true] {
+        step(&format!("the first node is to {}", if leads { "lead" } else { "follow" }));
+        trio.first_leads(leads);
+        let load = trio.load(if leads { "slow-leader" } else { "slow-follower" });
+        if !slow_down(trio, &mut disk, &load, leads) {
             eprintln!("SKIPPED: slow disk of one node");
+            load.finish();
             break;
+        }
+        disk.slow(trio.nodes[0].pid(), None);
+        load.finish();
+    }
+    trio.nodes[0].stop();
+    disk.unmount();
+}
+
+fn slow_down(trio: &mut Trio, disk: &mut Disk, load: &Load, leads: bool) -> bool {
+    let leader = trio.leader(&ALL);
+    let elections = trio.elections();
+    for (writes, time) in [(30, 4), (3, 8)] {
+        step(&format!("the first node's disk takes {writes} writes a second"));
+        if !disk.slow(trio.nodes[0].pid(), Some(writes)) {
+            return false;
         }
         let began = Instant::now();
         load.go_on(Duration::from_secs(time));
@@ -311,15 +346,17 @@ fn slow_disk_of_one(trio: &mut Trio) {
         eprintln!(
             "FIGURE slow disk of one of three, {writes} writes a second, it {}: {count} API writes in {time} s, the \
              slowest took {slowest:?}",
-            if leader == 0 { "leads" } else { "follows" }
+            if leads { "leads" } else { "follows" }
         );
+        assert!(count > 0, "no write was acknowledged");
         assert_eq!(trio.leader(&ALL), leader, "a slow disk deposed the leader");
+        assert_eq!(trio.elections(), elections, "a slow disk made the others elect");
         assert_eq!(trio.nodes[0].ended(), None, "a slow disk must not end the node");
     }
-    disk.slow(trio.nodes[0].pid(), None);
-    load.finish();
-    trio.nodes[0].stop();
-    disk.unmount();
+    eventually("the status to say that the disk is slow", || {
+        trio.nodes[0].kedge(&["status"]).stdout.contains("disk slow").then_some(())
+    });
+    true
 }
 
 #[test]
@@ -480,6 +517,84 @@ fn one_node_loses_its_data(trio: &mut Trio) {
     let load = trio.load("together");
     load.go_on(Duration::from_secs(1));
     load.finish();
+}
+
+const HOUR: i64 = 3600;
+
+/// One of three nodes has another time: what counts is each one's own clock that only runs forward.
+#[test]
+fn the_clock_of_one_jumps() {
+    let mut trio = Trio::start();
+    let first = &trio.nodes[0];
+    first.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0", "--replicas=3"]).ok();
+    first.rolled_out("deployment/web");
+    let before = containers(first);
+    let token = first.kubectl(&["create", "token", "default", "--duration=48h"]).ok();
+    first.kedge(&["add-node", "--ttl", "48h"]).ok();
+    for leads in [true, false] {
+        let leader = trio.leader(&ALL);
+        let jumper = if leads { leader } else { (leader + 1) % 3 };
+        let other = (0..3).find(|node| *node != jumper && *node != leader).expect("a third node");
+        let Some(clock) = Clock::of(trio.nodes[jumper].pid()) else {
+            eprintln!("SKIPPED: clock jump of one of three");
+            return;
+        };
+        let role = if leads { "leader" } else { "follower" };
+        let load = trio.load(&format!("clock-{role}"));
+        for (what, seconds) in [("6 h ahead", 6 * HOUR), ("6 h back", -6 * HOUR), ("right again", 0)] {
+            step(&format!("the {role}'s clock jumps: {what}"));
+            let old = renewed(&trio, jumper);
+            let elections = trio.elections();
+            let began = Instant::now();
+            clock.shift(seconds);
+            let took = load.acknowledged_after(began);
+            let new = eventually("the Lease to be renewed by the new clock", || {
+                Some(renewed(&trio, jumper)).filter(|new| new[..13] != old[..13])
+            });
+            eprintln!(
+                "FIGURE {role}'s clock {what}: next acknowledged write after {took:?}, its Lease renewed after {:?} \
+                 (at {new}, before at {old})",
+                began.elapsed()
+            );
+            assert_eq!(trio.elections(), elections, "a clock deposed the leader");
+            assert!(
+                trio.nodes[jumper].kedge(&["token", "list"]).ok().contains("usable"),
+                "the join token is spent"
+            );
+            accepted(&trio.nodes[jumper], &token);
+            if leads {
+                continue;
+            }
+            step("new connections too: another follower is killed and comes back");
+            trio.nodes[other].kill9();
+            trio.nodes[other].run();
+            trio.answers(other);
+            trio.answers(jumper);
+        }
+        load.finish();
+        for node in &trio.nodes {
+            trio.nodes[jumper].wait(&format!("node/{}", node.node), "condition=Ready");
+        }
+        assert_eq!(containers(&trio.nodes[jumper]), before, "a container was restarted or moved");
+    }
+}
+
+/// When the node's Lease was renewed, by its own clock.
+fn renewed(trio: &Trio, node: usize) -> String {
+    let lease = format!("lease/{}", trio.nodes[node].node);
+    trio.nodes[node]
+        .kubectl(&["-n", "kube-node-lease", "get", &lease, "-o", "jsonpath={.spec.renewTime}"])
+        .ok()
+}
+
+/// This node takes the ServiceAccount's token.
+fn accepted(node: &Cluster, token: &str) {
+    let review = format!(
+        r#"{{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{{"token":"{}"}}}}"#,
+        token.trim()
+    );
+    let answer = node.kubectl_with(&["create", "-f", "-", "-o", "json"], &review).json();
+    assert_eq!(answer["status"]["authenticated"], true, "{answer}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Joining that is cut off, raced or refused: one member record, and words that say what to do.
 
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, step};
 
@@ -65,6 +65,48 @@ fn cut_off_and_repeated() {
         names.sort();
         (names == [first.node.clone(), second.node.clone()]).then_some(())
     });
+}
+
+#[test]
+fn a_node_that_dies_is_not_waited_for() {
+    let network = Network::new(2);
+    let first = founder(&network);
+    let mut second = Cluster::prepare_on(&network, 2);
+    let join = invitation(&first, &[]);
+    // Nobody waits so long: only that it notices ends this.
+    let forever = ["--timeout", "1000000"];
+    let child = second.spawn(&[&["join", &join], forever.as_slice()].concat());
+    // Closer than `eventually` looks: it must not be Ready yet.
+    let socket = second.dir().join("run/kedge.sock");
+    while !socket.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It goes on from having started it to waiting for it.
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    second.kill9();
+    let out = child.wait_with_output().expect("wait for kedge join");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    eprintln!("FIGURE node killed while kedge join waits for it: said after {:?}:\n{said}", began.elapsed());
+    assert_eq!(out.status.code(), Some(1));
+    assert_has(&said, &["last words", "was admitted", "kedge start", "kedge leave"]);
+
+    step("the same of kedge start, and then it goes on with what it was admitted to");
+    let child = second.spawn(&[&["start"], forever.as_slice()].concat());
+    let pid = second.dir().join("run/kedge.pid");
+    let old = std::fs::read(&pid).expect("the killed one's file");
+    while std::fs::read(&pid).is_ok_and(|now| now == old) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    second.kill9();
+    let out = child.wait_with_output().expect("wait for kedge start");
+    // It may have answered before it was killed.
+    if !out.status.success() {
+        assert_has(&String::from_utf8_lossy(&out.stderr), &["kedge ended", "last words"]);
+    }
+    second.kedge(&["start"]).ok();
+    eventually("its Node object", || (first.kubectl(&["get", "node", &second.node]).code == 0).then_some(()));
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
 }
 
 #[test]

@@ -187,3 +187,78 @@ fn address_changes(network: &Network, node: &mut Cluster, before: &[String]) {
         "FIGURE address changed while it is off: served there after {served:?}, all is as before after {all:?}"
     );
 }
+
+#[test]
+fn the_store_has_a_quota() {
+    let mut node = Cluster::prepare();
+    std::fs::write(node.dir().join("config.yaml"), "store-quota: 8Mi\n").expect("write the configuration");
+    node.run();
+    node.wait_ready();
+    node.kubectl(&["create", "namespace", "goes"]).ok();
+    for name in ["stays", "goes"] {
+        node.kubectl(&["run", name, "--image=kedge.dev/hello:1.0"]).ok();
+        node.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    assert_has(&node.kedge(&["status"]).ok(), &["objects: ", " of 8.0 MiB"]);
+
+    step("filled: what would add to it is refused in etcd's words");
+    let server = Server::of(&node);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let minute = Duration::from_secs(60);
+    let mut written = 0;
+    let map = |name: usize, size: usize| {
+        let text = "x".repeat(size);
+        format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"large-{name}"}},"data":{{"k":"{text}"}}}}"#
+        )
+    };
+    let call = |method: &str, path: &str, body: &str| {
+        let (status, answer) = server.call(method, path, body, minute).expect("an answer");
+        (status, String::from_utf8_lossy(&answer).into_owned())
+    };
+    let began = Instant::now();
+    for size in [900_000, 90_000, 9_000, 900, 1] {
+        loop {
+            match call("POST", maps, &map(written, size)) {
+                (201, _) => written += 1,
+                (500, answer) => {
+                    assert_has(&answer, &["etcdserver: mvcc: database space exceeded", "store-quota"]);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let status = node.kedge(&["status", "--format", "json"]).json();
+    eprintln!(
+        "FIGURE quota: {} of {} bytes are used after {written} objects in {:?}",
+        status["datastore"]["bytes"],
+        status["datastore"]["quotaBytes"],
+        began.elapsed()
+    );
+    assert_has(&node.kedge(&["status"]).ok(), &["store full", "database space exceeded", "store-quota"]);
+    let refused = node.kubectl(&["create", "configmap", "more"]).failed(1);
+    assert_has(&refused, &["mvcc: database space exceeded", "delete what is not needed"]);
+    assert_eq!(call("PUT", &format!("{maps}/large-0"), &map(0, 990_000)).0, 500, "an update that adds");
+
+    step("what is there goes on: reads, marks, heartbeats, deleting");
+    assert_eq!(call("GET", maps, "").0, 200);
+    node.kubectl(&["label", "pod", "stays", "seen=yes"]).ok();
+    let lease = format!("lease/{}", node.node);
+    let renewed =
+        || node.kubectl(&["-n", "kube-node-lease", "get", &lease, "-o", "jsonpath={.spec.renewTime}"]).ok();
+    let old = renewed();
+    eventually("the Lease to be renewed", || (renewed() != old).then_some(()));
+    node.kubectl(&["delete", "pod", "goes", "--timeout=250s"]).ok();
+    node.kubectl(&["delete", "namespace", "goes", "--timeout=250s"]).ok();
+    node.wait(&format!("node/{}", node.node), "condition=Ready");
+
+    step("deleted: there is room again");
+    for number in 0..written {
+        assert_eq!(call("DELETE", &format!("{maps}/large-{number}"), "").0, 200);
+    }
+    node.kubectl(&["create", "configmap", "more"]).ok();
+    let status = node.kedge(&["status"]).ok();
+    assert!(!status.contains("store full") && !status.contains("store filling"), "{status}");
+    node.wait("pod/stays", "condition=Ready");
+}

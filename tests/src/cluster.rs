@@ -271,7 +271,13 @@ impl Cluster {
     /// When it does not run.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the node runs").id()
+        self.child.as_ref().map_or_else(|| self.background_pid(), Child::id)
+    }
+
+    /// `kedge join` and `kedge start` leave it in the background.
+    fn background_pid(&self) -> u32 {
+        let file = fs::read_to_string(self.dir.join("run/kedge.pid")).expect("the node runs");
+        file.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
     }
 
     /// Ends `kedge run` as SIGKILL does: nothing is saved, nothing is told.
@@ -286,10 +292,8 @@ impl Cluster {
             child.wait().expect("wait for the node");
             return;
         }
-        // `kedge join` and `kedge start` leave it in the background.
         self.child = None;
-        let file = fs::read_to_string(self.dir.join("run/kedge.pid")).expect("the node runs");
-        let pid = file.lines().next().and_then(|line| line.parse().ok()).expect("a process id");
+        let pid = i32::try_from(self.background_pid()).expect("a process id");
         let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("send SIGKILL");
         // Closer than `eventually` looks: tests measure from here.
@@ -316,6 +320,16 @@ impl Cluster {
     #[must_use]
     pub fn kedge(&self, arguments: &[&str]) -> Out {
         run(command_in(self.namespace.as_deref(), &self.binary).args(arguments).args(&self.flags), b"")
+    }
+
+    /// Runs a shell line on the node's host, with `KEDGE` as the binary.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn shell(&self, line: &str) -> String {
+        let mut command = command_in(self.namespace.as_deref(), "sh");
+        run(command.env("KEDGE", &self.binary).args(["-c", line]), b"").ok()
     }
 
     /// Begins a `kedge` command with the node's flags; its output can be read when it ends.

@@ -7,7 +7,7 @@
 //!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
 //! ```
 //!
-//! Sections: start idle requests watch schedule pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
+//! Sections: start idle requests watch schedule services pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
 //! how long the idle node is looked at (120). `soak [--minutes 30]` is done only when named: a node with dns
 //! and metrics on is left alone for that long. `etcd` needs etcd (`ETCD`, or from PATH), or says that it is
 //! left out. The driver runs on the same machine and takes its share of the
@@ -21,6 +21,7 @@ mod pods;
 mod process;
 mod requests;
 mod schedule;
+mod services;
 mod soak;
 mod start;
 mod table;
@@ -90,6 +91,10 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
     if asked("schedule") {
         kedge_tests::step("schedule");
         schedule::measure(&target, &cluster.node, &mut table).await?;
+    }
+    if asked("services") {
+        kedge_tests::step("services");
+        services::measure(&cluster, &target, &mut table).await?;
     }
     if asked("pods") {
         kedge_tests::step("pods");

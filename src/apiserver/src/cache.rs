@@ -14,7 +14,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 use kedge_store::{Change, Entry, Key, Observer};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::extract::{Extracted, Paths};
 
@@ -429,6 +429,8 @@ pub(crate) struct Cache {
     buckets: RwLock<HashMap<Box<str>, Arc<Bucket>>>,
     paths: RwLock<HashMap<Box<str>, Paths>>,
     revision: AtomicU64,
+    /// Wakes who waits for a revision of the future.
+    grown: Notify,
     /// The revision of the last replacement of everything; a new bucket's history starts there.
     floor: AtomicU64,
     /// The bytes of all histories.
@@ -444,6 +446,7 @@ impl Cache {
             buckets: RwLock::default(),
             paths: RwLock::new(paths),
             revision: AtomicU64::new(0),
+            grown: Notify::new(),
             floor: AtomicU64::new(0),
             total: Arc::default(),
             marks: Mutex::default(),
@@ -453,6 +456,19 @@ impl Cache {
     /// The revision up to which every bucket is complete.
     pub(crate) fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
+    }
+
+    /// Returns when this revision is there.
+    pub(crate) async fn reached(&self, revision: u64) {
+        loop {
+            let mut grown = std::pin::pin!(self.grown.notified());
+            // From here on no growth is missed.
+            grown.as_mut().enable();
+            if self.revision() >= revision {
+                return;
+            }
+            grown.await;
+        }
     }
 
     /// The bucket of a resource, made when it is not there yet.
@@ -548,6 +564,7 @@ impl Observer for Cache {
             bucket.replace(revision, objects);
         }
         self.revision.store(revision, Ordering::Release);
+        self.grown.notify_waiters();
         for bucket in buckets.values() {
             bucket.changed.send_replace(revision);
         }
@@ -564,6 +581,7 @@ impl Observer for Cache {
             }
         }
         self.revision.store(revision, Ordering::Release);
+        self.grown.notify_waiters();
         for bucket in touched {
             bucket.changed.send_replace(revision);
         }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use kedge_api::registry::{Registry, Resource};
@@ -50,6 +51,9 @@ pub struct FrontProxy {
     /// The front-proxy authority in PEM: what they check it against.
     pub ca: String,
 }
+
+/// How long a read waits for a revision of the future (apiserver cacher, `blockTimeout`).
+const FRESH_WITHIN: Duration = Duration::from_secs(3);
 
 pub(crate) struct State {
     pub(crate) config: Config,
@@ -109,6 +113,17 @@ impl State {
     /// The revision that a fresh read is served from.
     pub(crate) async fn fresh_revision(&self) -> Result<u64, Status> {
         self.store.read_barrier().await.map_err(|error| unavailable(&error))
+    }
+}
+
+impl State {
+    /// Waits for a revision that is not there yet. False: it is none of this store's, for nobody can have seen
+    /// what was never acknowledged; so it is from before the store was restored to an older state.
+    pub(crate) async fn reaches(&self, revision: u64) -> Result<bool, Status> {
+        if self.cache.revision() >= revision || self.fresh_revision().await? >= revision {
+            return Ok(true);
+        }
+        Ok(tokio::time::timeout(FRESH_WITHIN, self.cache.reached(revision)).await.is_ok())
     }
 }
 

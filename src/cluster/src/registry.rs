@@ -3,9 +3,11 @@
 //!
 //! It lies in the replicated store, which this module knows only as [`Records`].
 
+mod lost;
 mod replica;
 mod tokens;
 
+pub use lost::{is_of_nodes, strike_others};
 pub use replica::Replica;
 pub use tokens::TokenSummary;
 

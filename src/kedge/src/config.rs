@@ -20,7 +20,7 @@ pub(crate) use self::file::{files, persist};
 pub(crate) use self::settings::Settings;
 use self::settings::{Origin, SETTINGS};
 pub(crate) use self::values::Taint;
-use self::values::{Reader, is_domain, is_identifier};
+use self::values::{Reader, is_domain, is_identifier, size_text};
 
 mod networks;
 
@@ -94,6 +94,8 @@ pub(crate) struct Config {
     pub(crate) snapshot_interval: Option<Duration>,
     /// How many of these are kept.
     pub(crate) snapshot_keep: usize,
+    /// How many bytes the datastore's objects may take; 0: no limit.
+    pub(crate) store_quota: u64,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
     /// Further labels of the Node object.
@@ -108,6 +110,15 @@ pub(crate) struct Config {
     pub(crate) role: Role,
     /// What was said, and where.
     pub(crate) given: Settings,
+}
+
+/// The most that objects take where nobody says otherwise, as etcd's: 2 GiB.
+const MOST_QUOTA: u64 = 2 << 30;
+
+/// All objects are in memory too: a small board's must not be filled with them.
+fn usual_quota(memory: Option<u64>) -> u64 {
+    let whole_mebibytes = |bytes: u64| bytes >> 20 << 20;
+    memory.map_or(MOST_QUOTA, |memory| whole_mebibytes(memory / 4).clamp(64 << 20, MOST_QUOTA))
 }
 
 impl Config {
@@ -155,6 +166,7 @@ impl Config {
             own_pod_network: reader.pod_network("pod-network"),
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
+            store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
             node_labels: reader.labels("node-labels"),
             node_taints: reader.taints("node-taints"),
@@ -315,6 +327,7 @@ impl Config {
                 self.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs()))
             }
             "snapshot-keep" => self.snapshot_keep.to_string(),
+            "store-quota" => size_text(self.store_quota),
             "registries" => path(&self.registries),
             "role" => match self.role {
                 Role::Worker => "worker".to_owned(),
@@ -529,5 +542,33 @@ mod tests {
         let again = load(&text, &[]).unwrap();
         assert_eq!(Config { given: config.given.clone(), ..again }, config);
         assert_eq!(hide_token("192.0.2.1:25000/secret/abc"), "192.0.2.1:25000/<token>/abc");
+    }
+
+    #[test]
+    fn the_store_has_a_quota() {
+        for (text, bytes, shown) in [
+            ("512Mi", 512 << 20, "512Mi"),
+            ("2Gi", 2 << 30, "2Gi"),
+            ("1048577", 1_048_577, "1048577"),
+            ("1536Mi", 1536 << 20, "1536Mi"),
+            ("off", 0, "off"),
+        ] {
+            let config = load("", &[("store-quota", text)]).unwrap();
+            assert_eq!(config.store_quota, bytes, "{text}");
+            assert_eq!(config.value("store-quota").as_deref(), Some(shown));
+        }
+        for text in ["much", "-1", "10Ki", "99999999999Gi"] {
+            let faults = load("", &[("store-quota", text)]).unwrap_err().to_string();
+            assert!(faults.contains("store-quota") && faults.contains(text), "{faults}");
+        }
+        let gibibyte = 1 << 30;
+        for (memory, quota) in [
+            (None, 2 * gibibyte),
+            (Some(32 * gibibyte), 2 * gibibyte),
+            (Some(gibibyte), gibibyte / 4),
+            (Some(gibibyte / 16), gibibyte / 16),
+        ] {
+            assert_eq!(usual_quota(memory), quota, "{memory:?}");
+        }
     }
 }

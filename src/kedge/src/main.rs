@@ -27,6 +27,7 @@ mod service;
 mod snapshot;
 mod status;
 mod storage;
+mod switch;
 
 use std::ffi::OsString;
 use std::path::Path;

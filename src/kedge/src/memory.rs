@@ -11,6 +11,14 @@ use nix::sys::mman::{MmapAdvise, madvise};
 /// What follows the readiness (first status, first leases) still belongs to the start.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// The machine's memory in bytes.
+pub(crate) fn total() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
 /// Waits until the start is over, then unmaps the binary's code and constants.
 pub(crate) async fn trim_after_start() {
     tokio::time::sleep(SETTLED).await;

@@ -209,6 +209,20 @@ fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
             "free some space (df -h); kedge goes on by itself",
         ));
     }
+    if stats.quota_exceeded || stats.quota_bytes > 0 && stats.bytes >= stats.quota_bytes / 5 * 4 {
+        let (name, what) = if stats.quota_exceeded {
+            ("store full", "nothing is added (mvcc: database space exceeded); reading and deleting go on")
+        } else {
+            ("store filling", "beyond that nothing is added")
+        };
+        let (bytes, quota) = (crate::snapshot::size(stats.bytes), crate::snapshot::size(stats.quota_bytes));
+        warnings.push(warning(
+            name,
+            format!("the objects take {bytes} of {quota}: {what}"),
+            "delete what is not needed (kedge kubectl get --raw /metrics | grep storage_objects counts them), or \
+             raise --store-quota on the control-plane nodes and start them again",
+        ));
+    }
     if stats.sync_lately > SLOW_SYNC {
         let took = stats.sync_lately;
         warnings.push(warning(
@@ -278,6 +292,9 @@ async fn datastore(store: &Store) -> Datastore {
         has_leader: status.leader.is_some(),
         waits: status.waits.clone(),
         removed: status.removed,
+        term: status.term,
+        bytes: store.stats().bytes,
+        quota_bytes: store.stats().quota_bytes,
         members,
         last_snapshot: None,
         sync_micros: Some(store.stats().sync_lately)

@@ -89,6 +89,11 @@ pub(crate) fn journal_unit(config: &Config) -> Option<String> {
     unit.managed().then(|| unit.name().to_owned())
 }
 
+/// Does a service manager start this node's process again when it ends?
+pub(crate) fn is_managed(config: &Config) -> bool {
+    Unit::of(config).managed()
+}
+
 /// The file of the unit that Kedge itself writes for this node; `None` when a package owns the unit.
 pub(crate) fn own_unit_file(config: &Config) -> Option<PathBuf> {
     match Unit::of(config) {

@@ -190,6 +190,15 @@ pub(crate) struct Datastore {
     pub(crate) high_availability: bool,
     /// Without a leader nothing can be written.
     pub(crate) has_leader: bool,
+    /// Grows with each election.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) term: u64,
+    /// What the objects take, keys included, in bytes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) bytes: u64,
+    /// How much they may take; none on a worker.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) quota_bytes: u64,
     /// Why the group is not yet what its members ask for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) waits: Option<String>,
@@ -203,6 +212,11 @@ pub(crate) struct Datastore {
     /// How long a write to the log takes until it is on the disk, as a moving average, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sync_micros: Option<u64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A node that holds a copy of the data.
@@ -245,6 +259,10 @@ impl Datastore {
             (None, false) => "none (nothing can be written)".to_owned(),
         };
         text.push_str(&format!("  leader: {leader}, revision {}\n", self.revision));
+        if let Some(percent) = self.bytes.saturating_mul(100).checked_div(self.quota_bytes) {
+            let (bytes, quota) = (crate::snapshot::size(self.bytes), crate::snapshot::size(self.quota_bytes));
+            text.push_str(&format!("  objects: {bytes} of {quota} ({percent} %)\n"));
+        }
         if let Some(last) = &self.last_snapshot {
             let time = last.time.strftime("%Y-%m-%dT%H:%M:%SZ");
             text.push_str(&format!("  last snapshot: {time}, {}\n", crate::snapshot::size(last.bytes)));

@@ -120,6 +120,13 @@ pub enum CommitError {
     /// The disk is full; nothing changed. The store goes on as soon as there is space.
     #[error("the disk is full")]
     Full,
+    /// The objects take more than [`crate::Config::quota_bytes`] and this would add to them; nothing changed.
+    /// The words are etcd's.
+    #[error(
+        "etcdserver: mvcc: database space exceeded: the objects take {bytes} bytes and may take {quota}; delete what \
+         is not needed, or raise store-quota"
+    )]
+    Quota { bytes: u64, quota: u64 },
     /// The store is closed, or closing.
     #[error("the store is closed")]
     Closed,

@@ -43,6 +43,7 @@ mod wal;
 pub use command::{DecodeError, check_encoding};
 pub use error::{CommitError, Error, MemberError};
 pub use membership::Member;
+pub use recover::Book;
 pub use stats::Stats;
 pub use status::{MemberStatus, Role, Status};
 pub use store::{Recovered, Store};

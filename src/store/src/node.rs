@@ -495,6 +495,11 @@ impl Node {
         let counters = &self.shared.counters;
         counters.transactions.store(self.core.applied_transactions(), Relaxed);
         counters.keys.store(self.core.state.meta.count, Relaxed);
+        counters.bytes.store(self.core.state.bytes(), Relaxed);
+        counters.quota_bytes.store(self.config.quota_bytes, Relaxed);
+        if self.core.state.bytes() < self.config.quota_bytes / 8 * 7 {
+            counters.quota_exceeded.store(false, Relaxed);
+        }
         self.shared.alone.store(self.core.is_alone() && self.failed.is_none(), Release);
         self.shared.revision.store(self.core.state.meta.revision, Release);
         self.publish_status();

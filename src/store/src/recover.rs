@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::error::Error;
 use crate::membership::{self, Member};
 use crate::raftlog::RaftLog;
 use crate::snapshot;
-use crate::state::{Meta, State};
+use crate::state::{Meta, State, decode_object};
 use crate::stats::Counters;
 use crate::types::{Bootstrap, Config, Op, Txn};
 use crate::wal::{self, Wal};
@@ -382,9 +383,43 @@ pub(crate) fn reopen_engine(config: &Config, paths: &Paths, last: &Meta) -> Resu
     Ok(engine)
 }
 
+/// What a recovery does to keys that the store knows nothing of.
+pub trait Book: Send + 'static {
+    /// Whether the key's value is needed.
+    fn wants(&self, key: &str) -> bool;
+    /// The changes that go with the removal of these members. No key may occur twice.
+    fn rewrite(&self, removed: &[Member], values: &BTreeMap<String, Vec<u8>>) -> Vec<Op>;
+}
+
+/// The values that the book wants.
+fn values(state: &State, engine: &dyn Engine, book: &dyn Book) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let mut values = BTreeMap::new();
+    for pair in engine.objects() {
+        let (key, object) = pair?;
+        let Ok(key) = std::str::from_utf8(&key) else { continue };
+        if book.wants(key)
+            && let Some((entry, _)) = decode_object(key, &object)
+        {
+            values.insert(key.to_owned(), entry.bytes.to_vec());
+        }
+    }
+    for (key, entry) in state.overlay().iter().filter(|(key, _)| book.wants(key)) {
+        match entry {
+            Some(entry) => values.insert(key.to_string(), entry.bytes.to_vec()),
+            None => values.remove(&**key),
+        };
+    }
+    Ok(values)
+}
+
 /// Makes this member the only one of its group. All that its log holds is kept: part of it may not have
-/// been committed, but nobody else can say so any more.
-pub(crate) fn alone(config: &Config, counters: &Arc<Counters>) -> Result<crate::Recovered, Error> {
+/// been committed, but nobody else can say so any more. What `book` makes of the values of its own keys goes
+/// into the same new state.
+pub(crate) fn alone(
+    config: &Config,
+    book: &dyn Book,
+    counters: &Arc<Counters>,
+) -> Result<crate::Recovered, Error> {
     let paths = Paths::new(&config.dir);
     if !wal::exists(&paths.wal)? {
         return Err(Error::NoState { path: paths.dir, what: "there is no store in it".into() });
@@ -412,7 +447,8 @@ pub(crate) fn alone(config: &Config, counters: &Arc<Counters>) -> Result<crate::
             membership::address_key(&member.address),
         ]
     });
-    let ops = keys.map(|key| Op::Delete { key }).collect();
+    let mut ops: Vec<Op> = keys.map(|key| Op::Delete { key }).collect();
+    ops.extend(book.rewrite(&removed, &values(&state, engine.as_ref(), book)?));
     let txn = command::encode(&Txn { ops, ..Txn::default() });
     let command = command::decode(&txn).map_err(|source| Error::Entry { index: 0, source })?;
     state.apply(&command, &mut changes);

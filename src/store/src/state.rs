@@ -22,6 +22,12 @@ struct Slot {
     modified: Revision,
     /// The object's part of [`Meta::sum`].
     sum: u64,
+    /// Bytes of the value; a transaction has at most 4 MiB.
+    size: u32,
+}
+
+fn size_of(value: &[u8]) -> u32 {
+    u32::try_from(value.len()).unwrap_or(u32::MAX)
 }
 
 /// The latest change of each key since the last flush; `None`: deleted.
@@ -148,6 +154,8 @@ pub(crate) enum Outcome {
 pub(crate) struct State {
     pub(crate) meta: Meta,
     index: HashMap<Key, Slot>,
+    /// Bytes of all keys and values.
+    bytes: u64,
     overlay: Overlay,
     /// What the records of the store's own say.
     members: Members,
@@ -167,6 +175,7 @@ impl State {
         Self {
             meta,
             index: HashMap::new(),
+            bytes: 0,
             overlay: Overlay::new(),
             members: Members::new(),
             members_version: 0,
@@ -177,7 +186,9 @@ impl State {
     pub(crate) fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
         let Ok(key) = std::str::from_utf8(key) else { return false };
         let Some((entry, sum)) = decode_object(key, value) else { return false };
-        let slot = Slot { created: entry.created, modified: entry.modified, sum };
+        let size = size_of(&entry.bytes);
+        let slot = Slot { created: entry.created, modified: entry.modified, sum, size };
+        self.bytes += key.len() as u64 + u64::from(size);
         self.note_member(key, Some(&entry.bytes));
         entry.modified <= self.meta.revision && self.index.insert(key.into(), slot).is_none()
     }
@@ -191,6 +202,28 @@ impl State {
     /// The key as the index holds it, so that all share one allocation.
     pub(crate) fn shared_key(&self, key: &str) -> Option<Key> {
         self.index.get_key_value(key).map(|(key, _)| key.clone())
+    }
+
+    /// What all objects take: their keys and values, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many objects and bytes a command would add to the state as it is now; it may be less than none.
+    pub(crate) fn growth(&self, command: &Command<'_>) -> (i64, i64) {
+        command.ops.iter().fold((0, 0), |(objects, bytes), op| {
+            let (CommandOp::Put { key, .. } | CommandOp::Delete { key }) = *op;
+            let old = self.index.get(key).map(|slot| (key.len() + slot.size as usize) as i64);
+            let new = match op {
+                // The revision's digits come to it.
+                CommandOp::Put { bytes, splice, .. } => {
+                    Some((key.len() + bytes.len() + splice.map_or(0, |_| digits(self.meta.revision))) as i64)
+                }
+                CommandOp::Delete { .. } => None,
+            };
+            let objects = objects + i64::from(new.is_some()) - i64::from(old.is_some());
+            (objects, bytes + new.unwrap_or(0) - old.unwrap_or(0))
+        })
     }
 
     pub(crate) fn members(&self) -> &Members {
@@ -267,7 +300,11 @@ impl State {
                         modified: revision,
                     };
                     let sum = sum_of(&key, &entry);
-                    let slot = Slot { created: entry.created, modified: revision, sum };
+                    let size = size_of(&entry.bytes);
+                    let slot = Slot { created: entry.created, modified: revision, sum, size };
+                    self.bytes += u64::from(size);
+                    self.bytes -= old.map_or(0, |slot| u64::from(slot.size));
+                    self.bytes += if old.is_none() { key.len() as u64 } else { 0 };
                     self.meta.sum =
                         self.meta.sum.wrapping_sub(old.map_or(0, |slot| slot.sum)).wrapping_add(sum);
                     self.index.insert(key.clone(), slot);
@@ -277,6 +314,7 @@ impl State {
                 CommandOp::Delete { key } => {
                     if let Some((key, slot)) = self.index.remove_entry(key) {
                         self.meta.sum = self.meta.sum.wrapping_sub(slot.sum);
+                        self.bytes -= key.len() as u64 + u64::from(slot.size);
                         self.note_member(&key, None);
                         changes.push(Change { key, revision, entry: None });
                     }
@@ -293,6 +331,10 @@ impl State {
         }
         Outcome::Done
     }
+}
+
+fn digits(revision: Revision) -> usize {
+    revision.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
 fn splice_in(bytes: &[u8], splice: Option<u32>, revision: Revision) -> Bytes {
@@ -407,6 +449,28 @@ mod tests {
         assert_eq!((state.meta.count, state.meta.sum), (0, 0), "an empty state sums to nothing");
         assert_eq!(apply(&mut state, &[("a", Check::Any)], vec![]).0, conflict(None));
         assert_eq!(apply(&mut state, &[], vec![Op::Delete { key: "a".into() }]).0, Outcome::Nothing);
+    }
+
+    #[test]
+    fn bytes_are_counted_and_growth_is_foreseen() {
+        let mut state = State::empty(ConfState::default());
+        let foreseen = |state: &State, ops: Vec<Op>| {
+            let bytes = encode(&Txn { ops, ..Txn::default() });
+            state.growth(&decode(&bytes).unwrap())
+        };
+        let mut last = 0;
+        for (ops, growth, bytes) in [
+            (vec![put("a", "12345", None), put("bc", r#"{"v":""}"#, Some(6))], (2, 17), 17),
+            (vec![put("a", "123", None)], (0, -2), 15),
+            (vec![put("a", "123456", None), Op::Delete { key: "bc".into() }], (-1, -8), 7),
+            (vec![Op::Delete { key: "a".into() }, Op::Delete { key: "none".into() }], (-1, -7), 0),
+        ] {
+            assert_eq!(foreseen(&state, ops.clone()), growth, "{ops:?}");
+            apply(&mut state, &[], ops);
+            assert_eq!(state.bytes(), bytes);
+            assert_eq!(bytes as i64 - last, growth.1);
+            last = bytes as i64;
+        }
     }
 
     #[test]

@@ -16,6 +16,12 @@ pub struct Stats {
     pub transactions: u64,
     /// Keys that exist.
     pub keys: u64,
+    /// What they take, keys and values, in bytes.
+    pub bytes: u64,
+    /// How much they may take; 0: no limit.
+    pub quota_bytes: u64,
+    /// Something was refused for that, and not much has been deleted since. Only who leads knows.
+    pub quota_exceeded: bool,
     /// Snapshots made.
     pub snapshots: u64,
     /// Batches written to the engine.
@@ -37,6 +43,9 @@ pub(crate) struct Counters {
     pub(crate) wal_bytes: AtomicU64,
     pub(crate) transactions: AtomicU64,
     pub(crate) keys: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) quota_bytes: AtomicU64,
+    pub(crate) quota_exceeded: AtomicBool,
     pub(crate) snapshots: AtomicU64,
     pub(crate) engine_flushes: AtomicU64,
     pub(crate) sync_lately_micros: AtomicU64,
@@ -52,6 +61,9 @@ impl Default for Counters {
             wal_bytes: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             keys: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            quota_bytes: AtomicU64::new(0),
+            quota_exceeded: AtomicBool::new(false),
             snapshots: AtomicU64::new(0),
             engine_flushes: AtomicU64::new(0),
             sync_lately_micros: AtomicU64::new(0),
@@ -101,6 +113,9 @@ impl Counters {
             wal_bytes: self.wal_bytes.load(Relaxed),
             transactions: self.transactions.load(Relaxed),
             keys: self.keys.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            quota_bytes: self.quota_bytes.load(Relaxed),
+            quota_exceeded: self.quota_exceeded.load(Relaxed),
             snapshots: self.snapshots.load(Relaxed),
             engine_flushes: self.engine_flushes.load(Relaxed),
             sync_p50: percentile(50),

@@ -30,6 +30,9 @@ pub struct Config {
     pub snapshot_after_bytes: u64,
     /// Cache of the embedded engine in bytes. Reads do not come from it, so it may be small.
     pub cache_bytes: u64,
+    /// How many bytes the objects may take, keys included. Who leads refuses what would add to them beyond that
+    /// ([`crate::CommitError::Quota`]); 0: as many as there is space for.
+    pub quota_bytes: u64,
     /// How other members are reached; without it the store is alone and stays alone.
     pub cluster: Option<Cluster>,
 }
@@ -84,6 +87,7 @@ impl Config {
             segment_bytes: 4 << 20,
             snapshot_after_bytes: 16 << 20,
             cache_bytes: 2 << 20,
+            quota_bytes: 0,
             cluster: None,
         }
     }

@@ -183,6 +183,8 @@ pub(crate) fn commit_failed(error: &CommitError) -> Status {
     let text = kedge_base::Chain(error).to_string();
     match error {
         CommitError::TooLarge { .. } => Status::request_entity_too_large(text),
+        // As upstream passes it on from etcd; what the client can do about it is in the text.
+        CommitError::Quota { .. } => Status { code: 500, reason: "", message: text, details: None },
         _ => Status::service_unavailable(format!("the datastore did not accept the write: {text}")),
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
 use kedge_api::registry::Resource;
-use kedge_api::status::Status;
+use kedge_api::status::{Cause, Status};
 use kedge_api::table::partial_object_metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,9 +19,12 @@ use crate::cache::{Objects, Stored};
 use crate::respond::{self, Form};
 
 pub(crate) async fn get(context: &Arc<Context>) -> Result<Response<Body>, Status> {
-    if context.query.get("resourceVersion") != Some("0") {
+    let wanted = context.query.get("resourceVersion").unwrap_or_default();
+    check_version(wanted, "")?;
+    if wanted != "0" {
         context.state.fresh_revision().await?;
     }
+    not_beyond(context, wanted.parse().unwrap_or(0)).await?;
     let bucket = context.state.cache.bucket(&context.resource.storage_key);
     let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
     present(context, StatusCode::OK, &stored.bytes)
@@ -154,9 +157,8 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
                 context.state.fresh_revision().await?
             };
             let asked: u64 = wanted.parse().unwrap_or(0);
-            if asked > revision {
-                return Err(too_large_version(asked, revision));
-            }
+            not_beyond(context, asked).await?;
+            let revision = revision.max(asked);
             // The revision is read before the objects: they are never older than it says.
             let objects = bucket.objects();
             (revision, View::Whole(objects), prefix.clone())
@@ -216,8 +218,24 @@ pub(crate) fn invalid_match(detail: &str) -> Status {
     Status::invalid("meta.k8s.io", "ListOptions", "", vec![error])
 }
 
-pub(crate) fn too_large_version(asked: u64, current: u64) -> Status {
-    Status::timeout(format!("Too large resource version: {asked}, current: {current}"), 1)
+/// A revision of the future is waited for, then refused: apiserver storage
+/// `NewTooLargeResourceVersionError`, by whose cause client-go's reflectors know that they have to begin anew.
+pub(crate) async fn not_beyond(context: &Context, asked: u64) -> Result<(), Status> {
+    if context.state.reaches(asked).await? {
+        return Ok(());
+    }
+    let current = context.state.cache.revision();
+    let mut status = Status::timeout(too_large(asked, current), 1);
+    status.details.get_or_insert_default().causes.push(Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        ..Cause::default()
+    });
+    Err(status)
+}
+
+pub(crate) fn too_large(asked: u64, current: u64) -> String {
+    format!("Too large resource version: {asked}, current: {current}")
 }
 
 pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Status> {

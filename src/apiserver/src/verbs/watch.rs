@@ -11,7 +11,7 @@ use kedge_api::table::partial_object_metadata;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::read::{check_version, converted, invalid_match, parse, table, too_large_version};
+use super::read::{check_version, converted, invalid_match, not_beyond, parse, table, too_large};
 use super::{Context, select::Selection};
 use crate::cache::{self, Bucket, Event, EventKind, Stored, TooOld};
 use crate::respond::Form;
@@ -79,9 +79,8 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         } else {
             context.state.fresh_revision().await?
         };
-        if asked > revision {
-            return Err(too_large_version(asked, revision));
-        }
+        not_beyond(context, asked).await?;
+        let revision = revision.max(asked);
         let objects = bucket.objects();
         // An object newer than `revision` is sent again as an event; watchers accept that.
         let initial = if query.get("sendInitialEvents").is_some() && !streaming {
@@ -98,16 +97,17 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         let newest = initial.iter().map(|stored| stored.modified).max().unwrap_or(0);
         (revision.max(newest), initial)
     } else {
-        if asked > context.state.cache.revision() {
-            let current = context.state.fresh_revision().await?;
-            if asked > current {
-                return Err(too_large_version(asked, current));
-            }
-        }
         // As upstream's watch cache does it: what is wrong with a revision that could be read is told by an
         // event. Clients (kube-rs among them) list anew on such an event only, and would come back with the
         // same revision for ever after a plain 410: whenever a server's history is shorter than another's.
-        refused = bucket.events_after(asked, 0).err().map(|old| line("ERROR", &expired(&old).to_value()));
+        // Upstream lets a watch from a revision of the future wait in silence until that is there, which after
+        // a restore to an older state is never: here such a watcher is sent to list anew too.
+        let refusal = if context.state.reaches(asked).await? {
+            bucket.events_after(asked, 0).err().map(|old| expired(&old))
+        } else {
+            Some(Status::resource_expired(too_large(asked, context.state.cache.revision())))
+        };
+        refused = refusal.map(|status| line("ERROR", &status.to_value()));
         (asked, std::collections::VecDeque::new())
     };
     let seconds = match query.get("timeoutSeconds").and_then(|text| text.parse::<u64>().ok()) {

@@ -215,3 +215,47 @@ async fn streams_into_a_pod_need_create_and_an_upgrade() {
     }
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_of_the_future_is_waited_for_and_then_refused() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let made = client.make(MAPS, &config_map("a")).await;
+    let now: u64 = made["metadata"]["resourceVersion"].as_str().expect("version").parse().expect("number");
+
+    // What is there soon enough is served.
+    let soon = now + 3;
+    let path = format!("{MAPS}?resourceVersion={soon}&resourceVersionMatch=NotOlderThan");
+    let writes = async {
+        for name in ["b", "c", "d", "e"] {
+            client.make(MAPS, &config_map(name)).await;
+        }
+    };
+    let (listed, ()) = futures::join!(client.get(&path), writes);
+    assert_eq!(listed.0, StatusCode::OK, "{}", listed.1);
+    let version = listed.1["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
+    assert!(version >= Some(soon), "{}", listed.1);
+
+    // Each of the three by which client-go's reflectors know it.
+    let never = now + 1_000_000;
+    let streaming = format!(
+        "{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion={never}"
+    );
+    let paths =
+        [format!("{MAPS}?resourceVersion={never}"), format!("{MAPS}/a?resourceVersion={never}"), streaming];
+    for (status, body) in futures::future::join_all(paths.iter().map(|path| client.get(path))).await {
+        assert_eq!((status, &body["reason"]), (StatusCode::GATEWAY_TIMEOUT, &"Timeout".into()), "{body}");
+        assert_eq!(body["details"]["causes"][0]["reason"], "ResourceVersionTooLarge", "{body}");
+        assert_eq!(body["details"]["retryAfterSeconds"], 1, "{body}");
+        let message = body["message"].as_str().unwrap_or_default();
+        assert!(message.starts_with(&format!("Timeout: Too large resource version: {never}, current: ")));
+    }
+
+    // kube-runtime begins anew on an event of 410 only, client-go on that as well.
+    let mut watch = client.watch(&format!("{MAPS}?watch=1&resourceVersion={never}")).await;
+    let event = watch.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&"ERROR".into(), &410.into()), "{event}");
+    assert_eq!(event["object"]["reason"], "Expired", "{event}");
+    assert!(watch.next().await.is_none(), "the watch ends");
+    fixture.stop().await;
+}

@@ -47,6 +47,7 @@ pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, F
 
 fn offline(config: &Config) -> anyhow::Result<()> {
     let mut config = config.clone();
+    crate::switch::finish(&mut config)?;
     if let Some(joined) = Admitted::read(&config.pki_dir())? {
         anyhow::ensure!(
             joined.facts.role == Role::ControlPlane,

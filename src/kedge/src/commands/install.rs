@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::status::wait_until;
+use super::status::wait_started_until;
 use crate::cli::{Failure, InstallArgs};
 use crate::config::{self, Config, Settings};
 use crate::inspect::Moment;
@@ -115,7 +115,9 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
 
 /// Waits until the node is Ready, or lacks nothing but a pod network of the user's.
 pub(crate) fn wait_up(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
-    wait_until(config, limit, step, &|status| status.state == State::Ready || lacks_network(config, status))
+    wait_started_until(config, limit, step, &|status| {
+        status.state == State::Ready || lacks_network(config, status)
+    })
 }
 
 /// Is the only thing that this node waits for a pod network of the user's?
@@ -138,7 +140,7 @@ fn bring_your_own(config: &Config) -> String {
 }
 
 /// Keep the flags that were given, for the service and for later commands.
-fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
+pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
     // A file that was named but is not there is made, or the service would not find it.
     if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
         config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;

@@ -17,7 +17,7 @@ use kedge_base::Order as _;
 use kedge_cluster::{Admitted, Clock, HostPort, JoinString, LocalState, NodeFacts, Role, Staging};
 use serde_json::json;
 
-use super::status::wait_ready;
+use super::status::wait_started;
 use super::{block_on, install, require_root, uninstall};
 use crate::cli::{Failure, JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
@@ -26,7 +26,7 @@ use crate::inspect::Moment;
 use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
-use crate::{preflight, service};
+use crate::{preflight, service, switch};
 
 const SOON: Duration = Duration::from_secs(30);
 const LEFT: Duration = Duration::from_secs(240);
@@ -34,6 +34,10 @@ const LEFT: Duration = Duration::from_secs(240);
 /// Join, and return when the node is Ready in its new cluster.
 pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result<ExitCode, Failure> {
     require_root()?;
+    // A restore that was cut off is finished before anything takes its place.
+    let mut config = config.clone();
+    switch::finish(&mut config)?;
+    let config = &config;
     let string: JoinString = args
         .string
         .parse()
@@ -90,8 +94,14 @@ fn replace(
     install::for_next_start(config, given)?;
 
     step.update("starting");
-    service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    let status = service::start(config)
+        .and_then(|_| wait_started(config, Duration::from_secs(args.timeout), step))
+        .map_err(|error| {
+            anyhow::anyhow!(
+                "{error:#}\nthe node was admitted: when the cause is gone, kedge start goes on with it; kedge leave \
+                 takes it back"
+            )
+        })?;
     if status.state != State::Ready {
         anyhow::bail!(
             "the node was admitted but is not Ready after {} s\n{}{}\nit goes on trying; see kedge status and the \
@@ -163,6 +173,9 @@ fn local_state(config: &Config) -> anyhow::Result<LocalState> {
 /// Leave the cluster: drained, off its books, and a fresh single node again.
 pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failure> {
     require_root()?;
+    let mut config = config.clone();
+    switch::finish(&mut config)?;
+    let config = &config;
     let staging = Staging::new(config.data_dir.join("join"));
     // A founder that does not run cannot tell whether there are others: --force takes the operator's word.
     if !args.force
@@ -226,7 +239,7 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
     }
     staging.finish(&config.pki_dir()).context("tidy up")?;
     service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
     if status.state != State::Ready {
         anyhow::bail!("the single node is not Ready after {} s\n{}", args.timeout, status.to_short());
     }

@@ -1,32 +1,40 @@
 //! `kedge recover`: the cluster goes on with this node's copy alone, when most control-plane nodes are lost
 //! for good.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use kedge_cluster::{Admitted, NodeId, NodeRecord, Role};
 use kedge_store::backup::{self, Inspected};
-use kedge_store::{Recovered, Store};
+use kedge_store::{Member, Op, Recovered, Store, Value};
 use serde_json::json;
 
-use super::status::wait_ready;
+use super::status::wait_started;
 use super::{block_on, confirm, require_root};
 use crate::cli::{Failure, RecoverArgs};
 use crate::config::Config;
 use crate::control::{self, CallError};
-use crate::node::ops::RemoveNode;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 use crate::service;
 use crate::status::State;
+use crate::switch;
 
 const SOON: Duration = Duration::from_secs(60);
+/// Below the data folder: the store as it was before the last recovery.
+const KEPT: &str = "before-recover";
 
 /// Say what may be lost, ask, rebuild the group of this node alone, start, forget the others.
 pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     let mut config = config.clone();
+    switch::finish(&mut config)?;
     if let Some(joined) = Admitted::read(&config.pki_dir())? {
         if joined.facts.role == Role::Worker {
             return Err(Failure::Failed(anyhow::anyhow!(
@@ -49,7 +57,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
                     "this node is the only member already: there is nothing to recover"
                 )));
             }
-            confirm("Go on with this node's copy alone? This cannot be undone.", args.yes)
+            confirm("Go on with this node's copy alone?", args.yes)
         });
     if !matches!(go_on, Ok(true)) {
         if ran {
@@ -69,6 +77,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
                 "recovered at revision {}; this node is the only member and Ready",
                 recovered.revision
             ));
+            output::say(&way_back(&config));
             let names: Vec<&str> = recovered.removed.iter().map(|member| member.name.as_str()).collect();
             if !names.is_empty() {
                 output::say(&format!(
@@ -128,29 +137,119 @@ fn rebuild(
     args: &RecoverArgs,
     step: &mut Step,
 ) -> anyhow::Result<Recovered> {
-    let recovered = match block_on(Store::recover(store)) {
+    step.update("copying the present datastore");
+    keep_copy(&config.data_dir, &config.store_dir()).with_context(|| {
+        format!("copy the datastore to {}; nothing was changed", config.data_dir.join(KEPT).display())
+    })?;
+    step.update("rebuilding the datastore of this node alone");
+    let others = Others { own: NodeId::new(store.node_id) };
+    let recovered = match block_on(Store::recover(store, others)) {
         Ok(recovered) => recovered.context("rebuild the datastore")?,
         Err(Failure::Failed(error)) => return Err(error),
         Err(Failure::Usage(text)) => anyhow::bail!(text),
     };
     step.update("starting");
-    service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    let back = || format!("the datastore is recovered, but the node is not Ready\n{}", way_back(config));
+    service::start(config).with_context(back)?;
+    let status = wait_started(config, Duration::from_secs(args.timeout), step).with_context(back)?;
     if status.state != State::Ready {
         anyhow::bail!(
-            "the datastore is recovered but the node is not Ready after {} s\n{}the log is {}",
+            "the datastore is recovered but the node is not Ready after {} s\n{}the log is {}\n{}",
             args.timeout,
             status.to_short(),
-            service::log_place(config)
+            service::log_place(config),
+            way_back(config)
         );
     }
-    step.update("taking the others off the cluster's book");
-    for member in &recovered.removed {
-        let wish = RemoveNode { node: NodeId::new(member.id).to_string(), force: true };
-        let removed = control::call::<String>(&config.status_socket(), "POST", "/remove-node", &wish, SOON);
-        if let Err(error) = removed {
-            output::complain(&format!("{} is still in the cluster's book: {error}", member.name));
+    Ok(recovered)
+}
+
+/// The other control-plane nodes leave the cluster's book in the recovery itself.
+struct Others {
+    own: NodeId,
+}
+
+impl kedge_store::Book for Others {
+    fn wants(&self, key: &str) -> bool {
+        kedge_cluster::is_of_nodes(key)
+    }
+
+    fn rewrite(&self, _: &[Member], values: &BTreeMap<String, Vec<u8>>) -> Vec<Op> {
+        let changes = kedge_cluster::strike_others(self.own, values, Timestamp::now());
+        let deletes = changes.deletes.into_iter().map(|key| Op::Delete { key: key.into() });
+        let puts = changes.puts.into_iter().map(|(key, bytes)| Op::Put {
+            key: key.into(),
+            value: Value { bytes: bytes.into(), splice: None },
+        });
+        deletes.chain(puts).collect()
+    }
+}
+
+/// How a recovery that was a mistake is undone.
+fn way_back(config: &Config) -> String {
+    let flags: String = config.file_flags().iter().map(|flag| format!(" {flag}")).collect();
+    let (kept, store) = (config.data_dir.join(KEPT), config.store_dir());
+    let (kept, store) = (kept.display(), store.display());
+    format!(
+        "the datastore as it was is in {kept} (the next recovery replaces it; delete it when all is well); while \
+         nobody has joined since, this goes back to it:\n  kedge{flags} stop && mv {store} {store}.recovered && cp \
+         -a {kept} {store} && kedge{flags} start"
+    )
+}
+
+/// Copies the store's folder. One copy is kept: a new one takes the old one's place when it is whole.
+fn keep_copy(data_dir: &Path, store: &Path) -> io::Result<()> {
+    let (kept, unfinished) = (data_dir.join(KEPT), data_dir.join(format!("{KEPT}.part")));
+    remove(&unfinished)?;
+    copy(store, &unfinished)?;
+    remove(&kept)?;
+    fs::rename(&unfinished, &kept)?;
+    kedge_base::sync_dir(data_dir)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// With everything on the disk when it returns. Where the file system can, files share their blocks.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), &target)?;
+            fs::File::open(&target)?.sync_all()?;
         }
     }
-    Ok(recovered)
+    kedge_base::sync_dir(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_copy_is_kept_and_a_half_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        fs::create_dir_all(store.join("wal")).unwrap();
+        for content in ["one", "two"] {
+            fs::write(store.join("wal/1"), content).unwrap();
+            // What an attempt without space has left.
+            fs::create_dir_all(dir.path().join("before-recover.part/wal")).unwrap();
+            keep_copy(dir.path(), &store).unwrap();
+            assert_eq!(fs::read_to_string(dir.path().join("before-recover/wal/1")).unwrap(), content);
+            assert!(!dir.path().join("before-recover.part").exists());
+        }
+        assert!(keep_copy(dir.path(), &dir.path().join("none")).is_err());
+        assert!(dir.path().join("before-recover/wal/1").exists(), "the old copy outlives a failure");
+    }
 }

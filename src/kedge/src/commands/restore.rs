@@ -1,8 +1,9 @@
 //! `kedge snapshot restore`: this node becomes the only one of a cluster with what the snapshot holds.
 //!
-//! Everything is built beside the present state first; then two renames put it in place. What was there
-//! is kept. The new datastore's revision is above every one that a client of the old one can have seen, and
-//! every object gets it, so nothing that watches or holds a version sees time go backwards.
+//! Everything is built beside the present state first; then one rename puts it in place (see
+//! [`crate::switch`]). What was there is kept. The new datastore's revision is above every one that a client of
+//! the old one can have seen, and every object gets it, so nothing that watches or holds a version sees time go
+//! backwards.
 //!
 //! Not brought back: the datastore's members and the control-plane nodes in the cluster's book, because the
 //! group begins anew with this node; and join tokens, because one that was used since would be good again.
@@ -16,12 +17,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use kedge_cluster::{Admitted, NodeId, NodeRecord, Replica, Role, Staging};
+use kedge_cluster::{Admitted, NodeId, NodeRecord, Replica, Role};
 use kedge_store::backup::{self, Inspected};
 use serde_json::json;
 
 use super::snapshot::describe;
-use super::status::wait_ready;
+use super::status::wait_started;
 use super::{confirm, install, require_root, uninstall};
 use crate::cli::{Failure, RestoreArgs};
 use crate::config::{Config, Settings, joined};
@@ -30,6 +31,7 @@ use crate::node::{self, ops, shared};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
 use crate::status::{State, Status};
+use crate::switch::{self, Plan};
 use crate::{control, preflight, service};
 
 /// Where it is not known how far the old datastore came, clients may have seen so many more revisions:
@@ -39,6 +41,9 @@ const UNKNOWN: u64 = 1_000_000_000;
 /// Verify, ask, replace, start, wait until the node is Ready.
 pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Result<ExitCode, Failure> {
     require_root()?;
+    let mut config = config.clone();
+    switch::finish(&mut config)?;
+    let config = &config;
     let joined = Admitted::read(&config.pki_dir()).ok().flatten();
     if joined.as_ref().is_some_and(|joined| joined.facts.role == Role::Worker) {
         return Err(Failure::Failed(anyhow::anyhow!(
@@ -152,20 +157,25 @@ fn replace(
         true
     };
     step.update("building the datastore");
-    let done = match build(config, verified, same) {
+    let mut config = config.clone();
+    let done = match build(&config, given, verified, same) {
         Ok(done) => done,
         Err(error) => {
-            let hint = if ran && same { service::start(config).err() } else { None };
+            let hint = if ran && same { service::start(&config).err() } else { None };
             if let Some(failed) = hint {
                 output::complain(&format!("kedge was not started again: {failed:#}"));
             }
             return Err(error.context("the present state was left as it is"));
         }
     };
+    switch::finish(&mut config).with_context(|| {
+        format!("the snapshot is restored; kedge start finishes it (former state: {})", done.aside.display())
+    })?;
+    let config = &config;
     install::for_next_start(config, given)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_ready(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
     if status.state != State::Ready {
         anyhow::bail!(
             "the snapshot is restored but the node is not Ready after {} s\n{}{}\nthe log is {}; the former state \
@@ -180,12 +190,10 @@ fn replace(
     Ok((status, done))
 }
 
-/// Builds keys and datastore, then swaps them for the present ones.
-fn build(config: &Config, verified: &Verified, same: bool) -> anyhow::Result<Done> {
-    let scratch = Config { data_dir: config.data_dir.join("restore"), ..config.clone() };
-    if scratch.data_dir.exists() {
-        fs::remove_dir_all(&scratch.data_dir).context("remove what an earlier attempt left")?;
-    }
+/// Builds keys and datastore, and declares them the node's.
+fn build(config: &Config, given: &Settings, verified: &Verified, same: bool) -> anyhow::Result<Done> {
+    let built = switch::begin(&config.data_dir).context("remove what an earlier attempt left")?;
+    let scratch = Config { data_dir: built, ..config.clone() };
     let present = if same { present(config) } else { None };
     let others = present.as_ref().map(|(own, found)| {
         found
@@ -222,24 +230,20 @@ fn build(config: &Config, verified: &Verified, same: bool) -> anyhow::Result<Don
     drop(pki);
 
     let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ");
-    let aside = config.data_dir.join(format!("before-restore-{time}"));
-    fs::create_dir_all(&aside)
-        .and_then(|()| fs::set_permissions(&aside, fs::Permissions::from_mode(0o700)))
-        .with_context(|| format!("create {}", aside.display()))?;
+    let aside = format!("before-restore-{time}");
     let mut away = vec!["store", "pki", "api-servers.json"];
     if !same {
         away.push("kubelet");
     }
-    for name in away {
-        move_away(&config.data_dir.join(name), &aside.join(name))?;
-    }
-    for (from, to) in [(scratch.pki_dir(), config.pki_dir()), (scratch.store_dir(), config.store_dir())] {
-        fs::rename(&from, &to).with_context(|| format!("put {} in place", to.display()))?;
-    }
-    kedge_base::sync_dir(&config.data_dir).context("sync the data folder")?;
-    let _ = fs::remove_dir_all(&scratch.data_dir);
-    // A join that was under way is none any more.
-    Staging::new(config.data_dir.join("join")).finish(&config.pki_dir()).context("tidy up")?;
+    let plan = Plan {
+        aside: aside.clone(),
+        away: away.into_iter().map(str::to_owned).collect(),
+        fresh: ["pki", "store"].map(str::to_owned).into(),
+        settings: given.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        cluster: header.cluster.clone(),
+    };
+    switch::commit(&config.data_dir, &plan).context("put what was restored in place")?;
+    let aside = config.data_dir.join(aside);
     let mut dropped: BTreeSet<String> = book
         .iter()
         .filter(|record| record.role == Role::ControlPlane)
@@ -298,14 +302,6 @@ fn make_keys(config: &Config, target: &Path, verified: &Verified, keep_own: bool
         }
     }
     Ok(())
-}
-
-fn move_away(from: &Path, to: &Path) -> anyhow::Result<()> {
-    match fs::rename(from, to) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("move {} to {}", from.display(), to.display())),
-    }
 }
 
 /// Nodes that the snapshot knows and that may not be there.

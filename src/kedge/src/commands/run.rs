@@ -17,13 +17,13 @@ use crate::config::Config;
 use crate::node::Ended;
 use crate::process::Process;
 use crate::status::LastFailure;
-use crate::{node, preflight, service};
+use crate::{node, preflight, service, switch};
 
 /// hickory logs every answer at INFO.
 const USUAL_LOG: &str = "info,hickory_server=warn,hickory_net=warn";
 
 /// Run until SIGTERM or SIGINT.
-pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     // A process that starts itself again has its session already.
     if args.detach && nix::unistd::getsid(None) != Ok(nix::unistd::getpid()) {
@@ -44,6 +44,12 @@ pub(crate) fn run(config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     let own = Process::own().context("find this process in /proc")?;
     let pid_file = config.pid_file();
     own.record(&pid_file).with_context(|| format!("write {}", pid_file.display()))?;
+    // What the service manager tells to stop meanwhile it goes on with at the next start.
+    if let Err(error) = switch::finish(&mut config) {
+        let _ = std::fs::remove_file(&pid_file);
+        let _ = LastFailure::record(&error, &config);
+        return Err(error.into());
+    }
     preflight::load_modules();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::require_root;
+use super::status::Deaths;
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::{output, service, status};
@@ -22,10 +23,16 @@ pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure>
         }
     };
     let deadline = Instant::now() + limit;
+    let mut deaths = Deaths::new(config);
     loop {
         match status::ask(&config.status_socket()) {
             Ok(Some(_)) => break,
-            Ok(None) => {}
+            Ok(None) => {
+                if let Err(error) = deaths.look() {
+                    step.abandon();
+                    return Err(error.into());
+                }
+            }
             Err(error) => step.update(&format!("starting kedge: {error}")),
         }
         if Instant::now() >= deadline {

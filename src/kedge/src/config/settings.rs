@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 28] = [
+pub(crate) const SETTINGS: [Setting; 29] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -122,6 +122,13 @@ pub(crate) const SETTINGS: [Setting; 28] = [
         "How often a snapshot is kept in DATA_DIR/snapshots: 90m, 12h, 7d, or off",
     ),
     row("snapshot-keep", "KEDGE_SNAPSHOT_KEEP", "NUMBER", "5", "How many of these are kept"),
+    row(
+        "store-quota",
+        "KEDGE_STORE_QUOTA",
+        "SIZE",
+        "2Gi, or a quarter of the memory if that is less",
+        "How much all objects may take: 512Mi, 2Gi, or off; beyond that nothing is added until something is deleted",
+    ),
     row(
         "registries",
         "KEDGE_REGISTRIES",

@@ -18,6 +18,24 @@ pub(crate) struct Taint {
     pub(crate) effect: String,
 }
 
+const SMALLEST_SIZE: u64 = 1 << 20;
+const UNITS: [(&str, u32); 4] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+
+fn parse_size(text: &str) -> Option<u64> {
+    let unit = UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (digits, shift) = unit.unwrap_or((text, 0));
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// The text that [`Reader::size`] reads as this.
+pub(super) fn size_text(size: u64) -> String {
+    if size == 0 {
+        return "off".to_owned();
+    }
+    let whole = UNITS.iter().rev().find(|(_, shift)| size.trailing_zeros() >= *shift);
+    whole.map_or_else(|| size.to_string(), |(unit, shift)| format!("{}{unit}", size >> shift))
+}
+
 /// Reads settings one by one and collects what is wrong; a fault yields the default.
 pub(super) struct Reader {
     pub(super) settings: Settings,
@@ -58,6 +76,25 @@ impl Reader {
             Err(fault) => {
                 self.faults.push(format!("{key}: {fault} (or off)"));
                 None
+            }
+        }
+    }
+
+    /// `512Mi`, `2Gi`, or `off`, which is 0.
+    pub(super) fn size(&mut self, key: &str, default: u64) -> u64 {
+        let Some(text) = self.optional::<String>(key, "a size") else { return default };
+        if matches!(text.as_str(), "off" | "never" | "0") {
+            return 0;
+        }
+        match parse_size(&text) {
+            Some(size) if size >= SMALLEST_SIZE => size,
+            Some(_) => {
+                self.fault(key, &format!("{text:?} is less than 1Mi"));
+                default
+            }
+            None => {
+                self.fault(key, &format!("{text:?} is no size such as 512Mi or 2Gi (or off)"));
+                default
             }
         }
     }

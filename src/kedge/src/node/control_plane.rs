@@ -151,6 +151,7 @@ fn store_config(
 ) -> anyhow::Result<kedge_store::Config> {
     let mut store = kedge_store::Config::new(config.store_dir());
     store.node_id = pki.node_id().get();
+    store.quota_bytes = config.store_quota;
     let mut cluster = Cluster::new(Arc::new(StoreDial(Dialer::new(pki)?)));
     if let Some(admitted) = joined {
         let peer = |peer: &kedge_cluster::Peer| Member {

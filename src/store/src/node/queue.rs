@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use kedge_base::Chain;
@@ -9,10 +10,13 @@ use kedge_base::Chain;
 use super::{Behind, LAZY, Node, PATIENCE, Proposal};
 use crate::command::CommandOp;
 use crate::error::{CommitError, Error};
+use crate::membership::is_reserved;
 use crate::transport::Outcome;
 
 /// Proposals that share one frame of the log, in bytes.
 const FRAME_BYTES: usize = 1 << 20;
+/// What a change may add to objects that are there although the quota is used up.
+const MARK_BYTES: i64 = 4 << 10;
 /// How much may pile up in memory while the engine is written.
 const STALL_BYTES: u64 = 16 << 20;
 
@@ -167,6 +171,7 @@ impl Node {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let mut touched = HashSet::new();
+        let mut grown = 0;
         while let Some(next) = self.queue.front() {
             if !batch.is_empty() && bytes + next.data.len() > FRAME_BYTES {
                 break;
@@ -177,6 +182,10 @@ impl Node {
             }
             if let Some(conflict) = self.hopeless(&proposal.data, &mut touched) {
                 proposal.ticket.answer(Err(conflict));
+                continue;
+            }
+            if let Some(refused) = self.exceeds_quota(&proposal.data, &mut grown) {
+                proposal.ticket.answer(Err(refused));
                 continue;
             }
             bytes += proposal.data.len();
@@ -201,6 +210,38 @@ impl Node {
             CommandOp::Put { key, .. } | CommandOp::Delete { key } => hash(key),
         }));
         None
+    }
+
+    /// Beyond the quota nothing is added: no object, and to those that are there no more than marks (that one
+    /// is to be deleted, that a node is alive), and these only up to a sixteenth above it. Whatever makes room
+    /// goes on. Counted is what the state holds and what this batch adds; what is on its way is seen in the
+    /// next one.
+    fn exceeds_quota(&self, data: &[u8], grown: &mut i64) -> Option<CommitError> {
+        let quota = self.config.quota_bytes;
+        let bytes = self.core.state.bytes();
+        if quota == 0 {
+            return None;
+        }
+        let command = crate::command::decode(data).ok()?;
+        let own = command.ops.iter().any(|op| {
+            let (CommandOp::Put { key, .. } | CommandOp::Delete { key }) = op;
+            is_reserved(key)
+        });
+        let (objects, added) = self.core.state.growth(&command);
+        let after = bytes.saturating_add_signed(*grown + added);
+        let small = objects <= 0 && added <= MARK_BYTES && after <= quota + quota / 16;
+        if own || added <= 0 || after <= quota || small {
+            *grown += added;
+            return None;
+        }
+        if !self.shared.counters.quota_exceeded.swap(true, Relaxed) {
+            tracing::error!(
+                bytes,
+                quota,
+                "the objects take all that store-quota allows: nothing is added until something is deleted"
+            );
+        }
+        Some(CommitError::Quota { bytes, quota })
     }
 
     /// Nothing that waits will be done any more.

@@ -4,6 +4,18 @@ use super::*;
 use crate::transport::{Dial, Dialing};
 use crate::types::{Cluster, Value};
 
+struct NoBook;
+
+impl Book for NoBook {
+    fn wants(&self, _: &str) -> bool {
+        false
+    }
+
+    fn rewrite(&self, _: &[Member], _: &BTreeMap<String, Vec<u8>>) -> Vec<Op> {
+        vec![]
+    }
+}
+
 struct Nowhere;
 
 impl Dial for Nowhere {
@@ -119,8 +131,8 @@ fn who_joins_begins_with_nobody_however_often() {
 fn recovery_needs_something_to_recover() {
     let dir = tempfile::tempdir().unwrap();
     let empty = config(&dir.path().join("empty"), 1, Bootstrap::New);
-    assert!(matches!(alone(&empty, &Arc::default()), Err(Error::NoState { .. })));
+    assert!(matches!(alone(&empty, &NoBook, &Arc::default()), Err(Error::NoState { .. })));
     let joined = config(&dir.path().join("joined"), 9, join());
     drop(open(&joined, &Paths::new(&joined.dir), &Arc::default()).unwrap());
-    assert!(matches!(alone(&joined, &Arc::default()), Err(Error::NoState { .. })));
+    assert!(matches!(alone(&joined, &NoBook, &Arc::default()), Err(Error::NoState { .. })));
 }

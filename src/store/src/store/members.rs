@@ -9,7 +9,7 @@ use super::Store;
 use crate::error::{CommitError, Error, MemberError};
 use crate::membership::{self, Member};
 use crate::node::Msg;
-use crate::recover;
+use crate::recover::{self, Book};
 use crate::status::{MemberStatus, Status};
 use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
 
@@ -262,12 +262,12 @@ impl Store {
 
     /// Rewrites the group of a closed store to this member alone: for when the majority is lost for good.
     /// The data stays, what was not yet committed included; what only others had is lost. The other members
-    /// must not be started again with their old folders.
+    /// must not be started again with their old folders. `book` says what the caller's own keys become.
     ///
     /// # Errors
     /// The folder is in use or damaged, or holds no data yet.
-    pub async fn recover(config: Config) -> Result<Recovered, Error> {
-        let work = tokio::task::spawn_blocking(move || recover::alone(&config, &Arc::default()));
+    pub async fn recover(config: Config, book: impl Book) -> Result<Recovered, Error> {
+        let work = tokio::task::spawn_blocking(move || recover::alone(&config, &book, &Arc::default()));
         work.await.map_err(|error| Error::Failed(error.to_string()))?
     }
 }

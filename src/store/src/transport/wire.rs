@@ -69,6 +69,7 @@ pub(super) enum Verdict {
     Unavailable = 4,
     Unknown = 5,
     Invalid = 6,
+    Quota = 7,
 }
 
 impl Proposed {
@@ -77,6 +78,7 @@ impl Proposed {
             Ok(revision) => (Verdict::Done, Some(revision), String::new()),
             Err(CommitError::Conflict { key, current }) => (Verdict::Conflict, current, key.to_string()),
             Err(CommitError::Full) => (Verdict::Full, None, String::new()),
+            Err(CommitError::Quota { bytes, quota }) => (Verdict::Quota, Some(quota), bytes.to_string()),
             Err(CommitError::Unavailable(text)) => (Verdict::Unavailable, None, text),
             Err(CommitError::Unknown(text)) => (Verdict::Unknown, None, text),
             Err(error @ (CommitError::Invalid(_) | CommitError::TooLarge { .. })) => {
@@ -95,6 +97,10 @@ impl Proposed {
             Verdict::Done => Ok(self.revision.unwrap_or(self.seen)),
             Verdict::Conflict => Err(CommitError::Conflict { key: self.text.into(), current: self.revision }),
             Verdict::Full => Err(CommitError::Full),
+            Verdict::Quota => Err(CommitError::Quota {
+                bytes: self.text.parse().unwrap_or_default(),
+                quota: self.revision.unwrap_or_default(),
+            }),
             Verdict::Unavailable => Err(CommitError::Unavailable(self.text)),
             Verdict::Unknown => Err(CommitError::Unknown(self.text)),
             Verdict::Invalid => Err(CommitError::Invalid(self.text)),

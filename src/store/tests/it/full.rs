@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use kedge_store::CommitError;
+use kedge_base::Tasks;
+use kedge_store::{CommitError, Config, Member, Store, Txn};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::model::{Model, Random, open};
+use crate::model::{Mirror, Model, Random, config, delete, open, put, txn};
 
 struct Mounted<'a>(&'a Path);
 
@@ -78,4 +80,63 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     assert_eq!((store.revision(), mirror.content()), (model.revision, model.content));
     store.close().await.unwrap();
     drop(mounted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_quota_nothing_is_added_and_deleting_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota = 256 << 10;
+    let limited = Config { quota_bytes: quota, ..config(dir.path()) };
+    let start = async || Store::open(limited.clone(), Arc::new(Mirror::default()), &Tasks::new("test")).await;
+    let store = start().await.unwrap();
+    let value = vec![b'x'; 4 << 10];
+    let mut made = 0;
+    let refused = loop {
+        match store.commit(txn(&[], vec![put(&format!("key{made:03}"), &value)])).await {
+            Ok(_) => made += 1,
+            Err(error) => break error,
+        }
+    };
+    let stats = store.stats();
+    eprintln!("FIGURE quota of {quota} bytes: {made} objects of {} bytes; {}", value.len(), stats.bytes);
+    assert!(matches!(refused, CommitError::Quota { quota: found, .. } if found == quota), "{refused}");
+    assert!(refused.to_string().contains("mvcc: database space exceeded"));
+    assert!(stats.bytes <= quota && stats.bytes + 5000 > quota, "{stats:?}");
+
+    let rest = usize::try_from(quota - stats.bytes).unwrap() - "fill".len();
+    store.commit(txn(&[], vec![put("fill", &vec![0; rest])])).await.unwrap();
+    assert_eq!(store.stats().bytes, quota);
+
+    // All of this at once, as it comes from many clients.
+    let larger = vec![b'y'; 12 << 10];
+    let many = (0..50).map(|i| store.commit(txn(&[], vec![put(&format!("more{i}"), &value)])));
+    for result in futures::future::join_all(many).await {
+        assert!(matches!(result, Err(CommitError::Quota { .. })), "{result:?}");
+    }
+    let updated = store.commit(txn(&[], vec![put("key000", &larger)])).await;
+    assert!(matches!(updated, Err(CommitError::Quota { .. })), "{updated:?}");
+    // A mark on what is there, the same size, a smaller one, another one in place of two, a member.
+    let marked = [&value[..], b"deletionTimestamp"].concat();
+    for (key, value) in [("key000", &marked), ("key000", &value), ("key001", &vec![1])] {
+        store.commit(txn(&[], vec![put(key, value)])).await.unwrap();
+    }
+    store.commit(txn(&[], vec![delete("key001"), delete("key002"), put("other", &value)])).await.unwrap();
+    store.announce("own", "h:1", None).await.unwrap();
+    let member = Member { id: 2, name: "b".into(), address: "h:2".into(), failure_domain: None };
+    store.admit(member, Txn::default()).await.unwrap();
+    store.remove(2, Txn::default()).await.unwrap();
+
+    // What is counted is counted the same after a start.
+    let bytes = store.stats().bytes;
+    store.close().await.unwrap();
+    let store = start().await.unwrap();
+    assert_eq!(store.stats().bytes, bytes);
+    let more = vec![put("large", &vec![0; 64 << 10])];
+    let result = store.commit(txn(&[], more.clone())).await;
+    assert!(matches!(result, Err(CommitError::Quota { .. })), "{result:?}");
+    for number in 3..made {
+        store.commit(txn(&[], vec![delete(&format!("key{number:03}"))])).await.unwrap();
+    }
+    store.commit(txn(&[], more)).await.unwrap();
+    store.close().await.unwrap();
 }

@@ -1,8 +1,9 @@
 //! Several stores on real connections.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use kedge_store::{Bootstrap, CommitError, Error, Member, MemberError, MemberStatus, Role, Store, Txn};
+use kedge_store::{Bootstrap, CommitError, Error, Member, MemberError, MemberStatus, Op, Role, Store, Txn};
 
 use crate::model::{put, txn};
 use crate::net::{Group, Node, voters};
@@ -171,6 +172,20 @@ async fn below_three_the_group_steps_back_and_the_leader_may_be_the_one_that_goe
     assert_eq!(others[0].store.remove(77, Txn::default()).await, Err(MemberError::Unknown(77)));
 }
 
+struct Dead;
+
+impl kedge_store::Book for Dead {
+    fn wants(&self, key: &str) -> bool {
+        key == "kept"
+    }
+
+    fn rewrite(&self, removed: &[Member], values: &BTreeMap<String, Vec<u8>>) -> Vec<Op> {
+        let names: Vec<&str> = values.keys().map(String::as_str).collect();
+        let text = format!("{} dead, {} value {}", removed.len(), values.len(), names.join(" "));
+        vec![put("dead", text.as_bytes())]
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_writes_fail_and_recovery_makes_a_group_of_one() {
     let group = Group::new();
@@ -189,14 +204,16 @@ async fn without_a_majority_writes_fail_and_recovery_makes_a_group_of_one() {
     assert!(matches!(last.store.read_barrier().await, Err(Error::Unavailable(_))));
     assert!(last.mirror.content().contains_key("kept"), "plain reads go on");
     let config = group.config(1, Bootstrap::New);
-    assert!(matches!(Store::recover(config.clone()).await, Err(Error::InUse(_))));
+    assert!(matches!(Store::recover(config.clone(), Dead).await, Err(Error::InUse(_))));
     last.kill().await;
-    let recovered = Store::recover(config).await.unwrap();
+    let recovered = Store::recover(config, Dead).await.unwrap();
     let mut names: Vec<_> = recovered.removed.iter().map(|member| member.name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["node2", "node3"]);
     let alone = group.open(1, Bootstrap::New).await.unwrap();
     assert!(alone.mirror.content().contains_key("kept"));
+    // The caller's own keys changed in the same step.
+    assert_eq!(alone.mirror.content()["dead"].0, b"2 dead, 1 value kept");
     assert!(alone.store.revision() >= recovered.revision);
     write(&alone, "again", b"1").await;
     assert_eq!(alone.store.members().len(), 1);
