@@ -67,6 +67,7 @@ struct Kind {
 }
 
 pub(super) struct Table {
+    ids: HashMap<&'static str, u16>,
     kinds: Vec<Kind>,
     /// Where each message's fields begin; one more at the end.
     starts: Vec<u16>,
@@ -93,11 +94,21 @@ impl Table {
         self.schema
     }
 
-    pub(super) fn field(&self, message: u16, number: u32) -> Option<Field> {
+    /// A message by its name in the data.
+    pub(super) fn message(&self, name: &str) -> Option<u16> {
+        self.ids.get(name).copied()
+    }
+
+    /// A message's fields, by number.
+    pub(super) fn fields(&self, message: u16) -> &[Field] {
+        let start = |at: usize| self.starts.get(at).copied().map(usize::from);
         let at = usize::from(message);
-        let start = usize::from(*self.starts.get(at)?);
-        let end = usize::from(*self.starts.get(at + 1)?);
-        let fields = self.fields.get(start..end)?;
+        let range = start(at).zip(start(at + 1)).and_then(|(start, end)| self.fields.get(start..end));
+        range.unwrap_or_default()
+    }
+
+    pub(super) fn field(&self, message: u16, number: u32) -> Option<Field> {
+        let fields = self.fields(message);
         let found = fields.binary_search_by_key(&number, |f| u32::from(f.number)).ok()?;
         fields.get(found).copied()
     }
@@ -111,8 +122,8 @@ impl Table {
             }
         }
         let schema = *ids.get(SCHEMA).ok_or("no schema message")?;
-        let mut table =
-            Self { kinds: Vec::new(), starts: Vec::with_capacity(ids.len() + 1), fields: Vec::new(), schema };
+        let starts = Vec::with_capacity(ids.len() + 1);
+        let mut table = Self { ids: HashMap::new(), kinds: Vec::new(), starts, fields: Vec::new(), schema };
         for line in source.lines() {
             let bad = || format!("line {line:?}");
             if line.starts_with("T ") {
@@ -135,6 +146,7 @@ impl Table {
             }
         }
         table.starts.push(table.len()?);
+        table.ids = ids;
         table.fields.shrink_to_fit();
         table.kinds.shrink_to_fit();
         Ok(table)
