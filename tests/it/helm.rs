@@ -232,7 +232,7 @@ fn a_chart_with_hooks_definitions_and_tests() {
     for gone in ["deployment/web", "service/web", "configmap/seen", "shelf/shelf"] {
         cluster.kubectl(&["get", gone]).failed(1);
     }
-    eventually("no release is left", || (helm.run(&["list", "-a", "-q"]).stdout.trim() == "").then_some(()));
+    eventually("no release is left", || (helm.run(&["list", "-q"]).stdout.trim() == "").then_some(()));
     let secrets = cluster.get(&["secrets", "-l", "owner=helm"]);
     assert_eq!(secrets["items"].as_array().map(Vec::len), Some(0), "{secrets}");
 }
