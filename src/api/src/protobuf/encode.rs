@@ -10,9 +10,6 @@ use super::ProtobufError as Error;
 use super::decode::{MAX_DEPTH, PREFIX};
 use super::table::{Field, Item, Label, Table};
 
-/// What a list's message holds besides its elements.
-const LIST_META: &str = "+ListMeta";
-
 /// The whole body of an object or a list.
 pub(super) fn body(table: &'static Table, object: &Value) -> Result<Vec<u8>, Error> {
     let text = |name| object.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -72,7 +69,7 @@ struct Encoder {
 
 impl Encoder {
     fn list(&self, element: u16, list: &Map<String, Value>, out: &mut Vec<u8>) -> Result<(), Error> {
-        if let Some(message) = self.table.message(LIST_META) {
+        if let Some(message) = self.table.list_meta() {
             let none = Map::new();
             let metadata = list.get("metadata").and_then(Value::as_object).unwrap_or(&none);
             self.nested(message, 1, metadata, 0, out)?;

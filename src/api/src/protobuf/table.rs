@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 const SOURCE: &str = include_str!("../../data/protobuf.txt");
 /// The message of CRD schemas, which the schema-or kinds hold.
 const SCHEMA: &str = "~JSONSchemaProps";
+/// What lists hold besides their elements.
+const LIST_META: &str = "+ListMeta";
 
 /// The data is part of the program, so it is either always sound or never: a unit
 /// test reads it.
@@ -67,13 +69,13 @@ struct Kind {
 }
 
 pub(super) struct Table {
-    ids: HashMap<&'static str, u16>,
     kinds: Vec<Kind>,
     /// Where each message's fields begin; one more at the end.
     starts: Vec<u16>,
     /// All fields, by message, then by number.
     fields: Vec<Field>,
     schema: u16,
+    list_meta: Option<u16>,
 }
 
 impl Table {
@@ -94,9 +96,9 @@ impl Table {
         self.schema
     }
 
-    /// A message by its name in the data.
-    pub(super) fn message(&self, name: &str) -> Option<u16> {
-        self.ids.get(name).copied()
+    /// The message of lists' metadata.
+    pub(super) fn list_meta(&self) -> Option<u16> {
+        self.list_meta
     }
 
     /// A message's fields, by number.
@@ -123,7 +125,8 @@ impl Table {
         }
         let schema = *ids.get(SCHEMA).ok_or("no schema message")?;
         let starts = Vec::with_capacity(ids.len() + 1);
-        let mut table = Self { ids: HashMap::new(), kinds: Vec::new(), starts, fields: Vec::new(), schema };
+        let list_meta = ids.get(LIST_META).copied();
+        let mut table = Self { kinds: Vec::new(), starts, fields: Vec::new(), schema, list_meta };
         for line in source.lines() {
             let bad = || format!("line {line:?}");
             if line.starts_with("T ") {
@@ -146,7 +149,6 @@ impl Table {
             }
         }
         table.starts.push(table.len()?);
-        table.ids = ids;
         table.fields.shrink_to_fit();
         table.kinds.shrink_to_fit();
         Ok(table)
