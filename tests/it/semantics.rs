@@ -286,7 +286,7 @@ fn reading() {
 
     step("protobuf for clients that accept nothing else");
     let only = "application/vnd.kubernetes.protobuf";
-    let ask = |path: &str, accept| proxy.send_with("GET", path, &[("Accept", accept)], "");
+    let ask = |path: &str, accept: &str| proxy.send_with("GET", path, &[("Accept", accept)], "");
     let list = ask(MAPS, only);
     assert_has(&list.head.to_lowercase(), &["200", "content-type: application/vnd.kubernetes.protobuf"]);
     assert!(list.body.starts_with("k8s\0") && list.body.contains("ConfigMapList"), "{:?}", list.body);
