@@ -132,7 +132,7 @@ impl Peer {
     }
 
     fn fetch(&self, url: &str) -> Out {
-        run(inside(&self.pod_namespace, Path::new("busybox")).args(["wget", "-T", "5", "-qO-", url]), b"")
+        run(inside(&self.pod_namespace, Path::new("busybox")).args(["wget", "-qO-", url]), b"")
     }
 }
 
@@ -156,16 +156,7 @@ fn both_ways(cluster: &Cluster, peer: &Peer, here: &str, there: &str, page: &str
         peer.fetch(&format!("http://{here}:8080/page")).stdout.eq(page).then_some(())
     });
     eventually("Kedge's pod to reach flanneld's", || {
-        let out = cluster.kubectl(&[
-            "exec",
-            "web",
-            "--",
-            "wget",
-            "-T",
-            "5",
-            "-qO-",
-            &format!("http://{there}/page"),
-        ]);
+        let out = cluster.kubectl(&["exec", "web", "--", "wget", "-qO-", &format!("http://{there}/page")]);
         out.stdout.eq(page).then_some(())
     });
 }
