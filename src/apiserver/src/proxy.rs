@@ -456,11 +456,13 @@ fn stream_query(query: &str) -> String {
             "stdin" => "input",
             "stdout" => "output",
             "stderr" => "error",
-            other => other,
+            "tty" => "tty",
+            other => return Some(format!("{other}={value}")),
         };
-        format!("{name}={value}")
+        // What the API server takes for false when it reads options; kubelets know no true but 1.
+        (value != "0" && !value.eq_ignore_ascii_case("false")).then(|| format!("{name}=1"))
     };
-    query.split('&').map(renamed).collect::<Vec<_>>().join("&")
+    query.split('&').filter_map(renamed).collect::<Vec<_>>().join("&")
 }
 
 fn is_node_proxy(context: &Context) -> bool {
@@ -511,9 +513,10 @@ mod tests {
     #[test]
     fn streams_have_the_kubelets_names() {
         assert_eq!(
-            stream_query("command=sh&stdin=true&stdout=1&stderr=false&tty=true&command=stdin"),
-            "command=sh&input=true&output=1&error=false&tty=true&command=stdin"
+            stream_query("command=sh&stdin=true&stdout=1&stderr=false&tty=True&command=stdin&container="),
+            "command=sh&input=1&output=1&tty=1&command=stdin&container="
         );
+        assert_eq!(stream_query("command=tty%3Dtrue&tty=0&stdin"), "command=tty%3Dtrue&input=1");
     }
 
     #[test]

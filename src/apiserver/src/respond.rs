@@ -15,24 +15,35 @@ pub(crate) enum Form {
     Metadata,
 }
 
-/// Whether YAML is to be answered instead of JSON, and in which form.
+/// Whether YAML or protobuf is to be answered instead of JSON, and in which form.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accepted {
     pub(crate) form: Form,
     pub(crate) yaml: bool,
+    /// Answers are written as JSON, and turned into protobuf at the end.
+    pub(crate) protobuf: bool,
 }
 
-/// The first media type of `Accept` that can be answered; 406 when there is none.
+impl Accepted {
+    /// Plain JSON.
+    pub(crate) const JSON: Self = Self { form: Form::Object, yaml: false, protobuf: false };
+}
+
+/// The first media type of `Accept` that can be answered; 406 when there is none. Protobuf, which not every
+/// kind has, is the last resort.
 pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
+    let mut protobuf = None;
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
     for media in accept.split(',') {
         let mut parts = media.split(';').map(str::trim);
         let kind = parts.next().unwrap_or_default();
         let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
         let get = |key: &str| parameters.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        let is_protobuf = kind == kedge_api::protobuf::CONTENT_TYPE;
         let yaml = match kind {
             "application/json" | "application/*" | "*/*" | "" => false,
             "application/yaml" => true,
+            _ if is_protobuf => false,
             _ => continue,
         };
         let form = match (get("as"), get("g")) {
@@ -45,9 +56,18 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
             }
             _ => continue,
         };
-        return Ok(Accepted { form, yaml });
+        let accepted = Accepted { form, yaml, protobuf: is_protobuf };
+        if !is_protobuf {
+            return Ok(accepted);
+        }
+        // A table has no message.
+        if form != Form::Table {
+            protobuf = protobuf.or(Some(accepted));
+        }
     }
-    Err(Status::not_acceptable(&["application/json", "application/yaml"]))
+    protobuf.ok_or_else(|| {
+        Status::not_acceptable(&["application/json", "application/yaml", kedge_api::protobuf::CONTENT_TYPE])
+    })
 }
 
 /// Bytes that already are JSON.
@@ -143,6 +163,22 @@ mod tests {
         let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
         assert_eq!(accept(metadata).expect("accepted").form, Form::Metadata);
         assert!(accept("application/yaml").expect("accepted").yaml);
-        assert_eq!(accept("application/vnd.kubernetes.protobuf").expect_err("406").code, 406);
+    }
+
+    #[test]
+    fn protobuf_is_for_those_who_take_nothing_else() {
+        for (text, protobuf) in [
+            ("application/vnd.kubernetes.protobuf", true),
+            ("application/vnd.kubernetes.protobuf;stream=watch", true),
+            ("application/vnd.kubernetes.protobuf,application/json", false),
+            ("application/vnd.kubernetes.protobuf, */*", false),
+            ("application/cbor,application/vnd.kubernetes.protobuf", true),
+            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1", true),
+        ] {
+            assert_eq!(accept(text).expect("accepted").protobuf, protobuf, "{text}");
+        }
+        for text in ["application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", "application/cbor"] {
+            assert_eq!(accept(text).expect_err("406").code, 406, "{text}");
+        }
     }
 }

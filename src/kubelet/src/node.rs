@@ -40,6 +40,8 @@ fn own_labels(config: &Config) -> BTreeMap<String, String> {
         ("kubernetes.io/arch", machine::architecture()),
         ("beta.kubernetes.io/os", "linux"),
         ("beta.kubernetes.io/arch", machine::architecture()),
+        // Addons of Kedge's own image go where it is: not to a stock kubelet's node.
+        ("kedge.dev/node", "true"),
     ] {
         labels.insert(key.to_owned(), value.to_owned());
     }

@@ -10,10 +10,10 @@ use super::ProtobufError as Error;
 use super::table::{Field, Item, Label, Table};
 use crate::object;
 
-const PREFIX: &[u8] = b"k8s\0";
+pub(super) const PREFIX: &[u8] = b"k8s\0";
 /// Messages within messages; no kind of the API needs a third of it, and a CRD's
 /// schema may nest as far as this allows.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 /// Elements, map values and fields of one body. A value of two bytes on the wire
 /// takes some dozens in memory, so the size of the body alone is no good bound.
 const MAX_VALUES: usize = 1 << 20;

@@ -1,6 +1,6 @@
 //! Request bodies in `application/vnd.kubernetes.protobuf`, as kubectl and
 //! client-go send them, turned into the JSON objects the rest of the crate works
-//! on. Answers stay JSON, which every client accepts, so nothing is encoded here.
+//! on, and answers turned into protobuf for the clients that accept nothing else.
 //!
 //! A body is the four bytes `k8s\0` and apimachinery's `runtime.Unknown`: an
 //! apiVersion and a kind, and the bytes of the object in its own message. The
@@ -10,6 +10,7 @@
 //! Pure functions: no I/O, and memory bounded by the size of the body.
 
 mod decode;
+mod encode;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -67,4 +68,26 @@ pub fn is_protobuf(content_type: &str) -> bool {
 /// The JSON object in a protobuf body, with `apiVersion` and `kind` of its envelope.
 pub fn decode(bytes: &[u8]) -> Result<Value, ProtobufError> {
     decode::body(table::Table::get(), bytes)
+}
+
+/// A JSON object, a list or a Status as a protobuf body with its envelope. Fields that
+/// the kind's message does not have are left out.
+///
+/// # Errors
+/// When the kind has no message (a custom resource, a Table), or a value is not of its field's type.
+pub fn encode(object: &Value) -> Result<Vec<u8>, ProtobufError> {
+    encode::body(table::Table::get(), object)
+}
+
+/// Whether [`encode`] has a message for this kind or, for a list, for its elements.
+pub fn has_message(api_version: &str, kind: &str) -> bool {
+    encode::knows(table::Table::get(), api_version, kind)
+}
+
+/// A watch's event around an object that [`encode`] made: `metav1.WatchEvent` with its
+/// length in four bytes before it, as streams of the content type have it.
+pub fn watch_frame(kind: &str, object: &[u8]) -> Vec<u8> {
+    let event = encode::event(kind, object);
+    let length = u32::try_from(event.len()).unwrap_or(u32::MAX);
+    [length.to_be_bytes().as_slice(), &event].concat()
 }

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 const SOURCE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protobuf.txt.gz"));
 /// The message of CRD schemas, which the schema-or kinds hold.
 const SCHEMA: &str = "~JSONSchemaProps";
+/// What lists hold besides their elements.
+const LIST_META: &str = "+ListMeta";
 
 /// The data is part of the program, so it is either always sound or never: a unit
 /// test reads it.
@@ -73,6 +75,7 @@ pub(super) struct Table {
     /// All fields, by message, then by number.
     fields: Vec<Field>,
     schema: u16,
+    list_meta: Option<u16>,
 }
 
 impl Table {
@@ -93,11 +96,21 @@ impl Table {
         self.schema
     }
 
-    pub(super) fn field(&self, message: u16, number: u32) -> Option<Field> {
+    /// The message of lists' metadata.
+    pub(super) fn list_meta(&self) -> Option<u16> {
+        self.list_meta
+    }
+
+    /// A message's fields, by number.
+    pub(super) fn fields(&self, message: u16) -> &[Field] {
+        let start = |at: usize| self.starts.get(at).copied().map(usize::from);
         let at = usize::from(message);
-        let start = usize::from(*self.starts.get(at)?);
-        let end = usize::from(*self.starts.get(at + 1)?);
-        let fields = self.fields.get(start..end)?;
+        let range = start(at).zip(start(at + 1)).and_then(|(start, end)| self.fields.get(start..end));
+        range.unwrap_or_default()
+    }
+
+    pub(super) fn field(&self, message: u16, number: u32) -> Option<Field> {
+        let fields = self.fields(message);
         let found = fields.binary_search_by_key(&number, |f| u32::from(f.number)).ok()?;
         fields.get(found).copied()
     }
@@ -111,8 +124,9 @@ impl Table {
             }
         }
         let schema = *ids.get(SCHEMA).ok_or("no schema message")?;
-        let mut table =
-            Self { kinds: Vec::new(), starts: Vec::with_capacity(ids.len() + 1), fields: Vec::new(), schema };
+        let starts = Vec::with_capacity(ids.len() + 1);
+        let list_meta = ids.get(LIST_META).copied();
+        let mut table = Self { kinds: Vec::new(), starts, fields: Vec::new(), schema, list_meta };
         for line in source.lines() {
             let bad = || format!("line {line:?}");
             if line.starts_with("T ") {

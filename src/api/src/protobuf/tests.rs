@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ProtobufError, decode, is_protobuf};
+use super::{ProtobufError, decode, encode, has_message, is_protobuf, watch_frame};
 
 fn varint(mut v: u64) -> Vec<u8> {
     let mut out = Vec::new();
@@ -401,4 +401,111 @@ fn depth_is_bounded() {
 fn the_number_of_values_is_bounded() {
     let spec = b(14, b(4, vec![1_u8; (1 << 20) + 1]));
     assert!(matches!(decode(&body("v1", "Pod", &b(2, spec))), Err(ProtobufError::TooMany)));
+}
+
+/// What is encoded reads back the same, in every kind of field that the table knows.
+#[test]
+fn objects_come_back() {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "p", "generation": 3, "creationTimestamp": "2026-01-02T03:04:05Z",
+            "labels": { "a": "b", "empty": "" },
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true }],
+            "managedFields": [{ "manager": "m", "fieldsV1": { "f:spec": {} } }],
+        },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{ "name": "v", "emptyDir": { "sizeLimit": "1Gi" } }],
+            "securityContext": { "runAsUser": 0, "runAsNonRoot": false },
+            "containers": [{
+                "name": "c", "image": "i", "args": ["", "x"],
+                "resources": { "limits": { "cpu": "100m" } },
+                "livenessProbe": { "httpGet": { "port": "web", "path": "/" }, "initialDelaySeconds": -1 },
+                "readinessProbe": { "tcpSocket": { "port": 80 } },
+            }],
+        },
+    });
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": "l" },
+        "spec": { "renewTime": "2026-01-02T03:04:05.000006Z", "leaseTransitions": 0 },
+    });
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s" }, "data": { "k": "AAH/" }, "type": "Opaque",
+    });
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
+        "spec": { "user": "u", "extra": { "k": ["a", "b"] } }, "status": { "allowed": true },
+    });
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": { "name": "d" },
+        "spec": { "group": "g", "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": {
+            "type": "object", "additionalProperties": false, "maximum": 1.5,
+            "items": { "type": "string" },
+            "properties": { "a": { "additionalProperties": { "type": "string" }, "default": { "x": [1, null] } } },
+        } } }] },
+    });
+    let revision = json!({
+        "apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": { "name": "c" },
+        "data": { "spec": { "deep": [1, "two"] } }, "revision": 7,
+    });
+    for object in [pod, lease, secret, review, definition, revision] {
+        let back = decode(&encode(&object).unwrap()).unwrap();
+        // Fields that are no pointers are in Go's JSON even when they are empty.
+        assert_contains(&back, &object, "");
+    }
+}
+
+fn assert_contains(got: &Value, want: &Value, path: &str) {
+    match (got, want) {
+        (Value::Object(got), Value::Object(want)) => {
+            for (key, want) in want {
+                assert_contains(got.get(key).unwrap_or(&Value::Null), want, &format!("{path}.{key}"));
+            }
+        }
+        (Value::Array(got), Value::Array(want)) if got.len() == want.len() => {
+            got.iter().zip(want).for_each(|(got, want)| assert_contains(got, want, path));
+        }
+        _ => assert_eq!(got, want, "{path}"),
+    }
+}
+
+/// Byte for byte what Go's encoder makes of it, without the zero values that it spells out.
+#[test]
+fn lists_statuses_and_events() {
+    let list = json!({
+        "apiVersion": "v1", "kind": "ConfigMapList",
+        "metadata": { "resourceVersion": "9" },
+        "items": [{ "metadata": { "name": "a" }, "data": { "k": "v" } }, { "metadata": { "name": "b" } }],
+    });
+    let item = |name: &str, rest: Vec<u8>| b(2, [b(1, b(1, name)), rest].concat());
+    let raw = [b(1, b(2, "9")), item("a", entry(2, "k", "v")), item("b", Vec::new())].concat();
+    assert_eq!(encode(&list).unwrap(), body("v1", "ConfigMapList", &raw));
+
+    let status =
+        json!({ "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "code": 404 });
+    let encoded = encode(&status).unwrap();
+    assert_eq!(encoded, body("v1", "Status", &[b(1, ""), b(2, "Failure"), n(6, 404)].concat()));
+
+    let event = [b(1, "ERROR"), b(2, b(1, &encoded))].concat();
+    let frame = watch_frame("ERROR", &encoded);
+    assert_eq!(frame[..4], u32::try_from(event.len()).unwrap().to_be_bytes());
+    assert_eq!(frame[4..], event);
+}
+
+#[test]
+fn what_has_no_message_is_refused() {
+    assert!(has_message("v1", "Pod") && has_message("apps/v1", "DeploymentList"));
+    assert!(has_message("meta.k8s.io/v1", "PartialObjectMetadataList"));
+    for (api_version, kind) in
+        [("example.com/v1", "Toy"), ("meta.k8s.io/v1", "Table"), ("v1", "ToyList"), ("v1", "List")]
+    {
+        assert!(!has_message(api_version, kind), "{api_version} {kind}");
+        let refused = encode(&json!({ "apiVersion": api_version, "kind": kind }));
+        assert!(matches!(refused, Err(ProtobufError::UnknownKind { .. })), "{refused:?}");
+    }
+    let wrong = encode(&json!({ "apiVersion": "v1", "kind": "Pod", "spec": { "hostNetwork": "yes" } }));
+    assert!(matches!(wrong, Err(ProtobufError::Value { field: "hostNetwork", .. })), "{wrong:?}");
+    let empty = encode(&json!({ "kind": "Pod" }));
+    assert!(matches!(empty, Err(ProtobufError::MissingVersion)), "{empty:?}");
 }

@@ -123,8 +123,8 @@ impl NetworkConfig {
                 let port = number("Port", 0, u64::from(u16::MAX))?;
                 let mtu = number("MTU", 0, 65_535)?;
                 Backend::Vxlan(VxlanConfig {
-                    // flanneld keeps it in 16 bits of what it announces.
-                    vni: small(number("VNI", defaults.vni.into(), u64::from(u16::MAX))?),
+                    // 24 bits; an old flanneld keeps 16 of what is announced.
+                    vni: small(number("VNI", defaults.vni.into(), 0xff_ffff)?),
                     port: u16::try_from(port).ok().filter(|port| *port != 0).unwrap_or(defaults.port),
                     mtu: Some(small(mtu)).filter(|mtu| *mtu != 0),
                     direct_routing: flag(backend, "DirectRouting", false)?,
@@ -251,7 +251,7 @@ mod tests {
             (r#"{"Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#, "Network \"fd00::/48\""),
             (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard"}}"#, "\"wireguard\""),
             (r#"{"Network":"10.0.0.0/8"}"#, "backend \"\""),
-            (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":70000}}"#, "VNI is 70000"),
+            (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":16777216}}"#, "VNI is 16777216"),
             (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","DirectRouting":1}}"#, "DirectRouting"),
             (r#"{"EnableIPv4":false,"Backend":{"Type":"host-gw"}}"#, "neither"),
         ] {
