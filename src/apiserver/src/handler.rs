@@ -90,6 +90,10 @@ async fn answer(
     }
     let body = body::collect(request.into_body()).await?;
     if !context.resource.stored {
+        // What is only answered has no table and no bare metadata.
+        if context.accepted.form != respond::Form::Object {
+            return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
+        }
         return review::create(&Arc::new(context), &body).await;
     }
     verbs::run(context, body).await

@@ -62,7 +62,7 @@ pub(crate) fn answer(
     let document = match kept {
         Some(document) => document,
         None => {
-            let document = make(&key.0, media, resources)?;
+            let document = make(state, &key.0, media, resources)?;
             state.openapi.0.lock().insert(key, document.clone());
             document
         }
@@ -100,13 +100,32 @@ fn is_same(before: &[Arc<Resource>], now: &[Arc<Resource>]) -> bool {
     before.len() == now.len() && before.iter().zip(now).all(|(before, now)| Arc::ptr_eq(before, now))
 }
 
-fn make(name: &str, media: &'static str, resources: Vec<Arc<Resource>>) -> Result<Document, Status> {
+/// The schema of a custom resource's version, from its definition.
+fn schema_of(state: &State, resource: &Resource) -> Option<Value> {
+    if !resource.custom {
+        return None;
+    }
+    let definitions = state.cache.bucket("customresourcedefinitions.apiextensions.k8s.io");
+    let stored = definitions.get(&format!("/{}", resource.storage_key))?;
+    let mut definition = crate::verbs::read::parse(&stored.bytes).ok()?;
+    let versions = definition["spec"]["versions"].as_array_mut()?;
+    let version = versions.iter_mut().find(|version| version["name"] == *resource.version)?;
+    Some(version["schema"]["openAPIV3Schema"].take())
+}
+
+fn make(
+    state: &State,
+    name: &str,
+    media: &'static str,
+    resources: Vec<Arc<Resource>>,
+) -> Result<Document, Status> {
     let version = kedge_base::git_version();
     let list = resources.iter().map(|resource| &**resource);
+    let schemas = |resource: &Resource| schema_of(state, resource);
     let gzip = match (name, media) {
-        ("v2", PROTO) => kedge_openapi::v2_proto(list, &version),
-        ("v2", _) => kedge_openapi::v2(list, &version),
-        _ => kedge_openapi::v3(list, &version),
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &version, &schemas),
+        ("v2", _) => kedge_openapi::v2(list, &version, &schemas),
+        _ => kedge_openapi::v3(list, &version, &schemas),
     };
     let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, &gzip);

@@ -159,7 +159,8 @@ fn normal(value: &Value) -> Value {
 #[test]
 fn protobuf_says_what_json_says() {
     let registry = Registry::builtin();
-    let json = crate::v2_document(registry.iter().map(|resource| &**resource), "v1.36.0").expect("document");
+    let json = crate::v2_document(registry.iter().map(|resource| &**resource), "v1.36.0", &|_| None)
+        .expect("document");
     let read = read("Document", &document(&json));
     let expected = normal(&json);
     for part in ["swagger", "info"] {
