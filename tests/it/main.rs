@@ -10,6 +10,7 @@ mod bad_input;
 mod binary;
 mod cli;
 mod cluster;
+mod conformance;
 mod damage;
 mod dual_stack;
 mod faults;

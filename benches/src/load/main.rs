@@ -39,7 +39,8 @@ use crate::table::Table;
 /// Concurrent clients, each with its own connection.
 const CLIENTS: usize = 16;
 /// What can be named.
-const SECTIONS: [&str; 8] = ["start", "idle", "requests", "watch", "schedule", "pods", "etcd", "soak"];
+const SECTIONS: [&str; 9] =
+    ["start", "idle", "requests", "watch", "schedule", "services", "pods", "etcd", "soak"];
 
 fn main() -> anyhow::Result<()> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();

@@ -135,6 +135,9 @@ fn row(crd: &Value, version: &Value) -> Resource {
         verbs: verbs.iter().map(|verb| Cow::Borrowed(*verb)).collect(),
         subresources,
         strategy: Arc::new(Generic::custom(schema.clone(), namespaced, has_status)),
+        defaulted: has_default(&version["schema"]["openAPIV3Schema"]),
+        conversion: (spec["conversion"]["strategy"] == "Webhook")
+            .then(|| Arc::new(spec["conversion"]["webhook"].clone())),
         schema,
         columns: columns.collect(),
         selectable: selectable.collect(),
@@ -144,6 +147,14 @@ fn row(crd: &Value, version: &Value) -> Resource {
         mixed: items(&crd["status"], "storedVersions").len() > 1,
         custom: true,
     }
+}
+
+/// Whether a schema gives any field a value.
+fn has_default(schema: &Value) -> bool {
+    let Some(map) = schema.as_object() else { return false };
+    map.contains_key("default")
+        || ["items", "additionalProperties"].iter().any(|key| map.get(*key).is_some_and(has_default))
+        || schema["properties"].as_object().is_some_and(|fields| fields.values().any(has_default))
 }
 
 /// `.spec.replicas` as a JSON pointer.

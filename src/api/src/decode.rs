@@ -186,7 +186,11 @@ impl<'a> Walk<'a> {
 
     fn strict(&mut self, what: &str) {
         if self.mode != FieldValidation::Ignore && self.found.len() < MAX_STRICT_ERRORS {
-            self.found.push(format!("{what} field {:?}", self.path));
+            let error = format!("{what} field {:?}", self.path);
+            // Each is told once, as upstream's decoder does it.
+            if !self.found.contains(&error) {
+                self.found.push(error);
+            }
         }
     }
 

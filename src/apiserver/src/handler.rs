@@ -108,8 +108,11 @@ async fn answer(
     let (takes_protobuf, is_watch) = (accepted.protobuf, context.info.verb == "watch");
     let response = if context.resource.stored {
         verbs::run(context, body).await?
-    } else {
+    } else if context.accepted.form == respond::Form::Object {
         review::create(&Arc::new(context), &body).await?
+    } else {
+        // What is only answered has no table and no bare metadata.
+        return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
     };
     if takes_protobuf { protobuf::answer(response, is_watch).await } else { Ok(response) }
 }

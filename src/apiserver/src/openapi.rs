@@ -135,7 +135,7 @@ fn document(state: &State, name: String, media: &'static str) -> Result<Option<D
     if kept.is_some() {
         return Ok(kept);
     }
-    let document = make(&key.0, media, parts)?;
+    let document = make(state, &key.0, media, parts)?;
     state.openapi.0.lock().insert(key, document.clone());
     Ok(Some(document))
 }
@@ -165,13 +165,27 @@ fn resources(state: &State, name: &str) -> Vec<Arc<Resource>> {
     registry.iter().filter(|resource| is_wanted(resource)).cloned().collect()
 }
 
-fn make(name: &str, media: &'static str, parts: Parts) -> Result<Document, Status> {
+/// The schema of a custom resource's version, from its definition.
+fn schema_of(state: &State, resource: &Resource) -> Option<Value> {
+    if !resource.custom {
+        return None;
+    }
+    let definitions = state.cache.bucket("customresourcedefinitions.apiextensions.k8s.io");
+    let stored = definitions.get(&format!("/{}", resource.storage_key))?;
+    let mut definition = crate::verbs::read::parse(&stored.bytes).ok()?;
+    let versions = definition["spec"]["versions"].as_array_mut()?;
+    let version = versions.iter_mut().find(|version| version["name"] == *resource.version)?;
+    Some(version["schema"]["openAPIV3Schema"].take())
+}
+
+fn make(state: &State, name: &str, media: &'static str, parts: Parts) -> Result<Document, Status> {
     let version = kedge_base::git_version();
     let list = parts.resources.iter().map(|resource| &**resource);
+    let schemas = |resource: &Resource| schema_of(state, resource);
     let gzip = match (name, media) {
-        ("v2", PROTO) => kedge_openapi::v2_proto(list, &*parts.others, &version),
-        ("v2", _) => kedge_openapi::v2(list, &*parts.others, &version),
-        _ => kedge_openapi::v3(list, &version),
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &*parts.others, &version, &schemas),
+        ("v2", _) => kedge_openapi::v2(list, &*parts.others, &version, &schemas),
+        _ => kedge_openapi::v3(list, &version, &schemas),
     };
     let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, &gzip);

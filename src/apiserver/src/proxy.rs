@@ -22,12 +22,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::authz::{self, rbac::Attributes};
+use crate::connect;
+use crate::links;
+use crate::outbound;
 use crate::respond;
 use crate::stream::{self, Wanted, Way};
 use crate::verbs::{Context, read};
 
 /// A destination that does not answer in this time is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Pages up to this size are looked through for links.
+const PAGE_LIMIT: usize = 8 << 20;
 /// In which SPDY clients and servers negotiate what the streams mean.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
@@ -47,6 +52,8 @@ enum Tls {
     None,
     /// The kubelet's certificate is checked against the cluster CA, and ours is shown.
     Kubelet,
+    /// A pod's or Service's own (`https:name:port`): whatever it shows will do, as upstream.
+    Unverified,
 }
 
 /// Whether this subresource is a stream or proxy.
@@ -60,8 +67,13 @@ pub(crate) fn is_stream(group: &str, resource: &str, subresource: &str) -> bool 
 
 pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let subresource = context.info.subresource.as_str();
-    let way = if context.info.resource == "pods" && matches!(subresource, "exec" | "attach" | "portforward") {
+    let is_pod_stream =
+        context.info.resource == "pods" && matches!(subresource, "exec" | "attach" | "portforward");
+    if is_pod_stream {
         may_create(context)?;
+    }
+    connect::admit(context).await?;
+    let way = if is_pod_stream {
         if !stream::is_upgrade(request.headers()) {
             return Err(Status::bad_request("Upgrade request required"));
         }
@@ -69,6 +81,9 @@ pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Resul
     } else {
         Way::Through
     };
+    if subresource == "proxy" && is_bare(&request) {
+        return moved(&request);
+    }
     let to = destination(context)?;
     match way {
         Way::Through => forward(context, request, to).await,
@@ -93,6 +108,24 @@ pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Resul
     }
 }
 
+/// A read of a proxy's root without the slash: links that the page has would lead astray.
+fn is_bare(request: &Request<Body>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && request.uri().path().ends_with("/proxy")
+        && !stream::is_upgrade(request.headers())
+}
+
+/// Sends the client to the same path with a slash (apimachinery `util/proxy/upgradeaware.go`).
+fn moved(request: &Request<Body>) -> Result<Response<Body>, Status> {
+    let uri = request.uri();
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Response::builder()
+        .status(StatusCode::MOVED_PERMANENTLY)
+        .header(http::header::LOCATION, format!("{}/{query}", uri.path()))
+        .body(Body::empty())
+        .map_err(|error| Status::internal(error.to_string()))
+}
+
 /// Whoever opens a stream into a pod needs `create`, also when the request is a WebSocket's GET
 /// (upstream's `AuthorizePodWebsocketUpgradeCreatePermission`).
 fn may_create(context: &Context) -> Result<(), Status> {
@@ -113,6 +146,7 @@ fn destination(context: &Context) -> Result<Destination, Status> {
         ("services", "proxy") => service(context),
         ("pods", "proxy") => {
             let (name, port) = split_port(&info.name);
+            let tls = tls_of(&info.name);
             let pod = object(context, "pods", &format!("{}/{name}", info.namespace), &name)?;
             let address = pod["status"]["podIP"].as_str().filter(|address| !address.is_empty());
             let address = address
@@ -128,12 +162,7 @@ fn destination(context: &Context) -> Result<Destination, Status> {
                     .and_then(|port| u16::try_from(port).ok())
                     .unwrap_or(80),
             };
-            Ok(Destination {
-                address: address.to_owned(),
-                port,
-                tls: Tls::None,
-                path: format!("/{}", info.rest),
-            })
+            Ok(Destination { address: address.to_owned(), port, tls, path: format!("/{}", info.rest) })
         }
         ("pods", stream) => {
             let pod = object(context, "pods", &context.key(), &info.name)?;
@@ -232,6 +261,16 @@ fn kubelet(context: &Context, node: &str, path: String) -> Result<Destination, S
     })
 }
 
+/// The scheme in front of a proxied object's name says whether it wants TLS.
+fn tls_of(name: &str) -> Tls {
+    if name.starts_with("https:") && name.matches(':').count() == 2 { Tls::Unverified } else { Tls::None }
+}
+
+/// Whether a Service's port is the one that is asked for, by name or by number.
+fn is_port(port: &Value, asked: &str) -> bool {
+    port["name"] == asked || port["port"].as_u64().is_some_and(|number| number.to_string() == asked)
+}
+
 /// A ready endpoint of the Service (`registry/core/service/proxy.go`).
 fn service(context: &Context) -> Result<Destination, Status> {
     let info = &context.info;
@@ -244,10 +283,8 @@ fn service(context: &Context) -> Result<Destination, Status> {
     };
     let service = object(context, "services", &format!("{}/{name}", info.namespace), name)?;
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let port = ports
-        .iter()
-        .find(|port| port_name.is_empty() || port["name"] == port_name || port["port"] == port_name)
-        .ok_or_else(|| {
+    let port =
+        ports.iter().find(|port| port_name.is_empty() || is_port(port, port_name)).ok_or_else(|| {
             Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))
         })?;
     let wanted = port["name"].as_str().unwrap_or_default();
@@ -273,7 +310,7 @@ fn service(context: &Context) -> Result<Destination, Status> {
             return Ok(Destination {
                 address: address.to_owned(),
                 port: u16::try_from(port).unwrap_or(80),
-                tls: Tls::None,
+                tls: tls_of(&info.name),
                 path: format!("/{}", info.rest),
             });
         }
@@ -297,6 +334,13 @@ async fn connect(context: &Context, to: &Destination) -> Result<SendRequest<Body
         let _ = stream.set_nodelay(true);
         Ok::<Box<dyn Io>, Status>(match to.tls {
             Tls::None => Box::new(stream),
+            Tls::Unverified => {
+                let config = outbound::tls(&context.state, None, true, None)
+                    .map_err(|error| unreachable(to, "tls", &error))?;
+                let name = ServerName::IpAddress(ip.into());
+                let connecting = TlsConnector::from(config).connect(name, stream);
+                Box::new(connecting.await.map_err(|error| unreachable(to, "tls", &error))?)
+            }
             Tls::Kubelet => {
                 let connector = TlsConnector::from(context.state.config.kubelet_client.clone());
                 let name = ServerName::IpAddress(ip.into());
@@ -400,6 +444,7 @@ async fn forward(
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
+    let is_head = parts.method == Method::HEAD;
     let mut outgoing = Request::builder().method(parts.method).uri(path);
     if let Some(headers) = outgoing.headers_mut() {
         *headers = passed_on(&parts.headers, is_upgrade);
@@ -407,6 +452,8 @@ async fn forward(
         headers.insert(HOST, host(&to)?);
     }
     let outgoing = outgoing.body(body).map_err(|error| unreachable(&to, "request", &error))?;
+    let root = root_of(&parts.uri, &to.path);
+    let has_body = !is_head;
     let mut response =
         sender.send_request(outgoing).await.map_err(|error| unreachable(&to, "request", &error))?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -430,7 +477,45 @@ async fn forward(
     let mut answer = Response::new(Body::new(body));
     *answer.status_mut() = parts.status;
     *answer.headers_mut() = passed_on(&parts.headers, false);
+    if context.info.subresource == "proxy" && has_body {
+        return through_here(answer, &root).await;
+    }
     Ok(answer)
+}
+
+/// The proxy's own path: the request's without what goes on to the destination.
+fn root_of(uri: &http::Uri, rest: &str) -> String {
+    uri.path().strip_suffix(rest).unwrap_or(uri.path()).trim_end_matches('/').to_owned()
+}
+
+/// Links and redirections of what the proxy shows lead through it again.
+async fn through_here(answer: Response<Body>, root: &str) -> Result<Response<Body>, Status> {
+    let (mut parts, body) = answer.into_parts();
+    let text = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let moved = text(http::header::LOCATION).map(|to| links::address(to, root));
+    let kind = text(http::header::CONTENT_TYPE).unwrap_or_default();
+    let is_page = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/html"))
+        && !parts.headers.contains_key(http::header::CONTENT_ENCODING)
+        && text(http::header::CONTENT_LENGTH).is_none_or(|length| {
+            length.parse().is_ok_and(|length: usize| length > 0 && length <= PAGE_LIMIT)
+        });
+    if let Some(moved) = moved.and_then(|moved| HeaderValue::try_from(moved).ok()) {
+        parts.headers.insert(http::header::LOCATION, moved);
+    }
+    if !is_page {
+        return Ok(Response::from_parts(parts, body));
+    }
+    let bytes = axum::body::to_bytes(body, PAGE_LIMIT)
+        .await
+        .map_err(|error| Status::service_unavailable(format!("error trying to reach service: {error}")))?;
+    let bytes = match std::str::from_utf8(&bytes) {
+        Ok(page) => links::page(page, root).into(),
+        Err(_) => bytes,
+    };
+    if parts.headers.contains_key(http::header::CONTENT_LENGTH) {
+        parts.headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    }
+    Ok(Response::from_parts(parts, Body::from(bytes)))
 }
 
 /// Kubelets have other names for the parameters of streams than the API

@@ -393,5 +393,5 @@ async fn finalize(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>
         target: Target::Trusted("finalize"),
     };
     let (bytes, _) = change.run("", &context.info.name, &options, &mut edit).await?;
-    read::present(context, StatusCode::OK, &bytes)
+    read::present(context, StatusCode::OK, &bytes).await
 }

@@ -38,6 +38,7 @@ mod replica_set;
 mod resource_quota;
 mod scale;
 mod service_account;
+mod service_cidr;
 mod stateful_set;
 mod template;
 mod time;
@@ -165,6 +166,7 @@ pub fn start(
     resource_quota::start(&ctx, census);
     disruption::start(&ctx);
     persistent_volume::start(&ctx);
+    service_cidr::start(&ctx);
     horizontal_autoscaler::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())

@@ -8,6 +8,7 @@ use crate::{pod, resources};
 
 /// `Err` is why the pod is refused; its phase becomes Failed.
 pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
+    sysctls(target)?;
     let verdict =
         |reason: String, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
     let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
@@ -29,6 +30,14 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         // Two pods that arrive together: the older one has the place.
         .filter(|other| core.statuses.last(other).start_time.is_some())
         .collect();
+    if let Some(port) = host_ports(target)
+        .find(|port| others.iter().any(|other| host_ports(other).any(|taken| port.clashes_with(&taken))))
+    {
+        let message =
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        tracing::info!(pod = pod::name(target), port = port.port, "host port is taken");
+        return Err(verdict("NodePorts".into(), message.into()));
+    }
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
     let most = allocatable.get("pods").map_or(i64::from(core.config.max_pods), resources::value);
     if count + 1 > most {
@@ -53,4 +62,131 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         }
     }
     Ok(())
+}
+
+/// Sysctls that concern the pod alone (upstream `pkg/kubelet/sysctl/safe_sysctls.go`).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// `pkg/kubelet/sysctl/allowlist.go`
+fn sysctls(target: &Pod) -> Result<(), Verdict> {
+    let spec = pod::spec(target);
+    let list = spec.security_context.and_then(|context| context.sysctls).unwrap_or_default();
+    for sysctl in list {
+        let name = sysctl.name.replace('/', ".");
+        let shares =
+            (spec.host_network == Some(true) && name.starts_with("net."), spec.host_ipc == Some(true));
+        let why = match shares {
+            (true, _) => Some("not allowed with host net enabled"),
+            (_, true) if name.starts_with("kernel.") => Some("not allowed with host ipc enabled"),
+            _ if !SAFE_SYSCTLS.contains(&&*name) => Some("not allowlisted"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let message = format!("Pod was rejected: forbidden sysctl: {name:?} {why}");
+            return Err(Verdict { reason: "SysctlForbidden".into(), message });
+        }
+    }
+    Ok(())
+}
+
+/// A port of the node that a pod takes.
+struct HostPort {
+    ip: String,
+    protocol: String,
+    port: i32,
+}
+
+impl HostPort {
+    fn clashes_with(&self, other: &Self) -> bool {
+        let any = |ip: &str| matches!(ip, "" | "0.0.0.0" | "::");
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (any(&self.ip) || any(&other.ip) || self.ip == other.ip)
+    }
+}
+
+fn host_ports(target: &Pod) -> impl Iterator<Item = HostPort> {
+    let sidecars = pod::init_containers(target).iter().filter(|container| pod::is_sidecar(container));
+    let ports = pod::containers(target).iter().chain(sidecars).flat_map(|own| own.ports.iter().flatten());
+    ports.filter_map(|port| {
+        Some(HostPort {
+            ip: port.host_ip.clone().unwrap_or_default(),
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            port: port.host_port.filter(|port| *port > 0)?,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod_of(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn only_safe_sysctls_of_its_own_namespaces() {
+        for (spec, wanted) in [
+            (
+                json!({"securityContext": {"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]}}),
+                None,
+            ),
+            (json!({"securityContext": {"sysctls": [{"name": "net/ipv4/tcp_rmem", "value": "1"}]}}), None),
+            (
+                json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
+                Some("\"kernel.msgmax\" not allowlisted"),
+            ),
+            (
+                json!({"hostNetwork": true, "securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]}}),
+                Some("not allowed with host net enabled"),
+            ),
+        ] {
+            let mut spec = spec;
+            spec["containers"] = json!([]);
+            let found = sysctls(&pod_of(spec.clone())).err();
+            match (&found, wanted) {
+                (None, None) => {}
+                (Some(verdict), Some(part)) => {
+                    assert_eq!(verdict.reason, "SysctlForbidden");
+                    assert!(verdict.message.contains(part), "{}", verdict.message);
+                }
+                _ => panic!("{spec}: {:?}", found.map(|verdict| verdict.message)),
+            }
+        }
+    }
+
+    #[test]
+    fn host_ports_clash_by_address_and_protocol() {
+        let pod = |ip: &str, protocol: &str| {
+            pod_of(json!({"containers": [{"name": "c", "ports": [
+                {"containerPort": 80, "hostPort": 8080, "hostIP": ip, "protocol": protocol}, {"containerPort": 81},
+            ]}]}))
+        };
+        for (one, other, clash) in [
+            (pod("127.0.0.1", "TCP"), pod("127.0.0.2", "TCP"), false),
+            (pod("127.0.0.1", "TCP"), pod("127.0.0.1", "UDP"), false),
+            (pod("127.0.0.1", "TCP"), pod("127.0.0.1", "TCP"), true),
+            (pod("127.0.0.1", "TCP"), pod("0.0.0.0", "TCP"), true),
+            (pod("", "UDP"), pod("127.0.0.1", "UDP"), true),
+        ] {
+            let (a, b) = (host_ports(&one).next().unwrap(), host_ports(&other).next().unwrap());
+            assert_eq!(a.clashes_with(&b), clash, "{} {}", a.ip, b.ip);
+            assert_eq!(host_ports(&one).count(), 1);
+        }
+    }
 }

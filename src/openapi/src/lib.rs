@@ -41,6 +41,9 @@ fn descriptions() -> Result<Descriptions, Error> {
     Ok(serde_json::from_slice(&unpack(DESCRIPTIONS)?)?)
 }
 
+/// The schema of a custom resource as its definition has it: what the fields are for is told there only.
+pub type Schemas<'a> = &'a dyn Fn(&Resource) -> Option<Value>;
+
 /// `api/v1` or `apis/GROUP/VERSION`: the name of a group version's document.
 pub fn document_name(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
@@ -50,13 +53,20 @@ pub fn document_name(group: &str, version: &str) -> String {
 ///
 /// # Errors
 /// See [`Error`].
-pub fn v3<'a>(resources: impl Iterator<Item = &'a Resource>, version: &str) -> Result<Vec<u8>, Error> {
+pub fn v3<'a>(
+    resources: impl Iterator<Item = &'a Resource>,
+    version: &str,
+    schemas: Schemas<'_>,
+) -> Result<Vec<u8>, Error> {
     let descriptions = descriptions()?;
     let mut paths = Map::new();
     let mut writer = Writer::new(Dialect::V3, &descriptions);
     for resource in resources {
         operations::add_paths(resource, Dialect::V3, &mut paths);
         writer.add_resource(resource);
+        if let Some(schema) = schemas(resource) {
+            writer.describe(resource, &schema);
+        }
     }
     let document = json!({
         "openapi": "3.0.0",
@@ -76,8 +86,9 @@ pub fn v2<'a, B: AsRef<[u8]>>(
     resources: impl Iterator<Item = &'a Resource>,
     others: &[B],
     version: &str,
+    schemas: Schemas<'_>,
 ) -> Result<Vec<u8>, Error> {
-    Ok(pack(v2_document(resources, others, version)?.to_string().as_bytes())?)
+    Ok(pack(v2_document(resources, others, version, schemas)?.to_string().as_bytes())?)
 }
 
 /// The part of another server's v2 document (JSON) that is about the paths below `prefix`, gzip-compressed; `None`
@@ -102,8 +113,9 @@ pub fn v2_proto<'a, B: AsRef<[u8]>>(
     resources: impl Iterator<Item = &'a Resource>,
     others: &[B],
     version: &str,
+    schemas: Schemas<'_>,
 ) -> Result<Vec<u8>, Error> {
-    let document = v2_document(resources, others, version)?;
+    let document = v2_document(resources, others, version, schemas)?;
     let bytes = proto::document(&document);
     drop(document);
     Ok(pack(&bytes)?)
@@ -113,6 +125,7 @@ fn v2_document<'a, B: AsRef<[u8]>>(
     resources: impl Iterator<Item = &'a Resource>,
     others: &[B],
     version: &str,
+    schemas: Schemas<'_>,
 ) -> Result<Value, Error> {
     let descriptions = descriptions()?;
     let mut paths = Map::new();
@@ -120,6 +133,9 @@ fn v2_document<'a, B: AsRef<[u8]>>(
     for resource in resources {
         operations::add_paths(resource, Dialect::V2, &mut paths);
         writer.add_resource(resource);
+        if let Some(schema) = schemas(resource) {
+            writer.describe(resource, &schema);
+        }
     }
     let mut document = json!({
         "swagger": "2.0",
@@ -160,7 +176,7 @@ mod tests {
         let registry = Registry::builtin();
         let resources: Vec<_> =
             registry.iter().filter(|r| &*r.group == group && &*r.version == "v1").cloned().collect();
-        let packed = v3(resources.iter().map(|r| &**r), "v1.36.0").expect("document");
+        let packed = v3(resources.iter().map(|r| &**r), "v1.36.0", &|_| None).expect("document");
         serde_json::from_slice(&unpack(&packed).expect("gzip")).expect("JSON")
     }
 

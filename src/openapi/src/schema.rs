@@ -85,6 +85,23 @@ impl<'a> Writer<'a> {
         );
     }
 
+    /// Takes over the descriptions of a definition's schema, and upstream's for what every object has.
+    pub(crate) fn describe(&mut self, resource: &Resource, schema: &Value) {
+        let any = "io.k8s.api.core.v1.ConfigMap";
+        let common: Vec<(&str, String)> = ["apiVersion", "kind", "metadata"]
+            .into_iter()
+            .filter_map(|field| Some((field, self.text(any, field)?.to_owned())))
+            .collect();
+        let dialect = self.dialect;
+        let Some(definition) = self.definitions.get_mut(&definition_name(resource)) else { return };
+        describe(definition, schema, dialect);
+        for (field, text) in common {
+            if let Some(value) = definition.pointer_mut(&format!("/properties/{field}")) {
+                set_description(value, &text, dialect);
+            }
+        }
+    }
+
     fn add(&mut self, name: &str, root: &SchemaRef) {
         let mut waiting = vec![(name.to_owned(), root.clone())];
         while let Some((name, schema)) = waiting.pop() {
@@ -214,6 +231,33 @@ impl<'a> Writer<'a> {
         }
         needed.insert(id);
         json!({ "$ref": self.dialect.reference(&node.name) })
+    }
+}
+
+/// Descriptions go from a schema to what was made of it, field by field.
+fn describe(made: &mut Value, schema: &Value, dialect: Dialect) {
+    if let Some(text) = schema["description"].as_str() {
+        set_description(made, text, dialect);
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        if let Some(made) = made.get_mut("properties").and_then(|fields| fields.get_mut(name)) {
+            describe(made, field, dialect);
+        }
+    }
+    for place in ["items", "additionalProperties"] {
+        if let (Some(made), Some(part)) = (made.get_mut(place), schema.get(place)) {
+            describe(made, part, dialect);
+        }
+    }
+}
+
+/// Beside a reference OpenAPI v3 wants no other key.
+fn set_description(made: &mut Value, text: &str, dialect: Dialect) {
+    if made.get("$ref").is_some() && dialect == Dialect::V3 {
+        *made = json!({ "allOf": [made.take()] });
+    }
+    if made.is_object() {
+        made["description"] = json!(text);
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) fn registry() -> Registry {
             storage_key,
             storage_version,
             mixed: false,
+            defaulted: false,
+            conversion: None,
             custom: false,
             group,
             version,

@@ -87,6 +87,10 @@ pub struct Resource {
     pub mixed: bool,
     /// True for a custom resource.
     pub custom: bool,
+    /// Objects are given the schema's defaults when they are read: fields that have got one since.
+    pub defaulted: bool,
+    /// `spec.conversion.webhook` of a definition whose versions a webhook converts.
+    pub conversion: Option<Arc<Value>>,
 }
 
 impl std::fmt::Debug for Resource {
@@ -113,9 +117,13 @@ impl Resource {
         self.verbs.iter().any(|v| v == verb)
     }
 
-    /// True when objects are stored in another version than this row's.
+    /// True when stored bytes may not be what is to be shown: objects of another version, or without
+    /// defaults.
     pub fn converts(&self) -> bool {
-        self.mixed || (self.group != self.storage_version.0) || (self.version != self.storage_version.1)
+        self.mixed
+            || self.defaulted
+            || (self.group != self.storage_version.0)
+            || (self.version != self.storage_version.1)
     }
 
     /// Whether stored bytes are of this version as they are. Keys are stored sorted, so the version
@@ -151,7 +159,11 @@ impl Resource {
         }
         if self.custom {
             // Whatever version it was stored in: only the version's name differs.
-            return Ok(renamed(obj, &self.group, &self.version));
+            let mut obj = renamed(obj, &self.group, &self.version);
+            if self.defaulted {
+                self.strategy.default(&mut obj);
+            }
+            return Ok(obj);
         }
         convert::convert(
             obj,

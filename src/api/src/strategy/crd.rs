@@ -50,6 +50,43 @@ pub(super) fn update(obj: &mut Value, _old: &Value) {
     }
 }
 
+/// `ValidateCustomResourceConversion`
+fn conversion(conversion: &Value, errors: &mut Vec<FieldError>) {
+    one_of(conversion, "strategy", "spec.conversion", &["None", "Webhook"], errors);
+    let webhook = &conversion["webhook"];
+    if conversion["strategy"] != "Webhook" {
+        if webhook.is_object() {
+            errors.push(FieldError::forbidden(
+                "spec.conversion.webhook",
+                "should not be set when strategy is not set to Webhook",
+            ));
+        }
+        return;
+    }
+    let client = &webhook["clientConfig"];
+    if !client.is_object() {
+        errors.push(FieldError::required(
+            "spec.conversion.webhook.clientConfig",
+            "required when strategy is set to Webhook",
+        ));
+    } else if client["url"].is_string() == client["service"].is_object() {
+        errors.push(FieldError::required(
+            "spec.conversion.webhook.clientConfig",
+            "exactly one of url or service is required",
+        ));
+    }
+    let versions = list(webhook, "conversionReviewVersions");
+    if versions.is_empty() {
+        errors.push(FieldError::required("spec.conversion.webhook.conversionReviewVersions", ""));
+    } else if !versions.iter().any(|version| *version == "v1" || *version == "v1beta1") {
+        errors.push(FieldError::invalid(
+            "spec.conversion.webhook.conversionReviewVersions",
+            webhook["conversionReviewVersions"].clone(),
+            "must include at least one of v1, v1beta1",
+        ));
+    }
+}
+
 pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
     let s = &obj["spec"];
     let (group, names) = (text(s, "group"), &s["names"]);
@@ -79,11 +116,7 @@ pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
             "must be false in order to use defaults in the schema",
         ));
     }
-    if s["conversion"]["strategy"] == "Webhook" {
-        errors.push(FieldError::not_supported("spec.conversion.strategy", "Webhook", &["None"]));
-    } else {
-        one_of(&s["conversion"], "strategy", "spec.conversion", &["None"], errors);
-    }
+    conversion(&s["conversion"], errors);
     for field in ["plural", "singular", "kind", "listKind"] {
         let name = text(names, field);
         errors.extend(
@@ -409,7 +442,15 @@ mod tests {
         c["metadata"]["name"] = json!("x");
         c["spec"]["versions"][0]["storage"] = json!(false);
         c["spec"]["conversion"]["strategy"] = json!("Webhook");
-        assert_eq!(paths(&c), ["metadata.name", "spec.conversion.strategy", "spec.versions"]);
+        let webhook = "spec.conversion.webhook";
+        let (client, versions) =
+            (format!("{webhook}.clientConfig"), format!("{webhook}.conversionReviewVersions"));
+        assert_eq!(paths(&c), ["metadata.name", &client, &versions, "spec.versions"]);
+        c["spec"]["conversion"]["webhook"] =
+            json!({"clientConfig": {"url": "https://example.com"}, "conversionReviewVersions": ["v1"]});
+        assert_eq!(paths(&c), ["metadata.name", "spec.versions"]);
+        c["spec"]["conversion"]["strategy"] = json!("None");
+        assert_eq!(paths(&c), ["metadata.name", webhook, "spec.versions"]);
         c["spec"]["group"] = json!("things.k8s.io");
         assert!(paths(&c).contains(&"metadata.annotations[api-approved.kubernetes.io]".to_owned()));
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Rules, config, crd, jobs, network, pod, rbac, storage, workloads};
+use super::{Rules, config, crd, expressions, jobs, network, pod, rbac, storage, workloads};
 use crate::names;
 
 /// Kinds whose `metadata.generation` counts changes.
@@ -35,16 +35,31 @@ const GENERATION: &[&str] = &[
     "PriorityClass",
 ];
 
+/// Most status strategies take the sent metadata; these keep the stored one, whole or in part
+/// (`PrepareForUpdate` of upstream's `registry/*/*/strategy.go`).
+fn status_keeps(group: &str, kind: &str) -> &'static [&'static str] {
+    match (group, kind) {
+        ("apps", "Deployment") => &["annotations"],
+        ("apiregistration.k8s.io", "APIService")
+        | ("storage.k8s.io", "VolumeAttachment")
+        | ("resource.k8s.io", "ResourceClaim") => &[],
+        _ => &["labels", "annotations"],
+    }
+}
+
 /// The rules of a built-in kind.
 pub fn rules_for(group: &str, kind: &str) -> Rules {
-    let base = Rules { generation: GENERATION.contains(&kind), ..Rules::PLAIN };
+    let base = Rules {
+        generation: GENERATION.contains(&kind),
+        status_keeps: status_keeps(group, kind),
+        ..Rules::PLAIN
+    };
     match (group, kind) {
         ("", "Pod") => Rules {
             default: pod::default,
             create: pod::create,
             validate: pod::validate,
             validate_update: pod::validate_update,
-            status_keeps_meta: true,
             ..base
         },
         ("", "PodTemplate") => Rules { default: pod::default_pod_template, ..base },
@@ -146,7 +161,6 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             create: config::create_node,
             validate: config::validate_node,
             validate_update: config::update_node,
-            status_keeps_meta: true,
             status_on_create: true,
             ..base
         },
@@ -174,11 +188,17 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         },
         ("coordination.k8s.io", "Lease") => Rules { validate: config::validate_lease, ..base },
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
-            Rules { default: config::default_mutating_webhooks, ..base }
+            Rules { default: config::default_mutating_webhooks, validate: expressions::webhooks, ..base }
         }
         ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
-            Rules { default: config::default_webhooks, ..base }
+            Rules { default: config::default_webhooks, validate: expressions::webhooks, ..base }
         }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => Rules {
+            default: config::default_admission_policy,
+            validate: expressions::policy,
+            status: || Some(json!({})),
+            ..base
+        },
         ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
         ("apiregistration.k8s.io", "APIService") => Rules {
             default: config::default_api_service,

@@ -4,6 +4,7 @@
 
 mod config;
 mod crd;
+mod expressions;
 mod jobs;
 mod kinds;
 pub mod meta;
@@ -64,8 +65,8 @@ pub struct Rules {
     pub status: fn() -> Option<Value>,
     /// `metadata.generation` counts changes of the specification.
     pub generation: bool,
-    /// A status update may change labels and annotations (nodes, pods).
-    pub status_keeps_meta: bool,
+    /// Which metadata an update of the status (or of the approval) may change too.
+    pub status_keeps: &'static [&'static str],
     /// A create may bring its status along (a kubelet registers its node so).
     pub status_on_create: bool,
 }
@@ -85,7 +86,7 @@ impl Rules {
         validate_update: |_, _, _| {},
         status: no_status,
         generation: false,
-        status_keeps_meta: false,
+        status_keeps: &[],
         status_on_create: false,
     };
 }
@@ -110,6 +111,19 @@ impl Generic {
     /// The strategy of a custom resource.
     pub fn custom(schema: SchemaRef, namespaced: bool, has_status: bool) -> Self {
         Self::new(schema, namespaced, has_status, Rules { generation: true, ..Rules::PLAIN })
+    }
+
+    /// What upstream's status strategies leave as the client sent it.
+    fn keep_status_metadata(&self, next: &mut Value, sent: &Value) {
+        for field in self.rules.status_keeps {
+            let value = object::get(sent, &format!("/metadata/{field}")).clone();
+            let metadata = object::metadata_mut(next);
+            if value.is_null() {
+                metadata.remove(*field);
+            } else {
+                metadata.insert((*field).to_string(), value);
+            }
+        }
     }
 
     fn spec_changed(&self, a: &Value, b: &Value) -> bool {
@@ -195,13 +209,7 @@ impl Strategy for Generic {
         match subresource {
             "status" => {
                 keep(&mut next, obj, "status");
-                if subresource == "status" && self.rules.status_keeps_meta {
-                    for f in ["labels", "annotations"] {
-                        let v = object::get(obj, &format!("/metadata/{f}")).clone();
-                        let meta = object::metadata_mut(&mut next);
-                        if v.is_null() { drop(meta.remove(f)) } else { drop(meta.insert(f.to_string(), v)) }
-                    }
-                }
+                self.keep_status_metadata(&mut next, obj);
             }
             "finalize" => {
                 let list = object::get(obj, "/spec/finalizers").clone();
@@ -216,6 +224,7 @@ impl Strategy for Generic {
                 if !list.is_null() {
                     object::set(&mut next, "/status/conditions", list);
                 }
+                self.keep_status_metadata(&mut next, obj);
             }
             "ephemeralcontainers" => {
                 let list = object::get(obj, "/spec/ephemeralContainers").clone();

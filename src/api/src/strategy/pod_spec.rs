@@ -33,6 +33,7 @@ pub(super) fn validate(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             }
         }
     }
+    sysctls(&spec["securityContext"], &join(path, "securityContext.sysctls"), errors);
     one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], errors);
     one_of(spec, "dnsPolicy", path, &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], errors);
     one_of(spec, "preemptionPolicy", path, &["Never", "PreemptLowerPriority"], errors);
@@ -371,6 +372,36 @@ fn validate_tolerations(spec: &Value, path: &str, errors: &mut Vec<FieldError>) 
     }
 }
 
+/// `validateSysctls`: names of the kernel's form, each once. Whether the node allows them is its own matter.
+fn sysctls(security: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let mut seen = HashSet::new();
+    for (i, sysctl) in list(security, "sysctls").iter().enumerate() {
+        let at = join(&index(path, i), "name");
+        let name = text(sysctl, "name");
+        if name.is_empty() {
+            errors.push(FieldError::required(at, ""));
+        } else if name.len() > 253 || !is_sysctl(name) {
+            errors.push(FieldError::invalid(
+                at,
+                name,
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            ));
+        } else if !seen.insert(name) {
+            errors.push(FieldError::duplicate(at, name));
+        }
+    }
+}
+
+fn is_sysctl(name: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.split(['.', '/']).all(|part| {
+        let bytes = part.as_bytes();
+        bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && bytes.iter().all(|byte| alphanumeric(byte) || matches!(byte, b'-' | b'_'))
+    })
+}
+
 /// Warnings about valid pods and templates.
 pub(super) fn warnings(obj: &Value) -> Vec<String> {
     let (spec, path) = match (object::kind(obj), object::get(obj, "/spec/template/spec")) {
@@ -442,5 +473,21 @@ mod tests {
         for (s, want) in cases {
             assert_eq!(check(&s), [want]);
         }
+    }
+
+    #[test]
+    fn sysctls_have_names_of_the_kernels_form() {
+        let pod = |names: &[&str]| {
+            let list: Vec<Value> = names.iter().map(|name| json!({"name": name, "value": "1"})).collect();
+            json!({"containers": [{"name": "a", "image": "i"}], "securityContext": {"sysctls": list}})
+        };
+        let found = check(&pod(&["foo-", "kernel.shmmax", "safe-and-unsafe", "bar..", "net/ipv4/a_b"]));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].starts_with(r#"spec.securityContext.sysctls[0].name: Invalid value: "foo-""#),
+            "{found:?}"
+        );
+        assert!(found[1].starts_with("spec.securityContext.sysctls[3].name"), "{found:?}");
+        assert!(check(&pod(&["a.b", "a.b"]))[0].contains("Duplicate value"));
     }
 }

@@ -42,6 +42,8 @@ pub(crate) enum Operation {
     Create,
     Update,
     Delete,
+    /// A stream into a pod, or a proxy.
+    Connect,
 }
 
 impl Operation {
@@ -51,6 +53,7 @@ impl Operation {
             Self::Create => "CREATE",
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
         }
     }
 }
@@ -120,6 +123,18 @@ pub(crate) async fn validate(
     certificate::validate(request, value)?;
     limit_range::validate(request, value)?;
     pod_security::validate(request, value, warnings)?;
-    policy::validate(request, value, warnings)?;
+    policy::validate(request, value, warnings).await?;
     webhook::validate(request, value, warnings).await
+}
+
+/// Asks webhooks and policies before a stream is opened or a request goes through a proxy: `options` are
+/// the request's parameters as their API type.
+pub(crate) async fn connect(
+    request: &Request<'_>,
+    mut options: Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    webhook::mutate(request, &mut options, warnings).await?;
+    policy::validate(request, &options, warnings).await?;
+    webhook::validate(request, &options, warnings).await
 }

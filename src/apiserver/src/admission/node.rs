@@ -41,6 +41,7 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
                         Operation::Create => "create",
                         Operation::Update => "update",
                         Operation::Delete => "delete",
+                        Operation::Connect => "connect to",
                     }
                 )));
             }

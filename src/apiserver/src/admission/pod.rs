@@ -11,6 +11,53 @@ const TOLERATION_SECONDS: i64 = 300;
 pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
     priority(request, pod)?;
     default_tolerations(pod);
+    runtime_class(request, pod)
+}
+
+/// `plugin/pkg/admission/runtimeclass`: the class must exist; its overhead and where it can run become the
+/// pod's.
+fn runtime_class(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
+    let rejected = |why: &str| request.forbidden(&format!("pod rejected: {why}"));
+    let own = pod["spec"]["overhead"].clone();
+    let has_overhead = own.as_object().is_some_and(|overhead| !overhead.is_empty());
+    let name = pod["spec"]["runtimeClassName"].as_str().unwrap_or_default().to_owned();
+    if name.is_empty() {
+        if has_overhead {
+            return Err(rejected("Pod Overhead set without corresponding RuntimeClass defined Overhead"));
+        }
+        return Ok(());
+    }
+    let stored = request.state.cache.bucket("runtimeclasses.node.k8s.io").get(&format!("/{name}"));
+    let stored = stored.ok_or_else(|| rejected(&format!("RuntimeClass {name:?} not found")))?;
+    let class: Value = serde_json::from_slice(&stored.bytes).unwrap_or_default();
+    let overhead = &class["overhead"]["podFixed"];
+    if overhead.as_object().is_some_and(|overhead| !overhead.is_empty()) {
+        if has_overhead && own != *overhead {
+            return Err(rejected("Pod's Overhead doesn't match RuntimeClass's defined Overhead"));
+        }
+        pod["spec"]["overhead"] = overhead.clone();
+    } else if has_overhead {
+        return Err(rejected("Pod Overhead set without corresponding RuntimeClass defined Overhead"));
+    }
+    for (key, value) in class["scheduling"]["nodeSelector"].as_object().into_iter().flatten() {
+        let own = &pod["spec"]["nodeSelector"][key];
+        if !own.is_null() && own != value {
+            return Err(rejected(&format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {value}; pod.spec.nodeSelector[{key}] = {own}"
+            )));
+        }
+        pod["spec"]["nodeSelector"][key] = value.clone();
+    }
+    let more = class["scheduling"]["tolerations"].as_array().cloned().unwrap_or_default();
+    if !more.is_empty() {
+        let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+        for toleration in more {
+            if !tolerations.contains(&toleration) {
+                tolerations.push(toleration);
+            }
+        }
+        pod["spec"]["tolerations"] = json!(tolerations);
+    }
     Ok(())
 }
 

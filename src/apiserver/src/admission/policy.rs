@@ -10,7 +10,7 @@ use kedge_api::status::Status;
 use serde_json::{Map, Value, json};
 
 use super::webhook::rules::{Rule, Selectors, configurations, converted, version_for};
-use super::{Request, objects_in};
+use super::{Operation, Request, objects_in};
 use crate::state::State;
 use crate::verbs::read;
 
@@ -206,7 +206,7 @@ fn policies(state: &State) -> Arc<Policies> {
     fresh
 }
 
-pub(super) fn validate(
+pub(super) async fn validate(
     request: &Request<'_>,
     value: &Value,
     warnings: &mut Vec<String>,
@@ -222,7 +222,7 @@ pub(super) fn validate(
         if bound.is_some_and(|own| own.matches(request, value, true).is_none()) {
             continue;
         }
-        for (message, reason) in failures(policy, binding, request, &resource, value)? {
+        for (message, reason) in failures(policy, binding, request, &resource, value).await? {
             act(policy, binding, request, &message, &reason, warnings)?;
         }
     }
@@ -230,15 +230,19 @@ pub(super) fn validate(
 }
 
 /// What the policy finds wrong: message and reason.
-fn failures(
+async fn failures(
     policy: &Policy,
     binding: &Binding,
     request: &Request<'_>,
     resource: &kedge_api::registry::Resource,
     value: &Value,
 ) -> Result<Vec<(String, String)>, Status> {
-    let shown = converted(request.resource, resource, value)?;
-    let review = super::webhook::review(request, resource, &shown, true)?;
+    let shown = if request.operation == Operation::Connect {
+        value.clone()
+    } else {
+        converted(request.state, request.resource, resource, value).await?
+    };
+    let review = super::webhook::review(request, resource, &shown, true).await?;
     let base = variables(request, &review, true);
     let params = match params(policy, binding, request) {
         Ok(params) => params,

@@ -48,7 +48,7 @@ pub(crate) async fn charge<'a>(
         Operation::Create => request.subresource.is_empty(),
         // Of what can be changed only these are charged by what they say.
         Operation::Update => resize || request.is("", "services") || request.is("", "persistentvolumeclaims"),
-        Operation::Delete => false,
+        Operation::Delete | Operation::Connect => false,
     };
     let state = request.state;
     let none = |namespace: &str| objects_in(state, "resourcequotas", namespace).is_empty();

@@ -18,6 +18,7 @@ use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::claims;
+use crate::conversion;
 use crate::encode;
 use crate::respond;
 use crate::state::State;
@@ -33,7 +34,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     let namespace = context.info.namespace.clone();
     let created = Creation { state: &context.state, user: &context.user, resource: &context.resource };
     let (bytes, more) = created.run(&namespace, value, &options).await?;
-    let mut response = read::present(context, StatusCode::CREATED, &bytes)?;
+    let mut response = read::present(context, StatusCode::CREATED, &bytes).await?;
     respond::add_warnings(&mut response, &warnings);
     respond::add_warnings(&mut response, &more);
     Ok(response)
@@ -148,7 +149,7 @@ impl Creation<'_> {
             }
             return Ok(Some((value.to_string().into(), warnings)));
         }
-        let value = resource.to_storage(value)?;
+        let value = conversion::to_storage(state, resource, value).await?;
         let stored = encode::encode(&value);
         let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
         let mut ops = vec![Op::Put { key: key.clone(), value: stored.clone() }];

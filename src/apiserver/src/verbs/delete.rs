@@ -34,7 +34,7 @@ pub(crate) async fn delete(context: &Arc<Context>, body: &Bytes) -> Result<Respo
         Outcome::Gone(old) => {
             // Upstream answers with the object for kinds that ask for it, with a Status otherwise.
             if returns_object(&context.resource) {
-                return read::present(context, StatusCode::OK, &old);
+                return read::present(context, StatusCode::OK, &old).await;
             }
             let value = read::parse(&old)?;
             let details = Details {
@@ -47,7 +47,7 @@ pub(crate) async fn delete(context: &Arc<Context>, body: &Bytes) -> Result<Respo
             };
             Ok(respond::json(StatusCode::OK, &Status::success(Some(details)).to_value()))
         }
-        Outcome::Marked(bytes) => read::present(context, StatusCode::OK, &bytes),
+        Outcome::Marked(bytes) => read::present(context, StatusCode::OK, &bytes).await,
     }
 }
 

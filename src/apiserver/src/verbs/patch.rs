@@ -70,7 +70,7 @@ pub(crate) async fn patch(
     };
     let (bytes, more) = change.run(&context.info.namespace, &context.info.name, &options, &mut edit).await?;
     warnings.extend(more);
-    let mut response = read::present(context, StatusCode::OK, &bytes)?;
+    let mut response = read::present(context, StatusCode::OK, &bytes).await?;
     respond::add_warnings(&mut response, &warnings);
     Ok(response)
 }
@@ -119,7 +119,7 @@ async fn apply(
             Err(status) if status.reason == "AlreadyExists" => {}
             result => {
                 let (bytes, more) = result?;
-                let mut response = read::present(context, StatusCode::CREATED, &bytes)?;
+                let mut response = read::present(context, StatusCode::CREATED, &bytes).await?;
                 respond::add_warnings(&mut response, &warnings);
                 respond::add_warnings(&mut response, &more);
                 return Ok(response);
@@ -132,7 +132,7 @@ async fn apply(
         Ok(Edit { value, managed: true })
     };
     let (bytes, more) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
-    let mut response = read::present(context, StatusCode::OK, &bytes)?;
+    let mut response = read::present(context, StatusCode::OK, &bytes).await?;
     respond::add_warnings(&mut response, &warnings);
     respond::add_warnings(&mut response, &more);
     Ok(response)

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Context, joined, select::Selection};
 use crate::cache::{Objects, Stored};
+use crate::conversion;
 use crate::respond::{self, Form};
 
 pub(crate) async fn get(context: &Arc<Context>) -> Result<Response<Body>, Status> {
@@ -27,19 +28,27 @@ pub(crate) async fn get(context: &Arc<Context>) -> Result<Response<Body>, Status
     not_beyond(context, wanted.parse().unwrap_or(0)).await?;
     let bucket = context.state.cache.bucket(&context.resource.storage_key);
     let stored = bucket.get(&context.key()).ok_or_else(|| context.not_found())?;
-    present(context, StatusCode::OK, &stored.bytes)
+    present(context, StatusCode::OK, &stored.bytes).await
 }
 
 /// One object in the version and form that the client asked for.
-pub(crate) fn present(context: &Context, code: StatusCode, bytes: &Bytes) -> Result<Response<Body>, Status> {
+pub(crate) async fn present(
+    context: &Context,
+    code: StatusCode,
+    bytes: &Bytes,
+) -> Result<Response<Body>, Status> {
+    let shown = async || {
+        let mut all = conversion::shown(&context.state, &context.resource, vec![bytes.clone()]).await?;
+        Ok::<_, Status>(all.pop().unwrap_or_default())
+    };
     match context.accepted.form {
-        Form::Object => Ok(respond::object(code, converted(&context.resource, bytes)?, context.accepted)),
+        Form::Object => Ok(respond::object(code, shown().await?, context.accepted)),
         Form::Metadata => {
             let object = partial_object_metadata(&parse(bytes)?);
             Ok(respond::object(code, object.to_string().into(), context.accepted))
         }
         Form::Table => {
-            let object = parse(&converted(&context.resource, bytes)?)?;
+            let object = parse(&shown().await?)?;
             let version = object.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
             let table = table(context, std::iter::once(Ok(object)), json!({ "resourceVersion": version }))?;
             Ok(respond::object(code, table.to_string().into(), context.accepted))
@@ -47,9 +56,15 @@ pub(crate) fn present(context: &Context, code: StatusCode, bytes: &Bytes) -> Res
     }
 }
 
-/// The object's bytes in the requested version: the stored ones wherever that is the same.
+/// Stored objects in the requested version.
+async fn shown(context: &Context, objects: &[Arc<Stored>]) -> Result<Vec<Bytes>, Status> {
+    let stored = objects.iter().map(|stored| stored.bytes.clone()).collect();
+    conversion::shown(&context.state, &context.resource, stored).await
+}
+
+/// The object's bytes in the requested version, where no webhook is needed for it: the stored ones wherever that is the same.
 pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Status> {
-    if !resource.converts() || resource.is_current(bytes) {
+    if !resource.converts() || (resource.is_current(bytes) && !resource.defaulted) {
         return Ok(bytes.clone());
     }
     Ok(resource.from_storage(parse(bytes)?)?.to_string().into())
@@ -256,11 +271,11 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
                 return Ok(respond::json_body(StatusCode::OK, body));
             }
             let mut out = Vec::from(head);
-            for (index, stored) in page.objects.iter().enumerate() {
+            for (index, bytes) in shown(context, &page.objects).await?.iter().enumerate() {
                 if index > 0 {
                     out.push(b',');
                 }
-                out.extend_from_slice(&converted(resource, &stored.bytes)?);
+                out.extend_from_slice(bytes);
             }
             out.extend_from_slice(b"]}");
             out.into()
@@ -278,7 +293,8 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
             out.into()
         }
         Form::Table => {
-            let objects = page.objects.iter().map(|stored| parse(&converted(resource, &stored.bytes)?));
+            let bytes = shown(context, &page.objects).await?;
+            let objects = bytes.iter().map(|bytes| parse(bytes));
             table(context, objects, metadata)?.to_string().into()
         }
     };

@@ -19,6 +19,7 @@ use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::cache::Stored;
 use crate::claims;
+use crate::conversion;
 use crate::encode;
 use crate::respond;
 use crate::state::State;
@@ -74,7 +75,7 @@ pub(crate) async fn update(
         .run(&context.info.namespace, &context.info.name, &options, &mut |_| Ok(Edit::replace(value.clone())))
         .await?;
     warnings.extend(more);
-    let mut response = read::present(context, StatusCode::OK, &bytes)?;
+    let mut response = read::present(context, StatusCode::OK, &bytes).await?;
     respond::add_warnings(&mut response, &warnings);
     Ok(response)
 }
@@ -162,7 +163,7 @@ impl Change<'_> {
         stored: &Arc<Stored>,
         edit: &mut (dyn FnMut(&Value) -> Result<Edit, Status> + Send),
     ) -> Result<Done, Status> {
-        let old = self.resource.from_storage(read::parse(&stored.bytes)?)?;
+        let old = conversion::from_storage(self.state, self.resource, read::parse(&stored.bytes)?).await?;
         let edited = edit(&old)?;
         self.attempt(namespace, name, options, stored, &old, edited).await
     }
@@ -235,7 +236,7 @@ impl Change<'_> {
             let manager = options.manager(resource, self.target.subresource());
             managed::track_update(&resource.schema, Some(old), &mut value, &manager);
         }
-        let value = resource.to_storage(value)?;
+        let value = conversion::to_storage(state, resource, value).await?;
         let fresh = encode::encode(&value);
         if encode::spliced(&fresh, stored.modified) == stored.bytes {
             return Ok(Done::Unchanged(stored.bytes.clone(), warnings));

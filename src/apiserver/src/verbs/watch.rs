@@ -1,5 +1,6 @@
 //! WATCH: a cursor into the bucket's ring of events.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use super::read::{check_version, converted, invalid_match, not_beyond, parse, table, too_large};
 use super::{Context, select::Selection};
 use crate::cache::{self, Bucket, Event, EventKind, Stored, TooOld};
+use crate::conversion;
 use crate::respond::Form;
 
 /// Events that are written to a client at once.
@@ -45,6 +47,8 @@ struct Watcher {
     sent_at: Option<Instant>,
     ended: bool,
     first_table: bool,
+    /// What a conversion webhook has made of the objects that are sent next, by revision and key.
+    converted: HashMap<(u64, Arc<str>), Result<Bytes, Status>>,
 }
 
 pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Status> {
@@ -130,6 +134,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         sent_at: None,
         ended: false,
         first_table: true,
+        converted: HashMap::new(),
     };
     let body = match refused {
         Some(line) => Body::from(line),
@@ -164,7 +169,9 @@ impl Watcher {
             }
             let mut out = Vec::new();
             if !self.initial.is_empty() {
-                for stored in self.initial.drain(..self.initial.len().min(BATCH)).collect::<Vec<_>>() {
+                let batch = self.initial.drain(..self.initial.len().min(BATCH)).collect::<Vec<_>>();
+                self.convert(&batch).await;
+                for stored in batch {
                     self.write(&mut out, EventKind::Added, &stored);
                 }
                 return Some(out.into());
@@ -175,7 +182,7 @@ impl Watcher {
             }
             self.pause().await;
             self.changed.borrow_and_update();
-            match self.news() {
+            match self.news().await {
                 Ok(Some(lines)) if lines.is_empty() => continue,
                 Ok(Some(lines)) => return Some(lines),
                 Ok(None) => {}
@@ -210,7 +217,7 @@ impl Watcher {
     }
 
     /// The lines of the next events, maybe none of them for this watcher; `None`: there are no more events.
-    fn news(&mut self) -> Result<Option<Bytes>, TooOld> {
+    async fn news(&mut self) -> Result<Option<Bytes>, TooOld> {
         if self.is_plain() && !self.selection.is_selective() {
             let Some(chunk) = self.bucket.chunk_after(self.cursor, &self.selection.prefix())? else {
                 return Ok(None);
@@ -223,6 +230,8 @@ impl Watcher {
         if events.is_empty() {
             return Ok(None);
         }
+        let objects: Vec<Arc<Stored>> = events.iter().map(|event| event.object.clone()).collect();
+        self.convert(&objects).await;
         let mut out = Vec::new();
         for event in &events {
             self.write_event(&mut out, event);
@@ -241,6 +250,20 @@ impl Watcher {
         if pause >= *PAUSES.start() && sent_at.elapsed() < pause {
             tokio::time::sleep_until(sent_at + pause).await;
         }
+    }
+
+    /// Asks the conversion webhook about the next objects, where there is one: what it makes of them is
+    /// kept for [`Self::shown`].
+    async fn convert(&mut self, objects: &[Arc<Stored>]) {
+        let resource = &self.context.resource;
+        if resource.conversion.is_none() {
+            return;
+        }
+        let bytes = objects.iter().map(|stored| stored.bytes.clone()).collect();
+        self.converted = match conversion::shown(&self.context.state, resource, bytes).await {
+            Ok(all) => objects.iter().zip(all).map(|(stored, bytes)| (place(stored), Ok(bytes))).collect(),
+            Err(status) => objects.iter().map(|stored| (place(stored), Err(status.clone()))).collect(),
+        };
     }
 
     /// The stored bytes are what the client wants to see.
@@ -275,7 +298,10 @@ impl Watcher {
 
     fn shown(&mut self, stored: &Stored) -> Result<Value, Status> {
         let context = self.context.clone();
-        let object = parse(&converted(&context.resource, &stored.bytes)?)?;
+        let object = match self.converted.remove(&place(stored)) {
+            Some(bytes) => parse(&bytes?)?,
+            None => parse(&converted(&context.resource, &stored.bytes)?)?,
+        };
         Ok(match context.accepted.form {
             Form::Object => object,
             Form::Metadata => partial_object_metadata(&object),
@@ -314,6 +340,11 @@ impl Watcher {
         };
         line("BOOKMARK", &object)
     }
+}
+
+/// One version of one object.
+fn place(stored: &Stored) -> (u64, Arc<str>) {
+    (stored.modified, stored.key.clone())
 }
 
 fn line(kind: &str, object: &Value) -> Bytes {

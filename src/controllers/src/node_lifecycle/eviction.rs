@@ -1,6 +1,7 @@
 //! Pods leave a node with a NoExecute taint that they do not tolerate, or tolerate for a time
 //! (upstream pkg/controller/tainteviction).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::taints::leaves_at;
@@ -19,6 +21,9 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     recorder: Recorder,
+    /// Since when pods with limited patience have been on a tainted node, by their uid. Taints that people
+    /// set do not say when they were added.
+    waiting: Mutex<HashMap<ObjectKey, (Option<String>, Timestamp)>>,
 }
 
 pub(super) fn start(ctx: &Context) {
@@ -27,6 +32,7 @@ pub(super) fn start(ctx: &Context) {
         nodes: ctx.informers.informer::<Node>(),
         pods: ctx.informers.informer::<Pod>(),
         recorder: ctx.recorder("taint-eviction-controller"),
+        waiting: Mutex::default(),
     });
     let queue: Queue<ObjectKey> = Queue::new();
     let (adder, this) = (queue.clone(), controller.clone());
@@ -42,7 +48,9 @@ pub(super) fn start(ctx: &Context) {
     ctx.on_change(&controller.nodes, move |change| {
         let Some(node) = &change.new else { return };
         let taints = |node: &Node| node.spec.as_ref().and_then(|spec| spec.taints.clone());
-        if !evicts(node) || change.old.as_ref().is_some_and(|old| taints(old) == taints(node)) {
+        // Without the taint the waiting ends, too.
+        let eased = change.old.as_ref().is_some_and(|old| evicts(old));
+        if !(evicts(node) || eased) || change.old.as_ref().is_some_and(|old| taints(old) == taints(node)) {
             return;
         }
         let name = change.key().name;
@@ -69,14 +77,31 @@ fn evicts(node: &Node) -> bool {
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, Error> {
-        let Some(pod) = self.pods.get_key(key) else { return Ok(None) };
-        if pod.metadata.deletion_timestamp.is_some() {
-            return Ok(None);
+    /// The pod and when it must leave, if it must.
+    fn leaving(&self, key: &ObjectKey, now: Timestamp) -> Option<(Arc<Pod>, Timestamp)> {
+        let pod = self.pods.get_key(key).filter(|pod| pod.metadata.deletion_timestamp.is_none())?;
+        let node = self.nodes.get("", pods::node_name(&pod))?;
+        if !evicts(&node) {
+            return None;
         }
-        let Some(node) = self.nodes.get("", pods::node_name(&pod)) else { return Ok(None) };
+        let seen = {
+            let mut waiting = self.waiting.lock();
+            let entry = waiting.entry(key.clone()).or_insert_with(|| (pod.metadata.uid.clone(), now));
+            if entry.0 != pod.metadata.uid {
+                *entry = (pod.metadata.uid.clone(), now);
+            }
+            entry.1
+        };
+        let at = leaves_at(&node, &pod, seen)?;
+        Some((pod, at))
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, Error> {
         let now = Timestamp::now();
-        let Some(at) = leaves_at(&node, &pod, now) else { return Ok(None) };
+        let Some((pod, at)) = self.leaving(key, now) else {
+            self.waiting.lock().remove(key);
+            return Ok(None);
+        };
         let left = time::until(at, now);
         if !left.is_zero() {
             // Looked at again then: the taint may have gone meanwhile.

@@ -96,16 +96,17 @@ pub(super) fn unknown_conditions(node: &Node) -> Vec<NodeCondition> {
     conditions
 }
 
-/// When the pod must leave the node: `None` never, else a time (maybe past).
-pub(super) fn leaves_at(node: &Node, pod: &Pod, now: Timestamp) -> Option<Timestamp> {
+/// When the pod must leave the node: `None` never, else a time (maybe past). `seen` is when the node was
+/// first found to drive it off: what counts for taints that do not say when they were added.
+pub(super) fn leaves_at(node: &Node, pod: &Pod, seen: Timestamp) -> Option<Timestamp> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
     let mut leaves: Option<Timestamp> = None;
     for taint in taints.iter().filter(|taint| taint.effect == NO_EXECUTE) {
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let since = taint.time_added.as_ref().map_or(seen, |time| time.0);
         let mut matching = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
         if matching.peek().is_none() {
-            return Some(now);
+            return Some(seen);
         }
         // The shortest of all times that are given; none given means for ever.
         if let Some(seconds) = matching.filter_map(|toleration| toleration.toleration_seconds).min() {

@@ -6,10 +6,8 @@ pub(super) mod rules;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use base64::Engine as _;
-use http::{Method, Request as HttpRequest, header};
-use http_body_util::{BodyExt as _, Limited};
+use kedge_api::decode::{self, FieldValidation};
 use kedge_api::object;
 use kedge_api::status::Status;
 use serde_json::{Value, json};
@@ -17,13 +15,11 @@ use serde_json::{Value, json};
 use self::rules::{Rule, Selectors};
 use super::policy::{self, Conditions};
 use super::{Operation, Request};
-use crate::outbound::{self, Server};
+use crate::outbound::Server;
 use crate::state::State;
 
 const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
 const VALIDATING: &str = "validatingwebhookconfigurations.admissionregistration.k8s.io";
-/// An answer larger than this is refused.
-const ANSWER_LIMIT: usize = 8 << 20;
 
 /// All webhooks of the cluster, and the revisions of the configurations they were read from.
 #[derive(Default)]
@@ -62,21 +58,9 @@ impl Webhook {
             side_effects: !matches!(text("sideEffects"), "None" | "NoneOnDryRun"),
             conditions: Conditions::new(value),
             timeout: Duration::from_secs(value["timeoutSeconds"].as_u64().unwrap_or(10)),
-            server: server(state, &value["clientConfig"]),
+            server: Server::of_client_config(state, &value["clientConfig"]),
         }
     }
-}
-
-fn server(state: &State, client: &Value) -> Result<(Server, String), String> {
-    let tls = outbound::tls(state, client["caBundle"].as_str(), false, None)?;
-    if let Some(url) = client["url"].as_str() {
-        return Server::of_url(url, tls);
-    }
-    let service = &client["service"];
-    let text = |field: &str| service[field].as_str().unwrap_or_default();
-    let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
-    let path = format!("/{}", text("path").trim_start_matches('/'));
-    Ok((Server::of_service(text("namespace"), text("name"), port, tls), path))
 }
 
 /// The webhooks as of now; read again only after a configuration has changed.
@@ -147,10 +131,16 @@ async fn ask_to_change(
     let patch = base64::engine::general_purpose::STANDARD
         .decode(patch)
         .map_err(|error| failed(format!("patch is not base64: {error}")))?;
-    let shown = rules::converted(request.resource, &resource, value)?;
+    let shown = rules::converted(request.state, request.resource, &resource, value).await?;
     let patched = kedge_api::patch::json_patch(&shown, &patch)?;
-    let mut patched = rules::converted(&resource, request.resource, &patched)?;
-    request.resource.strategy.default(&mut patched);
+    let mut patched = rules::converted(request.state, &resource, request.resource, &patched).await?;
+    if request.resource.custom {
+        // What the webhook has added beyond the schema goes, as with what a client sends.
+        decode::check_schema(&mut patched, request.resource, FieldValidation::Ignore)?;
+    }
+    if request.operation != Operation::Connect {
+        request.resource.strategy.default(&mut patched);
+    }
     *value = patched;
     Ok(true)
 }
@@ -212,7 +202,7 @@ async fn ask(
             webhook.name
         )));
     }
-    let review = review(request, resource, value, false)?;
+    let review = review(request, resource, value, false).await?;
     let conditions = if webhook.conditions.is_empty() {
         Ok(true)
     } else {
@@ -245,29 +235,7 @@ async fn call(webhook: &Webhook, state: &State, review: &Value) -> Result<Value,
     let (server, path) = webhook.server.as_ref().map_err(Clone::clone)?;
     let separator = if path.contains('?') { '&' } else { '?' };
     let path = format!("{path}{separator}timeout={}s", webhook.timeout.as_secs());
-    let url = format!("https://{}:{}{path}", server.host, server.port);
-    let failed = |error: String| format!("Post {url:?}: {error}");
-    let request = HttpRequest::builder()
-        .method(Method::POST)
-        .uri(&path)
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::ACCEPT, "application/json, */*")
-        .header(header::USER_AGENT, "kube-apiserver-admission")
-        .body(Body::from(review.to_string()))
-        .map_err(|error| failed(error.to_string()))?;
-    let response = server.send(state, request).await.map_err(&failed)?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
-    let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();
-    if !status.is_success() {
-        let text = String::from_utf8_lossy(&body);
-        return Err(format!(
-            "the server responded with the status code {}: {}",
-            status.as_u16(),
-            text.trim()
-        ));
-    }
-    let mut answer: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    let mut answer = server.post(state, &path, review).await?;
     if answer["kind"] != "AdmissionReview" || answer["apiVersion"] != "admission.k8s.io/v1" {
         return Err(format!(
             "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}, Kind={}",
@@ -286,7 +254,7 @@ async fn call(webhook: &Webhook, state: &State, review: &Value) -> Result<Value,
 }
 
 /// The question. `is_shown`: the object is in the wanted version already.
-pub(super) fn review(
+pub(super) async fn review(
     request: &Request<'_>,
     resource: &kedge_api::registry::Resource,
     value: &Value,
@@ -298,12 +266,23 @@ pub(super) fn review(
         json!({ "group": r.group, "version": r.version, "kind": r.kind })
     };
     let name = |r: &kedge_api::registry::Resource| json!({ "group": r.group, "version": r.version, "resource": r.plural });
-    let shown = |value: &Value| rules::converted(own, resource, value);
-    let deleted = request.operation == Operation::Delete;
+    let shown = async |value: &Value| rules::converted(request.state, own, resource, value).await;
     let options = match request.operation {
         Operation::Create => "CreateOptions",
         Operation::Update => "UpdateOptions",
         Operation::Delete => "DeleteOptions",
+        Operation::Connect => "",
+    };
+    let new = match request.operation {
+        Operation::Delete => Value::Null,
+        _ if is_shown => value.clone(),
+        // Its options are of a kind of their own.
+        Operation::Connect => value.clone(),
+        _ => shown(value).await?,
+    };
+    let old = match request.old {
+        Some(old) => shown(old).await?,
+        None => Value::Null,
     };
     let mut asked = json!({
         "uid": object::new_uid(),
@@ -313,11 +292,17 @@ pub(super) fn review(
         "requestResource": name(own),
         "operation": request.operation.as_str(),
         "userInfo": crate::review::user_info(request.user),
-        "object": if deleted { Value::Null } else if is_shown { value.clone() } else { shown(value)? },
-        "oldObject": request.old.map_or(Ok(Value::Null), shown)?,
+        "object": new,
+        "oldObject": old,
         "dryRun": request.dry_run,
         "options": { "kind": options, "apiVersion": "meta.k8s.io/v1" },
     });
+    if request.operation == Operation::Connect {
+        // What is sent is the options of the stream or proxy.
+        asked["kind"] = json!({ "group": "", "version": "v1", "kind": value["kind"] });
+        asked["requestKind"] = asked["kind"].clone();
+        asked["options"] = Value::Null;
+    }
     // A namespace lies in itself, as upstream sees it.
     let namespace = if request.is("", "namespaces") { request.name } else { request.namespace };
     for (field, text) in [("name", request.name), ("namespace", namespace)] {

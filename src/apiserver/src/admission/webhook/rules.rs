@@ -9,6 +9,8 @@ use kedge_base::Order as _;
 use serde_json::Value;
 
 use super::super::{Operation, Request};
+use crate::conversion;
+use crate::state::State;
 use crate::verbs::read;
 
 /// One `rules` entry.
@@ -132,13 +134,17 @@ pub(in crate::admission) fn version_for(
 }
 
 /// The object in another version of its resource.
-pub(in crate::admission) fn converted(
+pub(in crate::admission) async fn converted(
+    state: &Arc<State>,
     from: &Resource,
     to: &Resource,
     value: &Value,
 ) -> Result<Value, kedge_api::status::Status> {
     if from.api_version() == to.api_version() || !value.is_object() {
         return Ok(value.clone());
+    }
+    if to.conversion.is_some() {
+        return conversion::from_storage(state, to, value.clone()).await;
     }
     to.from_storage(from.to_storage(value.clone())?)
 }

@@ -1,0 +1,142 @@
+//! Expressions in webhook configurations and admission policies are compiled when they are written, so
+//! that a mistake is told to who made it (upstream `pkg/apis/admissionregistration/validation`).
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::util::list;
+use crate::cel::Program;
+use crate::field::FieldError;
+use crate::names;
+
+/// Upstream's limit of match conditions, policies and webhooks alike.
+const MOST_CONDITIONS: u64 = 64;
+
+/// MutatingWebhookConfiguration and ValidatingWebhookConfiguration.
+pub(super) fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
+    for (index, webhook) in list(obj, "webhooks").iter().enumerate() {
+        conditions(webhook, &format!("webhooks[{index}]"), errors);
+    }
+}
+
+/// ValidatingAdmissionPolicy.
+pub(super) fn policy(obj: &Value, errors: &mut Vec<FieldError>) {
+    let spec = &obj["spec"];
+    conditions(spec, "spec", errors);
+    for (index, variable) in list(spec, "variables").iter().enumerate() {
+        expression(variable, "expression", &format!("spec.variables[{index}]"), errors);
+    }
+    for (index, validation) in list(spec, "validations").iter().enumerate() {
+        let path = format!("spec.validations[{index}]");
+        expression(validation, "expression", &path, errors);
+        if validation["messageExpression"].is_string() {
+            expression(validation, "messageExpression", &path, errors);
+        }
+    }
+    for (index, annotation) in list(spec, "auditAnnotations").iter().enumerate() {
+        expression(annotation, "valueExpression", &format!("spec.auditAnnotations[{index}]"), errors);
+    }
+    if list(spec, "validations").is_empty() && list(spec, "auditAnnotations").is_empty() {
+        errors.push(FieldError::required(
+            "spec.validations",
+            "validations or auditAnnotations must be non-empty",
+        ));
+    }
+}
+
+/// `matchConditions` of whatever has them.
+fn conditions(holder: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let all = list(holder, "matchConditions");
+    let path = format!("{path}.matchConditions");
+    if all.len() as u64 > MOST_CONDITIONS {
+        errors.push(FieldError::too_many(&path, all.len(), MOST_CONDITIONS));
+    }
+    let mut seen = HashSet::new();
+    for (index, condition) in all.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        let name = condition["name"].as_str().unwrap_or_default();
+        if name.is_empty() {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        } else {
+            let wrong = names::qualified_name(name).into_iter();
+            errors.extend(wrong.map(|message| FieldError::invalid(format!("{path}.name"), name, message)));
+            if !seen.insert(name) {
+                errors.push(FieldError::duplicate(format!("{path}.name"), name));
+            }
+        }
+        expression(condition, "expression", &path, errors);
+    }
+}
+
+fn expression(holder: &Value, field: &str, path: &str, errors: &mut Vec<FieldError>) {
+    let path = format!("{path}.{field}");
+    let text = holder[field].as_str().unwrap_or_default();
+    if text.trim().is_empty() {
+        errors.push(FieldError::required(path, format!("{field} is not specified")));
+    } else if let Err(error) = Program::compile(text) {
+        errors.push(FieldError::invalid(path, text, error.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn paths(check: fn(&Value, &mut Vec<FieldError>), obj: &Value) -> Vec<String> {
+        let mut errors = Vec::new();
+        check(obj, &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn match_conditions_of_webhooks() {
+        let with = |conditions: Value| json!({"webhooks": [{"matchConditions": conditions}]});
+        for (conditions, wanted) in [
+            (json!([{"name": "a", "expression": "object.metadata.namespace == 'production'"}]), None),
+            (json!([{"name": "a", "expression": "... [] bad"}]), Some("compilation failed")),
+            (json!([{"name": "a", "expression": "  "}]), Some("Required value")),
+            (json!([{"expression": "true"}]), Some("matchConditions[0].name: Required value")),
+            (json!([{"name": "a b", "expression": "true"}]), Some("Invalid value: \"a b\"")),
+            (
+                json!([{"name": "a", "expression": "true"}, {"name": "a", "expression": "true"}]),
+                Some("Duplicate"),
+            ),
+        ] {
+            let found = paths(webhooks, &with(conditions.clone()));
+            match wanted {
+                None => assert!(found.is_empty(), "{found:?}"),
+                Some(part) => assert!(found.len() == 1 && found[0].contains(part), "{conditions}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn expressions_of_policies() {
+        let good = json!({"spec": {
+            "variables": [{"name": "n", "expression": "object.spec.replicas"}],
+            "validations": [{"expression": "variables.n > 1", "messageExpression": "'got ' + string(variables.n)"}],
+        }});
+        assert!(paths(policy, &good).is_empty());
+        for (pointer, part) in [
+            ("/spec/variables/0/expression", "spec.variables[0].expression: Invalid value"),
+            ("/spec/validations/0/expression", "spec.validations[0].expression: Invalid value"),
+            ("/spec/validations/0/messageExpression", "spec.validations[0].messageExpression: Invalid value"),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).unwrap() = json!("object.spec.replicas >");
+            let found = paths(policy, &bad);
+            assert!(
+                found.len() == 1 && found[0].contains(part) && found[0].contains("compilation failed"),
+                "{found:?}"
+            );
+        }
+        let empty = paths(policy, &json!({"spec": {"validations": []}}));
+        assert_eq!(
+            empty,
+            ["spec.validations: Required value: validations or auditAnnotations must be non-empty"]
+        );
+    }
+}
