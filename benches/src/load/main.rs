@@ -14,6 +14,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
 
 mod client;
+mod events;
 mod pods;
 mod process;
 mod requests;

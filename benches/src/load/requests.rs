@@ -1,14 +1,16 @@
 //! Create, get, list and patch of ConfigMaps of 1 KB.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::CLIENTS;
-use crate::client::{self, JSON, MERGE_PATCH, Target};
+use crate::client::{self, Client, JSON, MERGE_PATCH, Target};
+use crate::process::Spent;
 use crate::table::{Table, percentile};
 
 const CREATES: usize = 10_000;
@@ -35,7 +37,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
 
     let created = run(target, CLIENTS, CREATES, move |index| create(write, index)).await?;
     table.at_least("create ConfigMap 1 KB, 16 clients", created.rate(), "/s", 10_000.0);
-    table.note("the same, p50 and p99", created.latencies());
+    table.note("the same", created.more());
 
     let got = run(target, CLIENTS, GETS, move |index| Call {
         method: "GET",
@@ -45,18 +47,15 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
     })
     .await?;
     table.at_least("get, 16 clients", got.rate(), "/s", 40_000.0);
-    table.note("the same, p50 and p99", got.latencies());
+    table.note("the same", got.more());
 
     run(target, CLIENTS, LISTED, move |index| create(list, index)).await?;
-    let listed = run(target, CLIENTS, LISTS, move |_| Call {
-        method: "GET",
-        path: list.to_owned(),
-        content_type: JSON,
-        body: String::new(),
-    })
-    .await?;
+    let whole = client.must("GET", list, JSON, "").await?;
+    let items = serde_json::from_slice::<Value>(&whole).context("parse the list")?["items"].as_array().map(Vec::len);
+    anyhow::ensure!(items == Some(LISTED), "a list of {items:?} objects");
+    let listed = lists(target, list, whole.len() as u64).await?;
     table.at_least("list of 3,000 ConfigMaps, 16 clients", listed.rate(), "/s", 500.0);
-    table.note("the same, p50 and p99", listed.latencies());
+    table.note("the same", listed.more());
 
     let patched = run(target, CLIENTS, PATCHES, move |index| Call {
         method: "PATCH",
@@ -65,7 +64,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
         body: json!({ "data": { "changed": index.to_string() } }).to_string(),
     })
     .await?;
-    table.note("patch, 16 clients", format!("{:.0} /s, {}", patched.rate(), patched.latencies()));
+    table.note("patch, 16 clients", format!("{:.0} /s, {}", patched.rate(), patched.more()));
     for path in ["/api/v1/namespaces/load-write", "/api/v1/namespaces/load-list"] {
         client.must("DELETE", path, JSON, "").await?;
     }
@@ -85,7 +84,8 @@ pub(crate) fn create(path: &str, index: usize) -> Call {
 
 /// What a run took.
 pub(crate) struct Outcome {
-    pub(crate) took: Duration,
+    took: Duration,
+    spent: String,
     sorted: Vec<Duration>,
 }
 
@@ -95,9 +95,10 @@ impl Outcome {
         self.sorted.len() as f64 / self.took.as_secs_f64()
     }
 
-    pub(crate) fn latencies(&self) -> String {
+    /// Latencies, and what both sides' processors did.
+    pub(crate) fn more(&self) -> String {
         let text = |share| format!("{:.2} ms", percentile(&self.sorted, share).as_secs_f64() * 1e3);
-        format!("p50 {}, p99 {}", text(0.5), text(0.99))
+        format!("p50 {}, p99 {}; processor seconds: {}", text(0.5), text(0.99), self.spent)
     }
 }
 
@@ -109,15 +110,44 @@ pub(crate) async fn run(
     count: usize,
     make: impl Fn(usize) -> Call + Send + Sync + Clone + 'static,
 ) -> anyhow::Result<Outcome> {
+    each(target, clients, count, move |connection, index| {
+        let call = make(index);
+        Box::pin(async move {
+            connection.must(call.method, &call.path, call.content_type, call.body).await.map(drop)
+        })
+    })
+    .await
+}
+
+/// Reads a list that is `length` bytes long, give or take the digits of its revision, again and again.
+async fn lists(target: &Target, path: &'static str, length: u64) -> anyhow::Result<Outcome> {
+    each(target, CLIENTS, LISTS, move |connection, _| {
+        Box::pin(async move {
+            let got = connection.drain(path).await?;
+            anyhow::ensure!(got.abs_diff(length) < 20, "a list of {got} bytes after one of {length}");
+            Ok(())
+        })
+    })
+    .await
+}
+
+type Asking<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
+
+async fn each(
+    target: &Target,
+    clients: usize,
+    count: usize,
+    ask: impl for<'a> Fn(&'a mut Client, usize) -> Asking<'a> + Send + Clone + 'static,
+) -> anyhow::Result<Outcome> {
     let mut connections = Vec::new();
     for _ in 0..clients {
         connections.push(target.connect().await?);
     }
     let next = Arc::new(AtomicUsize::new(0));
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), Spent::now(target.pid)?);
     let mut workers = Vec::new();
     for mut connection in connections {
-        let (next, make) = (next.clone(), make.clone());
+        let (next, ask) = (next.clone(), ask.clone());
         workers.push(target.tasks().spawn("client", async move {
             let mut times = Vec::new();
             loop {
@@ -125,9 +155,8 @@ pub(crate) async fn run(
                 if index >= count {
                     return anyhow::Ok(times);
                 }
-                let call = make(index);
                 let begin = Instant::now();
-                connection.must(call.method, &call.path, call.content_type, call.body).await?;
+                ask(&mut connection, index).await?;
                 times.push(begin.elapsed());
             }
         }));
@@ -136,7 +165,7 @@ pub(crate) async fn run(
     for worker in workers {
         sorted.extend(worker.await.context("a client panicked")??);
     }
-    let took = start.elapsed();
+    let (took, spent) = (start.elapsed(), Spent::now(target.pid)?.since(before));
     sorted.sort_unstable();
-    Ok(Outcome { took, sorted })
+    Ok(Outcome { took, spent, sorted })
 }
