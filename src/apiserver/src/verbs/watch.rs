@@ -10,9 +10,7 @@ use kedge_api::status::Status;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::read::{
-    check_version, converted, invalid_match, parse, table, too_large_version, write_metadata,
-};
+use super::read::{check_version, converted, invalid_match, parse, table, too_large_version, write_metadata};
 use super::{Context, select::Selection};
 use crate::cache::{self, Bucket, Event, EventKind, Stored, TooOld};
 use crate::respond::Form;
