@@ -1,5 +1,5 @@
 //! A small HTTP/1.1 client over mutual TLS: one connection a client, no retries, no hidden work, so that
-//! what is measured is the server.
+//! what is measured is the server. It reads all bytes of every answer; of events it also looks at the order.
 
 use std::sync::Arc;
 
@@ -16,16 +16,25 @@ use kedge_tests::Cluster;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::events::Events;
+
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// What is read from a socket at once. The TLS library alone asks the kernel for 4 KiB at a time, which
+/// costs more than all else that a client of long answers does.
+const READ: usize = 64 << 10;
 
 /// The API server and who calls it.
 #[derive(Clone)]
 pub(crate) struct Target {
     port: u16,
+    /// The server's process.
+    pub(crate) pid: u32,
     connector: TlsConnector,
     tasks: Tasks,
 }
@@ -34,11 +43,11 @@ impl Target {
     /// The administrator of a node that has a kubeconfig.
     pub(crate) fn of(cluster: &Cluster, tasks: Tasks) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(cluster.kubeconfig()).context("read the kubeconfig")?;
-        Self::from_kubeconfig(&text, cluster.port, tasks)
+        Self::from_kubeconfig(&text, cluster.port, cluster.pid(), tasks)
     }
 
     /// The same from a kubeconfig's text.
-    pub(crate) fn from_kubeconfig(text: &str, port: u16, tasks: Tasks) -> anyhow::Result<Self> {
+    pub(crate) fn from_kubeconfig(text: &str, port: u16, pid: u32, tasks: Tasks) -> anyhow::Result<Self> {
         let config: Value = serde_saphyr::from_str(text).context("parse the kubeconfig")?;
         let pem = |part: &Value| -> anyhow::Result<Vec<u8>> {
             let text = part.as_str().context("the kubeconfig lacks a certificate or a key")?;
@@ -65,7 +74,7 @@ impl Target {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .context("use the client's certificate")?;
-        Ok(Self { port, connector: TlsConnector::from(Arc::new(tls)), tasks })
+        Ok(Self { port, pid, connector: TlsConnector::from(Arc::new(tls)), tasks })
     }
 
     /// Where the driver's own tasks live.
@@ -78,6 +87,7 @@ impl Target {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await.context("connect")?;
         stream.set_nodelay(true).context("set TCP_NODELAY")?;
         let name = ServerName::try_from("127.0.0.1").context("the server's name")?;
+        let stream = BufReader::with_capacity(READ, stream);
         let stream = self.connector.connect(name, stream).await.context("TLS")?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("HTTP")?;
@@ -124,6 +134,21 @@ impl Client {
         Ok(body)
     }
 
+    /// Sends a GET whose long answer is read to its end piece by piece and not kept: how many bytes it had.
+    pub(crate) async fn drain(&mut self, path: &str) -> anyhow::Result<u64> {
+        let response = self.send("GET", path, JSON, Bytes::new()).await?;
+        if !response.status().is_success() {
+            bail!("GET {path}: {}", response.status());
+        }
+        let (mut body, mut length) = (response.into_body(), 0);
+        // A body that ends before its announced length is an error of its last frame.
+        while let Some(frame) = body.frame().await {
+            let frame = frame.with_context(|| format!("read {path}"))?;
+            length += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        Ok(length)
+    }
+
     /// GETs JSON.
     pub(crate) async fn json(&mut self, path: &str) -> anyhow::Result<Value> {
         let body = self.must("GET", path, JSON, "").await?;
@@ -136,7 +161,7 @@ impl Client {
         if !response.status().is_success() {
             bail!("watch {path}: {}", response.status());
         }
-        Ok(Watch { body: response.into_body(), buffer: Vec::new(), _client: self })
+        Ok(Watch { body: response.into_body(), buffer: Vec::new(), events: Events::default(), _client: self })
     }
 
     async fn send(
@@ -163,17 +188,18 @@ impl Client {
 pub(crate) struct Watch {
     body: Incoming,
     buffer: Vec<u8>,
+    events: Events,
     /// Dropping the sender would let the connection end.
     _client: Client,
 }
 
 impl Watch {
-    /// Counts the events in the next piece of the answer, without parsing them.
+    /// Counts the events in the next piece of the answer, and checks that none is older than the one before.
     pub(crate) async fn count(&mut self) -> anyhow::Result<usize> {
         loop {
             let frame = self.body.frame().await.context("the watch ended")?.context("read the watch")?;
             if let Ok(data) = frame.into_data() {
-                return Ok(data.iter().filter(|byte| **byte == b'\n').count());
+                return self.events.take(&data);
             }
         }
     }

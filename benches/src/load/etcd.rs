@@ -72,9 +72,9 @@ async fn all(
 
     let written = |pid: u32| process::field(&format!("/proc/{pid}/io"), "write_bytes:");
     let before = written(pid)?;
-    let put = spread(tasks, one.clients(tasks, true).await?, WRITES).await?;
+    let put = spread(tasks, pid, one.clients(tasks, true).await?, WRITES).await?;
     let of_etcd = (written(pid)? - before) / WRITES as f64;
-    let got = spread(tasks, one.clients(tasks, false).await?, READS).await?;
+    let got = spread(tasks, pid, one.clients(tasks, false).await?, READS).await?;
     let (start, before, cpu) = (Instant::now(), written(pid)?, process::cpu_seconds(pid)?);
     while start.elapsed() < idle {
         client.put("lease", &vec![b'x'; LEASE.1]).await?;

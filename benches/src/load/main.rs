@@ -17,6 +17,7 @@
 
 mod client;
 mod etcd;
+mod events;
 mod pods;
 mod process;
 mod requests;

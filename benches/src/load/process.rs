@@ -29,6 +29,25 @@ pub(crate) async fn idle(pid: u32, time: Duration) -> anyhow::Result<Idle> {
     })
 }
 
+/// Processor seconds (user and system) of the server and of this driver.
+#[derive(Clone, Copy)]
+pub(crate) struct Spent {
+    server: f64,
+    driver: f64,
+}
+
+impl Spent {
+    /// Since the start of each.
+    pub(crate) fn now(server: u32) -> anyhow::Result<Self> {
+        Ok(Self { server: cpu_seconds(server)?, driver: cpu_seconds(std::process::id())? })
+    }
+
+    /// What came after `before`, for the table.
+    pub(crate) fn since(self, before: Self) -> String {
+        format!("server {:.2}, driver {:.2}", self.server - before.server, self.driver - before.driver)
+    }
+}
+
 /// User and system time in seconds. The kernel counts in hundredths of a second here, whatever its own clock is.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     times(pid, 11)

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kedge_base::Tasks;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::CLIENTS;
-use crate::client::{self, JSON, MERGE_PATCH, Target};
+use crate::client::{self, Client, JSON, MERGE_PATCH, Target};
+use crate::process::Spent;
 use crate::table::{Table, percentile};
 
 const CREATES: usize = 10_000;
@@ -36,7 +37,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
 
     let created = run(target, CLIENTS, CREATES, move |index| create(write, index)).await?;
     table.at_least("create ConfigMap 1 KB, 16 clients", created.rate(), "/s", 10_000.0);
-    table.note("the same, p50 and p99", created.latencies());
+    table.note("the same", created.more());
 
     let got = run(target, CLIENTS, GETS, move |index| Call {
         method: "GET",
@@ -46,18 +47,17 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
     })
     .await?;
     table.at_least("get, 16 clients", got.rate(), "/s", 40_000.0);
-    table.note("the same, p50 and p99", got.latencies());
+    table.note("the same", got.more());
 
     run(target, CLIENTS, LISTED, move |index| create(list, index)).await?;
-    let listed = run(target, CLIENTS, LISTS, move |_| Call {
-        method: "GET",
-        path: list.to_owned(),
-        content_type: JSON,
-        body: String::new(),
-    })
-    .await?;
+    let whole = client.must("GET", list, JSON, "").await?;
+    let items =
+        serde_json::from_slice::<Value>(&whole).context("parse the list")?["items"].as_array().map(Vec::len);
+    // Every namespace has one of its own besides.
+    anyhow::ensure!(items.is_some_and(|items| items >= LISTED), "a list of {items:?} objects");
+    let listed = lists(target, list, whole.len() as u64).await?;
     table.at_least("list of 3,000 ConfigMaps, 16 clients", listed.rate(), "/s", 500.0);
-    table.note("the same, p50 and p99", listed.latencies());
+    table.note("the same", listed.more());
 
     let patched = run(target, CLIENTS, PATCHES, move |index| Call {
         method: "PATCH",
@@ -66,7 +66,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
         body: json!({ "data": { "changed": index.to_string() } }).to_string(),
     })
     .await?;
-    table.note("patch, 16 clients", format!("{:.0} /s, {}", patched.rate(), patched.latencies()));
+    table.note("patch, 16 clients", format!("{:.0} /s, {}", patched.rate(), patched.more()));
     for path in ["/api/v1/namespaces/load-write", "/api/v1/namespaces/load-list"] {
         client.must("DELETE", path, JSON, "").await?;
     }
@@ -86,7 +86,8 @@ pub(crate) fn create(path: &str, index: usize) -> Call {
 
 /// What a run took.
 pub(crate) struct Outcome {
-    pub(crate) took: Duration,
+    took: Duration,
+    spent: String,
     sorted: Vec<Duration>,
 }
 
@@ -96,9 +97,10 @@ impl Outcome {
         self.sorted.len() as f64 / self.took.as_secs_f64()
     }
 
-    pub(crate) fn latencies(&self) -> String {
+    /// Latencies, and what both sides' processors did.
+    pub(crate) fn more(&self) -> String {
         let text = |share| format!("{:.2} ms", percentile(&self.sorted, share).as_secs_f64() * 1e3);
-        format!("p50 {}, p99 {}", text(0.5), text(0.99))
+        format!("p50 {}, p99 {}; processor seconds: {}", text(0.5), text(0.99), self.spent)
     }
 }
 
@@ -109,7 +111,7 @@ pub(crate) trait Caller: Send + 'static {
 }
 
 struct Requests<F> {
-    connection: client::Client,
+    connection: Client,
     make: F,
 }
 
@@ -117,6 +119,20 @@ impl<F: Fn(usize) -> Call + Send + 'static> Caller for Requests<F> {
     async fn call(&mut self, index: usize) -> anyhow::Result<()> {
         let call = (self.make)(index);
         self.connection.must(call.method, &call.path, call.content_type, call.body).await.map(drop)
+    }
+}
+
+struct Lists {
+    connection: Client,
+    path: &'static str,
+    length: u64,
+}
+
+impl Caller for Lists {
+    async fn call(&mut self, _: usize) -> anyhow::Result<()> {
+        let got = self.connection.drain(self.path).await?;
+        anyhow::ensure!(got.abs_diff(self.length) < 20, "a list of {got} bytes after one of {}", self.length);
+        Ok(())
     }
 }
 
@@ -131,17 +147,28 @@ pub(crate) async fn run(
     for _ in 0..clients {
         callers.push(Requests { connection: target.connect().await?, make: make.clone() });
     }
-    spread(target.tasks(), callers, count).await
+    spread(target.tasks(), target.pid, callers, count).await
 }
 
-/// Spreads `count` calls over the callers, each doing the next one as soon as it has its answer.
+/// Reads a list that is `length` bytes long, give or take the digits of its revision, again and again.
+async fn lists(target: &Target, path: &'static str, length: u64) -> anyhow::Result<Outcome> {
+    let mut callers = Vec::new();
+    for _ in 0..CLIENTS {
+        callers.push(Lists { connection: target.connect().await?, path, length });
+    }
+    spread(target.tasks(), target.pid, callers, LISTS).await
+}
+
+/// Spreads `count` calls over the callers, each doing the next one as soon as it has its answer. `server` is
+/// the process that answers.
 pub(crate) async fn spread<C: Caller>(
     tasks: &Tasks,
+    server: u32,
     callers: Vec<C>,
     count: usize,
 ) -> anyhow::Result<Outcome> {
     let next = Arc::new(AtomicUsize::new(0));
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), Spent::now(server)?);
     let mut workers = Vec::new();
     for mut caller in callers {
         let next = next.clone();
@@ -162,7 +189,7 @@ pub(crate) async fn spread<C: Caller>(
     for worker in workers {
         sorted.extend(worker.await.context("a client panicked")??);
     }
-    let took = start.elapsed();
+    let (took, spent) = (start.elapsed(), Spent::now(server)?.since(before));
     sorted.sort_unstable();
-    Ok(Outcome { took, sorted })
+    Ok(Outcome { took, spent, sorted })
 }

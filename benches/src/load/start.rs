@@ -24,7 +24,7 @@ pub(crate) async fn measure(cluster: &mut Cluster, tasks: &Tasks) -> anyhow::Res
     let kubeconfig = cluster.dir().join("data/kubeconfig");
     let target = loop {
         let text = std::fs::read_to_string(&kubeconfig).unwrap_or_default();
-        match Target::from_kubeconfig(&text, cluster.port, tasks.clone()) {
+        match Target::from_kubeconfig(&text, cluster.port, cluster.pid(), tasks.clone()) {
             Ok(target) => break target,
             Err(error) if start.elapsed() > LIMIT => return Err(error.context("no kubeconfig was written")),
             Err(_) => tokio::time::sleep(LOOK).await,

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::CLIENTS;
 use crate::client::{self, JSON, MERGE_PATCH, Target};
+use crate::process::Spent;
 use crate::requests::{self, Call};
 use crate::table::Table;
 
@@ -34,7 +35,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
             anyhow::Ok(seen)
         }));
     }
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), Spent::now(target.pid)?);
     let changed = requests::run(target, CLIENTS, CHANGES, move |index| Call {
         method: "PATCH",
         path: format!("{path}/c-{}", index % OBJECTS),
@@ -45,9 +46,12 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
     for watcher in watchers {
         watcher.await.context("a watcher panicked")??;
     }
-    let took = start.elapsed().as_secs_f64();
+    let (took, spent) = (start.elapsed().as_secs_f64(), Spent::now(target.pid)?.since(before));
     table.at_least("watch fan-out, 50 watchers", (CHANGES * WATCHERS) as f64 / took, "events/s", 500_000.0);
-    table.note("the same: the changes that were watched", format!("{:.0} /s", changed.rate()));
+    table.note(
+        "the same: the changes that were watched",
+        format!("{:.0} /s; processor seconds: {spent}", changed.rate()),
+    );
     client.must("DELETE", "/api/v1/namespaces/load-watch", JSON, "").await?;
     Ok(())
 }

@@ -76,7 +76,8 @@ pub fn decode_as(
     finish(walk, value, end.err(), target)
 }
 
-/// Checks and normalizes a value that came out of a patch, as if it had been sent.
+/// Checks and normalizes a value that came out of a patch, as if it had been sent. On an error nothing is left
+/// of it.
 pub fn check_schema(
     obj: &mut Value,
     resource: &Resource,
@@ -84,7 +85,7 @@ pub fn check_schema(
 ) -> Result<Vec<String>, Status> {
     let target = Target { group: &resource.group, version: &resource.version, kind: &resource.kind };
     let mut walk = Walk::new(&resource.schema, mode);
-    let value = walk.run(&*obj);
+    let value = walk.run(obj.take());
     let (checked, warnings) = finish(walk, value, None, target)?;
     *obj = checked;
     Ok(warnings)

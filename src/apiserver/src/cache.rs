@@ -35,8 +35,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Views that continue tokens may refer to, per bucket, and for how long.
 const PINS: usize = 32;
 const PIN_AGE: Duration = Duration::from_secs(300);
-/// The lines of a watch that are written at once, in bytes, unless a single one is larger.
-const CHUNK_BYTES: usize = 64 << 10;
+/// The lines of a watch that are written at once, in bytes, unless a single one is larger. With the frame
+/// around it that is what TLS takes at once: four full records and one call of the kernel.
+const CHUNK_BYTES: usize = (64 << 10) - 64;
+/// How many chunks are kept for others: of this many kinds of watchers (all namespaces, one of them, those
+/// who lag behind) each finds its own.
+const CHUNKS: usize = 4;
 
 /// One version of one object.
 #[derive(Debug)]
@@ -114,9 +118,12 @@ pub(crate) struct Event {
     pub(crate) previous: Option<Arc<Extracted>>,
 }
 
+/// What [`line`] puts around an object, at most.
+const AROUND: usize = 40;
+
 /// Appends one line of a watch stream.
 pub(crate) fn line(out: &mut Vec<u8>, kind: EventKind, object: &[u8]) {
-    out.reserve(object.len() + 40);
+    out.reserve(object.len() + AROUND);
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_str().as_bytes());
     out.extend_from_slice(b"\",\"object\":");
@@ -147,8 +154,8 @@ pub(crate) struct Bucket {
     /// The revision of the bucket's last event.
     changed: watch::Sender<u64>,
     pins: Mutex<VecDeque<Pin>>,
-    /// The last chunk that was built.
-    chunk: Mutex<Option<Arc<Chunk>>>,
+    /// The last chunks that were built, the newest at the end.
+    chunks: Mutex<VecDeque<Arc<Chunk>>>,
     /// The bytes of all buckets' histories.
     total: Arc<AtomicUsize>,
 }
@@ -185,7 +192,7 @@ impl Bucket {
             state: RwLock::new(State { floor, ..State::default() }),
             changed: watch::Sender::new(floor),
             pins: Mutex::default(),
-            chunk: Mutex::default(),
+            chunks: Mutex::default(),
             total,
         }
     }
@@ -231,23 +238,24 @@ impl Bucket {
     /// Whoever is at the same place gets the same bytes, even when there are newer events by now: so those
     /// who follow a busy bucket stay together and the bytes are joined once for all of them.
     pub(crate) fn chunk_after(&self, revision: u64, prefix: &str) -> Result<Option<Arc<Chunk>>, TooOld> {
-        let mut last = self.chunk.lock();
-        if let Some(chunk) = last.as_ref().filter(|chunk| chunk.from == revision && *chunk.prefix == *prefix)
-        {
+        let mut chunks = self.chunks.lock();
+        if let Some(chunk) = chunks.iter().rfind(|chunk| chunk.from == revision && *chunk.prefix == *prefix) {
             return Ok(Some(chunk.clone()));
         }
         let state = self.state.read();
         let start = state.after(revision)?;
         let (mut lines, mut to, mut newest) = (Vec::new(), revision, true);
         for event in state.history.range(start..) {
+            let ours = event.object.key.starts_with(prefix);
+            let more = if ours { event.object.bytes.len() + AROUND } else { 0 };
             // All events of one transaction share a revision and must not be torn apart.
-            if lines.len() >= CHUNK_BYTES && event.revision != to {
+            if lines.len() + more > CHUNK_BYTES && !lines.is_empty() && event.revision != to {
                 newest = false;
                 break;
             }
-            if event.object.key.starts_with(prefix) {
+            if ours {
                 if lines.is_empty() {
-                    lines.reserve_exact(event.object.bytes.len() + 40);
+                    lines.reserve_exact(more);
                 }
                 line(&mut lines, event.kind, &event.object.bytes);
             }
@@ -259,7 +267,12 @@ impl Bucket {
         }
         let chunk =
             Arc::new(Chunk { prefix: prefix.into(), from: revision, to, newest, lines: lines.into() });
-        *last = (self.watchers() > 1).then(|| chunk.clone());
+        if self.watchers() > 1 {
+            if chunks.len() == CHUNKS {
+                chunks.pop_front();
+            }
+            chunks.push_back(chunk.clone());
+        }
         Ok(Some(chunk))
     }
 
@@ -300,13 +313,13 @@ impl Bucket {
         );
         self.total.fetch_sub(before.history_bytes, Ordering::Relaxed);
         self.pins.lock().clear();
-        *self.chunk.lock() = None;
+        *self.chunks.lock() = VecDeque::new();
     }
 
     /// Ends all watches: every revision is too old from now on.
     fn close(&self) {
         self.state.write().floor = u64::MAX;
-        *self.chunk.lock() = None;
+        *self.chunks.lock() = VecDeque::new();
         self.changed.send_replace(u64::MAX);
     }
 
@@ -396,7 +409,7 @@ impl Bucket {
     fn sweep(&self, revision: u64) {
         self.shrink(|_, oldest| oldest <= revision);
         self.pins.lock().retain(|pin| pin.at.elapsed() < PIN_AGE);
-        *self.chunk.lock() = None;
+        *self.chunks.lock() = VecDeque::new();
     }
 }
 

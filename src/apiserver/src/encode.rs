@@ -39,6 +39,18 @@ pub(crate) fn spliced(value: &kedge_store::Value, revision: u64) -> Bytes {
     }
 }
 
+/// Whether [`spliced`] gives these bytes.
+pub(crate) fn is_spliced(value: &kedge_store::Value, revision: u64, bytes: &[u8]) -> bool {
+    match value.splice {
+        Some(at) => {
+            let (head, tail) = value.bytes.split_at(at as usize);
+            let rest = bytes.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail));
+            rest.is_some_and(|digits| digits == revision.to_string().as_bytes())
+        }
+        None => value.bytes == bytes,
+    }
+}
+
 fn write_metadata(out: &mut Vec<u8>, metadata: &Map<String, Value>) -> u32 {
     out.push(b'{');
     let mut splice = None;
@@ -80,11 +92,11 @@ fn separate(out: &mut Vec<u8>, index: usize) {
 }
 
 fn name(out: &mut Vec<u8>, key: &str) {
-    write(out, &Value::String(key.to_owned()));
+    write(out, key);
     out.push(b':');
 }
 
-fn write(out: &mut Vec<u8>, value: &Value) {
+fn write(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
     // A Value has string keys only and a Vec takes every byte: there is nothing to fail.
     if let Err(error) = serde_json::to_writer(&mut *out, value) {
         tracing::error!(%error, "JSON value could not be written");
@@ -104,7 +116,11 @@ mod tests {
             json!({"metadata": {"annotations": {}}, "spec": {"metadata": {"resourceVersion": "5"}}}),
             json!({"metadata": {}}),
         ] {
-            let bytes = spliced(&encode(&object), 42);
+            let value = encode(&object);
+            let bytes = spliced(&value, 42);
+            assert!(is_spliced(&value, 42, &bytes));
+            assert!(!is_spliced(&value, 43, &bytes) && !is_spliced(&value, 420, &bytes));
+            assert!(!is_spliced(&value, 42, &bytes[1..]) && !is_spliced(&value, 42, b""));
             let mut wanted = object.clone();
             wanted["metadata"]["resourceVersion"] = json!("42");
             assert_eq!(serde_json::from_slice::<Value>(&bytes).expect("JSON"), wanted);

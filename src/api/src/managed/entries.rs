@@ -100,10 +100,11 @@ pub(super) fn update(entries: &mut Vec<Entry>, changes: &Changes, m: &Manager, o
     taken.union(&changes.added);
     let mut touched = false;
     for e in entries.iter_mut().filter(|e| !e.is(m, op)) {
-        let before = e.set.clone();
-        e.set.difference(&taken);
-        e.set.difference(&changes.removed);
-        touched |= before != e.set;
+        if e.set.intersects(&taken) || e.set.intersects(&changes.removed) {
+            e.set.difference(&taken);
+            e.set.difference(&changes.removed);
+            touched = true;
+        }
     }
     if op == Operation::Update {
         let mine = match entries.iter().position(|e| e.is(m, op)) {
@@ -114,12 +115,15 @@ pub(super) fn update(entries: &mut Vec<Entry>, changes: &Changes, m: &Manager, o
             }
         };
         let e = &mut entries[mine];
-        let before = e.set.clone();
-        e.set.difference(&changes.removed);
-        e.set.union(&taken);
-        if e.set != before {
-            e.time.clone_from(&m.time);
-            touched = true;
+        // Most writes change the values of fields that the writer owns already.
+        if e.set.intersects(&changes.removed) || !e.set.contains(&taken) {
+            let before = e.set.clone();
+            e.set.difference(&changes.removed);
+            e.set.union(&taken);
+            if e.set != before {
+                e.time.clone_from(&m.time);
+                touched = true;
+            }
         }
     }
     entries.retain(|e| !e.set.is_empty());

@@ -36,6 +36,24 @@ impl FieldSet {
         self.children.retain(|_, c| !c.is_empty());
     }
 
+    /// Whether all members of `other` are members.
+    pub fn contains(&self, other: &FieldSet) -> bool {
+        (self.member || !other.member)
+            && other.children.iter().all(|(e, theirs)| match self.children.get(e) {
+                Some(mine) => mine.contains(theirs),
+                None => theirs.is_empty(),
+            })
+    }
+
+    /// Whether any member of `other` is a member.
+    pub fn intersects(&self, other: &FieldSet) -> bool {
+        (self.member && other.member)
+            || other
+                .children
+                .iter()
+                .any(|(e, theirs)| self.children.get(e).is_some_and(|mine| mine.intersects(theirs)))
+    }
+
     pub fn union(&mut self, other: &FieldSet) {
         self.member |= other.member;
         for (e, c) in &other.children {
@@ -197,6 +215,13 @@ mod tests {
         let mut u = s.clone();
         u.union(&s);
         assert_eq!(u, s);
+        let part = FieldSet::from_value(&json!({"f:spec": {"f:l": {"v:\"z\"": {}}}})).unwrap();
+        let other = FieldSet::from_value(&json!({"f:spec": {"f:l": {"v:\"y\"": {}}}})).unwrap();
+        assert!(s.contains(&part) && s.intersects(&part) && part.intersects(&s));
+        assert!(!part.contains(&s) && !s.contains(&other) && !s.intersects(&other));
+        // A path that only leads to a member is none.
+        let holder = FieldSet::from_value(&json!({"f:spec": {}})).unwrap();
+        assert!(!s.contains(&holder) && !s.intersects(&holder) && s.contains(&FieldSet::default()));
         for bad in [json!({"x": {}}), json!({"k:{": {}}), json!({"f:a": 1}), json!([])] {
             assert!(FieldSet::from_value(&bad).is_none(), "{bad}");
         }

@@ -137,10 +137,45 @@ pub fn partial_object_metadata(obj: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object::get(obj, "/metadata")})
 }
 
+/// The same of an object's JSON, appended to `out`: the metadata's text is taken over as it is.
+///
+/// # Errors
+/// When `object` is not a JSON object; nothing was appended then.
+pub fn write_partial_object_metadata(out: &mut Vec<u8>, object: &[u8]) -> serde_json::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Partial<'a> {
+        #[serde(borrow)]
+        metadata: Option<&'a serde_json::value::RawValue>,
+    }
+    let partial: Partial<'_> = serde_json::from_slice(object)?;
+    let metadata = partial.metadata.map_or("null", serde_json::value::RawValue::get);
+    out.extend_from_slice(br#"{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":"#);
+    out.extend_from_slice(metadata.as_bytes());
+    out.push(b'}');
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::registry::{PrinterColumn, Registry};
+
+    #[test]
+    fn metadata_of_values_and_of_text_is_the_same() {
+        for object in [
+            json!({"apiVersion": "v1", "data": {"metadata": "}"}, "kind": "ConfigMap",
+                "metadata": {"name": "a", "labels": {"x": "\"}", "ä": "\u{1}"}, "managedFields": [{"fieldsV1": {"f:data": {}}}]}}),
+            json!({"kind": "ConfigMap"}),
+            json!({"metadata": {}}),
+        ] {
+            let mut out = b"before ".to_vec();
+            write_partial_object_metadata(&mut out, object.to_string().as_bytes()).unwrap();
+            assert_eq!(out, format!("before {}", partial_object_metadata(&object)).into_bytes());
+        }
+        let mut out = Vec::new();
+        assert!(write_partial_object_metadata(&mut out, b"{\"metadata\":").is_err());
+        assert!(out.is_empty());
+    }
 
     #[test]
     fn as_many_cells_as_columns() {

@@ -134,3 +134,46 @@ fn watchers_at_the_same_place_share_their_lines() {
     assert_eq!((all.to, all.lines.iter().filter(|byte| **byte == b'\n').count()), (3, 3));
     assert!(bucket.chunk_after(3, "ns/").expect("held").is_none());
 }
+
+#[test]
+fn watchers_of_several_kinds_do_not_take_each_others_lines_away() {
+    let cache = Cache::new(HashMap::new());
+    let bucket = cache.bucket("pods");
+    let _watchers = (bucket.subscribe(), bucket.subscribe());
+    put(&cache, "pods/ns/a", 1);
+    let take = |from, prefix| bucket.chunk_after(from, prefix).expect("held").expect("an event");
+    let own = take(0, "ns/");
+    let all = take(0, "");
+    put(&cache, "pods/ns/a", 2);
+    let late = take(1, "ns/");
+    assert!(Arc::ptr_eq(&own, &take(0, "ns/")) && Arc::ptr_eq(&all, &take(0, "")));
+    assert!(Arc::ptr_eq(&late, &take(1, "ns/")));
+    for revision in 3..20 {
+        put(&cache, "pods/ns/a", revision);
+        take(revision - 1, "ns/");
+    }
+    assert_eq!(bucket.chunks.lock().len(), CHUNKS);
+    // What is not kept any more is built anew, with all that has come since.
+    assert_eq!(take(0, "ns/").to, 19);
+}
+
+#[test]
+fn a_chunk_stays_below_its_limit_unless_a_line_is_larger() {
+    let cache = Cache::new(HashMap::new());
+    let bucket = cache.bucket("pods");
+    let text = format!(r#"{{"x":"{}"}}"#, "x".repeat(CHUNK_BYTES / 3 - 20));
+    for revision in 1..=6 {
+        let change = Change { key: "pods/ns/a".into(), revision, entry: Some(entry(&text, None, revision)) };
+        cache.applied(revision, &[change]);
+    }
+    put_large(&cache, "pods/ns/b", 7);
+    let mut from = 0;
+    let mut sizes = Vec::new();
+    while let Some(chunk) = bucket.chunk_after(from, "ns/").expect("held") {
+        let lines = chunk.lines.iter().filter(|byte| **byte == b'\n').count();
+        sizes.push((lines, chunk.lines.len() <= CHUNK_BYTES));
+        assert_eq!(chunk.newest, chunk.to == 7);
+        from = chunk.to;
+    }
+    assert_eq!(sizes, [(2, true), (2, true), (2, true), (1, false)]);
+}

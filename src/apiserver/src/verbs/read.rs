@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
 use kedge_api::registry::Resource;
 use kedge_api::status::{Cause, Status};
-use kedge_api::table::partial_object_metadata;
+use kedge_api::table::{partial_object_metadata, write_partial_object_metadata};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -44,8 +44,9 @@ pub(crate) async fn present(
     match context.accepted.form {
         Form::Object => Ok(respond::object(code, shown().await?, context.accepted)),
         Form::Metadata => {
-            let object = partial_object_metadata(&parse(bytes)?);
-            Ok(respond::object(code, object.to_string().into(), context.accepted))
+            let mut out = Vec::new();
+            write_metadata(&mut out, bytes)?;
+            Ok(respond::object(code, out.into(), context.accepted))
         }
         Form::Table => {
             let object = parse(&shown().await?)?;
@@ -71,8 +72,16 @@ pub(crate) fn converted(resource: &Resource, bytes: &Bytes) -> Result<Bytes, Sta
 }
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Status::internal(format!("stored object is not JSON: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| not_json(&error))
+}
+
+/// Appends an object's `PartialObjectMetadata`.
+pub(crate) fn write_metadata(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Status> {
+    write_partial_object_metadata(out, bytes).map_err(|error| not_json(&error))
+}
+
+fn not_json(error: &serde_json::Error) -> Status {
+    Status::internal(format!("stored object is not JSON: {error}"))
 }
 
 /// Where a chunked list goes on.
@@ -286,8 +295,7 @@ pub(crate) async fn list(context: &Arc<Context>) -> Result<Response<Body>, Statu
                 if index > 0 {
                     out.push(b',');
                 }
-                // One at a time: as values they are many times as large.
-                out.extend_from_slice(partial_object_metadata(&parse(&stored.bytes)?).to_string().as_bytes());
+                write_metadata(&mut out, &stored.bytes)?;
             }
             out.extend_from_slice(b"]}");
             out.into()

@@ -238,7 +238,7 @@ impl Change<'_> {
         }
         let value = conversion::to_storage(state, resource, value).await?;
         let fresh = encode::encode(&value);
-        if encode::spliced(&fresh, stored.modified) == stored.bytes {
+        if encode::is_spliced(&fresh, stored.modified, &stored.bytes) {
             return Ok(Done::Unchanged(stored.bytes.clone(), warnings));
         }
         if options.dry_run {

@@ -8,11 +8,12 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use kedge_api::status::Status;
-use kedge_api::table::partial_object_metadata;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::read::{check_version, converted, invalid_match, not_beyond, parse, table, too_large};
+use super::read::{
+    check_version, converted, invalid_match, not_beyond, parse, table, too_large, write_metadata,
+};
 use super::{Context, select::Selection};
 use crate::cache::{self, Bucket, Event, EventKind, Stored, TooOld};
 use crate::conversion;
@@ -291,28 +292,32 @@ impl Watcher {
             return cache::line(out, kind, &stored.bytes);
         }
         match self.shown(stored) {
-            Ok(object) => cache::line(out, kind, object.to_string().as_bytes()),
+            Ok(object) => cache::line(out, kind, &object),
             Err(status) => out.extend_from_slice(&line("ERROR", &status.to_value())),
         }
     }
 
-    fn shown(&mut self, stored: &Stored) -> Result<Value, Status> {
+    fn shown(&mut self, stored: &Stored) -> Result<Bytes, Status> {
         let context = self.context.clone();
         let object = match self.converted.remove(&place(stored)) {
-            Some(bytes) => parse(&bytes?)?,
-            None => parse(&converted(&context.resource, &stored.bytes)?)?,
+            Some(bytes) => bytes?,
+            None => converted(&context.resource, &stored.bytes)?,
         };
         Ok(match context.accepted.form {
             Form::Object => object,
-            Form::Metadata => partial_object_metadata(&object),
+            Form::Metadata => {
+                let mut out = Vec::new();
+                write_metadata(&mut out, &object)?;
+                out.into()
+            }
             Form::Table => {
                 let metadata = json!({ "resourceVersion": stored.modified.to_string() });
-                let mut table = table(&context, std::iter::once(Ok(object)), metadata)?;
+                let mut table = table(&context, std::iter::once(parse(&object)), metadata)?;
                 // Only the first table of a watch names its columns.
                 if !std::mem::take(&mut self.first_table) {
                     table["columnDefinitions"] = Value::Null;
                 }
-                table
+                table.to_string().into()
             }
         })
     }
