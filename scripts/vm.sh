@@ -37,8 +37,17 @@ done
 case "$(uname -m)" in aarch64) OWN=arm64 ;; *) OWN=amd64 ;; esac
 [ -n "$ARCH" ] || ARCH=$OWN
 case "$ARCH" in
-    amd64) QEMU=qemu-system-x86_64 PACKAGE=qemu-system-x86 MACHINE=q35 CPU=max CONSOLE=ttyS0 ELF=62 TRIPLE=x86_64 ;;
-    arm64) QEMU=qemu-system-aarch64 PACKAGE=qemu-system-arm MACHINE=virt CPU=cortex-a72 CONSOLE=ttyAMA0 ELF=183 TRIPLE=aarch64 ;;
+    # qemu 7.2's emulation of cmpxchg16b spoils the flags, which kernels do not survive; page tables of five
+    # levels only make it slow; and of two emulated processors one now and then sees old memory.
+    amd64)
+        QEMU=qemu-system-x86_64 PACKAGE=qemu-system-x86 MACHINE=q35 CPU=max,cx16=off,la57=off SMP=1
+        CONSOLE=ttyS0 ELF=62 TRIPLE=x86_64
+        ;;
+    # The processor of a Raspberry Pi 4.
+    arm64)
+        QEMU=qemu-system-aarch64 PACKAGE=qemu-system-arm MACHINE=virt CPU=cortex-a72 SMP=2
+        CONSOLE=ttyAMA0 ELF=183 TRIPLE=aarch64
+        ;;
 esac
 DIR=${KEDGE_VM_DIR:-/var/cache/kedge-vm}
 NAME=$SUITE-$ARCH
@@ -81,7 +90,7 @@ if [ -z "$BINARY" ]; then
     [ -e "$BINARY" ] || [ "$ARCH" = "$OWN" ] || BINARY=$(scripts/cross.sh "$ARCH") || exit
 fi
 [ -f "$BINARY" ] || { echo "error: there is no binary $BINARY; build it or name one with --binary" >&2; exit 2; }
-[ "$(od -An -tu1 -j18 -N1 "$BINARY" | tr -d ' \n')" = $ELF ] || { echo "error: $BINARY is not for $ARCH" >&2; exit 2; }
+[ "$(od -An -tu1 -j18 -N1 "$BINARY" | tr -d ' \n')" = "$ELF" ] || { echo "error: $BINARY is not for $ARCH" >&2; exit 2; }
 
 WORK=$(mktemp -d /var/tmp/kedge-vm.XXXXXX)
 QEMU_PID=
@@ -99,7 +108,7 @@ trap 'exit 143' TERM
 # --- the machine --------------------------------------------------------------------------------
 
 # The processor of this machine where its kernel lends it, else an emulated one.
-ACCELERATE=(-accel "tcg,thread=multi" -cpu "$CPU") LIMIT=${KEDGE_VM_TIMEOUT:-7200} HOW=emulated
+ACCELERATE=(-accel "tcg,thread=multi" -cpu "$CPU" -smp "$SMP") LIMIT=${KEDGE_VM_TIMEOUT:-7200} HOW=emulated
 lends_processor() {
     # Some kernels have the device and cannot: asked in a shell of its own, which keeps the crash to itself.
     [ "$ARCH" = "$OWN" ] && [ -w /dev/kvm ] && (
@@ -108,7 +117,7 @@ lends_processor() {
     ) >/dev/null 2>&1
 }
 if lends_processor; then
-    ACCELERATE=(-accel kvm -cpu host) LIMIT=${KEDGE_VM_TIMEOUT:-1800} HOW="on this processor"
+    ACCELERATE=(-accel kvm -cpu host -smp 2) LIMIT=${KEDGE_VM_TIMEOUT:-1800} HOW="on this processor"
 fi
 
 # boot DISK-FLAGS MEMORY KERNEL-WORDS CONSOLE-FILE TAR: runs the machine until it switches itself off.
@@ -117,7 +126,7 @@ boot() {
     local status follower
     : >"$4"
     # -no-reboot is not given: the trials reboot, and a kernel that is booted directly boots again.
-    timeout "$LIMIT" "$QEMU" -machine "$MACHINE" "${ACCELERATE[@]}" -smp 2 -m "$2" -display none -monitor none \
+    timeout "$LIMIT" "$QEMU" -machine "$MACHINE" "${ACCELERATE[@]}" -m "$2" -display none -monitor none \
         -serial "file:$4" -kernel "$KERNEL" -initrd "$INITRD" \
         -append "console=$CONSOLE root=/dev/vda rw quiet loglevel=3 systemd.show_status=false panic=5 $3" \
         -drive "file=$DISK,if=none,id=disk,format=raw,cache=unsafe,$1" -device virtio-blk-pci,drive=disk \
@@ -125,7 +134,7 @@ boot() {
         -netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci \
         </dev/null >>"$4.qemu" 2>&1 &
     QEMU_PID=$!
-    tail -n +1 -s 1 -f --pid="$QEMU_PID" "$4" 2>/dev/null | tr -d '\r' | sed -un 's/^TRIAL: //p' &
+    tail -n +1 -s 1 -f --pid="$QEMU_PID" "$4" 2>/dev/null | sed -un 's/\r$//; s/^TRIAL: //p' &
     follower=$!
     wait "$QEMU_PID"
     status=$?

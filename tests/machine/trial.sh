@@ -83,9 +83,10 @@ facts() {
 
 # figures WHEN: memory of each process, and what is left of the machine's.
 figures() {
-    for pid in $(pgrep -x 'kedge|containerd'); do
-        awk -v when="$1" '/^Name/ { name = $2 } /^VmRSS/ { all = $2 } /^RssAnon/ { anon = $2 }
-            END { printf "TRIAL: figure  %s: %s has %.1f MiB in memory, %.1f of it its own\n", when, name, all / 1024, anon / 1024 }' \
+    for pid in $(pgrep -x 'kedge|containerd|pause|hello|dns'); do
+        awk -v when="$1" -v what="$(tr '\0' ' ' <"/proc/$pid/cmdline" | sed 's|/usr/local/bin/||; s|/usr/bin/||' | cut -d' ' -f1-3)" '
+            /^VmRSS/ { all = $2 } /^RssAnon/ { anon = $2 }
+            END { printf "TRIAL: figure  %s: %s: %.1f MiB in memory, %.1f of it its own\n", when, what, all / 1024, anon / 1024 }' \
             "/proc/$pid/status"
     done
     shims=$(for pid in $(pgrep -f containerd-shim-runc); do sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status"; done)
@@ -204,7 +205,8 @@ reload_keeps_controllers() {
 pids_are_counted() { equal "$(kubectl exec limited -- cat /sys/fs/cgroup/pids.max)" max "pids.max without a limit"; }
 
 out_of_memory() {
-    pod greedy '{ limits: { memory: 24Mi } }' 'tail /dev/zero' || return
+    # Only the first program asks for too much; the group ends as a whole.
+    pod greedy '{ limits: { memory: 24Mi } }' 'dd if=/dev/zero of=/dev/null bs=96M; sleep 100000' || return
     until_true 300 sh -c "[ \"\$(kubectl --kubeconfig $STATE/kubeconfig get pod greedy -o jsonpath='{.status.phase}')\" = Failed ]" ||
         { kubectl get pod greedy -o yaml; return 1; }
     state=$(kubectl get pod greedy -o jsonpath='{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}')
@@ -222,6 +224,21 @@ throttled() {
     share=$((($(used) - before) / 60000))
     echo "$share % of a processor"
     [ "$share" -le 40 ] && [ "$(sed -n 's/^nr_throttled //p' "$folder/cpu.stat")" -gt 0 ] && kubectl delete pod limited --now
+}
+
+# What was deleted has no process any more. When it has, the service's words on it are shown.
+pods_that_are_gone_leave_nothing() {
+    uids=$(kubectl get pods -A -o jsonpath='{range .items[*]}{.metadata.uid}{" "}{end}')
+    for group in $(find /sys/fs/cgroup/kubepods -type d -name 'pod*' | sed 's|.*/pod||'); do
+        holds " $uids " " $group " || return
+    done
+}
+gone_is_gone() {
+    until_true 60 pods_that_are_gone_leave_nothing && return
+    ctr --address /run/kedge/containerd/containerd.sock --namespace k8s.io tasks list
+    find /sys/fs/cgroup/kubepods -name cgroup.procs | while read -r file; do echo "$file: $(tr '\n' ' ' <"$file")"; done
+    journalctl -u kedge --no-pager -n 40 | cut -c1-300
+    return 1
 }
 
 metrics() {
@@ -280,7 +297,13 @@ first_boot=
 [ -e $STATE ] || first_boot=yes
 mkdir -p $STATE
 swapoff -a
+# The console's line may have begun with what systemd sends to a terminal.
+echo
 tell "up after $(now) s"
+if [ -z "$first_boot" ] && [ ! -e $STATE/rebooting ]; then
+    tell "FAILED $(now) s  $TRIAL: the machine's kernel restarted by itself, see its console"
+    finish
+fi
 if [ -n "$first_boot" ]; then
     facts
     # The list is made twice: making it may itself leave a trace.
@@ -307,6 +330,7 @@ case "$TRIAL" in
             check "systemd takes no controller away" reload_keeps_controllers
             check "out of memory is OOMKilled" out_of_memory
             check "the limit of cpu holds" throttled
+            check "pods that are deleted leave no group" gone_is_gone
             check "metrics, kubectl top" metrics
             check "a restart of the unit keeps the containers" keeps_containers systemctl restart kedge.service
             check "kill -9 keeps the containers" keeps_containers killed
@@ -315,6 +339,7 @@ case "$TRIAL" in
             sleep 30
             figures "dns, metrics and 3 pods"
             tell "the machine reboots"
+            touch $STATE/rebooting
             systemctl reboot
             exit 0
         fi
