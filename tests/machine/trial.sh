@@ -197,7 +197,7 @@ limits_are_set() {
 reload_keeps_controllers() {
     before=$(cat /sys/fs/cgroup/kubepods/cgroup.controllers)
     holds "$before" memory || return
-    systemctl daemon-reload && systemctl start systemd-tmpfiles-clean.service && systemctl restart dbus.service
+    systemctl daemon-reload && systemctl restart systemd-networkd.service
     sleep 2
     equal "$(cat /sys/fs/cgroup/kubepods/cgroup.controllers)" "$before" "controllers" && limits_are_set
 }
