@@ -78,16 +78,19 @@ facts() {
     tell "machine: $PRETTY_NAME, Linux $(uname -r) $(uname -m), $(systemctl --version | sed -n '1s/ (.*//p')," \
         "$(containerd --version | awk '{ print $1, $3 }'), $(runc --version | head -n 1)"
     tell "machine: cgroup $(stat -fc %T /sys/fs/cgroup) with $(cat /sys/fs/cgroup/cgroup.controllers)," \
-        "$(sed -n 's/MemTotal: *//p' /proc/meminfo) of memory, $(nproc) processors, pages of $(getconf PAGESIZE)"
+        "$(sed -n 's/MemTotal: *//p' /proc/meminfo) of memory, $(nproc) processors, pages of $(getconf PAGESIZE)," \
+        "huge ones: $(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/mm/transparent_hugepage/enabled)"
 }
 
 # figures WHEN: memory of each process, and what is left of the machine's.
 figures() {
     for pid in $(pgrep -x 'kedge|containerd|pause|hello|dns'); do
         awk -v when="$1" -v what="$(tr '\0' ' ' <"/proc/$pid/cmdline" | sed 's|/usr/local/bin/||; s|/usr/bin/||' | cut -d' ' -f1-3)" '
-            /^VmRSS/ { all = $2 } /^RssAnon/ { anon = $2 }
-            END { printf "TRIAL: figure  %s: %s: %.1f MiB in memory, %.1f of it its own\n", when, what, all / 1024, anon / 1024 }' \
-            "/proc/$pid/status"
+            /^Rss:/ { all = $2 } /^Anonymous:/ { anon = $2 } /^AnonHugePages:/ { huge = $2 }
+            END {
+                printf "TRIAL: figure  %s: %s: %.1f MiB in memory, %.1f of it its own, %.1f of that in huge pages\n", \
+                    when, what, all / 1024, anon / 1024, huge / 1024
+            }' "/proc/$pid/smaps_rollup"
     done
     shims=$(for pid in $(pgrep -f containerd-shim-runc); do sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status"; done)
     tell "figure  $1: $(echo "$shims" | wc -w) shims with $(echo "$shims" | awk '{ all += $1 } END { printf "%.1f", all / 1024 }') MiB," \
