@@ -5,7 +5,6 @@
 set -eu
 
 cd "$(dirname "$0")"
-TARGET=/usr/local/bin/kedge
 RUST_NEEDED=1.95
 
 say() { printf '%s\n' "==> $*"; }
@@ -134,13 +133,11 @@ done
 [ -n "$BINARY" ] || build
 right_architecture "$BINARY" || fail "$BINARY is not a binary for $ARCH"
 
-say "installing $TARGET"
-mkdir -p "$(dirname "$TARGET")"
-install -m 0755 "$BINARY" "$TARGET.new"
-"$TARGET.new" version >/dev/null || fail "$BINARY does not run on this machine"
-mv -f "$TARGET.new" "$TARGET"
+[ -x "$BINARY" ] || chmod 0755 "$BINARY"
+"$BINARY" version >/dev/null || fail "$BINARY does not run on this machine"
 
 # --- the node -----------------------------------------------------------------------------------
 
+# It copies itself to /usr/local/bin, after it has found that this machine can be a node.
 say "running kedge install"
-exec "$TARGET" install "$@"
+exec "$BINARY" install "$@"

@@ -82,6 +82,7 @@ impl DnsArgs {
 
 /// Serve until SIGTERM.
 pub(crate) fn run(args: DnsArgs) -> Result<ExitCode, Failure> {
+    crate::memory::small_pages();
     crate::commands::run::init_log();
     let config = args.config().map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

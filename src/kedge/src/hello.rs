@@ -34,6 +34,7 @@ struct Identity {
 
 /// Serve until SIGTERM or SIGINT.
 pub(crate) fn run(version: Option<String>) -> ExitCode {
+    crate::memory::small_pages();
     let identity = Arc::new(Identity::from_environment(version));
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080);
     let mut signals = SigSet::empty();

@@ -8,6 +8,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 /// Sleep until SIGTERM or SIGINT; reap every child that ends meanwhile.
 pub(crate) fn run() -> ExitCode {
+    crate::memory::small_pages();
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         signals.add(signal);

@@ -3,6 +3,7 @@
 
 mod usage;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -96,6 +97,22 @@ impl Cgroups {
                 &if memory > 0 { memory } else { -1 }.to_string(),
             )
         }
+    }
+
+    /// What a container's group gets besides, file by file; only v2 has them. All processes of a container
+    /// that is out of memory end together, and none is swapped out (upstream's defaults:
+    /// `singleProcessOOMKill: false`, `swapBehavior: NoSwap`).
+    pub(crate) fn container_files(&self) -> HashMap<String, String> {
+        let mut files = HashMap::new();
+        if self.unified {
+            files.insert("memory.oom.group".to_owned(), "1".to_owned());
+            let swap = "memory.swap.max";
+            // Kernels without swap have no such file, and the runtime fails on it.
+            if self.mount.join(&self.root).join(swap).exists() {
+                files.insert(swap.to_owned(), "0".to_owned());
+            }
+        }
+        files
     }
 
     /// Removes the pod's groups in all hierarchies. Fails while a process is still in one.
@@ -202,6 +219,67 @@ mod tests {
         std::fs::create_dir(dir.path().join("cpu")).expect("a folder");
         let error = Cgroups::at(dir.path(), "kubepods").expect_err("no memory controller");
         assert!(error.text().contains("cgroup_enable=memory cgroup_memory=1"));
+    }
+
+    /// A folder that looks like cgroup v2, with the files of a kernel for the pod `u`.
+    fn unified() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let top = dir.path();
+        std::fs::write(top.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").expect("a file");
+        let pods = top.join("kubepods");
+        std::fs::create_dir_all(pods.join("burstable")).expect("a folder");
+        std::fs::create_dir_all(pods.join("besteffort")).expect("a folder");
+        std::fs::write(pods.join("besteffort/cpu.weight"), "100\n").expect("a file");
+        dir
+    }
+
+    #[test]
+    fn unified_groups_get_the_controllers_and_the_limits() {
+        use crate::resources::tests::amounts;
+        use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
+        let dir = unified();
+        let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
+        let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap_or_default();
+        assert_eq!(read("kubepods/besteffort/cpu.weight"), "1");
+        // The last word that was written: each level hands its controllers down.
+        assert!(read("cgroup.subtree_control").starts_with('+'));
+        assert!(read("kubepods/cgroup.subtree_control").starts_with('+'));
+        let container = Container {
+            resources: Some(ResourceRequirements {
+                requests: amounts(&[("cpu", "100m")]),
+                limits: amounts(&[("cpu", "250m"), ("memory", "64Mi")]),
+                claims: None,
+            }),
+            ..Container::default()
+        };
+        let spec = PodSpec { containers: vec![container], ..PodSpec::default() };
+        let mut pod = Pod { spec: Some(spec), ..Pod::default() };
+        pod.metadata.uid = Some("u".into());
+        cgroups.ensure(&pod).expect("made");
+        for (file, expected) in
+            [("cpu.weight", "4"), ("cpu.max", "25000 100000"), ("memory.max", "67108864")]
+        {
+            assert_eq!(read(&format!("kubepods/burstable/podu/{file}")), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn files_of_a_container_are_those_the_kernel_has() {
+        let dir = unified();
+        let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
+        let names = |cgroups: &Cgroups| {
+            let mut names: Vec<String> =
+                cgroups.container_files().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&cgroups), ["memory.oom.group=1"]);
+        std::fs::write(dir.path().join("kubepods/memory.swap.max"), "max\n").expect("a file");
+        assert_eq!(names(&cgroups), ["memory.oom.group=1", "memory.swap.max=0"]);
+        let v1 = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(v1.path().join("cpu")).expect("a folder");
+        std::fs::create_dir(v1.path().join("memory")).expect("a folder");
+        assert!(names(&Cgroups::at(v1.path(), "kubepods").expect("both controllers")).is_empty());
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl Config {
         self.root_dir.join("pods")
     }
 
+    /// One empty file for each pod whose log folder is this node's, named by its uid; see [`crate::pod_logs`].
+    pub(crate) fn log_notes_dir(&self) -> PathBuf {
+        self.root_dir.join("logs")
+    }
+
     /// The pod's log folder, `NAMESPACE_NAME_UID` (upstream `BuildPodLogsDirectory`).
     pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
         self.log_dir.join(format!("{namespace}_{name}_{uid}"))

@@ -111,7 +111,7 @@ pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Er
     })
 }
 
-/// CPU shares and quota, memory limit and OOM score.
+/// CPU shares and quota, memory limit, OOM score, and what only cgroup v2 has.
 pub(crate) fn linux_resources(
     core: &Core,
     target: &Pod,
@@ -125,6 +125,7 @@ pub(crate) fn linux_resources(
         cpu_shares: resources::cpu_shares(requests.get("cpu").map_or(0, resources::milli)),
         memory_limit_in_bytes: limits.get("memory").map_or(0, resources::value),
         oom_score_adj: resources::oom_score_adj(target, container, core.machine.memory),
+        unified: core.cgroups.container_files(),
         ..Default::default()
     }
 }

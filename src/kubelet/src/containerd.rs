@@ -209,7 +209,8 @@ fn launch(settings: &Settings) -> Result<Process, Error> {
     }
     let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(failed(&log))?;
     let errors = output.try_clone().map_err(failed(&log))?;
-    let child = tokio::process::Command::new(&settings.binary)
+    let mut command = tokio::process::Command::new(&settings.binary);
+    command
         .arg("--config")
         .arg(settings.config_file())
         .stdin(Stdio::null())
@@ -217,9 +218,19 @@ fn launch(settings: &Settings) -> Result<Process, Error> {
         .stderr(errors)
         // Its own group: signals for Kedge's group do not reach it.
         .process_group(0)
-        .kill_on_drop(false)
-        .spawn()
-        .map_err(failed(&settings.binary))?;
+        .kill_on_drop(false);
+    let huge_pages_again = || {
+        // Containers inherit from containerd, and huge pages are theirs to use. A kernel without says no.
+        let _ = nix::sys::prctl::set_thp_disable(false);
+        Ok(())
+    };
+    // SAFETY: between fork and exec one system call is made; it allocates nothing, takes no lock, and
+    // changes a flag of the new process.
+    #[allow(unsafe_code, reason = "nothing else runs in the child before containerd")]
+    unsafe {
+        command.pre_exec(huge_pages_again);
+    }
+    let child = command.spawn().map_err(failed(&settings.binary))?;
     let pid = child.id().unwrap_or(0);
     kedge_base::write_atomic(&settings.pid_file(), pid.to_string().as_bytes(), 0o644)
         .map_err(failed(&settings.pid_file()))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Shared;
 use crate::images::Collector;
 use crate::runtime::keys;
-use crate::{pod, volumes};
+use crate::{pod, pod_logs, volumes};
 
 /// Logs are looked at once a minute, while containers run.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
@@ -56,6 +56,8 @@ pub(crate) async fn remove_orphans(core: &Shared) {
             tracing::warn!(uid, error = %error.text(), "orphaned volumes not removed");
         }
     }
+    // Of pods that had no sandbox any more when they were deleted.
+    pod_logs::remove(&core.config.log_notes_dir(), &core.config.log_dir, &|uid| !is_known(uid));
     core.cgroups.remove_orphans(&is_known);
 }
 

@@ -13,7 +13,9 @@ use crate::container_config::{self, Making};
 use crate::core::Shared;
 use crate::runtime::RuntimePod;
 use crate::worker::{Memory, Restart, Verdict};
-use crate::{Error, actions, admission, lifecycle, objects, pod, sandbox_config, status, terminate, volumes};
+use crate::{
+    Error, actions, admission, lifecycle, objects, pod, pod_logs, sandbox_config, status, terminate, volumes,
+};
 
 const FIRST_RESTART: Duration = Duration::from_secs(10);
 const LONGEST_RESTART: Duration = Duration::from_secs(300);
@@ -207,8 +209,13 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
 
 async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(), Error> {
     let config = sandbox_config::make(core, target, attempt);
-    let logs = PathBuf::from(&config.log_directory);
-    volumes::blocking(move || volumes::make_dir(&logs, 0o755)).await?;
+    let (logs, notes) = (PathBuf::from(&config.log_directory), core.config.log_notes_dir());
+    let uid = pod::uid(target);
+    volumes::blocking(move || {
+        pod_logs::note(&notes, &uid)?;
+        volumes::make_dir(&logs, 0o755)
+    })
+    .await?;
     match core.runtime.run_sandbox(config).await {
         Ok(id) => {
             core.own(&id, &pod::uid(target));

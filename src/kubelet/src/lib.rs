@@ -33,6 +33,7 @@ mod logs;
 mod node;
 mod objects;
 mod pod;
+mod pod_logs;
 mod probe;
 mod registries;
 mod resources;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::core::{Core, Shared};
 use crate::runtime::{Running, RuntimePod, keys};
 use crate::worker::{Memory, Verdict};
-use crate::{Error, lifecycle, pod, status, volumes};
+use crate::{Error, lifecycle, pod, pod_logs, status, volumes};
 
 /// A container gets at least this long after its preStop hook (upstream `minimumGracePeriodInSeconds`).
 const MINIMUM_GRACE: i64 = 2;
@@ -152,9 +152,11 @@ pub(crate) async fn remove_containers(core: &Core, target: &Pod) {
         }
     }
     core.owners.lock().retain(|_, owner| *owner != uid);
+    let (notes, logs) = (core.config.log_notes_dir(), core.config.log_dir.clone());
     let dir = core.config.pod_log_dir(pod::namespace(target), pod::name(target), &uid);
     let _ = volumes::blocking(move || {
         let _ = std::fs::remove_dir_all(dir);
+        pod_logs::remove(&notes, &logs, &|noted| noted == uid);
         Ok(())
     })
     .await;

@@ -24,6 +24,7 @@ const USUAL_LOG: &str = "info,hickory_server=warn,hickory_net=warn";
 
 /// Run until SIGTERM or SIGINT.
 pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
+    crate::memory::small_pages();
     require_root()?;
     // A process that starts itself again has its session already.
     if args.detach && nix::unistd::getsid(None) != Ok(nix::unistd::getpid()) {

@@ -91,7 +91,15 @@ fn take_down_noting(config: &Config, step: &mut Step, note: &mut dyn FnMut(anyho
     step.update("ending containers");
     let pods = pod_uids(config);
     let sandboxes = sandbox_ids(config);
+    let traces = runtime_traces(&config.run_dir.join("containerd"), Path::new(CONTAINERD_DIR));
     let namespaces = end_processes(config);
+    for trace in traces {
+        note(remove(&trace));
+    }
+    // Only when empty.
+    for dir in ["runc/k8s.io", "runc", "s", ""] {
+        let _ = fs::remove_dir(Path::new(CONTAINERD_DIR).join(dir));
+    }
     step.update("unmounting");
     note(release_namespaces(&namespaces));
     note(unmount(config));
@@ -116,6 +124,30 @@ fn sandbox_ids(config: &Config) -> BTreeSet<String> {
         .flat_map(|entries| entries.flatten())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
+}
+
+/// Where every containerd of a machine keeps its shims' sockets and runc's state, whatever its settings say.
+const CONTAINERD_DIR: &str = "/run/containerd";
+
+/// What the containers of the containerd with this state folder have in `shared`: runc's state of each, and
+/// the socket that the shim's address file names (containerd 2: `bootstrap.json`).
+fn runtime_traces(state: &Path, shared: &Path) -> BTreeSet<PathBuf> {
+    let tasks = state.join("io.containerd.runtime.v2.task/k8s.io");
+    let mut traces = BTreeSet::new();
+    for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
+        traces.insert(shared.join("runc/k8s.io").join(task.file_name()));
+        for file in ["address", "bootstrap.json"] {
+            let text = fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let address = text.split('"').find_map(|word| word.trim().strip_prefix("unix://"));
+            // Nothing else is deleted, whatever the file says.
+            traces.extend(
+                address
+                    .map(PathBuf::from)
+                    .filter(|socket| socket.parent() == Some(shared.join("s").as_path())),
+            );
+        }
+    }
+    traces
 }
 
 /// A result's file is named NETWORK-CONTAINER-INTERFACE.
@@ -210,6 +242,8 @@ fn release_namespaces(namespaces: &BTreeSet<u64>) -> anyhow::Result<()> {
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
+    // Only when empty; where `ip netns` made it, it is a mount point and stays.
+    let _ = fs::remove_dir("/run/netns");
     Ok(())
 }
 
@@ -253,9 +287,10 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
-/// The pods that this node had folders for.
+/// The pods that this node had folders or logs for.
 fn pod_uids(config: &Config) -> BTreeSet<String> {
-    ["kubelet/pods", "pods"]
+    // A pod that has ended may have its logs only.
+    ["kubelet/pods", "kubelet/logs", "pods"]
         .iter()
         .filter_map(|dir| fs::read_dir(config.data_dir.join(dir)).ok())
         .flat_map(|entries| entries.flatten())
@@ -479,6 +514,32 @@ mod tests {
                 PathBuf::from("/run/kedge-a/containerd/rootfs")
             ]
         );
+    }
+
+    #[test]
+    fn traces_of_this_nodes_containers_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, shared) = (dir.path().join("state"), dir.path().join("run/containerd"));
+        let at = |path: &str| shared.join(path);
+        for (task, file, text) in [
+            ("aa", "address", format!("unix://{}", at("s/01").display())),
+            (
+                "bb",
+                "bootstrap.json",
+                format!(
+                    "{{\"version\":3,\"address\":\"unix://{}\",\"protocol\":\"ttrpc\"}}",
+                    at("s/02").display()
+                ),
+            ),
+            ("cc", "address", "unix:///etc/passwd".to_owned()),
+        ] {
+            let folder = state.join("io.containerd.runtime.v2.task/k8s.io").join(task);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(file), text).unwrap();
+        }
+        let expected = ["runc/k8s.io/aa", "runc/k8s.io/bb", "runc/k8s.io/cc", "s/01", "s/02"].map(at);
+        assert_eq!(runtime_traces(&state, &shared), BTreeSet::from(expected));
+        assert!(runtime_traces(&dir.path().join("none"), &shared).is_empty());
     }
 
     #[test]
