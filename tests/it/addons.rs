@@ -91,7 +91,7 @@ fn repositories_upgrades_and_what_is_built_in() {
         assert!(listed.lines().any(on), "{listed}");
     }
     assert_has(&cluster.kedge(&["enable", "flannel"]).ok(), &["pod-cidr", "kube-flannel-cfg"]);
-    assert_has(&cluster.kedge(&["enable", "flannel:backend=host-gw"]).failed(2), &["kube-flannel-cfg"]);
+    assert_has(&cluster.kedge(&["enable", "rbac:x=1"]).failed(2), &["rbac"]);
     assert_has(&cluster.kedge(&["disable", "rbac"]).failed(1), &["cannot be disabled"]);
     assert_has(
         &cluster.kedge(&["addons", "info", "metrics"]).ok(),

@@ -8,7 +8,7 @@ mod book;
 pub(crate) mod control_plane;
 mod drain;
 mod first_start;
-pub(crate) mod flannel;
+mod flannel;
 mod image_folder;
 mod leading;
 mod manifest_folder;
