@@ -2,9 +2,10 @@
 //! names, driven by the real kubectl, removed completely at the end.
 //!
 //! Nothing here is a stand-in: no mock of containerd, of kubectl or of the API. The environment names the
-//! programs: `KEDGE_BINARY` (needed), `KUBECTL` (otherwise from PATH), `KEDGE_TEST_DIR` (where folders are
-//! made, `/var/tmp`), `DOCKER_REGISTRY` (otherwise from PATH), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after
-//! a test that was killed).
+//! programs: `KEDGE_BINARY` (needed), `KUBECTL` and `HELM` (otherwise from PATH), `DOCKER_REGISTRY` (likewise),
+//! `FLANNELD` (for the test that is ignored without it); and folders: `KEDGE_TEST_DIR` (where folders are made,
+//! `/var/tmp`), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after a test that
+//! was killed).
 
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
