@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::duration::age;
+use super::duration::{age, human_duration};
 use super::pod;
 use super::rows::{event, hpa, job, load_balancer, node, service};
 use super::values::{access_modes, containers, int, join, labels, len, list, or, selector, some, text};
