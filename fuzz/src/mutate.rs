@@ -61,7 +61,8 @@ impl Mutator {
         let at = self.random.below(self.seeds.len());
         let mut input = self.seeds[at].clone();
         // Few changes mostly, so that the input gets far into the decoder.
-        let changes = 1 + self.random.below(1 << self.random.below(5));
+        let most = 1 << self.random.below(5);
+        let changes = 1 + self.random.below(most);
         for _ in 0..changes {
             self.change(&mut input);
         }
@@ -124,7 +125,8 @@ impl Mutator {
                     let range = self.range(input.len());
                     let part = input[range].to_vec();
                     let room = LONGEST.saturating_sub(input.len()) / part.len().max(1);
-                    let times = self.random.below(room.min(1 << self.random.below(17)) + 1);
+                    let most = room.min(1 << self.random.below(17));
+                    let times = self.random.below(most + 1);
                     input.splice(at..at, part.repeat(times));
                 }
             }

@@ -109,8 +109,7 @@ async fn all(
         "etcd alone, by gRPC without TLS",
     ]);
     let bytes = |bytes: f64| format!("{:.1} KB", bytes / 1e3);
-    let rate =
-        |outcome: &crate::requests::Outcome| format!("{:.0} /s, {}", outcome.rate(), outcome.latencies());
+    let rate = |outcome: &crate::requests::Outcome| format!("{:.0} /s, {}", outcome.rate(), outcome.more());
     for (what, ours, theirs) in [
         ("write 1 KB, 16 clients", rate(&created), rate(&put)),
         ("read, 16 clients", rate(&read), rate(&got)),

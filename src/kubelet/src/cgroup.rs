@@ -225,7 +225,8 @@ mod tests {
     fn unified() -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let top = dir.path();
-        std::fs::write(top.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").expect("a file");
+        std::fs::write(top.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n")
+            .expect("a file");
         let pods = top.join("kubepods");
         std::fs::create_dir_all(pods.join("burstable")).expect("a folder");
         std::fs::create_dir_all(pods.join("besteffort")).expect("a folder");
@@ -256,8 +257,7 @@ mod tests {
         let mut pod = Pod { spec: Some(spec), ..Pod::default() };
         pod.metadata.uid = Some("u".into());
         cgroups.ensure(&pod).expect("made");
-        for (file, expected) in
-            [("cpu.weight", "4"), ("cpu.max", "25000 100000"), ("memory.max", "67108864")]
+        for (file, expected) in [("cpu.weight", "4"), ("cpu.max", "25000 100000"), ("memory.max", "67108864")]
         {
             assert_eq!(read(&format!("kubepods/burstable/podu/{file}")), expected, "{file}");
         }
@@ -268,8 +268,11 @@ mod tests {
         let dir = unified();
         let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
         let names = |cgroups: &Cgroups| {
-            let mut names: Vec<String> =
-                cgroups.container_files().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let mut names: Vec<String> = cgroups
+                .container_files()
+                .into_iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
             names.sort();
             names
         };

@@ -159,7 +159,10 @@ fn normal(value: &Value) -> Value {
 #[test]
 fn protobuf_says_what_json_says() {
     let registry = Registry::builtin();
-    let json = crate::v2_document(registry.iter().map(|resource| &**resource), &[[0_u8; 0]; 0], "v1.36.0", &|_| None)
+    let json =
+        crate::v2_document(registry.iter().map(|resource| &**resource), &[[0_u8; 0]; 0], "v1.36.0", &|_| {
+            None
+        })
         .expect("document");
     let read = read("Document", &document(&json));
     let expected = normal(&json);

@@ -63,7 +63,7 @@ fn place(register: u32) -> usize {
 fn run(content: &Content, chain: &str, packet: &Packet) -> Option<bool> {
     'rules: for rule in &content.chains[chain].rules {
         let mut memory = [0; 64];
-        let mut put = |memory: &mut [u8; 64], register: u32, bytes: &[u8]| {
+        let put = |memory: &mut [u8; 64], register: u32, bytes: &[u8]| {
             let at = place(register);
             // A register is filled up to four bytes.
             memory[at..at + bytes.len().next_multiple_of(4)].fill(0);
