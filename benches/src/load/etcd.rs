@@ -204,8 +204,8 @@ impl Members {
         let peer = |index: usize| format!("http://127.0.0.1:{}", ports[count + index]);
         let cluster: Vec<String> = (0..count).map(|index| format!("m{index}={}", peer(index))).collect();
         let mut made = Self { members: Vec::new(), commands: Vec::new(), program: program.to_owned() };
-        for index in 0..count {
-            let own = format!("http://127.0.0.1:{}", ports[index]);
+        for (index, port) in ports.iter().take(count).enumerate() {
+            let own = format!("http://127.0.0.1:{port}");
             let data = folder.join(format!("m{index}")).display().to_string();
             let pairs = [
                 ("--name", format!("m{index}")),

@@ -183,8 +183,8 @@ fn make(state: &State, name: &str, media: &'static str, parts: Parts) -> Result<
     let list = parts.resources.iter().map(|resource| &**resource);
     let schemas = |resource: &Resource| schema_of(state, resource);
     let gzip = match (name, media) {
-        ("v2", PROTO) => kedge_openapi::v2_proto(list, &*parts.others, &version, &schemas),
-        ("v2", _) => kedge_openapi::v2(list, &*parts.others, &version, &schemas),
+        ("v2", PROTO) => kedge_openapi::v2_proto(list, &parts.others, &version, &schemas),
+        ("v2", _) => kedge_openapi::v2(list, &parts.others, &version, &schemas),
         _ => kedge_openapi::v3(list, &version, &schemas),
     };
     let gzip = gzip.map_err(|error| Status::internal(kedge_base::Chain(&error).to_string()))?;

@@ -209,7 +209,7 @@ pub(crate) fn tls(
             return Err("caBundle: no certificate found".to_owned());
         }
         let trusted = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
             .map_err(|error| format!("caBundle: {error}"))?;
         let verifier = Trusting { verifier, trusted };

@@ -59,7 +59,7 @@ async fn run(mut network: watch::Receiver<Option<NetworkConfig>>) {
             match tokio::task::spawn_blocking(remove_rules).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %Chain(&error), "rules that let pods' packets pass are left")
+                    tracing::warn!(error = %Chain(&error), "rules that let pods' packets pass are left");
                 }
                 Err(error) => tracing::warn!(%error, "rules that let pods' packets pass are left"),
             }

@@ -98,7 +98,6 @@ async fn beyond_the_quota_nothing_is_added_and_deleting_goes_on() {
         }
     };
     let stats = store.stats();
-    eprintln!("FIGURE quota of {quota} bytes: {made} objects of {} bytes; {}", value.len(), stats.bytes);
     assert!(matches!(refused, CommitError::Quota { quota: found, .. } if found == quota), "{refused}");
     assert!(refused.to_string().contains("mvcc: database space exceeded"));
     assert!(stats.bytes <= quota && stats.bytes + 5000 > quota, "{stats:?}");
