@@ -17,7 +17,7 @@ use kedge_fuzz::{Mutator, TARGETS, Target};
 use nix::time::{ClockId, clock_gettime};
 
 /// What any input may take, in bytes, and for each of its bytes beside that.
-const MEMORY: usize = 24 << 20;
+const MEMORY: usize = 64 << 20;
 const MEMORY_PER_BYTE: usize = 1 << 10;
 /// What any input may take of the processor's time. Most take some microseconds; builds without optimisation
 /// and processors of small boards are slow.

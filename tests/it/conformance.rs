@@ -130,8 +130,8 @@ fn life(proxy: &Proxy, collection: &str, object: &Value) {
     let made = send("POST", collection, "json", &with_name(0));
     assert_eq!(made.status, 201, "{collection}: {}", made.body);
     let note = |key: &str| json!({ "metadata": { "annotations": { key: "true" } } });
-    for kind in ["merge-patch+json", "strategic-merge-patch+json"] {
-        let answer = send("PATCH", &one, kind, &note(kind));
+    for kind in ["merge-patch", "strategic-merge-patch"] {
+        let answer = send("PATCH", &one, &format!("{kind}+json"), &note(kind));
         assert_eq!(answer.json()["metadata"]["annotations"][kind], "true", "{collection}: {}", answer.body);
     }
     let mut applied = note("applied");

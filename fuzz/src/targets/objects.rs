@@ -271,7 +271,8 @@ fn schema(source: &mut Source<'_>, depth: usize) -> Value {
         1 => schema["nullable"] = json!(true),
         2 => schema["enum"] = json!(["a", 1, null]),
         3 => {
-            schema["anyOf"] = json!([{ "required": ["a"] }, { "minLength": 2 }, { "not": { "enum": ["b"] } }]);
+            schema["anyOf"] =
+                json!([{ "required": ["a"] }, { "minLength": 2 }, { "not": { "enum": ["b"] } }]);
         }
         4 => schema["x-kubernetes-int-or-string"] = json!(true),
         5 => schema["x-kubernetes-embedded-resource"] = json!(true),
