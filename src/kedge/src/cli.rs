@@ -11,37 +11,18 @@ mod global;
 
 pub(crate) use global::GlobalArgs;
 
-use crate::commands;
-use crate::config::Config;
-use crate::{output, reference};
-
-/// Why a command did not do what was asked.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The call or the configuration is wrong: exit code 2.
-    Usage(String),
-    /// The work failed: exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "kedge", version, disable_help_subcommand = true, max_term_width = 100)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
-    global: GlobalArgs,
+    pub(crate) global: GlobalArgs,
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Make this machine a node: check it, install the service, start it, wait until it is Ready
     Install(InstallArgs),
     /// Remove Kedge and everything it made from this machine
@@ -166,7 +147,7 @@ pub(crate) struct InstallArgs {
     #[arg(long)]
     pub(crate) no_wait: bool,
     /// Leave a basic addon out (repeat it for more)
-    #[arg(long, value_name = "ADDON", value_parser = commands::install::BASIC_ADDONS)]
+    #[arg(long, value_name = "ADDON", value_parser = crate::addons::BASIC_ADDONS)]
     pub(crate) without: Vec<String>,
     #[command(flatten)]
     pub(crate) reported: Reported,
@@ -340,7 +321,7 @@ pub(crate) enum InvitationFormat {
 #[derive(Debug, Args)]
 pub(crate) struct AddNodeArgs {
     /// How long the token is valid: 90s, 15m, 1h, 7d
-    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = commands::cluster::parse_duration)]
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = crate::config::parse_duration)]
     pub(crate) ttl: Duration,
     /// Let any number of nodes join with it
     #[arg(long)]
@@ -567,7 +548,7 @@ pub(crate) struct VersionArgs {
 
 impl Command {
     /// In which format a command that does something says so; `None`: in sentences.
-    fn report(&self) -> Option<Format> {
+    pub(crate) fn report(&self) -> Option<Format> {
         let format = match self {
             Self::Install(args) => args.reported.output,
             Self::Uninstall(args) => args.reported.output,
@@ -597,83 +578,21 @@ impl Command {
     }
 }
 
-/// Parse and run one command.
-pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
-        Err(error) => {
-            // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
-            let _ = error.print();
-            return Ok(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS });
-        }
-    };
-    if cli.global.quiet {
-        output::be_quiet();
-    }
-    if let Some(format) = cli.command.report() {
-        output::report_as(format);
-    }
-    let given = cli.global.settings();
-    if let Some(file) = &cli.global.config
-        && !file.exists()
-        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_) | Command::Join(_))
-    {
-        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
-    }
-    let load = || {
-        Config::load(cli.global.config.as_deref(), &given)
-            .map_err(|faults| Failure::Usage(faults.to_string()))
-    };
-    match cli.command {
-        Command::Install(args) => commands::install::run(&load()?, &given, &args),
-        Command::Uninstall(args) => commands::uninstall::run(&load()?, &args),
-        Command::Start(args) => commands::start::run(&load()?, Duration::from_secs(args.timeout)),
-        Command::Stop(_) => commands::stop::run(&load()?),
-        Command::Status(args) => commands::status::run(&load()?, &args),
-        Command::Run(args) => commands::run::run(load()?, &args),
-        Command::Inspect(args) => commands::inspect::run(&load()?, &args),
-        Command::Reset(args) => commands::reset::run(&load()?, &args),
-        Command::Config(args) => commands::config::run(&load()?, &args),
-        Command::Kubectl(args) => commands::kubectl::run(&load()?, args.arguments),
-        Command::Images(command) => commands::images::run(&load()?, command),
-        Command::AddNode(args) => commands::cluster::add_node(&load()?, &args),
-        Command::Token(command) => commands::cluster::token(&load()?, &command),
-        Command::Join(args) => commands::join::join(&load()?, &given, &args),
-        Command::Leave(args) => commands::join::leave(&load()?, &args),
-        Command::RemoveNode(args) => commands::cluster::remove_node(&load()?, &args),
-        Command::Snapshot(command) => match command {
-            SnapshotCommand::Restore(args) => commands::restore::run(&load()?, &given, &args),
-            command => commands::snapshot::run(&load()?, &command),
-        },
-        Command::Recover(args) => commands::recover::run(&load()?, &args),
-        Command::Certs(command) => commands::certs::run(&load()?, &command),
-        Command::Enable(args) => commands::addons::enable(&load()?, &args),
-        Command::Disable(args) => commands::addons::disable(&load()?, &args.addons),
-        Command::Addons(command) => commands::addons::run(&load()?, &command),
-        Command::Version(args) => {
-            commands::version::run(args.format)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "kedge", &mut script);
-            output::write(&String::from_utf8_lossy(&script));
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Man { dir } => {
-            reference::write_man(&Cli::command(), &dir)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Reference { dir } => {
-            reference::write(&Cli::command(), &dir)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Dns(args) => crate::dns::run(*args),
-        Command::Metrics(args) => crate::metrics::run(args),
-        Command::Storage(args) => crate::storage::run(args),
-        Command::Pause => Ok(crate::pause::run()),
-        Command::Hello { version } => Ok(crate::hello::run(version)),
-    }
+/// All that can be typed, for completion and documents.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parse a command line.
+///
+/// # Errors
+/// The exit code, when it was wrong or asked for help or the version; both were printed then.
+pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
+        let _ = error.print();
+        if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+    })
 }
 
 #[cfg(test)]
@@ -763,7 +682,7 @@ mod tests {
     #[test]
     fn the_reference_is_up_to_date() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference");
-        for (name, text) in reference::files(&Cli::command()) {
+        for (name, text) in crate::reference::files(&Cli::command()) {
             let found = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
             assert!(
                 found == text,

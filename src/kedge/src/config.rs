@@ -13,14 +13,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use ipnet::IpNet;
 use kedge_cluster::Role;
 
 pub(crate) use self::file::{files, persist};
 pub(crate) use self::settings::Settings;
 use self::settings::{Origin, SETTINGS};
-pub(crate) use self::values::Taint;
 use self::values::{Reader, is_domain, is_identifier, size_text};
+pub(crate) use self::values::{Taint, parse_duration};
 
 mod networks;
 
@@ -276,6 +277,18 @@ impl Config {
     /// reads the default file.
     pub(crate) fn owns_file(&self) -> bool {
         self.file != Path::new(DEFAULT_FILE) || self.service_name() == "kedge"
+    }
+
+    /// Keep the flags that were given, for the service and for later commands.
+    ///
+    /// # Errors
+    /// When the configuration file cannot be written.
+    pub(crate) fn keep(&self, given: &Settings) -> anyhow::Result<()> {
+        // A file that was named but is not there is made, or the service would not find it.
+        if self.owns_file() && (!given.is_empty() || self.file != Path::new(DEFAULT_FILE)) {
+            persist(&self.file, given).with_context(|| format!("write {}", self.file.display()))?;
+        }
+        Ok(())
     }
 
     /// Did [`persist`] make this node's configuration file? Then `uninstall` takes it away.

@@ -11,7 +11,7 @@ use kedge_client::Informers;
 use kedge_network::dns;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// How long what is under way may take when the server ends.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -83,7 +83,7 @@ impl DnsArgs {
 /// Serve until SIGTERM.
 pub(crate) fn run(args: DnsArgs) -> Result<ExitCode, Failure> {
     crate::memory::small_pages();
-    crate::commands::run::init_log();
+    crate::log::init();
     let config = args.config().map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -4,14 +4,19 @@
 //! `main` reads as the story of a call: by which name were we called, what is asked, do it, and with
 //! which exit code do we leave (0 done, 1 failed, 2 wrong usage).
 
+mod addons;
+mod admin;
 mod cli;
 mod commands;
 mod config;
 mod control;
 mod dns;
+mod failure;
 mod hello;
 mod image_build;
 mod inspect;
+mod kubeconfig;
+mod log;
 mod memory;
 mod metrics;
 mod node;
@@ -46,7 +51,7 @@ fn main() -> ExitCode {
         "kubectl" | "kedge-kubectl" => {
             finish(commands::kubectl::run_bare(arguments.into_iter().skip(1).collect()))
         }
-        _ => finish(cli::run(arguments)),
+        _ => finish(commands::run(arguments)),
     }
 }
 
@@ -60,14 +65,14 @@ fn called_as(arguments: &[OsString]) -> &str {
 }
 
 /// Says what went wrong, with everything that caused it.
-fn finish(result: Result<ExitCode, cli::Failure>) -> ExitCode {
+fn finish(result: Result<ExitCode, failure::Failure>) -> ExitCode {
     match result {
         Ok(code) => code,
-        Err(cli::Failure::Usage(message)) => {
+        Err(failure::Failure::Usage(message)) => {
             output::fail(&message);
             ExitCode::from(2)
         }
-        Err(cli::Failure::Failed(error)) => {
+        Err(failure::Failure::Failed(error)) => {
             output::fail(&format!("{error:#}"));
             ExitCode::from(1)
         }

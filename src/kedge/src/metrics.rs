@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kedge_metrics::Config;
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct MetricsArgs {

@@ -7,6 +7,7 @@ pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+pub(crate) mod facts;
 mod first_start;
 mod flannel;
 mod image_folder;
@@ -98,7 +99,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let control_plane = match role {
         Role::Worker => None,
         Role::ControlPlane => {
-            crate::commands::config::write(&config)?;
+            crate::kubeconfig::write(&config)?;
             Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
         }
     };

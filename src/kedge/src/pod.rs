@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use kedge_base::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// How long what is under way may take when the pod ends.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ where
     F: FnOnce(kube::Client, Tasks) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    crate::commands::run::init_log();
+    crate::log::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

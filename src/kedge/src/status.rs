@@ -347,7 +347,7 @@ impl Status {
         }
         let width = self.addons.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
         for addon in &self.addons {
-            let state = crate::commands::addons::word(addon.state);
+            let state = crate::addons::word(addon.state);
             text.push_str(&format!("  {:width$}  {state}\n", addon.name));
             for reason in &addon.reasons {
                 text.push_str(&format!("  {:width$}  {reason}\n", ""));

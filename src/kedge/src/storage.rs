@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use kedge_storage::Config;
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StorageArgs {

@@ -93,7 +93,7 @@ pub(crate) fn finish(config: &mut Config) -> anyhow::Result<bool> {
             given.insert(setting.key, value.clone());
         }
     }
-    crate::commands::install::settings(config, &given)?;
+    config.keep(&given)?;
     shared::adopt(config, &plan.cluster)?;
     // A join that was under way is none any more.
     Staging::new(config.data_dir.join("join")).finish(&config.pki_dir()).context("tidy up")?;

@@ -12,14 +12,14 @@ use crate::config::settings::{Origin, SETTINGS};
 /// The order of precedence is: flag, environment, drop-ins, configuration file, default.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GlobalArgs {
-    pub(super) config: Option<PathBuf>,
-    pub(super) quiet: bool,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) quiet: bool,
     given: Settings,
 }
 
 impl GlobalArgs {
     /// The settings that were given, by their names in the configuration file.
-    pub(super) fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         self.given.clone()
     }
 }

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kedge_addons::{Added, Catalog, Cluster, Error, Listed, Manager, Repositories, Repository, State};
+use kedge_addons::{Added, Listed, Manager, Repositories, Repository, State};
 use serde_json::json;
 
-use super::{block_on, flannel, require_root};
-use crate::cli::{AddonsCommand, EnableArgs, Failure, Format, RepoCommand};
-use crate::config::{Config, joined};
+use super::require_root;
+use crate::addons::{catalog, flannel, manager, parse, repositories, usage, word};
+use crate::admin::{self, block_on};
+use crate::cli::{AddonsCommand, EnableArgs, Format, RepoCommand};
+use crate::config::Config;
+use crate::failure::Failure;
 use crate::output::{self, Step};
 
 /// How long an upgraded addon may take until it is healthy.
@@ -18,99 +21,11 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(300);
 /// How long nodes may take to give up their pod network.
 const DISABLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// The manager of this node's cluster, with a client for its API.
-pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
-    // A node that joined has its cluster's settings, whatever its own configuration says.
-    let mut shared = config.clone();
-    if let Some(admitted) = kedge_cluster::Admitted::read(&config.pki_dir())? {
-        crate::node::shared::adopt(&mut shared, &admitted.config)?;
-    }
-    Ok(Manager::new(client, catalog(config)?, cluster(&shared)))
-}
-
-/// What manifests may know.
-fn cluster(config: &Config) -> Cluster {
-    Cluster {
-        version: kedge_base::VERSION.to_owned(),
-        cluster_dns: config.cluster_dns.to_string(),
-        cluster_domain: config.cluster_domain.clone(),
-        pod_cidr: joined(&config.pod_cidrs),
-        data_dir: config.data_dir.display().to_string(),
-    }
-}
-
-/// Embedded addons, and those of repositories that were added on this node.
-fn catalog(config: &Config) -> anyhow::Result<Catalog> {
-    let mut catalog = Catalog::embedded()?;
-    for problem in repositories(config).load(&mut catalog) {
-        tracing::warn!(error = %kedge_base::Chain(&problem), "a repository of addons is left out");
-    }
-    Ok(catalog)
-}
-
-fn repositories(config: &Config) -> Repositories {
-    Repositories::new(config.data_dir.join("addons"))
-}
-
-/// Refuses names and arguments that no addon has, before anything is changed.
-pub(crate) fn known(config: &Config, words: &[String]) -> Result<(), Failure> {
-    parse(&catalog(config)?, words).map(drop)
-}
-
-/// `NAME[:ARGUMENTS]` each, with the arguments split.
-fn parse(catalog: &Catalog, words: &[String]) -> Result<Vec<(String, BTreeMap<String, String>)>, Failure> {
-    words
-        .iter()
-        .map(|word| {
-            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
-            let addon = catalog.get(name).map_err(usage)?;
-            let given = addon.split_arguments(arguments).map_err(usage)?;
-            addon.values(&given).map_err(usage)?;
-            Ok((name.to_owned(), given))
-        })
-        .collect()
-}
-
-/// Enables the addons that the configuration names, one after another, from inside the node.
-///
-/// # Errors
-/// The first that is unknown or does not become healthy.
-pub(crate) async fn enable_all(
-    manager: &Manager,
-    words: &[String],
-    limit: Duration,
-    progress: &mut (dyn FnMut(&str) + Send),
-) -> anyhow::Result<()> {
-    let wanted = parse(manager.catalog(), words).map_err(error_of)?;
-    for (name, given) in wanted {
-        if name == flannel::NAME {
-            let said = &mut |text: &str| progress(&format!("enabling {name}: {text}"));
-            flannel::enable(manager, &given, limit, said).await.map_err(error_of)?;
-            continue;
-        }
-        if manager.is_enabled(&name).await.context("ask for the addons")? {
-            continue;
-        }
-        manager
-            .enable(&name, &given, limit, &mut |text| progress(&format!("enabling {name}: {text}")))
-            .await
-            .with_context(|| format!("enable {name}"))?;
-    }
-    Ok(())
-}
-
-fn error_of(failure: Failure) -> anyhow::Error {
-    match failure {
-        Failure::Usage(text) => anyhow::anyhow!(text),
-        Failure::Failed(error) => error,
-    }
-}
-
 /// Enable each in the order given; the first that fails ends it.
 pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         // Everything is parsed before anything is applied.
         let wanted = parse(manager.catalog(), &args.addons)?;
         for (name, given) in &wanted {
@@ -125,7 +40,7 @@ pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Fai
 /// Enable one addon with its defaults, unless it is enabled already.
 pub(crate) fn enable_one(config: &Config, name: &str, limit: Duration) -> Result<(), Failure> {
     block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         if manager.is_enabled(name).await.context("ask for the addons")? {
             return Ok(());
         }
@@ -163,7 +78,7 @@ async fn enable_with(
 pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Failure> {
     require_root()?;
     block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         for name in names {
             let mut step = Step::begin(&format!("disabling {name}"));
             let mut said = |text: &str| step.update(&format!("disabling {name}: {text}"));
@@ -196,7 +111,7 @@ pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, 
 /// The cluster's addons with their health, for `kedge status`: `None` when the cluster does not say.
 pub(crate) fn enabled(config: &Config, limit: Duration) -> Option<Vec<Listed>> {
     let list = block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         anyhow::Ok(tokio::time::timeout(limit, listed(&manager)).await??)
     });
     let list = list.ok()?.ok()?;
@@ -208,14 +123,6 @@ async fn listed(manager: &Manager) -> anyhow::Result<Vec<Listed>> {
     let mut list = manager.list().await?;
     flannel::describe(manager, &mut list).await?;
     Ok(list)
-}
-
-pub(crate) fn word(state: State) -> &'static str {
-    match state {
-        State::Enabled => "enabled",
-        State::Disabled => "disabled",
-        State::Unhealthy => "unhealthy",
-    }
 }
 
 fn print<T: serde::Serialize>(value: &T, format: Format, short: impl FnOnce()) -> Result<(), Failure> {
@@ -230,7 +137,7 @@ fn print<T: serde::Serialize>(value: &T, format: Format, short: impl FnOnce()) -
 fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     require_root()?;
     let list = block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         listed(&manager).await.context("list the addons")
     })??;
     print(&list, format, || {
@@ -354,7 +261,7 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
         return Ok(names);
     }
     block_on(async {
-        let manager = manager(config, super::admin_client(config)?)?;
+        let manager = manager(config, admin::client(config)?)?;
         let step = Step::begin("upgrading enabled addons");
         let upgraded = manager.upgrade(UPGRADE_LIMIT).await;
         step.abandon();
@@ -364,14 +271,4 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
         }
         Ok(names)
     })?
-}
-
-/// A wrong name or argument is wrong usage, everything else a failure.
-fn usage(error: Error) -> Failure {
-    match error {
-        Error::Unknown { .. } | Error::Argument { .. } | Error::BuiltIn { .. } => {
-            Failure::Usage(error.to_string())
-        }
-        other => Failure::Failed(other.into()),
-    }
 }

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use kedge_cluster::{Admitted, CertificateStatus, Leaf, Role, certificates};
 
 use super::{print, require_root};
-use crate::cli::{CertsCommand, Failure, Format};
+use crate::cli::{CertsCommand, Format};
 use crate::config::Config;
 use crate::control::{self, CallError};
+use crate::failure::Failure;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 
@@ -62,7 +63,7 @@ fn offline(config: &Config) -> anyhow::Result<()> {
     );
     let pki = node::open_pki(&config, &node::addresses(&config)?, Role::ControlPlane)?;
     pki.rotate(&Leaf::ALL).context("issue the certificates")?;
-    super::config::write(&config)
+    crate::kubeconfig::write(&config)
 }
 
 fn read(config: &Config) -> anyhow::Result<Vec<CertificateStatus>> {

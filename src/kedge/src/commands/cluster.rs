@@ -8,9 +8,10 @@ use kedge_cluster::TokenSummary;
 use serde_json::json;
 
 use super::{print, require_root};
-use crate::cli::{AddNodeArgs, Failure, Format, InvitationFormat, RemoveNodeArgs, TokenCommand};
+use crate::cli::{AddNodeArgs, Format, InvitationFormat, RemoveNodeArgs, TokenCommand};
 use crate::config::Config;
 use crate::control;
+use crate::failure::Failure;
 use crate::node::ops::{AddNode, Invitation, RemoveNode};
 use crate::output::{self, Step};
 
@@ -110,37 +111,9 @@ pub(crate) fn remove_node(config: &Config, args: &RemoveNodeArgs) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// `90`, `90s`, `15m`, `1h`, `7d`.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (digits, factor) = match text.char_indices().last() {
-        Some((at, 's')) => (&text[..at], 1),
-        Some((at, 'm')) => (&text[..at], 60),
-        Some((at, 'h')) => (&text[..at], 3600),
-        Some((at, 'd')) => (&text[..at], 86_400),
-        _ => (text, 1),
-    };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("{text:?} is no duration such as 90s, 15m, 1h or 7d"))?;
-    match number.checked_mul(factor) {
-        Some(0) => Err("it must be longer than nothing".to_owned()),
-        Some(seconds) if seconds <= 366 * 86_400 => Ok(Duration::from_secs(seconds)),
-        _ => Err("a year is the longest".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("7d", 604_800)] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for wrong in ["", "h", "-1h", "0", "1w", "1.5h", "9999d", "99999999999999999999s"] {
-            assert!(parse_duration(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_invitation_says_what_to_type() {

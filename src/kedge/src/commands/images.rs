@@ -7,9 +7,11 @@ use anyhow::Context as _;
 use kedge_kubelet::{ImageInfo, ImportOptions};
 use serde_json::json;
 
-use super::{block_on, require_root};
-use crate::cli::{Failure, ImagesCommand};
+use super::require_root;
+use crate::admin::block_on;
+use crate::cli::ImagesCommand;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::image_build;
 use crate::output::{self, Step};
 

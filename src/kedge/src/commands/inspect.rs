@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Failure, InspectArgs};
+use crate::cli::InspectArgs;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::inspect::{self, Moment, Verdict, bundle};
 use crate::output::{self, Hue, Step};
 

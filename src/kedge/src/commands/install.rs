@@ -12,16 +12,15 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::status::wait_started_until;
-use crate::cli::{Failure, InstallArgs};
-use crate::config::{self, Config, Settings};
+use crate::addons::{self, BASIC_ADDONS, flannel};
+use crate::cli::InstallArgs;
+use crate::config::{Config, Settings};
+use crate::failure::Failure;
 use crate::inspect::Moment;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
 use crate::{preflight, service};
-
-/// What every cluster needs; `--without` leaves one out.
-pub(crate) const BASIC_ADDONS: [&str; 2] = ["dns", super::flannel::NAME];
 
 /// Check, install, start, wait.
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
@@ -35,11 +34,11 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    super::addons::known(config, config.addons.as_deref().unwrap_or_default())?;
+    addons::known(config, config.addons.as_deref().unwrap_or_default())?;
     // Addons that are there from the beginning; what somebody disabled later stays so.
     let first = !config.store_dir().exists();
     let (mut config, mut given) = (config.clone(), given.clone());
-    if args.without.iter().any(|addon| addon == super::flannel::NAME) {
+    if args.without.iter().any(|addon| addon == flannel::NAME) {
         if !first {
             return Err(Failure::Usage(
                 "--without flannel: this node has a cluster already; run kedge disable flannel".into(),
@@ -106,7 +105,7 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
         return Ok(());
     }
     // The pod network is on without being enabled.
-    let wanted = |name: &&&str| **name != super::flannel::NAME && !without.iter().any(|out| out == **name);
+    let wanted = |name: &&&str| **name != flannel::NAME && !without.iter().any(|out| out == **name);
     for addon in BASIC_ADDONS.iter().filter(wanted) {
         super::addons::enable_one(config, addon, limit)?;
     }
@@ -139,23 +138,14 @@ fn bring_your_own(config: &Config) -> String {
     )
 }
 
-/// Keep the flags that were given, for the service and for later commands.
-pub(crate) fn settings(config: &Config, given: &Settings) -> anyhow::Result<()> {
-    // A file that was named but is not there is made, or the service would not find it.
-    if config.owns_file() && (!given.is_empty() || config.file != Path::new(config::DEFAULT_FILE)) {
-        config::persist(&config.file, given).with_context(|| format!("write {}", config.file.display()))?;
-    }
-    Ok(())
-}
-
 /// What the next start finds. Where a service manager runs, it must find the node after the next boot too.
 pub(crate) fn for_next_start(config: &Config, given: &Settings) -> anyhow::Result<()> {
-    if service::systemd_runs() { files(config, given) } else { settings(config, given) }
+    if service::systemd_runs() { files(config, given) } else { config.keep(given) }
 }
 
 /// The settings, the binary and, where systemd runs, the unit.
 fn files(config: &Config, given: &Settings) -> anyhow::Result<()> {
-    settings(config, given)?;
+    config.keep(given)?;
     if matches!(origin::origin(), Origin::Own) {
         let own = std::env::current_exe().context("find the running binary")?;
         let target = origin::binary();

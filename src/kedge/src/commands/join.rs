@@ -6,22 +6,22 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kedge_base::Order as _;
-use kedge_cluster::{Admitted, Clock, HostPort, JoinString, LocalState, NodeFacts, Role, Staging};
+use kedge_cluster::{Admitted, Clock, JoinString, LocalState, Role, Staging};
 use serde_json::json;
 
 use super::status::wait_started;
-use super::{block_on, install, require_root, uninstall};
-use crate::cli::{Failure, JoinArgs, LeaveArgs};
+use super::{install, require_root, uninstall};
+use crate::admin::block_on;
+use crate::cli::{JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
 use crate::control::{self, CallError};
+use crate::failure::Failure;
 use crate::inspect::Moment;
 use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
@@ -74,12 +74,13 @@ fn replace(
     staging: &Staging,
     step: &mut Step,
 ) -> anyhow::Result<Status> {
-    let facts = facts(config, if args.worker { Role::Worker } else { config.role }, string)?;
+    let facts =
+        crate::node::facts::facts(config, if args.worker { Role::Worker } else { config.role }, string)?;
     fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
     let clock =
         Arc::new(Clock::open(&config.pki_dir().join("time-floor")).context("open the clock's floor")?);
     block_on(kedge_cluster::join(string, &facts, staging, &clock))
-        .map_err(failure)?
+        .map_err(Failure::into_error)?
         .context("join the cluster")?;
 
     step.update("admitted; replacing this node's state");
@@ -114,43 +115,6 @@ fn replace(
     }
     staging.finish(&config.pki_dir()).context("tidy up after joining")?;
     Ok(status)
-}
-
-fn failure(failure: Failure) -> anyhow::Error {
-    match failure {
-        Failure::Usage(text) => anyhow::anyhow!(text),
-        Failure::Failed(error) => error,
-    }
-}
-
-/// Which IP families the cluster has is not known yet: the address it was asked by says which comes first.
-pub(crate) fn facts(config: &Config, role: Role, string: &JoinString) -> anyhow::Result<NodeFacts> {
-    let family = string.server.address().map(|address| address.is_ipv4());
-    let mut addresses = config.node_ips.clone();
-    let mut missing = None;
-    for is_ipv4 in [true, false] {
-        if !addresses.iter().any(|address| address.is_ipv4() == is_ipv4) {
-            match kedge_network::default_address_of(is_ipv4) {
-                Ok(address) => addresses.push(address),
-                Err(error) => missing = Some(error),
-            }
-        }
-    }
-    if family.is_some() || config.node_ips.is_empty() {
-        addresses.order_by_key(|address| address.is_ipv4() != family.unwrap_or(true));
-    }
-    let address: IpAddr = match (addresses.first(), missing) {
-        (Some(address), _) => *address,
-        (None, Some(error)) => return Err(anyhow::Error::new(error).context("find this node's address")),
-        (None, None) => anyhow::bail!("this node has no address"),
-    };
-    Ok(NodeFacts {
-        name: config.node_name.clone(),
-        role,
-        address: HostPort { host: address.to_string(), port: config.cluster_port },
-        addresses,
-        failure_domain: config.failure_domain.clone(),
-    })
 }
 
 /// What joining would replace, from the running node or from what a stopped one left.

@@ -5,8 +5,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use crate::cli::Failure;
 use crate::config::{Config, Settings};
+use crate::failure::Failure;
 use crate::{config, preflight};
 
 /// Replace this process by kubectl.

@@ -5,7 +5,6 @@ pub(crate) mod addons;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
-pub(crate) mod flannel;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod install;
@@ -22,34 +21,16 @@ pub(crate) mod stop;
 pub(crate) mod uninstall;
 pub(crate) mod version;
 
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
 use anyhow::Context as _;
 
-use crate::cli::Failure;
+use crate::cli::{self, Command, Format, SnapshotCommand};
 use crate::config::Config;
-use crate::preflight;
-
-/// A client of this cluster's administrator, made from the kubeconfig that the running node wrote.
-pub(crate) fn admin_client(config: &Config) -> anyhow::Result<kube::Client> {
-    let file = config.kubeconfig();
-    let text = std::fs::read_to_string(&file).with_context(|| {
-        format!("read {}; run this on a control-plane node that was started", file.display())
-    })?;
-    let parsed: serde_json::Value =
-        serde_saphyr::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
-    let text_at =
-        |pointer: &str| parsed.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
-    let decoded = |pointer: &str| -> anyhow::Result<String> {
-        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text_at(pointer))
-            .with_context(|| format!("decode {pointer} of {}", file.display()))?;
-        Ok(String::from_utf8(bytes)?)
-    };
-    let identity = kedge_client::https::Identity::Certificate {
-        chain: decoded("/users/0/user/client-certificate-data")?,
-        key: decoded("/users/0/user/client-key-data")?,
-    };
-    let ca = decoded("/clusters/0/cluster/certificate-authority-data")?;
-    Ok(kedge_client::https::client(text_at("/clusters/0/cluster/server"), &ca, identity, "default")?)
-}
+use crate::failure::Failure;
+use crate::{output, preflight, reference};
 
 /// Refuse before anything happens when the caller is not root.
 fn require_root() -> Result<(), Failure> {
@@ -68,27 +49,93 @@ fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage("nobody can be asked here; nothing was changed: say --yes".into()));
     }
-    crate::output::write(&format!("{question} [y/N] "));
+    output::write(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Data for people (`text`) or programs.
-fn print(format: crate::cli::Format, short: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
-    use crate::cli::Format;
+fn print(format: Format, short: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
     match format {
-        Format::Short => crate::output::write(short),
-        Format::Json => crate::output::say(&serde_json::to_string_pretty(value).context("write JSON")?),
-        Format::Yaml => crate::output::write(&serde_saphyr::to_string(value).context("write YAML")?),
+        Format::Short => output::write(short),
+        Format::Json => output::say(&serde_json::to_string_pretty(value).context("write JSON")?),
+        Format::Yaml => output::write(&serde_saphyr::to_string(value).context("write YAML")?),
     }
     Ok(())
 }
 
-/// A small runtime for commands that ask containerd or the kernel something.
-pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Boxed: the runtime is compiled once for each result instead of once for each command.
-    let future: std::pin::Pin<Box<dyn Future<Output = F::Output> + '_>> = Box::pin(future);
-    Ok(runtime.block_on(future))
+/// Do what was typed.
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let cli = match cli::parse(arguments) {
+        Ok(cli) => cli,
+        Err(code) => return Ok(code),
+    };
+    if cli.global.quiet {
+        output::be_quiet();
+    }
+    if let Some(format) = cli.command.report() {
+        output::report_as(format);
+    }
+    let given = cli.global.settings();
+    if let Some(file) = &cli.global.config
+        && !file.exists()
+        && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_) | Command::Join(_))
+    {
+        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
+    }
+    let load = || {
+        Config::load(cli.global.config.as_deref(), &given)
+            .map_err(|faults| Failure::Usage(faults.to_string()))
+    };
+    match cli.command {
+        Command::Install(args) => install::run(&load()?, &given, &args),
+        Command::Uninstall(args) => uninstall::run(&load()?, &args),
+        Command::Start(args) => start::run(&load()?, Duration::from_secs(args.timeout)),
+        Command::Stop(_) => stop::run(&load()?),
+        Command::Status(args) => status::run(&load()?, &args),
+        Command::Run(args) => run::run(load()?, &args),
+        Command::Inspect(args) => inspect::run(&load()?, &args),
+        Command::Reset(args) => reset::run(&load()?, &args),
+        Command::Config(args) => config::run(&load()?, &args),
+        Command::Kubectl(args) => kubectl::run(&load()?, args.arguments),
+        Command::Images(command) => images::run(&load()?, command),
+        Command::AddNode(args) => cluster::add_node(&load()?, &args),
+        Command::Token(command) => cluster::token(&load()?, &command),
+        Command::Join(args) => join::join(&load()?, &given, &args),
+        Command::Leave(args) => join::leave(&load()?, &args),
+        Command::RemoveNode(args) => cluster::remove_node(&load()?, &args),
+        Command::Snapshot(command) => match command {
+            SnapshotCommand::Restore(args) => restore::run(&load()?, &given, &args),
+            command => snapshot::run(&load()?, &command),
+        },
+        Command::Recover(args) => recover::run(&load()?, &args),
+        Command::Certs(command) => certs::run(&load()?, &command),
+        Command::Enable(args) => addons::enable(&load()?, &args),
+        Command::Disable(args) => addons::disable(&load()?, &args.addons),
+        Command::Addons(command) => addons::run(&load()?, &command),
+        Command::Version(args) => {
+            version::run(args.format)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut cli::command(), "kedge", &mut script);
+            output::write(&String::from_utf8_lossy(&script));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => {
+            reference::write_man(&cli::command(), &dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference { dir } => {
+            reference::write(&cli::command(), &dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Dns(args) => crate::dns::run(*args),
+        Command::Metrics(args) => crate::metrics::run(args),
+        Command::Storage(args) => crate::storage::run(args),
+        Command::Pause => Ok(crate::pause::run()),
+        Command::Hello { version } => Ok(crate::hello::run(version)),
+    }
 }

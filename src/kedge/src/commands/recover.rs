@@ -16,10 +16,12 @@ use kedge_store::{Member, Op, Recovered, Store, Value};
 use serde_json::json;
 
 use super::status::wait_started;
-use super::{block_on, confirm, require_root};
-use crate::cli::{Failure, RecoverArgs};
+use super::{confirm, require_root};
+use crate::admin::block_on;
+use crate::cli::RecoverArgs;
 use crate::config::Config;
 use crate::control::{self, CallError};
+use crate::failure::Failure;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 use crate::service;

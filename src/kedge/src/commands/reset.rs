@@ -11,9 +11,10 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::{confirm, install, join, require_root, uninstall};
-use crate::cli::{Failure, ResetArgs};
+use crate::cli::ResetArgs;
 use crate::config::Config;
 use crate::control;
+use crate::failure::Failure;
 use crate::node::ops;
 use crate::output::{self, Step};
 use crate::service;

@@ -9,18 +9,15 @@ use anyhow::Context as _;
 use kedge_base::Tasks;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::require_root;
-use crate::cli::{Failure, RunArgs};
+use crate::cli::RunArgs;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::node::Ended;
 use crate::process::Process;
 use crate::status::LastFailure;
 use crate::{node, preflight, service, switch};
-
-/// hickory logs every answer at INFO.
-const USUAL_LOG: &str = "info,hickory_server=warn,hickory_net=warn";
 
 /// Run until SIGTERM or SIGINT.
 pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
@@ -31,7 +28,7 @@ pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failur
         // The parent started us in its own session: a closing terminal must not reach us.
         nix::unistd::setsid().context("leave the terminal's session")?;
     }
-    init_log();
+    crate::log::init();
     if let Some(other) = service::running(&config)? {
         return Err(Failure::Failed(anyhow::anyhow!(
             "kedge already runs here as process {}; stop it with kedge stop, or use another --run-dir",
@@ -133,21 +130,5 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
 fn tell_manager(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "the service manager cannot be told");
-    }
-}
-
-/// `KEDGE_LOG` takes tracing's directives, e.g. `info,kedge_kubelet=debug`; JSON with
-/// `KEDGE_LOG_FORMAT=json`.
-pub(crate) fn init_log() {
-    let filter = EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new(USUAL_LOG));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if std::env::var("KEDGE_LOG_FORMAT").is_ok_and(|format| format == "json") {
-        builder.json().init();
-    } else if std::env::var_os("JOURNAL_STREAM").is_some() {
-        // The journal has its own time.
-        builder.without_time().init();
-    } else {
-        builder.init();
     }
 }

@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::{print, require_root};
-use crate::cli::{Failure, Format, SnapshotCommand};
+use crate::cli::{Format, SnapshotCommand};
 use crate::config::Config;
 use crate::control;
+use crate::failure::Failure;
 use crate::node::backup::{Save, Saved};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Header, Listed, SCHEDULED, Verified};

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 
 use super::require_root;
 use super::status::Deaths;
-use crate::cli::Failure;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::{output, service, status};
 
 /// Start, and return when the process answers (not when the node is Ready: `status --wait-ready`).

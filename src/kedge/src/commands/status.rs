@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use jiff::Timestamp;
 
-use crate::cli::{Failure, Format, StatusArgs};
+use crate::cli::{Format, StatusArgs};
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::output::{self, Step};
 use crate::service;
 use crate::status::{self, State, Status};

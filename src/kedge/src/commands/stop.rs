@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::require_root;
-use crate::cli::Failure;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::{output, service};
 
 /// Stop, and return when the process is gone.

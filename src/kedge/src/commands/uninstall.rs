@@ -18,8 +18,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use super::require_root;
-use crate::cli::{Failure, UninstallArgs};
+use crate::cli::UninstallArgs;
 use crate::config::{Config, DEFAULT_FILE};
+use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::process::{self, Process};

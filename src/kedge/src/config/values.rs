@@ -7,7 +7,6 @@ use std::time::Duration;
 use kedge_cluster::Role;
 
 use super::settings::Settings;
-use crate::commands::cluster::parse_duration;
 
 /// A taint of the Node object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,4 +254,37 @@ fn is_label_value(value: &str) -> bool {
         && value.bytes().all(inner)
         && ends(value.bytes().next())
         && ends(value.bytes().next_back())
+}
+
+/// `90`, `90s`, `15m`, `1h`, `7d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        Some((at, 'd')) => (&text[..at], 86_400),
+        _ => (text, 1),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("{text:?} is no duration such as 90s, 15m, 1h or 7d"))?;
+    match number.checked_mul(factor) {
+        Some(0) => Err("it must be longer than nothing".to_owned()),
+        Some(seconds) if seconds <= 366 * 86_400 => Ok(Duration::from_secs(seconds)),
+        _ => Err("a year is the longest".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("7d", 604_800)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for wrong in ["", "h", "-1h", "0", "1w", "1.5h", "9999d", "99999999999999999999s"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
 }

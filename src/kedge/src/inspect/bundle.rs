@@ -17,7 +17,7 @@ use kube::core::GroupVersionKind;
 
 use super::redact::Redactor;
 use super::{Finding, to_text};
-use crate::commands::{admin_client, block_on};
+use crate::admin::{self, block_on};
 use crate::config::Config;
 use crate::{config, service, status};
 
@@ -167,7 +167,7 @@ fn objects(config: &Config, redactor: &mut Redactor) -> Vec<(String, String)> {
         )];
     }
     let collected = block_on(async {
-        let client = admin_client(config)?;
+        let client = admin::client(config)?;
         let everything = ListParams::default();
         let secrets =
             tokio::time::timeout(ANSWER, Api::<Secret>::all(client.clone()).list(&everything)).await??;

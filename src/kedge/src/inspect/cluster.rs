@@ -15,7 +15,8 @@ use kube::api::{Api, ListParams};
 use nix::sched::{CloneFlags, setns};
 
 use super::{Context, Found, fail, ok, warn};
-use crate::commands::{admin_client, block_on, uninstall};
+use crate::admin::{self, block_on};
+use crate::commands::uninstall;
 use crate::config::Config;
 use crate::service;
 use crate::status::{State, last_failure};
@@ -164,7 +165,7 @@ pub(super) fn ask_nodes(config: &Config) -> Result<Nodes, String> {
         return Err("this is a worker".into());
     }
     let ask = async {
-        let client = admin_client(config)?;
+        let client = admin::client(config)?;
         let everything = ListParams::default();
         let nodes = Api::<Node>::all(client.clone()).list(&everything).await?.items;
         let leases =

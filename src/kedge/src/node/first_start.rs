@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use kedge_base::Backoff;
 use kedge_cluster::{Admitted, Clock, JoinString, Staging};
 
-use crate::commands::addons;
+use crate::addons;
 use crate::config::Config;
 use crate::node_status::Board;
 
@@ -58,7 +58,7 @@ async fn attempt(config: &Config, staging: &Staging) -> anyhow::Result<()> {
     let current = Config::load(Some(&config.file), &crate::config::Settings::default()).ok();
     let text = current.and_then(|current| current.join).or_else(|| config.join.clone());
     let string: JoinString = text.context("the configuration names no cluster any more")?.parse()?;
-    let facts = crate::commands::join::facts(config, config.role, &string)?;
+    let facts = super::facts::facts(config, config.role, &string)?;
     std::fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;
     let clock =
         Arc::new(Clock::open(&config.pki_dir().join("time-floor")).context("open the clock's floor")?);

@@ -98,7 +98,7 @@ impl Leading {
         };
         let publish = super::flannel::publish(client_of("kedge"), network, self.config.own_pod_network);
         term.spawn_until_stopped("flannel's objects", publish);
-        let upgrade = upgrade_addons(crate::commands::addons::manager(&self.config, client_of("kedge"))?);
+        let upgrade = upgrade_addons(crate::addons::manager(&self.config, client_of("kedge"))?);
         term.spawn_until_stopped("addons' upgrade", upgrade);
         let informers = Informers::new(client_of("kedge"), term);
         let manager = client_of("system:kube-controller-manager");

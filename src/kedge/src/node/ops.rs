@@ -190,7 +190,7 @@ impl Ops {
     async fn rotate(&self) -> anyhow::Result<Vec<Leaf>> {
         let Some(members) = self.members.as_ref().filter(|_| self.control_plane.is_none()) else {
             self.pki.rotate(&Leaf::ALL)?;
-            crate::commands::config::write(&self.config)?;
+            crate::kubeconfig::write(&self.config)?;
             return Ok(Leaf::ALL.to_vec());
         };
         for leaf in Leaf::WORKER {

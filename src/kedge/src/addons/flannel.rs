@@ -15,7 +15,7 @@ use kedge_network::{
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// The addon's name.
 pub(crate) const NAME: &str = "flannel";

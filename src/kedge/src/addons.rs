@@ -1,0 +1,118 @@
+//! The addons of this node's cluster: their manager, and what commands and the starting node share.
+
+pub(crate) mod flannel;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kedge_addons::{Catalog, Cluster, Error, Manager, Repositories, State};
+
+use crate::config::{Config, joined};
+use crate::failure::Failure;
+
+/// What every cluster needs; `--without` leaves one out.
+pub(crate) const BASIC_ADDONS: [&str; 2] = ["dns", flannel::NAME];
+
+/// The manager of this node's cluster, with a client for its API.
+pub(crate) fn manager(config: &Config, client: kube::Client) -> anyhow::Result<Manager> {
+    // A node that joined has its cluster's settings, whatever its own configuration says.
+    let mut shared = config.clone();
+    if let Some(admitted) = kedge_cluster::Admitted::read(&config.pki_dir())? {
+        crate::node::shared::adopt(&mut shared, &admitted.config)?;
+    }
+    Ok(Manager::new(client, catalog(config)?, cluster(&shared)))
+}
+
+/// What manifests may know.
+fn cluster(config: &Config) -> Cluster {
+    Cluster {
+        version: kedge_base::VERSION.to_owned(),
+        cluster_dns: config.cluster_dns.to_string(),
+        cluster_domain: config.cluster_domain.clone(),
+        pod_cidr: joined(&config.pod_cidrs),
+        data_dir: config.data_dir.display().to_string(),
+    }
+}
+
+/// Embedded addons, and those of repositories that were added on this node.
+pub(crate) fn catalog(config: &Config) -> anyhow::Result<Catalog> {
+    let mut catalog = Catalog::embedded()?;
+    for problem in repositories(config).load(&mut catalog) {
+        tracing::warn!(error = %kedge_base::Chain(&problem), "a repository of addons is left out");
+    }
+    Ok(catalog)
+}
+
+pub(crate) fn repositories(config: &Config) -> Repositories {
+    Repositories::new(config.data_dir.join("addons"))
+}
+
+/// Refuses names and arguments that no addon has, before anything is changed.
+pub(crate) fn known(config: &Config, words: &[String]) -> Result<(), Failure> {
+    parse(&catalog(config)?, words).map(drop)
+}
+
+/// `NAME[:ARGUMENTS]` each, with the arguments split.
+pub(crate) fn parse(
+    catalog: &Catalog,
+    words: &[String],
+) -> Result<Vec<(String, BTreeMap<String, String>)>, Failure> {
+    words
+        .iter()
+        .map(|word| {
+            let (name, arguments) = word.split_once(':').unwrap_or((word, ""));
+            let addon = catalog.get(name).map_err(usage)?;
+            let given = addon.split_arguments(arguments).map_err(usage)?;
+            addon.values(&given).map_err(usage)?;
+            Ok((name.to_owned(), given))
+        })
+        .collect()
+}
+
+/// Enables the addons that the configuration names, one after another, from inside the node.
+///
+/// # Errors
+/// The first that is unknown or does not become healthy.
+pub(crate) async fn enable_all(
+    manager: &Manager,
+    words: &[String],
+    limit: Duration,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> anyhow::Result<()> {
+    let wanted = parse(manager.catalog(), words).map_err(Failure::into_error)?;
+    for (name, given) in wanted {
+        if name == flannel::NAME {
+            let said = &mut |text: &str| progress(&format!("enabling {name}: {text}"));
+            flannel::enable(manager, &given, limit, said).await.map_err(Failure::into_error)?;
+            continue;
+        }
+        if manager.is_enabled(&name).await.context("ask for the addons")? {
+            continue;
+        }
+        manager
+            .enable(&name, &given, limit, &mut |text| progress(&format!("enabling {name}: {text}")))
+            .await
+            .with_context(|| format!("enable {name}"))?;
+    }
+    Ok(())
+}
+
+/// For people.
+pub(crate) fn word(state: State) -> &'static str {
+    match state {
+        State::Enabled => "enabled",
+        State::Disabled => "disabled",
+        State::Unhealthy => "unhealthy",
+    }
+}
+
+/// A wrong name or argument is wrong usage, everything else a failure.
+pub(crate) fn usage(error: Error) -> Failure {
+    match error {
+        Error::Unknown { .. } | Error::Argument { .. } | Error::BuiltIn { .. } => {
+            Failure::Usage(error.to_string())
+        }
+        other => Failure::Failed(other.into()),
+    }
+}
