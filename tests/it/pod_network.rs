@@ -129,10 +129,12 @@ fn a_pod_network_of_ones_own() {
     step("without flannel a node waits for a CNI configuration");
     cluster.run();
     eventually("the API server", || {
-        let out = cluster.kedge(&["config", "--server", cluster.server()]);
-        (out.code == 0 && cluster.kedge(&["kubectl", "get", "node", &cluster.node]).code == 0).then_some(())
+        if cluster.kedge(&["config", "--server", cluster.server()]).code != 0 {
+            return None;
+        }
+        cluster.write_kubeconfig();
+        (cluster.kubectl(&["get", "node", &cluster.node]).code == 0).then_some(())
     });
-    cluster.write_kubeconfig();
     ready(&cluster, &cluster.node, "False");
     let state = cluster.kedge(&["addons", "list", "--output", "json"]).stdout;
     assert_has(&state, &["flannel"]);
