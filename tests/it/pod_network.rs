@@ -56,7 +56,7 @@ fn reach_each_other(cluster: &Cluster) {
             let (name, address) = (from["metadata"]["name"].as_str(), to["status"]["podIP"].as_str());
             let (name, address) = (name.expect("a name"), address.expect("an address"));
             eventually(&format!("{name} to reach {address}"), || {
-                let line = format!("wget -q -T 2 -O - http://{address}:8080/");
+                let line = format!("busybox timeout 2 wget -q -O - http://{address}:8080/");
                 let out = cluster.kubectl(&["exec", name, "--", "sh", "-c", &line]);
                 (out.code == 0).then_some(())
             });

@@ -46,7 +46,8 @@ struct World {
 
 impl World {
     fn reaches(&self, from: &str, url: &str) -> bool {
-        self.node.kubectl(&["exec", from, "--", "wget", "-q", "-T", "1", "-O", "-", url]).code == 0
+        self.node.kubectl(&["exec", from, "--", "busybox", "timeout", "2", "wget", "-q", "-O", "-", url]).code
+            == 0
     }
 
     /// Each `(pod, URL)` answers or not, as it is said, at some time from now on.

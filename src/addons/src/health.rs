@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kedge_base::Order as _;
-use kedge_client::Watch;
+use kedge_client::{Event as Seen, Watch};
 use kube::api::{Api, DynamicObject, ListParams};
 use serde_json::Value;
 
@@ -109,6 +109,28 @@ pub(crate) async fn wait(
         }
     }
     Ok(())
+}
+
+/// Returns when an object that was deleted is really gone: with it goes what depends on it, and until then
+/// nobody can make it anew.
+///
+/// # Errors
+/// When the API server does not answer.
+pub(crate) async fn gone(client: &kube::Client, object: &ObjectRef) -> Result<(), Error> {
+    let mut known = Objects::new(client);
+    let Some(api) = known.api(object).await? else { return Ok(()) };
+    let (path, fields) = (api.resource_url().to_owned(), format!("metadata.name={}", object.name));
+    let mut changes = Watch::<Value>::new(client.clone(), path, &fields, "");
+    let mut there = false;
+    loop {
+        match changes.next().await {
+            Seen::Begin => there = false,
+            Seen::Listed(_) => there = true,
+            Seen::Done if there => {}
+            Seen::Done | Seen::Deleted(_) => return Ok(()),
+            Seen::Changed(_) => {}
+        }
+    }
 }
 
 /// The first pod of a workload that is not ready, with its newest warning.

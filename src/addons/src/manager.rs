@@ -13,6 +13,9 @@ use crate::error::Error;
 use crate::inventory::{ADDONS, Inventory, ObjectRef};
 use crate::{health, render};
 
+/// How long what is removed may take until it is gone.
+const GONE_LIMIT: Duration = Duration::from_secs(60);
+
 /// What manifests may know of the cluster.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -161,6 +164,17 @@ impl Manager {
         for object in inventory.objects.iter().rev() {
             progress(&format!("removing {object}"));
             api.delete(object).await?;
+        }
+        // Whatever somebody else's finalizer holds up is not waited for.
+        let all_gone = async {
+            for object in inventory.objects.iter().rev() {
+                progress(&format!("waiting until {object} is gone"));
+                health::gone(&self.client, object).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Ok(result) = tokio::time::timeout(GONE_LIMIT, all_gone).await {
+            result?;
         }
         inventory.delete(&self.client).await
     }

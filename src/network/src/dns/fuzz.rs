@@ -165,7 +165,7 @@ pub fn answer(data: &[u8]) {
 pub fn name(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     // Other bytes are taken as they are, but written with a backslash.
-    let is_plain = data.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
+    let is_plain = data.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._".contains(byte));
     if let Some(name) = parse_name(text).filter(|_| is_plain) {
         assert_eq!(parse_name(&name.to_ascii()), Some(name));
     }
