@@ -230,7 +230,8 @@ fn build(config: &Config, given: &Settings, verified: &Verified, same: bool) -> 
     let restored = backup::restore(&store, &verified.store, above, &keep).context("rebuild the datastore")?;
     drop(pki);
 
-    let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ");
+    // Two restores within a second must not share a folder.
+    let time = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S%.3fZ");
     let aside = format!("before-restore-{time}");
     let mut away = vec!["store", "pki", "api-servers.json"];
     if !same {
