@@ -127,7 +127,11 @@ fn next(data_dir: &Path, plan: &Plan) -> Option<(PathBuf, PathBuf)> {
         .iter()
         .find(|name| there(&data_dir.join(name)) && (!plan.fresh.contains(name) || there(&ready.join(name))));
     if let Some(name) = old {
-        return Some((data_dir.join(name), aside.join(name)));
+        // When the old one is aside already, somebody has made another meanwhile: a command that wrote a
+        // file. It is neither the old state nor the new one.
+        let mut free = (0..).map(|n| if n == 0 { name.clone() } else { format!("{name}.{n}") });
+        let to = free.find(|name| !there(&aside.join(name))).unwrap_or_else(|| name.clone());
+        return Some((data_dir.join(name), aside.join(to)));
     }
     let new = plan.fresh.iter().find(|name| there(&ready.join(name)))?;
     Some((ready.join(new), data_dir.join(new)))
@@ -244,9 +248,15 @@ mod tests {
                 fs::rename(from, to).unwrap();
                 done += 1;
             }
+            // A command looks for the node meanwhile and leaves something behind.
+            for name in ["store", "pki"].into_iter().filter(|name| !data.join(name).exists()) {
+                fs::create_dir(data.join(name)).unwrap();
+                fs::write(data.join(name).join("stray"), "neither").unwrap();
+            }
             let mut config = config(&data);
             assert!(finish(&mut config).unwrap(), "cut {cut}");
             is_new(&data);
+            assert!(!data.join("store/stray").exists() && !data.join("pki/stray").exists());
             assert_eq!(config.cluster_domain, "new.local");
             let file = read(config.file.clone()).unwrap();
             assert!(file.contains("cluster-domain: \"new.local\""), "{file}");
