@@ -7,11 +7,11 @@
 //!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
 //! ```
 //!
-//! Sections: start idle requests watch schedule services pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
-//! how long the idle node is looked at (120). `soak [--minutes 30]` is done only when named: a node with dns
-//! and metrics on is left alone for that long. `etcd` needs etcd (`ETCD`, or from PATH), or says that it is
-//! left out. The driver runs on the same machine and takes its share of the
-//! processors, as the stock figures' driver did.
+//! Sections: start idle requests watch schedule pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
+//! how long the idle node is looked at (120). Done only when named: `services`, which fills the node's nftables
+//! table, and `soak [--minutes 30]`, for which a node with dns and metrics on is left alone for that long.
+//! `etcd` needs etcd (`ETCD`, or from PATH), or says that it is left out. The driver runs on the same machine
+//! and takes its share of the processors, as the stock figures' driver did.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
 
@@ -94,7 +94,7 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
         kedge_tests::step("schedule");
         schedule::measure(&target, &cluster.node, &mut table).await?;
     }
-    if asked("services") {
+    if wanted.iter().any(|word| word == "services") {
         kedge_tests::step("services");
         services::measure(&cluster, &target, &mut table).await?;
     }
