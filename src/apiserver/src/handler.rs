@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use futures::FutureExt;
+use http::header::ACCEPT;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use kedge_api::status::Status;
 use serde_json::json;
@@ -20,11 +21,17 @@ use crate::{aggregation, body, discovery, protobuf, proxy, respond, review};
 /// process that asks.
 pub(crate) async fn handle(state: Arc<State>, request: Request<Body>, peer: Option<User>) -> Response<Body> {
     let what = format!("{} {}", request.method(), request.uri().path());
-    let takes_protobuf = respond::negotiate(request.headers()).is_ok_and(|accepted| accepted.protobuf);
+    // Read again only when there is an error to write.
+    let accept = request.headers().get(ACCEPT).cloned();
     match AssertUnwindSafe(answer(&state, request, peer)).catch_unwind().await {
         Ok(Ok(response)) => response,
-        Ok(Err(status)) if takes_protobuf => protobuf::status(&status),
-        Ok(Err(status)) => respond::status(&status),
+        Ok(Err(status)) => {
+            let accept = accept.map(|value| (ACCEPT, value)).into_iter().collect();
+            match respond::negotiate(&accept) {
+                Ok(accepted) if accepted.protobuf => protobuf::status(&status),
+                _ => respond::status(&status),
+            }
+        }
         Err(_) => {
             tracing::error!(request = what, "a request's handler panicked");
             respond::status(&Status::internal(
