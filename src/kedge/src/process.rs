@@ -17,6 +17,9 @@ pub(crate) struct Process {
     started: u64,
 }
 
+/// The third line of the pid file of a process that was told to stop.
+const STOPPING: &str = "stopping";
+
 /// A line of the process table.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -61,6 +64,21 @@ impl Process {
             fs::create_dir_all(dir)?;
         }
         kedge_base::write_atomic(file, format!("{}\n{}\n", self.pid, self.started).as_bytes(), 0o644)
+    }
+
+    /// Note in its pid file that it has been told to stop, for whoever finds it still there.
+    pub(crate) fn record_stopping(self, file: &Path) -> io::Result<()> {
+        kedge_base::write_atomic(
+            file,
+            format!("{}\n{}\n{STOPPING}\n", self.pid, self.started).as_bytes(),
+            0o644,
+        )
+    }
+
+    /// Was the process of this pid file told to stop?
+    pub(crate) fn is_stopping(file: &Path) -> io::Result<bool> {
+        let Some(bytes) = kedge_base::read_optional(file)? else { return Ok(false) };
+        Ok(String::from_utf8_lossy(&bytes).lines().nth(2) == Some(STOPPING))
     }
 
     /// Send a signal; a process that is gone is no error.
@@ -150,6 +168,10 @@ mod tests {
         let own = Process::own().unwrap();
         own.record(&file).unwrap();
         assert_eq!(Process::recorded(&file).unwrap(), Some(own));
+        assert!(!Process::is_stopping(&file).unwrap());
+        own.record_stopping(&file).unwrap();
+        assert_eq!(Process::recorded(&file).unwrap(), Some(own));
+        assert!(Process::is_stopping(&file).unwrap());
         Process { pid: own.pid, started: own.started + 1 }.record(&file).unwrap();
         assert_eq!(Process::recorded(&file).unwrap(), None);
         assert_eq!(Process::recorded(&dir.path().join("none")).unwrap(), None);

@@ -157,15 +157,19 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<bool> {
 
 /// The same with a binary other than the running one (a unit names its own).
 fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
-    if running(config)?.is_some() {
+    let unit = Unit::of(config);
+    let runs = running(config)?.is_some();
+    if unit.managed() {
+        // Also when it runs: a stop that is under way comes first, and then this start.
+        unit.start()?;
+        return Ok(!runs);
+    }
+    if runs && !Process::is_stopping(&config.pid_file()).context("read the pid file")? {
         return Ok(false);
     }
-    let unit = Unit::of(config);
-    if unit.managed() {
-        unit.start()?;
-    } else {
-        start_in_background(config, binary)?;
-    }
+    // Who wanted it stopped may have been cut off before it was.
+    stop(config)?;
+    start_in_background(config, binary)?;
     Ok(true)
 }
 
@@ -178,6 +182,10 @@ pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
         unit.stop()?;
     }
     let Some(process) = process else { return Ok(false) };
+    if process.alive() {
+        // First the decision, then the deed: whoever comes next finishes it.
+        process.record_stopping(&config.pid_file()).context("write the pid file")?;
+    }
     process.signal(Signal::SIGTERM).context("send SIGTERM")?;
     if !process.wait_gone(STOP_LIMIT) {
         tracing::warn!(pid = process.pid, "kedge did not stop in time and is killed");

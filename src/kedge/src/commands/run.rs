@@ -93,12 +93,16 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let token = tasks.token().clone();
+    let pid_file = config.pid_file();
     tasks.spawn_until_stopped("signals", async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
         tracing::info!(signal = name, "stopping");
+        if let Some(Err(error)) = Process::own().map(|own| own.record_stopping(&pid_file)) {
+            tracing::warn!(%error, "that this process stops was not noted");
+        }
         tell_manager(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
         token.cancel();
     });
