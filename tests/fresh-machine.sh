@@ -138,6 +138,29 @@ start_machine() {
     machine_make "$1" "$CURRENT" && machine_boot "$CURRENT"
 }
 
+# Another version in the place of the installed one: this one with other bytes.
+other_version() { inside sh -c 'cd kedge && cp kedge other && echo another >>other'; }
+installed() { inside sh -c "cmp /usr/local/bin/kedge /root/kedge/$1"; }
+
+# It looks for another word at the head of the log, as a version with another format would.
+refused_upgrade() {
+    inside sh -c 'cd kedge && LC_ALL=C sed "s/KEDGELOG/KEDGELOX/g" kedge >broken && chmod 755 broken &&
+        ! ./broken install >out 2>&1; cat out; grep "did not become Ready" out && grep "runs again" out' &&
+        installed kedge && inside kedge status --wait-ready --timeout 60
+}
+
+upgrade_and_rollback() {
+    other_version && inside sh -c 'cd kedge && ./other install && kedge snapshot list | grep before-upgrade-from' &&
+        installed other && inside kedge kubectl create configmap since-the-upgrade &&
+        inside kedge rollback && installed kedge && inside kedge kubectl get configmap since-the-upgrade
+}
+
+rollback_with_data() {
+    inside sh -c 'cd kedge && ./other install && kedge kubectl create configmap later' &&
+        inside kedge rollback --with-data --yes && installed kedge &&
+        inside sh -c 'kedge kubectl get configmap since-the-upgrade && ! kedge kubectl get configmap later'
+}
+
 install_script() {
     mkdir -p "$(machine_root "$CURRENT")/root/kedge" &&
         cp install.sh "$(machine_root "$CURRENT")/root/kedge/" &&
@@ -150,6 +173,9 @@ install_script() {
     check "kill -9 of the service keeps the containers" keeps_containers comes_back_after_kill
     check "kedge stop and start keep the containers" keeps_containers inside sh -c 'kedge stop && kedge start'
     check "install.sh again keeps the containers" keeps_containers inside sh -c 'cd kedge && ./install.sh'
+    check "a version that cannot read the data is taken back by itself" keeps_containers refused_upgrade
+    check "an upgrade, and back without the data" keeps_containers upgrade_and_rollback
+    check "and back with the data" rollback_with_data
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall" inside kedge uninstall
     check "nothing is left" nothing_left

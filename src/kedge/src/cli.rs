@@ -25,6 +25,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Make this machine a node: check it, install the service, start it, wait until it is Ready
     Install(InstallArgs),
+    /// Run the version again that was installed before the last upgrade
+    Rollback(RollbackArgs),
     /// Remove Kedge and everything it made from this machine
     Uninstall(UninstallArgs),
     /// Make this a fresh single node again, with the same configuration; the cluster's data is lost
@@ -146,9 +148,27 @@ pub(crate) struct InstallArgs {
     /// Return as soon as the service was started; no addon is enabled then
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// Upgrade although the cluster stands still while this node restarts
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Leave a basic addon out (repeat it for more)
     #[arg(long, value_name = "ADDON", value_parser = crate::addons::BASIC_ADDONS)]
     pub(crate) without: Vec<String>,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    /// The data goes back too, to the moment before the upgrade; later changes are lost
+    #[arg(long)]
+    pub(crate) with_data: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }
@@ -551,6 +571,7 @@ impl Command {
     pub(crate) fn report(&self) -> Option<Format> {
         let format = match self {
             Self::Install(args) => args.reported.output,
+            Self::Rollback(args) => args.reported.output,
             Self::Uninstall(args) => args.reported.output,
             Self::Reset(args) => args.reported.output,
             Self::Start(args) => args.reported.output,

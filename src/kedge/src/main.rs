@@ -33,6 +33,7 @@ mod snapshot;
 mod status;
 mod storage;
 mod switch;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -20,6 +20,7 @@ use crate::inspect::Moment;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
+use crate::upgrade::{self, Upgrade};
 use crate::{preflight, service};
 
 /// Check, install, start, wait.
@@ -50,14 +51,21 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     let (config, given) = (&config, &given);
 
+    let limit = Duration::from_secs(args.timeout);
     let mut step = Step::begin("installing the service");
+    let upgrade = match upgrade::prepare(config, args.force, &mut step) {
+        Ok(upgrade) => upgrade,
+        Err(error) => {
+            step.abandon();
+            return Err(error.into());
+        }
+    };
     let installed = files(config, given).and_then(|()| {
         step.update("starting kedge");
         service::restart(config)
     });
     if let Err(error) = installed {
-        step.abandon();
-        return Err(error.into());
+        return Err(or_step_back(config, upgrade.as_ref(), error, limit, step));
     }
     if args.no_wait {
         step.done("kedge was started; kedge status --wait-ready waits for it");
@@ -65,7 +73,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    match wait_up(config, Duration::from_secs(args.timeout), &mut step) {
+    match wait_up(config, limit, &mut step) {
         Ok(status) if lacks_network(config, &status) => {
             step.done(&format!("node {} runs, and waits for a pod network", status.node));
             output::confirm(&bring_your_own(config));
@@ -88,14 +96,41 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
-            step.abandon();
-            Err(Failure::Failed(not_ready(config, &status, args.timeout)))
+            let error = not_ready(config, &status, args.timeout);
+            Err(or_step_back(config, upgrade.as_ref(), error, limit, step))
         }
-        Err(error) => {
-            step.abandon();
-            Err(error.into())
-        }
+        Err(error) => Err(or_step_back(config, upgrade.as_ref(), error, limit, step)),
     }
+}
+
+/// An upgrade that failed is taken back. What was not Ready before is not the upgrade's doing: the new version
+/// goes on trying.
+fn or_step_back(
+    config: &Config,
+    upgrade: Option<&Upgrade>,
+    error: anyhow::Error,
+    limit: Duration,
+    mut step: Step,
+) -> Failure {
+    let Some(upgrade) = upgrade.filter(|upgrade| upgrade.was_ready) else {
+        step.abandon();
+        return error.into();
+    };
+    let back = upgrade::step_back(config, upgrade, limit, &mut step, wait_up);
+    step.abandon();
+    Failure::Failed(match back {
+        Ok(with_data) => error.context(format!(
+            "this version ({}) did not become Ready; {} runs again{}",
+            kedge_base::VERSION,
+            upgrade.from,
+            if with_data { ", with the data from before the upgrade" } else { ", and nothing was lost" }
+        )),
+        Err(back) => error.context(format!(
+            "this version ({}) did not become Ready, and neither did {} again: {back:#}",
+            kedge_base::VERSION,
+            upgrade.from
+        )),
+    })
 }
 
 /// What a new cluster has from the beginning. A node that joined has its cluster's; and what the

@@ -13,6 +13,7 @@ pub(crate) mod kubectl;
 pub(crate) mod recover;
 pub(crate) mod reset;
 pub(crate) mod restore;
+pub(crate) mod rollback;
 pub(crate) mod run;
 pub(crate) mod snapshot;
 pub(crate) mod start;
@@ -90,6 +91,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     };
     match cli.command {
         Command::Install(args) => install::run(&load()?, &given, &args),
+        Command::Rollback(args) => rollback::run(&load()?, &args),
         Command::Uninstall(args) => uninstall::run(&load()?, &args),
         Command::Start(args) => start::run(&load()?, Duration::from_secs(args.timeout)),
         Command::Stop(_) => stop::run(&load()?),

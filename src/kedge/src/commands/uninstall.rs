@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::process::{self, Process};
-use crate::service;
+use crate::{service, upgrade};
 
 /// Remove the node; exit code 1 with a list when something is left.
 pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Failure> {
@@ -380,6 +380,7 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
         && std::env::current_exe().is_ok_and(|own| own == installed)
         && !other_nodes(config, &installed)
     {
+        paths.push(upgrade::previous(&installed));
         paths.push(installed);
     }
     paths

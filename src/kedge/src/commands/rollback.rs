@@ -1,0 +1,84 @@
+//! `kedge rollback`: the version before the last upgrade runs again, with the data as it is or as it was.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::install::wait_up;
+use super::{confirm, require_root};
+use crate::cli::RollbackArgs;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::origin::{self, Origin};
+use crate::output::{self, Step};
+use crate::status::State;
+use crate::{service, snapshot, upgrade};
+
+/// Look, ask when data goes back, swap, start, wait. Repeating it goes forward again.
+pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let target = origin::binary();
+    let previous = upgrade::previous(&target);
+    refuse_others_files()?;
+    if !previous.exists() {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "{} is not there: nothing was upgraded since it was installed",
+            previous.display()
+        )));
+    }
+    let version = upgrade::version_of(&previous)?;
+    let name = upgrade::snapshot_of(&version);
+    if args.with_data {
+        // Found out now, not when the node is stopped.
+        let file = snapshot::find(&config.snapshot_dir(), name.as_ref());
+        let verified = super::snapshot::read_whole(&file)?;
+        output::write(&super::snapshot::describe(&file, &verified));
+        let question = format!("Go back to {version} and to this data? Later changes are lost.");
+        if !confirm(&question, args.yes)? {
+            output::confirm("nothing was changed");
+            output::report("unchanged", &json!({}));
+            return Ok(ExitCode::from(1));
+        }
+    }
+    let limit = Duration::from_secs(args.timeout);
+    let mut step = Step::begin(&format!("going back to {version}"));
+    let result = (|| {
+        service::stop(config)?;
+        upgrade::swap(&target).with_context(|| format!("put {} in its place", previous.display()))?;
+        if args.with_data {
+            return upgrade::restore(config, &target, &name, limit);
+        }
+        service::restart(config)?;
+        let status = wait_up(config, limit, &mut step)?;
+        if status.state != State::Ready {
+            anyhow::bail!("the node is not Ready\n{}", status.to_short());
+        }
+        Ok(())
+    })();
+    if let Err(error) = result {
+        step.abandon();
+        let ways =
+            "kedge rollback goes forward again, kedge snapshot restore goes back to the data of before";
+        return Err(Failure::Failed(error.context(format!("{version} does not run: {ways} ({name})"))));
+    }
+    let data = if args.with_data { ", with the data from before the upgrade" } else { "" };
+    step.done(&format!("{version} runs again{data}; kedge rollback goes forward again"));
+    output::report("rolled back", &json!({ "version": version, "withData": args.with_data }));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Who owns the binary keeps the one before.
+fn refuse_others_files() -> Result<(), Failure> {
+    let how = match origin::origin() {
+        Origin::Own => return Ok(()),
+        Origin::Package { .. } => {
+            "a package owns this binary: apt install kedge=VERSION (apt list -a kedge names them)".to_owned()
+        }
+        Origin::Snap(snap) => format!("snapd owns this binary: snap revert {}", snap.instance),
+    };
+    Err(Failure::Failed(anyhow::anyhow!(
+        "{how}; then kedge snapshot restore before-upgrade-from-VERSION if the data must go back too"
+    )))
+}
