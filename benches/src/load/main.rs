@@ -94,7 +94,7 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
         kedge_tests::step("schedule");
         schedule::measure(&target, &cluster.node, &mut table).await?;
     }
-    if wanted.iter().any(|word| word == "services") {
+    if asked("services") {
         kedge_tests::step("services");
         services::measure(&cluster, &target, &mut table).await?;
     }
