@@ -237,7 +237,9 @@ fn the_store_has_a_quota() {
         began.elapsed()
     );
     assert_has(&node.kedge(&["status"]).ok(), &["store full", "database space exceeded", "store-quota"]);
-    let refused = node.kubectl(&["create", "configmap", "more"]).failed(1);
+    // More than what the smallest of the others left free.
+    let text = format!("--from-literal=k={}", "x".repeat(4000));
+    let refused = node.kubectl(&["create", "configmap", "more", &text]).failed(1);
     assert_has(&refused, &["mvcc: database space exceeded", "delete what is not needed"]);
     assert_eq!(call("PUT", &format!("{maps}/large-0"), &map(0, 990_000)).0, 500, "an update that adds");
 
@@ -257,7 +259,7 @@ fn the_store_has_a_quota() {
     for number in 0..written {
         assert_eq!(call("DELETE", &format!("{maps}/large-{number}"), "").0, 200);
     }
-    node.kubectl(&["create", "configmap", "more"]).ok();
+    node.kubectl(&["create", "configmap", "more", &text]).ok();
     let status = node.kedge(&["status"]).ok();
     assert!(!status.contains("store full") && !status.contains("store filling"), "{status}");
     node.wait("pod/stays", "condition=Ready");
