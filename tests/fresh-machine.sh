@@ -138,6 +138,9 @@ start_machine() {
     machine_make "$1" "$CURRENT" && machine_boot "$CURRENT"
 }
 
+bring_kubectl() {
+    install -m 0755 "${KUBECTL:-$(command -v kubectl)}" "$(machine_root "$CURRENT")/usr/local/bin/kubectl"
+}
 # Another version in the place of the installed one: this one with other bytes.
 other_version() { inside sh -c 'cd kedge && cp kedge other && echo another >>other'; }
 installed() { inside sh -c "cmp /usr/local/bin/kedge /root/kedge/$1"; }
@@ -174,6 +177,7 @@ install_script() {
     check "kedge stop and start keep the containers" keeps_containers inside sh -c 'kedge stop && kedge start'
     check "install.sh again keeps the containers" keeps_containers inside sh -c 'cd kedge && ./install.sh'
     check "a version that cannot read the data is taken back by itself" keeps_containers refused_upgrade
+    check "kubectl is brought" bring_kubectl
     check "an upgrade, and back without the data" keeps_containers upgrade_and_rollback
     check "and back with the data" rollback_with_data
     check "a reboot brings the cluster back" reboots

@@ -424,6 +424,9 @@ pub(crate) enum SnapshotCommand {
         /// Its name in DATA_DIR/snapshots [default: the time]
         #[arg(long, conflicts_with = "file")]
         name: Option<String>,
+        /// One of that name gives way, once this one is whole
+        #[arg(long, requires = "name")]
+        replace: bool,
         /// How to print it
         #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,

@@ -96,7 +96,8 @@ fn would_stand_still(status: &Status) -> Option<String> {
 /// A cluster that cannot be saved must not stop an upgrade that may mend it.
 fn save(config: &Config, from: &str) -> Option<String> {
     let name = snapshot_of(from);
-    let wish = Save { file: None, name: Some(name.clone()) };
+    // One of an earlier upgrade from the same version is older than what is to be kept.
+    let wish = Save { file: None, name: Some(name.clone()), replace: true };
     match control::call::<Saved>(&config.status_socket(), "POST", "/snapshots", &wish, SAVED_WITHIN) {
         Ok(_) => Some(name),
         Err(error) => {

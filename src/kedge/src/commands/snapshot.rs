@@ -23,19 +23,26 @@ const WRITTEN: Duration = Duration::from_secs(3600);
 pub(crate) fn run(config: &Config, command: &SnapshotCommand) -> Result<ExitCode, Failure> {
     require_root()?;
     match command {
-        SnapshotCommand::Save { file, name, .. } => save(config, file.as_deref(), name.as_deref()),
+        SnapshotCommand::Save { file, name, replace, .. } => {
+            save(config, file.as_deref(), name.as_deref(), *replace)
+        }
         SnapshotCommand::List { format } => list(config, *format),
         SnapshotCommand::Verify { file, format } => verify(config, file, *format),
         SnapshotCommand::Restore(_) => Err(Failure::Usage("restore is a command of its own".into())),
     }
 }
 
-fn save(config: &Config, file: Option<&Path>, name: Option<&str>) -> Result<ExitCode, Failure> {
+fn save(
+    config: &Config,
+    file: Option<&Path>,
+    name: Option<&str>,
+    replace: bool,
+) -> Result<ExitCode, Failure> {
     if let Some(name) = name {
         check_name(name).map_err(Failure::Usage)?;
     }
     let file = file.map(std::path::absolute).transpose().context("find the folder")?;
-    let wish = Save { file, name: name.map(str::to_owned) };
+    let wish = Save { file, name: name.map(str::to_owned), replace };
     let step = Step::begin("saving a snapshot");
     let saved = control::call::<Saved>(&config.status_socket(), "POST", "/snapshots", &wish, WRITTEN);
     let saved = match saved {

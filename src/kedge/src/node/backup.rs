@@ -26,6 +26,9 @@ pub(crate) struct Save {
     pub(crate) file: Option<PathBuf>,
     /// Its name in the node's own folder.
     pub(crate) name: Option<String>,
+    /// One of that name gives way, once this one is whole.
+    #[serde(default)]
+    pub(crate) replace: bool,
 }
 
 /// Its answer.
@@ -119,8 +122,8 @@ impl Backups {
             None => format!("{}-r{revision}", time.strftime("%Y-%m-%dT%H-%M-%SZ")),
         };
         let file = self.folder.join(format!("{name}.{ENDING}"));
-        if wish.name.is_some() && file.exists() {
-            bail!("there is a snapshot {name} already; remove {} or choose another name", file.display());
+        if wish.name.is_some() && !wish.replace && file.exists() {
+            bail!("there is a snapshot {name} already; say --replace or choose another name");
         }
         Ok(file)
     }
@@ -133,7 +136,7 @@ impl Backups {
         loop {
             tokio::time::sleep(wait).await;
             let name = format!("{SCHEDULED}{}", Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ"));
-            wait = match self.save(&Save { file: None, name: Some(name) }).await {
+            wait = match self.save(&Save { file: None, name: Some(name), replace: false }).await {
                 Ok(saved) => {
                     tracing::info!(file = %saved.file.display(), objects = saved.objects, "snapshot saved");
                     if let Err(error) = prune(&self.folder, keep) {
