@@ -153,7 +153,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     node_tasks.spawn_until_stopped("image archives", images.follow());
     let registries = registries(&config, &board, &node_tasks);
 
-    let network = network(&config, &node_ips, client.clone(), &informers, &node_tasks).await?;
+    let network = network(&config, &node_ips, client.clone(), &informers, &board, &node_tasks).await?;
     board.ready("network");
     kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role, registries)?, &informers, &node_tasks)
         .await
@@ -408,6 +408,7 @@ async fn network(
     node_ips: &[IpAddr],
     client: kube::Client,
     informers: &Informers,
+    board: &Board,
     tasks: &Tasks,
 ) -> anyhow::Result<kedge_network::Proxy> {
     for warning in kedge_network::prepare_host().context("prepare the host's network")? {
@@ -426,7 +427,17 @@ async fn network(
         foreign_dir: config.cni_conf_dir.clone(),
     });
     overlay.enabled = config.own_pod_network;
-    kedge_network::start_overlay(overlay, client, informers, tasks).await.context("start the pod network")?;
+    let overlay = kedge_network::start_overlay(overlay, client, informers, tasks)
+        .await
+        .context("start the pod network")?;
+    let (board, mut state) = (board.clone(), overlay.watch());
+    tasks.spawn_until_stopped("pod network's status", async move {
+        while state.changed().await.is_ok() {
+            let now = state.borrow_and_update().clone().unwrap_or_default();
+            board.set_pod_network(&now.backend);
+            board.note("pod network", (!now.problems.is_empty()).then(|| now.problems.join("; ")));
+        }
+    });
     let mut proxy = kedge_network::ProxyConfig::new(
         config.node_name.clone(),
         node_ips.to_vec(),

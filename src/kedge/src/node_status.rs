@@ -110,6 +110,15 @@ impl Board {
             .send_modify(|status| status.addresses = addresses.iter().map(ToString::to_string).collect());
     }
 
+    /// How pods reach those of other nodes.
+    pub(crate) fn set_pod_network(&self, backend: &str) {
+        self.0.status.send_if_modified(|status| {
+            let changed = status.pod_network != backend;
+            backend.clone_into(&mut status.pod_network);
+            changed
+        });
+    }
+
     /// The store tells its figures when somebody asks.
     pub(crate) fn follow_store(&self, store: Store) {
         // There is one store in a process; a second call would change nothing.

@@ -54,6 +54,10 @@ pub(crate) struct Status {
     /// Addresses that the node announces.
     #[serde(default)]
     pub(crate) addresses: Vec<String>,
+    /// How pods reach pods of other nodes: `vxlan`, `host-gw`, or `none`, when that network is the user's;
+    /// empty while it is not known yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) pod_network: String,
     /// The store.
     #[serde(default)]
     pub(crate) datastore: Datastore,
@@ -288,12 +292,33 @@ impl Status {
             version: kedge_base::git_version(),
             components: Vec::new(),
             addresses: Vec::new(),
+            pod_network: String::new(),
             datastore: Datastore::default(),
             addons: Vec::new(),
             problems: BTreeMap::new(),
             warnings: Vec::new(),
             last_failure: None,
         }
+    }
+
+    /// Is the only thing that this node waits for a pod network of the user's?
+    pub(crate) fn lacks_network(&self) -> bool {
+        self.pod_network == "none"
+            && self.state != State::Ready
+            && self.components.iter().filter(|part| !part.ready).all(|part| {
+                part.name == "kubelet"
+                    && part.last_error.as_deref().is_some_and(|error| error.contains("NetworkPluginNotReady"))
+            })
+    }
+
+    /// Ready, or would be with the pod network that the user has yet to bring.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == State::Ready || self.lacks_network()
+    }
+
+    /// The same in words.
+    pub(crate) fn how_it_is_up(&self) -> &'static str {
+        if self.lacks_network() { "waits for a pod network of yours" } else { "is Ready" }
     }
 
     /// The first part that is not ready, in words.
@@ -326,6 +351,11 @@ impl Status {
         }
         if !self.addresses.is_empty() {
             text.push_str(&format!("addresses: {}\n", self.addresses.join(", ")));
+        }
+        match self.pod_network.as_str() {
+            "" => {}
+            "none" => text.push_str("pod network: none of Kedge's\n"),
+            backend => text.push_str(&format!("pod network: {backend}\n")),
         }
         if !self.datastore.role.is_empty() {
             text.push_str(&self.datastore.to_short());
@@ -396,6 +426,7 @@ mod tests {
                 },
             ],
             addresses: vec!["192.0.2.1".into()],
+            pod_network: "vxlan".into(),
             datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
             addons: vec![kedge_addons::Listed {
                 name: "dns".into(),
@@ -463,5 +494,30 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));
+    }
+
+    #[test]
+    fn a_node_without_a_pod_network_is_up_and_not_ready() {
+        let waiting = |pod_network: &str, part: &str, error: &str| Status {
+            pod_network: pod_network.into(),
+            components: vec![Component {
+                name: part.into(),
+                ready: false,
+                last_error: Some(error.into()),
+                remedy: None,
+            }],
+            ..status()
+        };
+        let lacks = "container runtime network not ready: NetworkPluginNotReady message: none";
+        for (status, up) in [
+            (waiting("none", "kubelet", lacks), true),
+            (waiting("vxlan", "kubelet", lacks), false),
+            (waiting("none", "kubelet", "no disk"), false),
+            (waiting("none", "containerd", lacks), false),
+            (Status { state: State::Ready, ..status() }, true),
+            (status(), false),
+        ] {
+            assert_eq!(status.is_up(), up, "{status:?}");
+        }
     }
 }

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::commands::status::wait_started;
 use crate::config::Config;
 use crate::node::backup::{Save, Saved};
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
-use crate::status::{self, State, Status};
+use crate::status::{self, Status};
 use crate::{control, service};
 
 /// Writing and reading back a large state on a slow card.
@@ -71,7 +72,7 @@ pub(crate) fn prepare(config: &Config, force: bool, step: &mut Step) -> anyhow::
     keep(&target).with_context(|| format!("keep {}", target.display()))?;
     Ok(Some(Upgrade {
         from,
-        was_ready: status.as_ref().is_some_and(|status| status.state == State::Ready),
+        was_ready: status.as_ref().is_some_and(Status::is_up),
         snapshot,
         alone: status.is_some_and(|status| status.datastore.members.len() < 2),
     }))
@@ -122,7 +123,6 @@ pub(crate) fn step_back(
     upgrade: &Upgrade,
     limit: Duration,
     step: &mut Step,
-    wait_up: impl Fn(&Config, Duration, &mut Step) -> anyhow::Result<Status>,
 ) -> anyhow::Result<bool> {
     let target = origin::binary();
     step.update(&format!("going back to {}", upgrade.from));
@@ -131,8 +131,8 @@ pub(crate) fn step_back(
     fs::rename(&previous, &target)
         .and_then(|()| sync_folder(&target))
         .with_context(|| format!("put {} in its place", previous.display()))?;
-    let error = match service::restart(config).and_then(|()| wait_up(config, limit, step)) {
-        Ok(status) if status.state == State::Ready => return Ok(false),
+    let error = match service::restart(config).and_then(|()| wait_started(config, limit, step)) {
+        Ok(status) if status.is_up() => return Ok(false),
         Ok(status) => anyhow::anyhow!("the node is not Ready\n{}", status.to_short()),
         Err(error) => error,
     };

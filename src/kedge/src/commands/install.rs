@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::status::wait_started_until;
+use super::status::wait_started;
 use crate::addons::{self, BASIC_ADDONS, flannel};
 use crate::cli::InstallArgs;
 use crate::config::{Config, Settings};
@@ -73,8 +73,8 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    match wait_up(config, limit, &mut step) {
-        Ok(status) if lacks_network(config, &status) => {
+    match wait_started(config, limit, &mut step) {
+        Ok(status) if status.lacks_network() => {
             step.done(&format!("node {} runs, and waits for a pod network", status.node));
             output::confirm(&bring_your_own(config));
             output::report(
@@ -116,7 +116,7 @@ fn or_step_back(
         step.abandon();
         return error.into();
     };
-    let back = upgrade::step_back(config, upgrade, limit, &mut step, wait_up);
+    let back = upgrade::step_back(config, upgrade, limit, &mut step);
     step.abandon();
     Failure::Failed(match back {
         Ok(with_data) => error.context(format!(
@@ -145,23 +145,6 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
         super::addons::enable_one(config, addon, limit)?;
     }
     Ok(())
-}
-
-/// Waits until the node is Ready, or lacks nothing but a pod network of the user's.
-pub(crate) fn wait_up(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
-    wait_started_until(config, limit, step, &|status| {
-        status.state == State::Ready || lacks_network(config, status)
-    })
-}
-
-/// Is the only thing that this node waits for a pod network of the user's?
-pub(crate) fn lacks_network(config: &Config, status: &Status) -> bool {
-    !config.own_pod_network
-        && status.components.iter().filter(|part| !part.ready).all(|part| {
-            part.name == "kubelet"
-                && part.last_error.as_deref().is_some_and(|error| error.contains("NetworkPluginNotReady"))
-        })
-        && status.components.iter().any(|part| !part.ready)
 }
 
 fn bring_your_own(config: &Config) -> String {

@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::inspect::Moment;
 use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
-use crate::status::{State, Status};
+use crate::status::Status;
 use crate::{preflight, service, switch};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result
     let result = replace(config, given, &string, args, &staging, &mut step);
     match result {
         Ok(status) => {
-            step.done(&format!("node {} has joined the cluster and is Ready", status.node));
+            step.done(&format!("node {} has joined the cluster and {}", status.node, status.how_it_is_up()));
             output::report("joined", &json!({ "node": status.node, "worker": args.worker }));
             Ok(ExitCode::SUCCESS)
         }
@@ -103,7 +103,7 @@ fn replace(
                  takes it back"
             )
         })?;
-    if status.state != State::Ready {
+    if !status.is_up() {
         anyhow::bail!(
             "the node was admitted but is not Ready after {} s\n{}{}\nit goes on trying; see kedge status and the \
              log ({}), or take it back with kedge leave",
@@ -204,7 +204,7 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
     staging.finish(&config.pki_dir()).context("tidy up")?;
     service::start(config)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
-    if status.state != State::Ready {
+    if !status.is_up() {
         anyhow::bail!("the single node is not Ready after {} s\n{}", args.timeout, status.to_short());
     }
     Ok(())

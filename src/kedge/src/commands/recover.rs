@@ -25,7 +25,6 @@ use crate::failure::Failure;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 use crate::service;
-use crate::status::State;
 use crate::switch;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -154,7 +153,7 @@ fn rebuild(
     let back = || format!("the datastore is recovered, but the node is not Ready\n{}", way_back(config));
     service::start(config).with_context(back)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step).with_context(back)?;
-    if status.state != State::Ready {
+    if !status.is_up() {
         anyhow::bail!(
             "the datastore is recovered but the node is not Ready after {} s\n{}the log is {}\n{}",
             args.timeout,

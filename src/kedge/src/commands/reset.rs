@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::status::wait_started;
 use super::{confirm, install, join, require_root, uninstall};
 use crate::cli::ResetArgs;
 use crate::config::Config;
@@ -18,7 +19,6 @@ use crate::failure::Failure;
 use crate::node::ops;
 use crate::output::{self, Step};
 use crate::service;
-use crate::status::State;
 
 /// Telling the others must not hold up a reset.
 const TOLD: Duration = Duration::from_secs(60);
@@ -81,8 +81,8 @@ fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
-    let status = install::wait_up(config, Duration::from_secs(args.timeout), step)?;
-    if status.state != State::Ready && !install::lacks_network(config, &status) {
+    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
+    if !status.is_up() {
         anyhow::bail!(
             "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
             args.timeout,

@@ -31,7 +31,7 @@ use crate::inspect::Moment;
 use crate::node::{self, ops, shared};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
-use crate::status::{State, Status};
+use crate::status::Status;
 use crate::switch::{self, Plan};
 use crate::{control, preflight, service};
 
@@ -73,11 +73,12 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
     match replace(&config, &given, &verified, args, &mut step) {
         Ok((status, done)) => {
             step.done(&format!(
-                "restored {} objects at revision {}; node {} is Ready\nthe former state is in {}; remove it when \
+                "restored {} objects at revision {}; node {} {}\nthe former state is in {}; remove it when \
                  you do not need it any more",
                 done.restored.objects,
                 done.restored.revision,
                 status.node,
+                status.how_it_is_up(),
                 done.aside.display()
             ));
             say_others(&config, &done);
@@ -177,7 +178,7 @@ fn replace(
     step.update("starting");
     service::start(config)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
-    if status.state != State::Ready {
+    if !status.is_up() {
         anyhow::bail!(
             "the snapshot is restored but the node is not Ready after {} s\n{}{}\nthe log is {}; the former state \
              is in {}",

@@ -6,14 +6,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::install::wait_up;
+use super::status::wait_started;
 use super::{confirm, require_root};
 use crate::cli::RollbackArgs;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
-use crate::status::State;
 use crate::{service, snapshot, upgrade};
 
 /// Look, ask when data goes back, swap, start, wait. Repeating it goes forward again.
@@ -51,8 +50,8 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
             return upgrade::restore(config, &target, &name, limit);
         }
         service::restart(config)?;
-        let status = wait_up(config, limit, &mut step)?;
-        if status.state != State::Ready {
+        let status = wait_started(config, limit, &mut step)?;
+        if !status.is_up() {
             anyhow::bail!("the node is not Ready\n{}", status.to_short());
         }
         Ok(())

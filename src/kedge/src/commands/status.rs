@@ -71,27 +71,14 @@ pub(crate) fn wait_ready(config: &Config, limit: Duration, step: &mut Step) -> a
     wait(config, limit, step, &is_ready, &mut || Ok(()))
 }
 
-/// The same for a node that this command has just started: when its process ends there is nothing to wait
-/// for.
+/// Until a node that this command has just started is up (see [`Status::is_up`]): when its process ends there
+/// is nothing to wait for.
 ///
 /// # Errors
 /// The last words of the process and what helps.
 pub(crate) fn wait_started(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
-    wait_started_until(config, limit, step, &is_ready)
-}
-
-/// The same for what is `enough`.
-///
-/// # Errors
-/// The last words of the process and what helps.
-pub(crate) fn wait_started_until(
-    config: &Config,
-    limit: Duration,
-    step: &mut Step,
-    enough: &dyn Fn(&Status) -> bool,
-) -> anyhow::Result<Status> {
     let mut deaths = Deaths::new(config);
-    wait(config, limit, step, enough, &mut || deaths.look())
+    wait(config, limit, step, &Status::is_up, &mut || deaths.look())
 }
 
 fn is_ready(status: &Status) -> bool {
