@@ -150,6 +150,14 @@ impl<'a> Context<'a> {
         Self { config, moment, status, process, nodes }
     }
 
+    /// Is the pod network Kedge's? The node knows what its cluster says.
+    pub(crate) fn own_pod_network(&self) -> bool {
+        match &self.status {
+            Some(status) if !status.pod_network.is_empty() => status.pod_network != "none",
+            _ => self.config.own_pod_network,
+        }
+    }
+
     /// Is there a node on this machine, running or not?
     pub(crate) fn installed(&self) -> bool {
         self.process.is_some() || self.config.pki_dir().join("ca.crt").exists()

@@ -47,8 +47,9 @@ pub(super) fn ports(context: &Context<'_>) -> Vec<Found> {
             }
         });
     }
-    if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, VXLAN_PORT))
-        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    if context.own_pod_network()
+        && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, VXLAN_PORT))
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         && !Path::new("/sys/class/net/flannel.1").exists()
     {
         found.push(warn(
