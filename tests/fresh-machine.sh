@@ -2,9 +2,9 @@
 # Kedge on fresh machines, with real systemd: ./install.sh with a ready-made binary, restarts that keep
 # containers, a reboot, uninstall; then the same with the Debian package, to purge.
 #
-#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [--only script|ufw] [debian|ubuntu]...
+#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [--only script|ufw|firewalld] [debian|ubuntu]...
 #
-# Behind ufw: what its default of denying stops, that kedge inspect says so, and that its remedy helps.
+# Behind ufw and firewalld: what they stop, that kedge inspect says so, and that its remedy helps.
 # Without --binary the release binary under target/ is taken; without --deb that part is left out.
 # Prints "N passed, N failed, N skipped" last; a machine that cannot run it says why and skips all.
 # The machines are namespaces of this one (see tests/machine/lib.sh): nothing of it is changed but the
@@ -211,7 +211,7 @@ debian_package() {
     check "nothing is left" nothing_left
 }
 
-# --- behind ufw ---------------------------------------------------------------------------------
+# --- behind a firewall --------------------------------------------------------------------------
 
 # The machine's other side, as another node or a user sees it: does this port answer there?
 reaches() {
@@ -234,12 +234,17 @@ ufw_is_on() {
         ufw default deny incoming && ufw default deny routed && ufw --force enable && ufw status verbose'
 }
 
+firewalld_is_on() {
+    inside sh -c 'apt-get install -y -q --no-install-recommends firewalld dbus python3-minimal &&
+        systemctl enable --now firewalld && firewall-cmd --state && firewall-cmd --list-all'
+}
+
 # inspect must name it and say what to type; what it says is then typed, word for word.
-inspect_names_ufw() {
+inspect_names() {
     inside kedge inspect -o json >"$OUTPUT.json"
-    python3 - "$OUTPUT.json" >"$OUTPUT.remedy" <<'PYTHON'
+    python3 - "$OUTPUT.json" "$1 is active" >"$OUTPUT.remedy" <<'PYTHON'
 import json, sys
-findings = [f for f in json.load(open(sys.argv[1])) if "ufw is active" in f["message"]]
+findings = [f for f in json.load(open(sys.argv[1])) if sys.argv[2] in f["message"]]
 assert findings and findings[0]["state"] != "ok", findings
 print(findings[0]["remedy"].split(" (it may")[0])
 PYTHON
@@ -303,19 +308,18 @@ assert socket.create_connection(("198.51.100.1", 8099), 10).recv(3) == b"out"'
     return $result
 }
 
-behind_ufw() {
+# $1: its name; $2: what makes it read its rules again
+behind() {
     local kubectl
     kubectl=${KUBECTL:-$(command -v kubectl)}
     mkdir -p "$(machine_root "$CURRENT")/root/kedge" &&
         cp install.sh "$(machine_root "$CURRENT")/root/kedge/" &&
         cp "$BINARY" "$(machine_root "$CURRENT")/root/kedge/kedge" &&
         cp "$kubectl" "$(machine_root "$CURRENT")/root/kubectl" || return
-    if ! check "ufw, denying what comes in and what is forwarded" ufw_is_on; then
-        return
-    fi
+    check "$1, denying what comes in and what is forwarded" "$1_is_on" || return
     check "install.sh behind it; dns comes later" inside sh -c 'cd kedge && ./install.sh --without dns' || return
     check "other nodes reach no port" ports_are closed 6443 25000 10250
-    check "kedge inspect names ufw and the remedy" inspect_names_ufw || return
+    check "kedge inspect names $1 and the remedy" inspect_names "$1" || return
     check "the remedy, as it is written" remedy_is_typed || return
     check "other nodes reach the ports for joining" ports_are open 6443 25000 10250
     check "kedge enable dns" inside kedge enable dns || return
@@ -323,11 +327,11 @@ behind_ufw() {
     check "the node port answers from outside" node_port_answers
     check "a pod resolves names" pod_resolves
     check "a pod gets out" pod_gets_out
-    check "and still after ufw reload" inside sh -c 'ufw reload && sleep 3'
+    check "and still after $2" inside sh -c "$2 && sleep 3"
     check "the node port answers from outside" node_port_answers
     check "a pod gets out" pod_gets_out
     check "kedge uninstall" inside kedge uninstall
-    check "its rules are gone from ufw's chains" inside sh -c '! iptables -S FORWARD | grep kedge'
+    check "its rules are gone from $1's chains" inside sh -c '! nft list ruleset | grep kedge'
 }
 
 for distribution in "${distributions[@]}"; do
@@ -337,7 +341,7 @@ for distribution in "${distributions[@]}"; do
         SKIPPED=$((SKIPPED + 1))
         continue
     fi
-    if [ "$ONLY" = ufw ]; then
+    if [ -n "$ONLY" ] && [ "$ONLY" != script ]; then
         :
     elif check "a fresh machine boots" start_machine "$distribution" script; then
         CURRENT=$distribution-script
@@ -345,17 +349,20 @@ for distribution in "${distributions[@]}"; do
     fi
     machine_remove "$distribution-script"
     CURRENT=
-    if [ "$ONLY" = script ]; then
-        :
-    elif ! command -v "${KUBECTL:-kubectl}" >/dev/null; then
-        echo "skipped: $distribution behind ufw: there is no kubectl (name one with KUBECTL)"
-        SKIPPED=$((SKIPPED + 1))
-    elif check "a fresh machine boots" start_machine "$distribution" ufw; then
-        CURRENT=$distribution-ufw
-        behind_ufw
-    fi
-    machine_remove "$distribution-ufw"
-    CURRENT=
+    for firewall in ufw:"ufw reload" firewalld:"firewall-cmd --reload"; do
+        name=${firewall%%:*}
+        if [ -n "$ONLY" ] && [ "$ONLY" != "$name" ]; then
+            continue
+        elif ! command -v "${KUBECTL:-kubectl}" >/dev/null; then
+            echo "skipped: $distribution behind $name: there is no kubectl (name one with KUBECTL)"
+            SKIPPED=$((SKIPPED + 1))
+        elif check "a fresh machine boots" start_machine "$distribution" "$name"; then
+            CURRENT=$distribution-$name
+            behind "$name" "${firewall#*:}"
+        fi
+        machine_remove "$distribution-$name"
+        CURRENT=
+    done
     [ -n "$DEB" ] || continue
     if check "a fresh machine boots" start_machine "$distribution" deb; then
         CURRENT=$distribution-deb

@@ -23,7 +23,7 @@ use crate::respond::Form;
 const BATCH: usize = 512;
 /// While a bucket is busy, each of its watchers adds this to the pause between two writes to a watcher: many
 /// watchers get many events at once instead of every event alone. Below a timer's step there is no pause.
-const PAUSE_PER_WATCHER: Duration = Duration::from_micros(50);
+const PAUSE_PER_WATCHER: Duration = Duration::from_micros(100);
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(5);
 /// How often a client that asked for bookmarks gets one on a quiet watch (upstream: about a minute).
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
