@@ -26,6 +26,7 @@ mod pod_network;
 mod policies;
 mod probes;
 mod registries;
+mod resize;
 mod results;
 mod semantics;
 mod storage;

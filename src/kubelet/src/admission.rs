@@ -1,5 +1,7 @@
 //! The node's own say before a pod starts (upstream `pkg/kubelet/lifecycle/predicate.go`).
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::core::Core;
@@ -38,10 +40,24 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         tracing::info!(pod = pod::name(target), port = port.port, "host port is taken");
         return Err(verdict("NodePorts".into(), message.into()));
     }
+    let others: Vec<_> = {
+        let state = core.allocations.lock();
+        others.iter().map(|other| state.charged(other)).collect()
+    };
+    fits(target, &others, &allocatable).map_err(|(reason, message)| verdict(reason, message))
+}
+
+/// Whether there is room beside the others; `Err` is a reason and a message.
+pub(crate) fn fits(
+    target: &Pod,
+    others: &[Arc<Pod>],
+    allocatable: &resources::Amounts,
+) -> Result<(), (String, String)> {
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    let most = allocatable.get("pods").map_or(i64::from(core.config.max_pods), resources::value);
-    if count + 1 > most {
-        return Err(verdict(
+    if let Some(most) = allocatable.get("pods").map(resources::value)
+        && count + 1 > most
+    {
+        return Err((
             "OutOfpods".into(),
             format!("Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {most}"),
         ));
@@ -53,7 +69,7 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         let has = if name == "cpu" { resources::milli(has) } else { resources::value(has) };
         let used: i64 = others.iter().map(|other| resources::pod_request(other, &name)).sum();
         if asked > 0 && used + asked > has {
-            return Err(verdict(
+            return Err((
                 format!("OutOf{name}"),
                 format!(
                     "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {has}"

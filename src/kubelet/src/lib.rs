@@ -10,6 +10,7 @@
 
 mod actions;
 mod admission;
+mod allocation;
 mod calls;
 mod cgroup;
 mod config;
@@ -36,6 +37,8 @@ mod pod;
 mod pod_logs;
 mod probe;
 mod registries;
+mod resize;
+mod resize_action;
 mod resources;
 mod runtime;
 mod runtime_events;

@@ -256,6 +256,21 @@ impl Runtime {
         not_found_is_fine(self.cri().stop_container(asked).await.map(|_| ()))
     }
 
+    /// Gives a running container other limits and shares.
+    pub(crate) async fn update_container(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let asked = request(cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        });
+        self.cri().update_container_resources(asked).await?;
+        Ok(())
+    }
+
     pub(crate) async fn remove_container(&self, id: &str) -> Result<(), Error> {
         let asked = request(cri::RemoveContainerRequest { container_id: id.to_owned() });
         not_found_is_fine(self.cri().remove_container(asked).await.map(|_| ()))
