@@ -18,6 +18,7 @@ mod flanneld;
 mod helm;
 mod images;
 mod joining;
+mod kubelet;
 mod machine;
 mod metrics;
 mod node;

@@ -99,6 +99,12 @@ pub(crate) struct Config {
     pub(crate) store_quota: u64,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
+    /// Below which floors the node is under pressure.
+    pub(crate) eviction_hard: kedge_kubelet::Thresholds,
+    /// When unused images are removed.
+    pub(crate) image_gc: kedge_kubelet::ImageGc,
+    /// Sysctls that pods may set beyond the safe ones.
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
     /// Further labels of the Node object.
     pub(crate) node_labels: BTreeMap<String, String>,
     /// Taints of the Node object when it is registered.
@@ -169,6 +175,9 @@ impl Config {
             snapshot_keep: reader.count("snapshot-keep", 5),
             store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
+            eviction_hard: reader.thresholds("eviction-hard"),
+            image_gc: reader.image_gc("image-gc-high-threshold", "image-gc-low-threshold"),
+            allowed_unsafe_sysctls: reader.sysctls("allowed-unsafe-sysctls"),
             node_labels: reader.labels("node-labels"),
             node_taints: reader.taints("node-taints"),
             addons: reader.words("addons"),
@@ -342,6 +351,9 @@ impl Config {
             "snapshot-keep" => self.snapshot_keep.to_string(),
             "store-quota" => size_text(self.store_quota),
             "registries" => path(&self.registries),
+            "eviction-hard" => self.eviction_hard.to_string(),
+            "image-gc-high-threshold" => self.image_gc.high_threshold_percent.to_string(),
+            "image-gc-low-threshold" => self.image_gc.low_threshold_percent.to_string(),
             "role" => match self.role {
                 Role::Worker => "worker".to_owned(),
                 Role::ControlPlane => "control-plane".to_owned(),
@@ -555,6 +567,35 @@ mod tests {
         let again = load(&text, &[]).unwrap();
         assert_eq!(Config { given: config.given.clone(), ..again }, config);
         assert_eq!(hide_token("192.0.2.1:25000/secret/abc"), "192.0.2.1:25000/<token>/abc");
+    }
+
+    #[test]
+    fn what_the_kubelet_is_told() {
+        let config = load(
+            "eviction-hard: [memory.available<50Mi, nodefs.available<1Gi]\nimage-gc-high-threshold: 95\n\
+             allowed-unsafe-sysctls: [kernel.msg*, net/core/somaxconn]\n",
+            &[("image-gc-low-threshold", "90")],
+        )
+        .unwrap();
+        assert_eq!(
+            config.value("eviction-hard").as_deref(),
+            Some("memory.available<50Mi,nodefs.available<1Gi")
+        );
+        assert_eq!((config.image_gc.high_threshold_percent, config.image_gc.low_threshold_percent), (95, 90));
+        assert_eq!(config.allowed_unsafe_sysctls, ["kernel.msg*", "net.core.somaxconn"]);
+        assert_eq!(load("eviction-hard: off\n", &[]).unwrap().value("eviction-hard").as_deref(), Some("off"));
+        for (text, part) in [
+            (
+                "eviction-hard: nodefs.available=10%\n",
+                "eviction-hard: \"nodefs.available=10%\" is no threshold",
+            ),
+            ("image-gc-high-threshold: 101\n", "101 is not a per cent"),
+            ("image-gc-high-threshold: 80\n", "80 must be less than image-gc-high-threshold, which is 80"),
+            ("allowed-unsafe-sysctls: vm.swappiness\n", "not known to be namespaced"),
+        ] {
+            let faults = load(text, &[]).unwrap_err().to_string();
+            assert!(faults.contains(part), "{part:?} is not in {faults:?}");
+        }
     }
 
     #[test]

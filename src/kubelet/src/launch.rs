@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::time::Instant;
 
 use crate::container_config::{self, Making};
@@ -228,6 +229,22 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     })
 }
 
+/// What the pod's RuntimeClass names (upstream `pkg/kubelet/runtimeclass`); empty is the default.
+async fn runtime_handler(core: &Shared, target: &Pod) -> Result<String, Error> {
+    let Some(name) = target.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
+        return Ok(String::new());
+    };
+    if name.is_empty() {
+        return Ok(String::new());
+    }
+    let api = kube::Api::<RuntimeClass>::all(core.client.clone());
+    match api.get_opt(name).await {
+        Ok(Some(class)) => Ok(class.handler),
+        Ok(None) => Err(Error::other(format!("runtimeclass.node.k8s.io {name:?} not found"))),
+        Err(error) => Err(Error::other(format!("failed to lookup RuntimeClass {name}: {error}"))),
+    }
+}
+
 async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(), Error> {
     let config = sandbox_config::make(core, target, attempt);
     let (logs, notes) = (PathBuf::from(&config.log_directory), core.config.log_notes_dir());
@@ -237,7 +254,11 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
         volumes::make_dir(&logs, 0o755)
     })
     .await?;
-    match core.runtime.run_sandbox(config).await {
+    let run = async {
+        let handler = runtime_handler(core, target).await?;
+        core.runtime.run_sandbox(config, handler).await
+    };
+    match run.await {
         Ok(id) => {
             core.own(&id, &pod::uid(target));
             Ok(())

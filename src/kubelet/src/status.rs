@@ -4,7 +4,7 @@
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
 };
 
 use crate::core::Core;
@@ -174,6 +174,7 @@ fn container_status(
             {
                 status.resources = Some(actual);
             }
+            status.user = user(current);
             if let Some(image) = current.status.image.as_ref().filter(|image| !image.image.is_empty()) {
                 // The runtime names untagged images by their id; what the user wrote says more.
                 if !image.image.starts_with("sha256:") {
@@ -211,6 +212,14 @@ fn container_status(
         running && started && core.probes.is_ready(id, container)
     };
     status
+}
+
+/// Who the first process runs as; containerd says it from 2.0 on.
+fn user(current: &Running) -> Option<ContainerUser> {
+    let linux = current.status.user.as_ref()?.linux.as_ref()?;
+    let groups = Some(linux.supplemental_groups.clone()).filter(|groups| !groups.is_empty());
+    let linux = LinuxContainerUser { uid: linux.uid, gid: linux.gid, supplemental_groups: groups };
+    Some(ContainerUser { linux: Some(linux) })
 }
 
 /// Whether ordinary containers could be started already.
