@@ -315,6 +315,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_group_has_is_read_back() {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("u".into());
+        let v2 = unified();
+        let v1 = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(v1.path().join("cpu")).expect("a folder");
+        std::fs::create_dir(v1.path().join("memory")).expect("a folder");
+        for (dir, none) in [(v2.path(), "max"), (v1.path(), "9223372036854771712")] {
+            let cgroups = Cgroups::at(dir, "kubepods").expect("all controllers");
+            assert!(cgroups.found(&pod).is_err(), "there is no group yet");
+            let base = |controller: &str| cgroups.dir(controller, "kubepods/besteffort/podu");
+            std::fs::create_dir_all(base("cpu")).expect("a folder");
+            // A kernel has it, or leaves it out as a whole.
+            std::fs::write(base("cpu").join("cpu.cfs_quota_us"), "-1\n").expect("a file");
+            cgroups.ensure(&pod).expect("made");
+            assert_eq!(cgroups.found(&pod).expect("read"), cgroups.wanted(&pod), "{}", dir.display());
+            let limits = PodLimits { shares: 77, quota: Some(25_000), memory: Some(1 << 26) };
+            for part in [Part::Shares(limits.shares), Part::Quota(limits.quota), Part::Memory(limits.memory)]
+            {
+                cgroups.set(&pod, &part).expect("set");
+            }
+            assert_eq!(cgroups.found(&pod).expect("read"), limits, "{}", dir.display());
+            let file = if cgroups.unified { "memory.max" } else { "memory.limit_in_bytes" };
+            std::fs::write(base("memory").join(file), none).expect("a file");
+            assert_eq!(cgroups.found(&pod).expect("read").memory, None);
+        }
+    }
+
+    #[test]
     fn files_of_a_container_are_those_the_kernel_has() {
         let dir = unified();
         let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
