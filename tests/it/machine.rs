@@ -237,7 +237,9 @@ fn the_store_has_a_quota() {
         began.elapsed()
     );
     assert_has(&node.kedge(&["status"]).ok(), &["store full", "database space exceeded", "store-quota"]);
-    let refused = node.kubectl(&["create", "configmap", "more"]).failed(1);
+    // More than the rest that the smallest of them did not fit into.
+    let literal = format!("--from-literal=k={}", "x".repeat(2000));
+    let refused = node.kubectl(&["create", "configmap", "more", &literal]).failed(1);
     assert_has(&refused, &["mvcc: database space exceeded", "delete what is not needed"]);
     assert_eq!(call("PUT", &format!("{maps}/large-0"), &map(0, 990_000)).0, 500, "an update that adds");
 
