@@ -209,6 +209,51 @@ fn restarts_and_waiting() {
     eventually("the second restart", || (count() == "2").then_some(()));
     assert_eq!(cluster.field("pod/again", &format!("{STATUS}.resources.limits.memory")), "64Mi");
 
+    step("a sidecar is resized too; a pod whose other container has no limit has none either");
+    cluster.apply(&format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: two}}
+spec:
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - name: side
+    image: {BUSYBOX}
+    restartPolicy: Always
+    command: [sh, -c, {FOREVER:?}]
+    resources: {{requests: {{cpu: 20m, memory: 16Mi}}, limits: {{memory: 32Mi}}}}
+  containers:
+  - name: c
+    image: {BUSYBOX}
+    command: [sh, -c, {FOREVER:?}]
+    resources: {{requests: {{cpu: 50m, memory: 16Mi}}}}
+"#
+    ));
+    cluster.wait("pod/two", "condition=Ready");
+    cluster
+        .kubectl(&[
+            "patch",
+            "pod",
+            "two",
+            "--subresource=resize",
+            "--patch",
+            r#"{"spec":{"initContainers":[{"name":"side","resources":{"requests":{"cpu":"40m"},"limits":{"memory":"48Mi"}}}],
+                "containers":[{"name":"c","resources":{"requests":{"cpu":"30m"},"limits":{"cpu":"100m"}}}]}}"#,
+        ])
+        .ok();
+    completed(&cluster, "two", "2");
+    let side = ".status.initContainerStatuses[0]";
+    assert_eq!(cluster.field("pod/two", &format!("{side}.resources.limits.memory")), "48Mi");
+    assert_eq!(cluster.field("pod/two", &format!("{side}.restartCount")), "0");
+    assert_eq!(cluster.field("pod/two", &format!("{STATUS}.resources.limits.cpu")), "100m");
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let [group, container] = limits(&cluster, "two");
+        assert_eq!(container[..2], ["30", "10000"]);
+        assert_eq!(group[..2], ["71", "-1"]);
+    }
+    cluster.kubectl(&["delete", "pod", "two", "--timeout=300s"]).ok();
+
     step("no room beside another pod: Deferred, until that one goes");
     let node = cluster.get(&["node", &cluster.node]);
     let cpus: i64 =

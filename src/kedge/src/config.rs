@@ -4,6 +4,7 @@
 //! faults are collected and shown at once.
 
 mod file;
+mod kubelet;
 pub(crate) mod settings;
 mod values;
 
@@ -567,35 +568,6 @@ mod tests {
         let again = load(&text, &[]).unwrap();
         assert_eq!(Config { given: config.given.clone(), ..again }, config);
         assert_eq!(hide_token("192.0.2.1:25000/secret/abc"), "192.0.2.1:25000/<token>/abc");
-    }
-
-    #[test]
-    fn what_the_kubelet_is_told() {
-        let config = load(
-            "eviction-hard: [memory.available<50Mi, nodefs.available<1Gi]\nimage-gc-high-threshold: 95\n\
-             allowed-unsafe-sysctls: [kernel.msg*, net/core/somaxconn]\n",
-            &[("image-gc-low-threshold", "90")],
-        )
-        .unwrap();
-        assert_eq!(
-            config.value("eviction-hard").as_deref(),
-            Some("memory.available<50Mi,nodefs.available<1Gi")
-        );
-        assert_eq!((config.image_gc.high_threshold_percent, config.image_gc.low_threshold_percent), (95, 90));
-        assert_eq!(config.allowed_unsafe_sysctls, ["kernel.msg*", "net.core.somaxconn"]);
-        assert_eq!(load("eviction-hard: off\n", &[]).unwrap().value("eviction-hard").as_deref(), Some("off"));
-        for (text, part) in [
-            (
-                "eviction-hard: nodefs.available=10%\n",
-                "eviction-hard: \"nodefs.available=10%\" is no threshold",
-            ),
-            ("image-gc-high-threshold: 101\n", "101 is not a per cent"),
-            ("image-gc-high-threshold: 80\n", "80 must be less than image-gc-high-threshold, which is 80"),
-            ("allowed-unsafe-sysctls: vm.swappiness\n", "not known to be namespaced"),
-        ] {
-            let faults = load(text, &[]).unwrap_err().to_string();
-            assert!(faults.contains(part), "{part:?} is not in {faults:?}");
-        }
     }
 
     #[test]

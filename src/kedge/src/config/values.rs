@@ -106,54 +106,6 @@ impl Reader {
         count
     }
 
-    /// Kubelet's `--eviction-hard`.
-    pub(super) fn thresholds(&mut self, key: &str) -> kedge_kubelet::Thresholds {
-        let Some(text) = self.settings.get(key).filter(|text| !text.is_empty()) else {
-            return kedge_kubelet::Thresholds::default();
-        };
-        text.parse().unwrap_or_else(|fault: String| {
-            self.fault(key, &fault);
-            kedge_kubelet::Thresholds::default()
-        })
-    }
-
-    pub(super) fn image_gc(&mut self, high: &str, low: &str) -> kedge_kubelet::ImageGc {
-        let usual = kedge_kubelet::ImageGc::default();
-        let mut percent = |key: &str, default: u8| {
-            let percent = self.parsed(key, "a per cent between 0 and 100", default);
-            if percent > 100 {
-                self.fault(key, &format!("{percent} is not a per cent between 0 and 100"));
-            }
-            percent
-        };
-        let policy = kedge_kubelet::ImageGc {
-            high_threshold_percent: percent(high, usual.high_threshold_percent),
-            low_threshold_percent: percent(low, usual.low_threshold_percent),
-            ..usual
-        };
-        if policy.low_threshold_percent >= policy.high_threshold_percent {
-            self.fault(
-                low,
-                &format!(
-                    "{} must be less than {high}, which is {}",
-                    policy.low_threshold_percent, policy.high_threshold_percent
-                ),
-            );
-        }
-        policy
-    }
-
-    pub(super) fn sysctls(&mut self, key: &str) -> Vec<String> {
-        let patterns: Vec<String> =
-            self.parts(key, ',').into_iter().map(|pattern| pattern.replace('/', ".")).collect();
-        for pattern in &patterns {
-            if let Err(fault) = kedge_kubelet::check_sysctl_pattern(pattern) {
-                self.fault(key, &fault);
-            }
-        }
-        patterns
-    }
-
     pub(super) fn folder(&mut self, key: &str, default: &str) -> PathBuf {
         let path: PathBuf = self.parsed(key, "a path", PathBuf::from(default));
         if !path.is_absolute() || path.parent().is_none() {
@@ -251,12 +203,12 @@ impl Reader {
         }
     }
 
-    fn parts(&self, key: &str, separator: char) -> Vec<String> {
+    pub(super) fn parts(&self, key: &str, separator: char) -> Vec<String> {
         let text = self.settings.get(key).unwrap_or_default();
         text.split(separator).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
-    fn fault(&mut self, key: &str, text: &str) {
+    pub(super) fn fault(&mut self, key: &str, text: &str) {
         self.faults.push(format!("{}: {text}", self.settings.place(key)));
     }
 
