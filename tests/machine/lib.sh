@@ -73,11 +73,11 @@ machine_image() {
             >>"$image.log" 2>&1 || { tail -n 5 "$image.log" >&2; return 1; }
         touch "$image.done"
     fi
-    if [ ! -e "$image.more-debs" ]; then
+    if [ "$(cat "$image.more-debs" 2>/dev/null)" != "$MACHINE_MORE_DEBS" ]; then
         # shellcheck disable=SC2086 # a list of words
         { chroot "$image" apt-get update -q &&
             chroot "$image" apt-get install -y -q --no-install-recommends --download-only $MACHINE_MORE_DEBS; } \
-            >>"$image.log" 2>&1 && touch "$image.more-debs"
+            >>"$image.log" 2>&1 && echo "$MACHINE_MORE_DEBS" >"$image.more-debs"
     fi
     echo "$image"
 }

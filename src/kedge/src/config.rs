@@ -4,6 +4,7 @@
 //! faults are collected and shown at once.
 
 mod file;
+mod kubelet;
 pub(crate) mod settings;
 mod values;
 
@@ -99,6 +100,12 @@ pub(crate) struct Config {
     pub(crate) store_quota: u64,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
+    /// Below which floors the node is under pressure.
+    pub(crate) eviction_hard: kedge_kubelet::Thresholds,
+    /// When unused images are removed.
+    pub(crate) image_gc: kedge_kubelet::ImageGc,
+    /// Sysctls that pods may set beyond the safe ones.
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
     /// Further labels of the Node object.
     pub(crate) node_labels: BTreeMap<String, String>,
     /// Taints of the Node object when it is registered.
@@ -169,6 +176,9 @@ impl Config {
             snapshot_keep: reader.count("snapshot-keep", 5),
             store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
+            eviction_hard: reader.thresholds("eviction-hard"),
+            image_gc: reader.image_gc("image-gc-high-threshold", "image-gc-low-threshold"),
+            allowed_unsafe_sysctls: reader.sysctls("allowed-unsafe-sysctls"),
             node_labels: reader.labels("node-labels"),
             node_taints: reader.taints("node-taints"),
             addons: reader.words("addons"),
@@ -342,6 +352,9 @@ impl Config {
             "snapshot-keep" => self.snapshot_keep.to_string(),
             "store-quota" => size_text(self.store_quota),
             "registries" => path(&self.registries),
+            "eviction-hard" => self.eviction_hard.to_string(),
+            "image-gc-high-threshold" => self.image_gc.high_threshold_percent.to_string(),
+            "image-gc-low-threshold" => self.image_gc.low_threshold_percent.to_string(),
             "role" => match self.role {
                 Role::Worker => "worker".to_owned(),
                 Role::ControlPlane => "control-plane".to_owned(),

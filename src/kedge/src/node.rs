@@ -474,7 +474,10 @@ fn kubelet_config(
         max_pods: 110,
         pause_image: image_build::pause_image(),
         registries,
-        image_gc: kedge_kubelet::ImageGc::default(),
+        image_gc: config.image_gc,
+        image_dir: config.data_dir.join("containerd"),
+        eviction: config.eviction_hard.clone(),
+        allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
         cgroup_root: "kubepods".to_owned(),
         control_plane: role == Role::ControlPlane,
         register_taints: config

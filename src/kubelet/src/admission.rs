@@ -1,5 +1,7 @@
 //! The node's own say before a pod starts (upstream `pkg/kubelet/lifecycle/predicate.go`).
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::core::Core;
@@ -8,7 +10,7 @@ use crate::{pod, resources};
 
 /// `Err` is why the pod is refused; its phase becomes Failed.
 pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
-    sysctls(target)?;
+    sysctls(target, &core.config.allowed_unsafe_sysctls)?;
     let verdict =
         |reason: String, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
     let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
@@ -38,10 +40,24 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         tracing::info!(pod = pod::name(target), port = port.port, "host port is taken");
         return Err(verdict("NodePorts".into(), message.into()));
     }
+    let others: Vec<_> = {
+        let state = core.allocations.lock();
+        others.iter().map(|other| state.charged(other)).collect()
+    };
+    fits(target, &others, &allocatable).map_err(|(reason, message)| verdict(reason, message))
+}
+
+/// Whether there is room beside the others; `Err` is a reason and a message.
+pub(crate) fn fits(
+    target: &Pod,
+    others: &[Arc<Pod>],
+    allocatable: &resources::Amounts,
+) -> Result<(), (String, String)> {
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    let most = allocatable.get("pods").map_or(i64::from(core.config.max_pods), resources::value);
-    if count + 1 > most {
-        return Err(verdict(
+    if let Some(most) = allocatable.get("pods").map(resources::value)
+        && count + 1 > most
+    {
+        return Err((
             "OutOfpods".into(),
             format!("Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {most}"),
         ));
@@ -53,7 +69,7 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         let has = if name == "cpu" { resources::milli(has) } else { resources::value(has) };
         let used: i64 = others.iter().map(|other| resources::pod_request(other, &name)).sum();
         if asked > 0 && used + asked > has {
-            return Err(verdict(
+            return Err((
                 format!("OutOf{name}"),
                 format!(
                     "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {has}"
@@ -80,24 +96,53 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// `pkg/kubelet/sysctl/allowlist.go`
-fn sysctls(target: &Pod) -> Result<(), Verdict> {
+/// `pkg/kubelet/sysctl/allowlist.go`; `allowed` are further names, or beginnings of names that end with `*`.
+fn sysctls(target: &Pod, allowed: &[String]) -> Result<(), Verdict> {
     let spec = pod::spec(target);
     let list = spec.security_context.and_then(|context| context.sysctls).unwrap_or_default();
     for sysctl in list {
         let name = sysctl.name.replace('/', ".");
-        let shares =
-            (spec.host_network == Some(true) && name.starts_with("net."), spec.host_ipc == Some(true));
-        let why = match shares {
-            (true, _) => Some("not allowed with host net enabled"),
-            (_, true) if name.starts_with("kernel.") => Some("not allowed with host ipc enabled"),
-            _ if !SAFE_SYSCTLS.contains(&&*name) => Some("not allowlisted"),
-            _ => None,
+        let known = SAFE_SYSCTLS.contains(&&*name)
+            || allowed.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(beginning) => name.starts_with(beginning),
+                None => name == *pattern,
+            });
+        let why = match namespace_of(&name) {
+            Some("net") if spec.host_network == Some(true) => "not allowed with host net enabled",
+            Some("ipc") if spec.host_ipc == Some(true) => "not allowed with host ipc enabled",
+            _ if !known => "not allowlisted",
+            _ => continue,
         };
-        if let Some(why) = why {
-            let message = format!("Pod was rejected: forbidden sysctl: {name:?} {why}");
-            return Err(Verdict { reason: "SysctlForbidden".into(), message });
-        }
+        let message = format!("Pod was rejected: forbidden sysctl: {name:?} {why}");
+        return Err(Verdict { reason: "SysctlForbidden".into(), message });
+    }
+    Ok(())
+}
+
+/// The namespace that holds a sysctl's value (or those of all names with this beginning): the node's own must
+/// not be changed by a pod.
+fn namespace_of(name: &str) -> Option<&'static str> {
+    if name == "kernel.sem"
+        || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|beginning| name.starts_with(beginning))
+    {
+        return Some("ipc");
+    }
+    name.starts_with("net.").then_some("net")
+}
+
+/// Checks one of `--allowed-unsafe-sysctls` as upstream does: a name, or its beginning and `*`, of a sysctl
+/// that each pod has for itself.
+///
+/// # Errors
+/// Why it is not one.
+pub fn check_sysctl_pattern(pattern: &str) -> Result<(), String> {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(valid) || name.starts_with('.') {
+        return Err(format!("{pattern:?} is no sysctl such as kernel.msgmax or net.core.*"));
+    }
+    if namespace_of(name).is_none() {
+        return Err(format!("the sysctls {pattern:?} are not known to be namespaced"));
     }
     Ok(())
 }
@@ -151,6 +196,16 @@ mod tests {
                 json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
                 Some("\"kernel.msgmax\" not allowlisted"),
             ),
+            (json!({"securityContext": {"sysctls": [{"name": "kernel.shmmax", "value": "1"}]}}), None),
+            (json!({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]}}), None),
+            (
+                json!({"securityContext": {"sysctls": [{"name": "net.core.rmem_max", "value": "1"}]}}),
+                Some("not allowlisted"),
+            ),
+            (
+                json!({"hostIPC": true, "securityContext": {"sysctls": [{"name": "kernel.shmmax", "value": "1"}]}}),
+                Some("not allowed with host ipc enabled"),
+            ),
             (
                 json!({"hostNetwork": true, "securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]}}),
                 Some("not allowed with host net enabled"),
@@ -158,7 +213,8 @@ mod tests {
         ] {
             let mut spec = spec;
             spec["containers"] = json!([]);
-            let found = sysctls(&pod_of(spec.clone())).err();
+            let allowed = ["kernel.shm*".to_owned(), "net.core.somaxconn".to_owned()];
+            let found = sysctls(&pod_of(spec.clone()), &allowed).err();
             match (&found, wanted) {
                 (None, None) => {}
                 (Some(verdict), Some(part)) => {
@@ -167,6 +223,16 @@ mod tests {
                 }
                 _ => panic!("{spec}: {:?}", found.map(|verdict| verdict.message)),
             }
+        }
+    }
+
+    #[test]
+    fn patterns_are_of_namespaced_sysctls() {
+        for good in ["kernel.msg*", "kernel.sem", "net.core.somaxconn", "net.*", "fs.mqueue.*"] {
+            assert_eq!(check_sysctl_pattern(good), Ok(()), "{good}");
+        }
+        for bad in ["*", "", "kernel.*", "vm.swappiness", "Net.core", "net.core.**"] {
+            assert!(check_sysctl_pattern(bad).is_err(), "{bad}");
         }
     }
 

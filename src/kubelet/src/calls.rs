@@ -106,6 +106,7 @@ methods! {
     remove_container "RuntimeService/RemoveContainer" RemoveContainerRequest RemoveContainerResponse
     list_containers "RuntimeService/ListContainers" ListContainersRequest ListContainersResponse
     container_status "RuntimeService/ContainerStatus" ContainerStatusRequest ContainerStatusResponse
+    update_container_resources "RuntimeService/UpdateContainerResources" UpdateContainerResourcesRequest UpdateContainerResourcesResponse
     reopen_container_log "RuntimeService/ReopenContainerLog" ReopenContainerLogRequest ReopenContainerLogResponse
     exec_sync "RuntimeService/ExecSync" ExecSyncRequest ExecSyncResponse
     exec "RuntimeService/Exec" ExecRequest ExecResponse

@@ -23,6 +23,25 @@ pub(crate) struct Cgroups {
     root: String,
 }
 
+/// The limits of a pod's group; `None` is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PodLimits {
+    /// Shares with cgroup v1, a weight with v2.
+    pub(crate) shares: i64,
+    /// Microseconds in each period.
+    pub(crate) quota: Option<i64>,
+    /// Bytes.
+    pub(crate) memory: Option<i64>,
+}
+
+/// One of the values of [`PodLimits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Shares(i64),
+    Quota(Option<i64>),
+    Memory(Option<i64>),
+}
+
 impl Cgroups {
     /// Looks at the machine and makes the top groups.
     pub(crate) fn detect(root: &str) -> Result<Self, Error> {
@@ -51,7 +70,8 @@ impl Cgroups {
         cgroups.make(&format!("{}/burstable", cgroups.root))?;
         let best_effort = format!("{}/besteffort", cgroups.root);
         cgroups.make(&best_effort)?;
-        cgroups.set_shares(&best_effort, 2)?;
+        let (file, value) = if unified { ("cpu.weight", "1") } else { ("cpu.shares", "2") };
+        write(&cgroups.dir("cpu", &best_effort).join(file), value)?;
         Ok(cgroups)
     }
 
@@ -71,31 +91,71 @@ impl Cgroups {
 
     /// Makes the pod's group and sets its shares, quota and memory limit.
     pub(crate) fn ensure(&self, target: &Pod) -> Result<(), Error> {
-        let path = self.path_of(target);
-        self.make(&path)?;
+        self.make(&self.path_of(target))?;
+        let limits = self.wanted(target);
+        self.set(target, &Part::Shares(limits.shares))?;
+        self.set(target, &Part::Quota(limits.quota))?;
+        self.set(target, &Part::Memory(limits.memory))
+    }
+
+    /// What the pod's group shall have.
+    pub(crate) fn wanted(&self, target: &Pod) -> PodLimits {
         let shares = match resources::qos(target) {
             Qos::BestEffort => 2,
             _ => resources::cpu_shares(resources::pod_request(target, "cpu")),
         };
-        self.set_shares(&path, shares)?;
-        let quota = resources::pod_limit(target, "cpu").map_or(0, resources::cpu_quota);
-        let memory = resources::pod_limit(target, "memory").unwrap_or(0);
-        let (cpu_dir, memory_dir) = (self.dir("cpu", &path), self.dir("memory", &path));
-        if self.unified {
-            let limit = if quota > 0 { quota.to_string() } else { "max".to_owned() };
-            write(&cpu_dir.join("cpu.max"), &format!("{limit} {}", resources::PERIOD))?;
-            let limit = if memory > 0 { memory.to_string() } else { "max".to_owned() };
-            write(&memory_dir.join("memory.max"), &limit)
+        PodLimits {
+            shares: if self.unified { resources::cpu_weight(shares) } else { shares },
+            quota: resources::pod_limit(target, "cpu").map(resources::cpu_quota).filter(|quota| *quota > 0),
+            memory: resources::pod_limit(target, "memory").filter(|limit| *limit > 0),
+        }
+    }
+
+    /// What the pod's group has; the group must exist.
+    pub(crate) fn found(&self, target: &Pod) -> Result<PodLimits, Error> {
+        let path = self.path_of(target);
+        let (cpu, memory) = (self.dir("cpu", &path), self.dir("memory", &path));
+        let read = |file: PathBuf| {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| Error::io(format!("read {}", file.display()), error))?;
+            // "max" and -1 are no limit.
+            Ok::<_, Error>(text.split_whitespace().next().and_then(|word| word.parse::<i64>().ok()))
+        };
+        let (shares, quota, memory) = if self.unified {
+            let memory = read(memory.join("memory.max"))?;
+            (read(cpu.join("cpu.weight"))?, read(cpu.join("cpu.max"))?, memory)
         } else {
-            // Kernels without CFS bandwidth have no such files.
-            if cpu_dir.join("cpu.cfs_quota_us").exists() {
-                write(&cpu_dir.join("cpu.cfs_period_us"), &resources::PERIOD.to_string())?;
-                write(&cpu_dir.join("cpu.cfs_quota_us"), &if quota > 0 { quota } else { -1 }.to_string())?;
+            let quota = cpu.join("cpu.cfs_quota_us");
+            let quota = if quota.exists() { read(quota)? } else { None };
+            (read(cpu.join("cpu.shares"))?, quota, read(memory.join("memory.limit_in_bytes"))?)
+        };
+        // v1 says "none" with the largest number of whole pages.
+        let memory = memory.filter(|limit| *limit > 0 && *limit < i64::MAX / 2);
+        Ok(PodLimits { shares: shares.unwrap_or(0), quota: quota.filter(|quota| *quota > 0), memory })
+    }
+
+    /// Sets one of the values of the pod's group.
+    pub(crate) fn set(&self, target: &Pod, part: &Part) -> Result<(), Error> {
+        let path = self.path_of(target);
+        let (cpu, memory) = (self.dir("cpu", &path), self.dir("memory", &path));
+        let or = |value: Option<i64>, none: &str| value.map_or(none.to_owned(), |value| value.to_string());
+        let period = resources::PERIOD;
+        match (part, self.unified) {
+            (Part::Shares(weight), true) => write(&cpu.join("cpu.weight"), &weight.to_string()),
+            (Part::Shares(shares), false) => write(&cpu.join("cpu.shares"), &shares.to_string()),
+            (Part::Quota(quota), true) => {
+                write(&cpu.join("cpu.max"), &format!("{} {period}", or(*quota, "max")))
             }
-            write(
-                &memory_dir.join("memory.limit_in_bytes"),
-                &if memory > 0 { memory } else { -1 }.to_string(),
-            )
+            (Part::Quota(quota), false) => {
+                // Kernels without CFS bandwidth have no such files.
+                if !cpu.join("cpu.cfs_quota_us").exists() {
+                    return Ok(());
+                }
+                write(&cpu.join("cpu.cfs_period_us"), &period.to_string())?;
+                write(&cpu.join("cpu.cfs_quota_us"), &or(*quota, "-1"))
+            }
+            (Part::Memory(limit), true) => write(&memory.join("memory.max"), &or(*limit, "max")),
+            (Part::Memory(limit), false) => write(&memory.join("memory.limit_in_bytes"), &or(*limit, "-1")),
         }
     }
 
@@ -177,15 +237,6 @@ impl Cgroups {
         }
         Ok(())
     }
-
-    fn set_shares(&self, path: &str, shares: i64) -> Result<(), Error> {
-        let dir = self.dir("cpu", path);
-        if self.unified {
-            write(&dir.join("cpu.weight"), &resources::cpu_weight(shares).to_string())
-        } else {
-            write(&dir.join("cpu.shares"), &shares.to_string())
-        }
-    }
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Error> {
@@ -260,6 +311,35 @@ mod tests {
         for (file, expected) in [("cpu.weight", "4"), ("cpu.max", "25000 100000"), ("memory.max", "67108864")]
         {
             assert_eq!(read(&format!("kubepods/burstable/podu/{file}")), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn what_a_group_has_is_read_back() {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("u".into());
+        let v2 = unified();
+        let v1 = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(v1.path().join("cpu")).expect("a folder");
+        std::fs::create_dir(v1.path().join("memory")).expect("a folder");
+        for (dir, none) in [(v2.path(), "max"), (v1.path(), "9223372036854771712")] {
+            let cgroups = Cgroups::at(dir, "kubepods").expect("all controllers");
+            assert!(cgroups.found(&pod).is_err(), "there is no group yet");
+            let base = |controller: &str| cgroups.dir(controller, "kubepods/besteffort/podu");
+            std::fs::create_dir_all(base("cpu")).expect("a folder");
+            // A kernel has it, or leaves it out as a whole.
+            std::fs::write(base("cpu").join("cpu.cfs_quota_us"), "-1\n").expect("a file");
+            cgroups.ensure(&pod).expect("made");
+            assert_eq!(cgroups.found(&pod).expect("read"), cgroups.wanted(&pod), "{}", dir.display());
+            let limits = PodLimits { shares: 77, quota: Some(25_000), memory: Some(1 << 26) };
+            for part in [Part::Shares(limits.shares), Part::Quota(limits.quota), Part::Memory(limits.memory)]
+            {
+                cgroups.set(&pod, &part).expect("set");
+            }
+            assert_eq!(cgroups.found(&pod).expect("read"), limits, "{}", dir.display());
+            let file = if cgroups.unified { "memory.max" } else { "memory.limit_in_bytes" };
+            std::fs::write(base("memory").join(file), none).expect("a file");
+            assert_eq!(cgroups.found(&pod).expect("read").memory, None);
         }
     }
 

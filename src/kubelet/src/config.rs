@@ -55,6 +55,12 @@ pub struct Config {
     pub registries: crate::Registries,
     /// When unused images are removed.
     pub image_gc: crate::ImageGc,
+    /// Where containerd keeps images: its disk is watched too.
+    pub image_dir: PathBuf,
+    /// Below which floors the node is under pressure.
+    pub eviction: crate::Thresholds,
+    /// Sysctls beyond the safe ones that pods may set: names, or beginnings of names that end with `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// The parent of all pods' cgroups, `kubepods`.
     pub cgroup_root: String,
     /// Adds the control-plane role to the node's labels.

@@ -3,6 +3,7 @@
 //! It has its own folders and socket, so that it disturbs no other containerd of the machine. It is
 //! started in its own process group and adopted by the next Kedge: containers survive `kill -9`.
 
+mod runtimes;
 mod settings;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 use crate::Error;
 use crate::runtime::Runtime;
 
+pub use runtimes::Found;
 pub use settings::{Detected, detect, render};
 
 /// How long a started containerd may take until it answers.

@@ -9,6 +9,7 @@ use kedge_client::{EventType, Informer, Recorder};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
 use crate::fields::NodeFacts;
 use crate::images::Images;
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) statuses: Statuses,
     pub(crate) probes: Probes,
     pub(crate) cgroups: Cgroups,
+    pub(crate) allocations: Allocations,
     pub(crate) workers: Workers,
     pub(crate) tokens: Tokens,
     pub(crate) machine: node::Machine,

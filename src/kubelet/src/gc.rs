@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Shared;
 use crate::images::Collector;
 use crate::runtime::keys;
-use crate::{pod, pod_logs, volumes};
+use crate::{node, pod, pod_logs, volumes};
 
 /// Logs are looked at once a minute, while containers run.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
@@ -65,8 +65,9 @@ pub(crate) async fn remove_orphans(core: &Shared) {
 pub(crate) async fn run(core: Shared) {
     let mut collector = Collector::default();
     for turn in 0_u32.. {
-        if turn.is_multiple_of(IMAGE_TURN)
-            && let Err(error) = collector.run(&core).await
+        let missing = node::disk_missing(&core.config).map(|missing| u64::try_from(missing).unwrap_or(0));
+        if (missing.is_some() || turn.is_multiple_of(IMAGE_TURN))
+            && let Err(error) = collector.run(&core, missing).await
         {
             tracing::warn!(error = %error.text(), "images not collected");
         }

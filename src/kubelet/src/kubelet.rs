@@ -7,6 +7,7 @@ use kedge_base::Tasks;
 use kedge_client::{Change, Informers, Recorder};
 use tokio::sync::watch;
 
+use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
 use crate::core::{Core, Shared};
 use crate::images::Images;
@@ -69,6 +70,7 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
         statuses: Statuses::new(),
         probes: Probes::default(),
         cgroups,
+        allocations: Allocations::load(&config.pods_dir()),
         workers,
         tokens: Tokens::default(),
         machine: Machine::look(),

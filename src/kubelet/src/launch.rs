@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::time::Instant;
 
 use crate::container_config::{self, Making};
@@ -14,13 +16,16 @@ use crate::core::Shared;
 use crate::runtime::RuntimePod;
 use crate::worker::{Memory, Restart, Verdict};
 use crate::{
-    Error, actions, admission, lifecycle, objects, pod, pod_logs, sandbox_config, status, terminate, volumes,
+    Error, actions, admission, allocation, lifecycle, objects, pod, pod_logs, resize, resize_action,
+    sandbox_config, status, terminate, volumes,
 };
 
 const FIRST_RESTART: Duration = Duration::from_secs(10);
 const LONGEST_RESTART: Duration = Duration::from_secs(300);
 /// A container that ran for this long starts with the first delay again.
 const RESTART_RESET: Duration = Duration::from_secs(600);
+/// A memory limit may have to wait until less is in use.
+const AFTER_FAILED_RESIZE: Duration = Duration::from_secs(10);
 
 /// How a round ended.
 pub(crate) enum Outcome {
@@ -41,20 +46,26 @@ impl Next {
 }
 
 /// One round. Errors mean: try again later.
-pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Result<Outcome, Error> {
-    let uid = pod::uid(target);
+pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory) -> Result<Outcome, Error> {
+    let uid = pod::uid(desired);
     let real = core.runtime.pod(&uid).await?;
     own_all(core, &uid, &real);
     if !memory.admitted {
-        // What runs already was admitted by the process before this one.
+        // What runs already was admitted by the process before this one, with what it granted.
+        let granted = core.allocations.apply(desired);
         if real.sandboxes.is_empty()
-            && let Err(verdict) = admission::check(core, target)
+            && let Err(verdict) = admission::check(core, &granted)
         {
-            core.warning(target, None, &verdict.reason, verdict.message.clone());
+            core.warning(&granted, None, &verdict.reason, verdict.message.clone());
             return Ok(Outcome::End(Some(verdict)));
         }
+        core.allocations.admit(&granted);
         memory.admitted = true;
     }
+    // From here on everything goes by what was granted, not by what is asked for.
+    let granted = resize::review(core, desired);
+    let target = granted.as_ref();
+    allocation::save(core, &uid).await?;
     core.objects.register(&uid, objects::sources(target));
     // Before the first status: what was ready stays so when this process has just started.
     core.probes.track(core, target, &real);
@@ -87,7 +98,8 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
             HashMap::new()
         }
     };
-    let plan = actions::plan(target, &real, &core.probes);
+    let mut plan = actions::plan(target, &real, &core.probes);
+    memory.resized = resize_action::restarts(core, target, &real, &mut plan);
     if plan.kill_pod {
         if plan.sandbox_changed && plan.create_sandbox {
             core.normal(
@@ -106,6 +118,14 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
         }
     }
     let mut real = if plan.kill_pod || !plan.kill.is_empty() { core.runtime.pod(&uid).await? } else { real };
+    if let Err(error) = resize_action::carry_out(core, target, &real).await {
+        tracing::info!(pod = pod::name(target), error = %error.text(), "resize not carried out, trying again");
+        resize::failed(core, target, &error.text());
+        next.at(Instant::now() + AFTER_FAILED_RESIZE);
+    }
+    if resize::waits(core, &uid) {
+        next.at(Instant::now() + resize::RETRY);
+    }
     if plan.create_sandbox {
         create_sandbox(core, target, plan.attempt).await?;
         real = core.runtime.pod(&uid).await?;
@@ -126,6 +146,8 @@ pub(crate) async fn sync(core: &Shared, target: &Pod, memory: &mut Memory) -> Re
     let real = core.runtime.pod(&uid).await?;
     own_all(core, &uid, &real);
     core.probes.track(core, target, &real);
+    resize::settle(core, target, &real);
+    allocation::save(core, &uid).await?;
     if let Some(end) = report(core, target, &real, memory) {
         return Ok(end);
     }
@@ -207,6 +229,22 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     })
 }
 
+/// What the pod's RuntimeClass names (upstream `pkg/kubelet/runtimeclass`); empty is the default.
+async fn runtime_handler(core: &Shared, target: &Pod) -> Result<String, Error> {
+    let Some(name) = target.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
+        return Ok(String::new());
+    };
+    if name.is_empty() {
+        return Ok(String::new());
+    }
+    let api = kube::Api::<RuntimeClass>::all(core.client.clone());
+    match api.get_opt(name).await {
+        Ok(Some(class)) => Ok(class.handler),
+        Ok(None) => Err(Error::other(format!("runtimeclass.node.k8s.io {name:?} not found"))),
+        Err(error) => Err(Error::other(format!("failed to lookup RuntimeClass {name}: {error}"))),
+    }
+}
+
 async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(), Error> {
     let config = sandbox_config::make(core, target, attempt);
     let (logs, notes) = (PathBuf::from(&config.log_directory), core.config.log_notes_dir());
@@ -216,7 +254,11 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
         volumes::make_dir(&logs, 0o755)
     })
     .await?;
-    match core.runtime.run_sandbox(config).await {
+    let run = async {
+        let handler = runtime_handler(core, target).await?;
+        core.runtime.run_sandbox(config, handler).await
+    };
+    match run.await {
         Ok(id) => {
             core.own(&id, &pod::uid(target));
             Ok(())
@@ -248,7 +290,8 @@ async fn start(
     next: &mut Next,
 ) -> Result<(), Error> {
     let Some(container) = pod::find_container(target, name) else { return Ok(()) };
-    if let Some(at) = back_off(target, &container, real, memory) {
+    let resized = memory.resized.remove(name);
+    if let Some(at) = back_off(target, &container, real, memory).filter(|_| !resized) {
         let delay = memory.restarts.get(name).map_or(FIRST_RESTART, |restart| restart.delay);
         let message = format!(
             "back-off {} restarting failed container={name} pod={}_{}({})",
@@ -414,6 +457,11 @@ async fn create_and_start(
     if let Err(error) = core.runtime.start_container(&id).await {
         return Err(Error::Container { reason: "RunContainerError", message: error.text() });
     }
+    core.allocations.actuate(
+        &pod::uid(target),
+        &container.name,
+        container.resources.clone().unwrap_or_default(),
+    );
     core.normal(target, name, "Started", "Container started");
     if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())
         && let Err(error) = lifecycle::run(core, target, &container.name, &id, hook).await

@@ -10,6 +10,7 @@
 
 mod actions;
 mod admission;
+mod allocation;
 mod calls;
 mod cgroup;
 mod config;
@@ -19,6 +20,7 @@ mod core;
 mod dns;
 mod env;
 mod error;
+mod eviction;
 mod fields;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -36,6 +38,8 @@ mod pod;
 mod pod_logs;
 mod probe;
 mod registries;
+mod resize;
+mod resize_action;
 mod resources;
 mod runtime;
 mod runtime_events;
@@ -47,8 +51,10 @@ mod terminate;
 mod volumes;
 mod worker;
 
+pub use admission::check_sysctl_pattern;
 pub use config::{Config, ServerTls};
 pub use error::Error;
+pub use eviction::{Signal, Thresholds};
 pub use images::{
     ImageGc, ImageInfo, ImportOptions, describe as describe_images, export as export_images,
     import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
@@ -18,6 +18,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::core::Shared;
+use crate::eviction::Signal;
 use crate::runtime::Health;
 use crate::{Config, Error, pod};
 
@@ -27,9 +28,6 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 const RENEW: Duration = Duration::from_secs(10);
 const REPORT: Duration = Duration::from_secs(300);
-/// Under this share of free disk the node is under pressure (upstream's hard eviction threshold).
-const DISK_FREE: f64 = 0.10;
-const MEMORY_FREE: i64 = 100 << 20;
 
 /// Labels that the kubelet sets itself.
 fn own_labels(config: &Config) -> BTreeMap<String, String> {
@@ -90,7 +88,7 @@ async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
         .runtime
         .health()
         .await
-        .unwrap_or_else(|error| Health { runtime: Some(error.text()), network: None });
+        .unwrap_or_else(|error| Health { runtime: Some(error.text()), ..Health::default() });
     core.health.send_if_modified(|known| {
         let changed = known.as_ref() != Some(&health);
         *known = Some(health.clone());
@@ -109,8 +107,24 @@ async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
         }),
         node_info: Some(info(core).await),
         images: core.images.report().await.ok(),
+        runtime_handlers: handlers(&health),
+        features: health.features.as_ref().map(|features| NodeFeatures {
+            supplemental_groups_policy: Some(features.supplemental_groups_policy),
+        }),
         ..NodeStatus::default()
     }
+}
+
+/// What RuntimeClasses may name; `None` where the runtime does not say (containerd before 2.0).
+fn handlers(health: &Health) -> Option<Vec<NodeRuntimeHandler>> {
+    let handler = |found: &k8s_cri::v1::RuntimeHandler| NodeRuntimeHandler {
+        name: Some(found.name.clone()),
+        features: found.features.as_ref().map(|features| NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+            user_namespaces: Some(features.user_namespaces),
+        }),
+    };
+    (!health.handlers.is_empty()).then(|| health.handlers.iter().map(handler).collect())
 }
 
 fn addresses(config: &Config) -> Vec<NodeAddress> {
@@ -146,9 +160,10 @@ async fn info(core: &Shared) -> NodeSystemInfo {
 
 fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondition> {
     let now = pod::now();
-    let memory = machine::memory_available().is_some_and(|free| free < MEMORY_FREE);
-    let disk = machine::disk_free_share(&core.config.root_dir).is_some_and(|share| share < DISK_FREE);
-    let pids = machine::pids_exhausted();
+    let floors = &core.config.eviction;
+    let memory = floors.missing(Signal::MemoryAvailable, machine::memory()).is_some();
+    let disk = disk_missing(&core.config).is_some();
+    let pids = floors.missing(Signal::PidAvailable, machine::pids()).is_some();
     let mut problems: Vec<String> = Vec::new();
     if let Some(problem) = &health.runtime {
         problems.push(format!("container runtime is down: {problem}"));
@@ -203,6 +218,22 @@ fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondi
     .collect()
 }
 
+/// How many bytes are missing on the disks, 1 when only inodes are. `None`: there is room.
+pub(crate) fn disk_missing(config: &Config) -> Option<i64> {
+    let (bytes, inodes) = machine::disk(&config.root_dir);
+    let (image_bytes, image_inodes) = machine::disk(&config.image_dir);
+    let floors = &config.eviction;
+    let bytes = [
+        floors.missing(Signal::NodefsAvailable, bytes),
+        floors.missing(Signal::ImagefsAvailable, image_bytes),
+    ];
+    let inodes = [
+        floors.missing(Signal::NodefsInodesFree, inodes),
+        floors.missing(Signal::ImagefsInodesFree, image_inodes),
+    ];
+    bytes.into_iter().flatten().max().or(inodes.into_iter().flatten().max().map(|_| 1))
+}
+
 /// Whether only heartbeat times differ.
 fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
     let strip = |status: &NodeStatus| {
@@ -218,6 +249,8 @@ fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
             status.addresses,
             status.node_info,
             status.images,
+            status.runtime_handlers,
+            status.features,
         )
     };
     strip(old) == strip(new)

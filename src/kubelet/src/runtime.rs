@@ -208,12 +208,15 @@ impl Runtime {
         answer.status.ok_or_else(|| Error::other(format!("the runtime gave no status of container {id}")))
     }
 
-    pub(crate) async fn run_sandbox(&self, config: cri::PodSandboxConfig) -> Result<String, Error> {
+    /// `handler` is the runtime that a RuntimeClass names; empty is the default one.
+    pub(crate) async fn run_sandbox(
+        &self,
+        config: cri::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, Error> {
         // The network plugins may take their time; upstream waits twice as long as for other calls.
-        let mut asked = tonic::Request::new(cri::RunPodSandboxRequest {
-            config: Some(config),
-            runtime_handler: String::new(),
-        });
+        let mut asked =
+            tonic::Request::new(cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler });
         asked.set_timeout(CALL_LIMIT * 2);
         Ok(self.cri().run_pod_sandbox(asked).await?.into_inner().pod_sandbox_id)
     }
@@ -256,6 +259,21 @@ impl Runtime {
         not_found_is_fine(self.cri().stop_container(asked).await.map(|_| ()))
     }
 
+    /// Gives a running container other limits and shares.
+    pub(crate) async fn update_container(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let asked = request(cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        });
+        self.cri().update_container_resources(asked).await?;
+        Ok(())
+    }
+
     pub(crate) async fn remove_container(&self, id: &str) -> Result<(), Error> {
         let asked = request(cri::RemoveContainerRequest { container_id: id.to_owned() });
         not_found_is_fine(self.cri().remove_container(asked).await.map(|_| ()))
@@ -287,7 +305,10 @@ impl Runtime {
         let mut asked = tonic::Request::new(cri::StatusRequest { verbose: false });
         asked.set_timeout(Duration::from_secs(10));
         let answer = self.cri().status(asked).await?.into_inner();
-        let mut health = Health::default();
+        let mut handlers = answer.runtime_handlers;
+        // The runtime names them in another order each time.
+        handlers.order_by_key(|handler| handler.name.clone());
+        let mut health = Health { handlers, features: answer.features, ..Health::default() };
         for condition in answer.status.unwrap_or_default().conditions {
             let problem = (!condition.status).then(|| {
                 format!(
@@ -306,10 +327,13 @@ impl Runtime {
 }
 
 /// `None` is good; otherwise the reason in upstream's form.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Health {
     pub(crate) runtime: Option<String>,
     pub(crate) network: Option<String>,
+    /// What the runtime can do, by name; empty when it does not say.
+    pub(crate) handlers: Vec<cri::RuntimeHandler>,
+    pub(crate) features: Option<cri::RuntimeFeatures>,
 }
 
 fn request<T>(message: T) -> tonic::Request<T> {

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Pod, SeccompProfile};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::core::Core;
 use crate::runtime::keys;
-use crate::{dns, hosts, pod};
+use crate::{dns, hosts, pod, resources};
 
 /// The configuration of the pod's sandbox number `attempt`.
 pub(crate) fn make(core: &Core, target: &Pod, attempt: u32) -> cri::PodSandboxConfig {
@@ -40,10 +41,45 @@ pub(crate) fn make(core: &Core, target: &Pod, attempt: u32) -> cri::PodSandboxCo
             cgroup_parent: core.cgroups.parent_of(target),
             security_context: Some(security_context(target)),
             sysctls: sysctls(target),
-            ..Default::default()
+            // Runtimes with machines of their own size them by these.
+            resources: Some(resources_of(target)),
+            overhead: overhead_of(target),
         }),
         windows: None,
     }
+}
+
+/// What the containers may use together (upstream `kuberuntime_sandbox_linux.go`,
+/// `calculateSandboxResources`).
+fn resources_of(target: &Pod) -> cri::LinuxContainerResources {
+    let overhead = |name: &str, unit: fn(&Quantity) -> i64| {
+        let overhead = target.spec.as_ref().and_then(|spec| spec.overhead.as_ref());
+        overhead.and_then(|overhead| overhead.get(name)).map_or(0, unit)
+    };
+    let request = resources::pod_request(target, "cpu") - overhead("cpu", resources::milli);
+    let limit = |name: &str, unit: fn(&Quantity) -> i64| {
+        resources::pod_limit(target, name).map_or(0, |limit| limit - overhead(name, unit))
+    };
+    cri::LinuxContainerResources {
+        cpu_period: resources::PERIOD,
+        cpu_quota: resources::cpu_quota(limit("cpu", resources::milli)),
+        cpu_shares: resources::cpu_shares(request),
+        memory_limit_in_bytes: limit("memory", resources::value),
+        ..Default::default()
+    }
+}
+
+/// What the sandbox itself takes beside them.
+fn overhead_of(target: &Pod) -> Option<cri::LinuxContainerResources> {
+    let overhead = target.spec.as_ref()?.overhead.as_ref().filter(|overhead| !overhead.is_empty())?;
+    let cpu = overhead.get("cpu").map_or(0, resources::milli);
+    Some(cri::LinuxContainerResources {
+        cpu_period: resources::PERIOD,
+        cpu_quota: resources::cpu_quota(cpu),
+        cpu_shares: resources::cpu_shares(cpu),
+        memory_limit_in_bytes: overhead.get("memory").map_or(0, resources::value),
+        ..Default::default()
+    })
 }
 
 fn port_mappings(target: &Pod) -> Vec<cri::PortMapping> {

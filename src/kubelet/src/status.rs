@@ -4,13 +4,13 @@
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
 };
 
 use crate::core::Core;
 use crate::runtime::{Running, RuntimePod, keys};
 use crate::worker::{Memory, Verdict};
-use crate::{actions, logs, pod, resources};
+use crate::{actions, allocation, logs, pod, resources};
 
 /// The longest termination message of a container.
 const MESSAGE_LIMIT: usize = 4096;
@@ -18,8 +18,15 @@ const LOG_MESSAGE_LINES: usize = 80;
 const LOG_MESSAGE_LIMIT: usize = 2048;
 
 /// The conditions that the kubelet owns; all others stay as they are.
-pub(crate) const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub(crate) const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    allocation::PENDING,
+    allocation::IN_PROGRESS,
+];
 
 /// The pod's status now. `ended`: the containers are being stopped or were.
 pub(crate) fn generate(
@@ -80,6 +87,10 @@ pub(crate) fn generate(
     }
     status.phase = Some(phase);
     conditions(target, &mut status, &old, real);
+    if !ended {
+        let resize = core.allocations.conditions(&pod::uid(target));
+        status.conditions.get_or_insert_default().extend(resize);
+    }
     status
 }
 
@@ -155,6 +166,15 @@ fn container_status(
             status.restart_count = i32::try_from(current.restart_count).unwrap_or(i32::MAX).max(restarts);
             status.container_id = Some(format!("containerd://{}", current.id));
             status.image_id.clone_from(&current.status.image_ref);
+            // What was granted, and what the runtime took last.
+            status.allocated_resources =
+                container.resources.as_ref().and_then(|granted| granted.requests.clone());
+            if current.is_running()
+                && let Some(actual) = core.allocations.actual(&pod::uid(target), &container.name)
+            {
+                status.resources = Some(actual);
+            }
+            status.user = user(current);
             if let Some(image) = current.status.image.as_ref().filter(|image| !image.image.is_empty()) {
                 // The runtime names untagged images by their id; what the user wrote says more.
                 if !image.image.starts_with("sha256:") {
@@ -192,6 +212,14 @@ fn container_status(
         running && started && core.probes.is_ready(id, container)
     };
     status
+}
+
+/// Who the first process runs as; containerd says it from 2.0 on.
+fn user(current: &Running) -> Option<ContainerUser> {
+    let linux = current.status.user.as_ref()?.linux.as_ref()?;
+    let groups = Some(linux.supplemental_groups.clone()).filter(|groups| !groups.is_empty());
+    let linux = LinuxContainerUser { uid: linux.uid, gid: linux.gid, supplemental_groups: groups };
+    Some(ContainerUser { linux: Some(linux) })
 }
 
 /// Whether ordinary containers could be started already.

@@ -12,8 +12,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::pod;
 use crate::status::OWNED;
+use crate::{allocation, pod};
 
 /// Pods whose statuses are written at the same time.
 const WORKERS: usize = 8;
@@ -168,6 +168,15 @@ fn difference(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
         changed.push(condition);
     }
+    // The conditions of a resize go when it is over; all others stay for ever.
+    let wanted = |kind: &str| {
+        conditions.as_ref().and_then(Value::as_array).into_iter().flatten().any(|c| c["type"] == kind)
+    };
+    for kind in [allocation::PENDING, allocation::IN_PROGRESS] {
+        if known.iter().any(|known| known["type"] == kind) && !wanted(kind) {
+            changed.push(json!({ "$patch": "delete", "type": kind }));
+        }
+    }
     debug_assert!(changed.iter().all(|c| OWNED.contains(&c["type"].as_str().unwrap_or_default())));
     if !changed.is_empty() {
         changes.insert("conditions".to_owned(), Value::Array(changed));
@@ -230,5 +239,15 @@ mod tests {
             })
         );
         assert_eq!(difference(&new, &new), None);
+        let resized = PodStatus {
+            conditions: Some(vec![
+                condition("Ready", "True", None),
+                condition("PodResizePending", "True", Some("Deferred")),
+            ]),
+            ..new.clone()
+        };
+        let changes = difference(&resized, &new).expect("the resize is over");
+        let gone = json!({ "$patch": "delete", "type": "PodResizePending" });
+        assert!(changes["conditions"].as_array().is_some_and(|list| list.contains(&gone)), "{changes}");
     }
 }

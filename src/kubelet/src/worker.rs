@@ -3,7 +3,7 @@
 //! The states follow upstream's `pod_workers.go`: syncing, terminating (containers are stopped),
 //! terminated (volumes and cgroups are cleaned up), finished.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::core::Shared;
-use crate::{launch, pod, terminate};
+use crate::{launch, pod, resize, terminate};
 
 /// A pod is looked at again after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ pub(crate) struct Memory {
     pub(crate) admitted: bool,
     /// Restart back-off of each container: failures and when the next start may be.
     pub(crate) restarts: HashMap<String, Restart>,
+    /// Containers that a resize ends: they start again without delay.
+    pub(crate) resized: HashSet<String>,
     /// Waiting reasons of containers that could not be started.
     pub(crate) waiting: HashMap<String, (String, String)>,
 }
@@ -190,6 +192,8 @@ async fn finish(core: &Shared, uid: &str, handle: &Handle, memory: &mut Memory, 
             }
         }
     }
+    core.allocations.forget(uid);
+    resize::retry(core, None);
     // A pod that ended by itself stays in the API, with its logs, until somebody deletes it.
     let mut orders = handle.orders.subscribe();
     let last = orders.wait_for(|order| order.gone || pod::is_being_deleted(&order.pod)).await;
@@ -210,7 +214,8 @@ async fn stop_all(core: &Shared, handle: &Handle, memory: &mut Memory, verdict: 
     loop {
         let order = orders.borrow_and_update().clone();
         let grace = effective_grace(&order);
-        let stop = terminate::stop_pod(core, &order.pod, grace, memory, verdict);
+        let target = core.allocations.apply(&order.pod);
+        let stop = terminate::stop_pod(core, &target, grace, memory, verdict);
         let ended = tokio::select! {
             ended = stop => Some(ended),
             () = shorter(&handle.orders, grace) => None,

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint, Volume,
 };
 
-use crate::resources::{PodRequests, pod_requests};
+use crate::resources::{PodRequests, pod_requests, resized_spec};
 use crate::selector::{Labels, Selector};
 
 /// What selectors of other pods look at. Pods made from one template share it, so a match is
@@ -169,7 +169,7 @@ impl PodInfo {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
             terminating: pod.metadata.deletion_timestamp.is_some(),
-            requests: pod_requests(spec),
+            requests: pod_requests(resized_spec(&pod).as_ref().unwrap_or(spec)),
             ports: host_ports(spec),
             images: spec
                 .init_containers

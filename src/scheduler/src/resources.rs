@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kedge_api::quantity::Quantity as Parsed;
 
@@ -120,6 +120,47 @@ pub(crate) struct PodRequests {
     pub scored: Resources,
 }
 
+/// What a pod counts for while it is resized (KEP-1287): the most of what each container asks for, was granted
+/// and has; what can never be granted does not count. `None`: as its spec says.
+pub(crate) fn resized_spec(pod: &Pod) -> Option<PodSpec> {
+    fn asked(container: &Container) -> Option<&List> {
+        container.resources.as_ref()?.requests.as_ref()
+    }
+    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+    let statuses = || {
+        let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        all.filter(|known| known.resources.is_some())
+    };
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let differs = statuses().any(|known| {
+        let has = known.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        let wish = containers().find(|container| container.name == known.name).and_then(asked);
+        has != wish || (known.allocated_resources.is_some() && known.allocated_resources.as_ref() != wish)
+    });
+    if !differs {
+        return None;
+    }
+    let infeasible = status.conditions.iter().flatten().any(|condition| {
+        condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible")
+    });
+    let mut spec = spec.clone();
+    let all = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for container in all {
+        let Some(known) = statuses().find(|known| known.name == container.name) else { continue };
+        let has = known.resources.as_ref().and_then(|resources| resources.requests.clone());
+        let wish = asked(container).cloned().filter(|_| !infeasible);
+        let mut most = List::new();
+        for (name, amount) in [wish, has, known.allocated_resources.clone()].into_iter().flatten().flatten() {
+            match most.get(&name) {
+                Some(known) if milli(known) >= milli(&amount) => {}
+                _ => drop(most.insert(name, amount)),
+            }
+        }
+        container.resources.get_or_insert_default().requests = Some(most);
+    }
+    Some(spec)
+}
+
 /// The formula of component-helpers `resource.PodRequests`: the sum of the containers and restartable
 /// init containers, but at least what each init container needs beside the restartable ones that
 /// started before it; pod-level requests replace CPU, memory and huge pages; overhead on top.
@@ -199,6 +240,41 @@ mod tests {
 
     fn list(entries: &[(&str, &str)]) -> List {
         entries.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+    }
+
+    #[test]
+    fn a_resize_counts_as_the_most_of_wish_grant_and_use() {
+        let pod = |wish: &str, granted: &str, has: &str, reason: Option<&str>| -> Pod {
+            let conditions = reason.map(|reason| {
+                serde_json::json!([{"type": "PodResizePending", "status": "True", "reason": reason}])
+            });
+            serde_json::from_value(serde_json::json!({
+                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": wish, "memory": "1Gi"}}}]},
+                "status": {"conditions": conditions.unwrap_or_default(), "containerStatuses": [{
+                    "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": {"cpu": granted, "memory": "1Gi"},
+                    "resources": {"requests": {"cpu": has, "memory": "1Gi"}},
+                }]},
+            }))
+            .expect("a pod")
+        };
+        for (wish, granted, has, reason, expected) in [
+            ("1", "1", "1", None, None),
+            ("2", "1", "1", None, Some(2000)),
+            ("2", "1", "1", Some("Deferred"), Some(2000)),
+            ("2", "1", "1", Some("Infeasible"), Some(1000)),
+            ("1", "1", "3", None, Some(3000)),
+            ("1", "1500m", "500m", None, Some(1500)),
+        ] {
+            let spec = resized_spec(&pod(wish, granted, has, reason));
+            let counted = spec.as_ref().map(|spec| pod_requests(spec).exact);
+            assert_eq!(
+                counted.as_ref().map(|all| all.milli_cpu),
+                expected,
+                "{wish} {granted} {has} {reason:?}"
+            );
+            assert!(counted.is_none_or(|all| all.memory == 1 << 30));
+        }
     }
 
     fn container(requests: &[(&str, &str)], restart: Option<&str>) -> Container {

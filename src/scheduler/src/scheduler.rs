@@ -22,6 +22,7 @@ use crate::lookup::Caches;
 use crate::pod::{Interner, PodInfo};
 use crate::preemption::preempt;
 use crate::queue::Queue;
+use crate::resources::resized_spec;
 
 /// How often waiting pods and assumptions are looked over, while there are any.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -226,6 +227,9 @@ impl Scheduler {
             old.spec != new.spec
                 || old.metadata.labels != new.metadata.labels
                 || old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+                // While it is resized its status counts too.
+                || resized_spec(old).is_some()
+                || resized_spec(&new).is_some()
         });
         let spec = new.spec.as_ref();
         let node = spec.and_then(|spec| spec.node_name.clone()).filter(|name| !name.is_empty());

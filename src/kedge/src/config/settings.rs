@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 29] = [
+pub(crate) const SETTINGS: [Setting; 33] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -136,6 +136,42 @@ pub(crate) const SETTINGS: [Setting; 29] = [
         "/etc/kedge/registries.yaml",
         "Mirrors and logins of image registries, in k3s's format",
     ),
+    Setting {
+        list: Some(','),
+        ..row(
+            "eviction-hard",
+            "KEDGE_EVICTION_HARD",
+            "SIGNAL<FLOOR,...",
+            "memory.available<100Mi,nodefs.available<5%,nodefs.inodesFree<5%,imagefs.available<5%,imagefs.inodesFree<5%",
+            "Below which floors the node is under pressure, as kubelet has it: amounts or per cents of memory, of \
+             the disks of pods (nodefs) and images (imagefs), and pid.available; what is not named is not \
+             watched; or off",
+        )
+    },
+    row(
+        "image-gc-high-threshold",
+        "KEDGE_IMAGE_GC_HIGH_THRESHOLD",
+        "PERCENT",
+        "85",
+        "From which use of its disk on unused images are removed; 100: never",
+    ),
+    row(
+        "image-gc-low-threshold",
+        "KEDGE_IMAGE_GC_LOW_THRESHOLD",
+        "PERCENT",
+        "80",
+        "Down to which use of it they are removed",
+    ),
+    Setting {
+        list: Some(','),
+        ..row(
+            "allowed-unsafe-sysctls",
+            "KEDGE_ALLOWED_UNSAFE_SYSCTLS",
+            "NAME,...",
+            "none",
+            "Sysctls that pods of this node may set beyond the safe ones: names, or their beginning and *",
+        )
+    },
     Setting {
         list: Some(','),
         ..row(

@@ -203,12 +203,12 @@ impl Reader {
         }
     }
 
-    fn parts(&self, key: &str, separator: char) -> Vec<String> {
+    pub(super) fn parts(&self, key: &str, separator: char) -> Vec<String> {
         let text = self.settings.get(key).unwrap_or_default();
         text.split(separator).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
-    fn fault(&mut self, key: &str, text: &str) {
+    pub(super) fn fault(&mut self, key: &str, text: &str) {
         self.faults.push(format!("{}: {text}", self.settings.place(key)));
     }
 

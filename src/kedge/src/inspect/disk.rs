@@ -5,12 +5,14 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kedge_kubelet::{Signal, Thresholds};
+
 use super::{Context, Found, Moment, fail, ok, warn};
 
 /// Less than this in the data folder's file system and nothing would fit.
 const LEAST_SPACE: u64 = 1024 * 1024 * 1024;
-/// The kubelet evicts pods when less than this share is free (upstream's nodefs.available).
-const EVICTION_PERCENT: u64 = 10;
+/// What is free beyond the node's eviction thresholds, in per cent of the disk, before somebody is warned.
+const MARGIN_PERCENT: u64 = 5;
 /// A sync that takes longer delays every write of the cluster noticeably.
 pub(crate) const SLOW_SYNC: Duration = Duration::from_millis(50);
 const SAMPLES: usize = 8;
@@ -23,6 +25,7 @@ pub(super) fn space(context: &Context<'_>) -> Vec<Found> {
             stat.blocks_available().saturating_mul(stat.fragment_size()),
             stat.blocks().saturating_mul(stat.fragment_size()),
             (stat.files_available(), stat.files()),
+            &context.config.eviction_hard,
         )],
         Err(errno) => vec![warn(
             format!("the free space of {} is not known: {errno}", dir.display()),
@@ -36,7 +39,13 @@ fn existing(dir: &Path) -> Option<PathBuf> {
     dir.ancestors().find(|dir| dir.is_dir()).map(Path::to_path_buf)
 }
 
-fn judge_space(dir: &Path, free: u64, total: u64, (inodes_free, inodes): (u64, u64)) -> Found {
+fn judge_space(
+    dir: &Path,
+    free: u64,
+    total: u64,
+    (inodes_free, inodes): (u64, u64),
+    thresholds: &Thresholds,
+) -> Found {
     let mib = |bytes: u64| bytes / (1024 * 1024);
     let remedy = "free some space (kedge images prune removes images that nothing uses), or choose a folder on \
                   another disk with --data-dir";
@@ -48,8 +57,14 @@ fn judge_space(dir: &Path, free: u64, total: u64, (inodes_free, inodes): (u64, u
         return warn(format!("only {inodes_free} of {inodes} inodes are free for {place}"), remedy);
     }
     let text = format!("{} of {} MiB are free for {place}", mib(free), mib(total));
-    if free.saturating_mul(100) < total.saturating_mul(EVICTION_PERCENT + 5) {
-        return warn(format!("{text}; below {EVICTION_PERCENT} % the node evicts pods"), remedy);
+    // Pods and images are on the data folder's disk.
+    let capacity = i64::try_from(total).unwrap_or(i64::MAX);
+    let floors = [Signal::NodefsAvailable, Signal::ImagefsAvailable]
+        .map(|signal| u64::try_from(thresholds.reserved(signal, capacity)).unwrap_or(0));
+    let floor = floors.into_iter().max().unwrap_or(0);
+    if floor > 0 && free < floor.saturating_add(total / 100 * MARGIN_PERCENT) {
+        let text = format!("{text}; below {} MiB (eviction-hard) the node takes no more pods", mib(floor));
+        return warn(text, remedy);
     }
     ok(text)
 }
@@ -109,19 +124,24 @@ mod tests {
     #[test]
     fn little_space_is_a_problem() {
         const GIB: u64 = 1 << 30;
+        let usual = Thresholds::default();
         let cases = [
             (50 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
-            (12 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
+            (21 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
+            (17 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
             (50 * GIB, 100 * GIB, (10, 1000), Verdict::Warn),
             // btrfs has no table of inodes.
             (50 * GIB, 100 * GIB, (0, 0), Verdict::Ok),
             (10 << 20, 100 * GIB, (900, 1000), Verdict::Fail),
         ];
         for (free, total, inodes, expected) in cases {
-            let found = judge_space(Path::new("/x"), free, total, inodes);
+            let found = judge_space(Path::new("/x"), free, total, inodes, &usual);
             assert_eq!(found.0, expected, "{free} {total} {inodes:?} {found:?}");
         }
-        assert!(judge_space(Path::new("/x"), 10 << 20, 1 << 40, (1, 1)).1.contains("only 10 MiB"));
+        let own: Thresholds = "nodefs.available<1Gi".parse().unwrap();
+        assert_eq!(judge_space(Path::new("/x"), 12 * GIB, 100 * GIB, (1, 1), &own).0, Verdict::Ok);
+        assert_eq!(judge_space(Path::new("/x"), 5 * GIB, 100 * GIB, (1, 1), &own).0, Verdict::Warn);
+        assert!(judge_space(Path::new("/x"), 10 << 20, 1 << 40, (1, 1), &usual).1.contains("only 10 MiB"));
     }
 
     #[test]

@@ -24,6 +24,14 @@ impl Cgroups {
         self.usage(&self.path_of(target))
     }
 
+    /// Bytes that the pod's group uses, or with `id` that container's, which the runtime makes below it.
+    pub(crate) fn memory_usage(&self, target: &Pod, id: Option<&str>) -> Option<u64> {
+        let path = self.path_of(target);
+        let path = id.map_or(path.clone(), |id| format!("{path}/{id}"));
+        let file = if self.unified { "memory.current" } else { "memory.usage_in_bytes" };
+        number(&self.dir("memory", &path).join(file))
+    }
+
     /// All of the machine, or of the container that the node runs in.
     pub(crate) fn node_usage(&self) -> Option<Usage> {
         self.usage("")

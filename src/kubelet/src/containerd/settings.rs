@@ -2,20 +2,26 @@
 
 use std::path::Path;
 
-use super::Settings;
+use super::{Found, Settings, runtimes};
 
 /// What the machine allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
     /// The process may not lower OOM scores (no CAP_SYS_RESOURCE, as in many containers).
     pub restrict_oom_score_adj: bool,
     /// overlayfs works below the root folder; else plain copies are used.
     pub overlayfs: bool,
+    /// Runtimes beside runc.
+    pub runtimes: Vec<Found>,
 }
 
 /// Looks at the machine. `root` is containerd's root folder and must exist.
 pub fn detect(root: &Path) -> Detected {
-    Detected { restrict_oom_score_adj: !may_lower_oom_score(), overlayfs: overlayfs_works(root) }
+    Detected {
+        restrict_oom_score_adj: !may_lower_oom_score(),
+        overlayfs: overlayfs_works(root),
+        runtimes: runtimes::look(&std::env::var_os("PATH").unwrap_or_default()),
+    }
 }
 
 /// CAP_SYS_RESOURCE is bit 24 of the effective capabilities.
@@ -96,7 +102,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
   SystemdCgroup = false
-
+{runtimes}
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = {cni_bin}
   conf_dir = {cni_conf}
@@ -114,7 +120,22 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         cni_bin = path(&settings.cni_bin_dir),
         cni_conf = path(&settings.cni_conf_dir),
         registry = path(&settings.registry_dir),
+        runtimes = detected.runtimes.iter().map(runtime).collect::<String>(),
     )
+}
+
+/// The lines of one more runtime.
+fn runtime(found: &Found) -> String {
+    const PLUGIN: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
+    let (handler, kind) = (found.handler, found.kind);
+    let mut text = format!("\n[{PLUGIN}.{handler}]\n  runtime_type = \"{kind}\"\n");
+    if let Some(program) = &found.program {
+        text.push_str(&format!(
+            "\n[{PLUGIN}.{handler}.options]\n  BinaryName = {}\n  SystemdCgroup = false\n",
+            path(program)
+        ));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -140,13 +161,30 @@ mod tests {
             pause_image: "kedge.local/pause:1".into(),
             stream_address: "127.0.0.1".parse().expect("an address"),
         };
-        let text = render(&settings, &Detected { restrict_oom_score_adj: true, overlayfs: false });
+        let text = render(
+            &settings,
+            &Detected {
+                restrict_oom_score_adj: true,
+                overlayfs: false,
+                runtimes: vec![
+                    Found {
+                        handler: "crun",
+                        kind: "io.containerd.runc.v2",
+                        program: Some("/opt/crun".into()),
+                    },
+                    Found { handler: "kata", kind: "io.containerd.kata.v2", program: None },
+                ],
+            },
+        );
         for line in [
             "restrict_oom_score_adj = true",
             "snapshotter = \"native\"",
             "address = \"/run/x/containerd.sock\"",
             "sandbox_image = \"kedge.local/pause:1\"",
             "stats_collect_period = 60",
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun]\n  runtime_type = \"io.containerd.runc.v2\"\n",
+            "  BinaryName = \"/opt/crun\"\n",
+            "runtime_type = \"io.containerd.kata.v2\"\n\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n",
         ] {
             assert!(text.contains(line), "{line}");
         }

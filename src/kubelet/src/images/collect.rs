@@ -73,8 +73,9 @@ impl Collector {
         Ok(())
     }
 
-    /// One look, and removal of what must go.
-    pub(crate) async fn run(&mut self, core: &Core) -> Result<(), Error> {
+    /// One look, and removal of what must go; at least `missing` bytes where the eviction thresholds ask for
+    /// them.
+    pub(crate) async fn run(&mut self, core: &Core, missing: Option<u64>) -> Result<(), Error> {
         let now = Instant::now();
         self.look(core, now).await?;
         let asked = k8s_cri::v1::ImageFsInfoRequest {};
@@ -86,9 +87,8 @@ impl Collector {
             .map_err(|error| Error::io(format!("look at {}", disk.mountpoint), error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
         let policy = core.config.image_gc;
-        let Some(wanted) = to_free(bytes(stat.blocks()), bytes(stat.blocks_available()), &policy) else {
-            return Ok(());
-        };
+        let full = to_free(bytes(stat.blocks()), bytes(stat.blocks_available()), &policy);
+        let Some(wanted) = full.max(missing) else { return Ok(()) };
         let mut freed = 0;
         for id in in_order(&self.records, now, policy.minimum_age) {
             if freed >= wanted {
@@ -104,7 +104,7 @@ impl Collector {
                 Err(error) => tracing::warn!(image = id, error = %error.text(), "image not removed"),
             }
         }
-        if freed < wanted {
+        if freed < wanted && full.is_some() {
             let message = format!(
                 "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
             );
@@ -120,7 +120,7 @@ impl Collector {
 
 /// How many bytes must go; `None`: the disk has room.
 fn to_free(capacity: u64, available: u64, policy: &ImageGc) -> Option<u64> {
-    if capacity == 0 {
+    if capacity == 0 || policy.high_threshold_percent >= 100 {
         return None;
     }
     let available = available.min(capacity);
@@ -164,6 +164,8 @@ mod tests {
         ] {
             assert_eq!(to_free(capacity, available, &policy), expected, "{available} of {capacity}");
         }
+        let never = ImageGc { high_threshold_percent: 100, ..policy };
+        assert_eq!(to_free(1000, 0, &never), None);
     }
 
     #[test]

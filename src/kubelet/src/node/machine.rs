@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Config;
+use crate::eviction::{Level, Signal};
 
 /// What does not change while the process lives.
 #[derive(Clone, Debug, Default)]
@@ -69,13 +70,16 @@ impl Machine {
             ("pods".to_owned(), config.max_pods.to_string()),
             ("ephemeral-storage".to_owned(), format!("{}Ki", disk / 1024)),
         ];
-        // What upstream's hard eviction thresholds keep free is not allocatable.
-        let memory = (self.memory - pages - (100 << 20)).max(0);
+        // What the eviction thresholds keep free is not allocatable (upstream `node_container_manager_linux.go`,
+        // `hardEvictionReservation`).
+        let kept = |signal: Signal, capacity: i64| config.eviction.reserved(signal, capacity);
+        let memory = (self.memory - pages - kept(Signal::MemoryAvailable, self.memory)).max(0);
+        let storage = (disk - kept(Signal::NodefsAvailable, disk)).max(0);
         let mut allocatable = vec![
             ("cpu".to_owned(), self.cpus.to_string()),
             ("memory".to_owned(), format!("{}Ki", memory / 1024)),
             ("pods".to_owned(), config.max_pods.to_string()),
-            ("ephemeral-storage".to_owned(), (disk / 10 * 9).to_string()),
+            ("ephemeral-storage".to_owned(), storage.to_string()),
         ];
         for (name, bytes) in &self.huge_pages {
             let entry = (format!("hugepages-{name}"), bytes.to_string());
@@ -99,22 +103,31 @@ fn meminfo(name: &str) -> Option<i64> {
     line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib * 1024)
 }
 
-pub(crate) fn memory_available() -> Option<i64> {
-    meminfo("MemAvailable")
+/// Memory that processes could still get.
+pub(crate) fn memory() -> Option<Level> {
+    Some(Level { available: meminfo("MemAvailable")?, capacity: meminfo("MemTotal")? })
 }
 
-/// The share of the disk below `path` that is free for ordinary users.
-pub(crate) fn disk_free_share(path: &Path) -> Option<f64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    (stat.blocks() > 0).then(|| stat.blocks_available() as f64 / stat.blocks() as f64)
+/// Bytes and inodes of the disk below `path`, as far as ordinary users may have them.
+pub(crate) fn disk(path: &Path) -> (Option<Level>, Option<Level>) {
+    let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return (None, None) };
+    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let bytes = |blocks: u64| whole(blocks.saturating_mul(stat.fragment_size()));
+    let level = |available: i64, capacity: i64| (capacity > 0).then_some(Level { available, capacity });
+    (
+        level(bytes(stat.blocks_available()), bytes(stat.blocks())),
+        // btrfs, for one, has no fixed number of them.
+        level(whole(stat.files_available()), whole(stat.files())),
+    )
 }
 
-/// Nearly no process ids are left.
-pub(crate) fn pids_exhausted() -> bool {
-    let most: u64 = read("/proc/sys/kernel/pid_max").parse().unwrap_or(0);
+/// Process ids, of which threads take one each.
+pub(crate) fn pids() -> Option<Level> {
+    let most = |file: &str| read(file).parse::<i64>().ok();
+    let capacity = most("/proc/sys/kernel/pid_max")?.min(most("/proc/sys/kernel/threads-max")?);
     let load = read("/proc/loadavg");
-    let used = load.split_whitespace().nth(3).and_then(|field| field.split('/').nth(1)?.parse::<u64>().ok());
-    used.is_some_and(|used| most > 0 && used * 10 > most * 9)
+    let used: i64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;
+    Some(Level { available: (capacity - used).max(0), capacity })
 }
 
 fn huge_pages() -> Vec<(String, i64)> {

@@ -50,6 +50,7 @@ pub(crate) async fn check<B>(
         "stats" => "stats",
         "metrics" => "metrics",
         "pods" | "runningpods" => "pods",
+        "logs" => "log",
         _ => "proxy",
     };
     let verb = if request.method() == http::Method::GET { "get" } else { "create" };

@@ -4,6 +4,7 @@
 mod access;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod host_logs;
 mod metrics;
 mod streams;
 
@@ -136,6 +137,7 @@ async fn route(core: Shared, request: Request<Incoming>) -> Result<Answer, Refus
             let sandbox = runtime.ready_sandbox().ok_or_else(|| Refusal::not_found("pod is not running"))?;
             streams::port_forward(&core, request, &sandbox.id, &query).await
         }
+        (&Method::GET | &Method::HEAD, ["logs", ..]) => host_logs::answer(&core, &path).await,
         (&Method::GET, ["stats", "summary"]) => metrics::summary(&core).await,
         (&Method::GET, ["metrics", "resource"]) => metrics::resource(&core).await,
         _ => Err(Refusal::not_found("404 page not found")),
