@@ -235,8 +235,9 @@ ufw_is_on() {
 }
 
 firewalld_is_on() {
-    inside sh -c 'apt-get install -y -q --no-install-recommends firewalld dbus python3-minimal &&
-        systemctl enable --now firewalld && firewall-cmd --state && firewall-cmd --list-all'
+    inside sh -c 'apt-get install -y -q --no-install-recommends firewalld netbase python3-minimal &&
+        systemctl restart firewalld && firewall-cmd --state && firewall-cmd --list-all ||
+        { journalctl -u firewalld --no-pager -n 30; false; }'
 }
 
 # inspect must name it and say what to type; what it says is then typed, word for word.

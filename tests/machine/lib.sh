@@ -22,7 +22,7 @@ MACHINE_DIR=${KEDGE_MACHINE_DIR:-}
 # machine is as a user's fresh one and install.sh needs no network here.
 MACHINE_DEBS="containerd runc containernetworking-plugins nftables conntrack ca-certificates kmod"
 # For some tests only.
-MACHINE_MORE_DEBS="ufw firewalld dbus python3-minimal"
+MACHINE_MORE_DEBS="ufw firewalld netbase python3-minimal"
 
 machine_have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 
