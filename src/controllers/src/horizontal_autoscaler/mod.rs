@@ -1,9 +1,11 @@
 //! HorizontalPodAutoscaler: as many pods as a metric asks for (upstream pkg/controller/podautoscaler).
-//! The arithmetic is in `replicas`, the speed in `behavior`. Metrics are those of the resource metrics
-//! API; custom and external ones are refused with a condition that says so.
+//! The arithmetic is in `replicas`, the speed in `behavior`; `reading` asks the three metrics APIs, which addons
+//! and adapters serve.
 
 mod behavior;
+mod custom;
 mod metrics;
+mod reading;
 mod replicas;
 
 use std::collections::HashMap;
@@ -12,13 +14,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
-    ContainerResourceMetricStatus, HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
-    HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget,
-    MetricValueStatus, ResourceMetricStatus,
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricSpec,
+    MetricTarget,
 };
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
-use kedge_api::quantity::Quantity;
 use kedge_api::selector::LabelSelector;
 use kedge_client::{Error, EventType, Informer, ObjectKey, Queue, Recorder, reference};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -26,7 +25,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use self::behavior::{Past, decide, note};
-use self::replicas::{Proposal, Resource, TOLERANCE, Target, Tolerances, propose};
+use self::reading::{Failure, Look, tolerances};
 use crate::context::{Context, message};
 use crate::scale::{api_of, scale_of};
 use crate::time;
@@ -77,17 +76,6 @@ struct Controller {
     queue: Queue<ObjectKey>,
 }
 
-/// What one metric says.
-struct Reading {
-    proposal: Proposal,
-    /// As it stands in events.
-    name: String,
-    status: MetricStatus,
-}
-
-/// A condition's reason and message.
-type Failure = (&'static str, String);
-
 fn set(status: &mut HorizontalPodAutoscalerStatus, kind: &str, value: bool, reason: &str, text: &str) {
     let conditions = status.conditions.get_or_insert_default();
     let value = if value { "True" } else { "False" };
@@ -104,26 +92,6 @@ fn set(status: &mut HorizontalPodAutoscalerStatus, kind: &str, value: bool, reas
         Some(index) => conditions[index] = new,
         None => conditions.push(new),
     }
-}
-
-fn tolerances(spec: &HorizontalPodAutoscalerSpec) -> Tolerances {
-    let given = |tolerance: Option<&Text>| {
-        let quantity: Quantity = tolerance?.0.parse().ok()?;
-        Some(quantity.milli_value() as f64 / 1000.0)
-    };
-    let behavior = spec.behavior.as_ref();
-    let rules =
-        |up: bool| behavior.and_then(|b| if up { b.scale_up.as_ref() } else { b.scale_down.as_ref() });
-    let of = |up| given(rules(up).and_then(|rules| rules.tolerance.as_ref())).unwrap_or(TOLERANCE);
-    Tolerances { down: of(false), up: of(true) }
-}
-
-fn target(target: &MetricTarget) -> Option<Target> {
-    if let Some(average) = &target.average_value {
-        let quantity: Quantity = average.0.parse().ok()?;
-        return Some(Target::Average(quantity.milli_value().max(1)));
-    }
-    Some(Target::Utilization(target.average_utilization?.max(1)))
 }
 
 impl Controller {
@@ -288,12 +256,22 @@ impl Controller {
         let specs = scaler.spec.metrics.as_deref().filter(|metrics| !metrics.is_empty()).unwrap_or(&default);
         let (mut best, mut failures, mut current_metrics) =
             (None::<(i32, String)>, Vec::<Failure>::new(), Vec::new());
+        let look = Look {
+            client: &self.ctx.client,
+            namespace: &key.namespace,
+            selector,
+            pods: &pods,
+            replicas: current,
+            current: status.current_replicas.unwrap_or(current),
+            tolerances: tolerances(&scaler.spec),
+            now,
+        };
         for metric in specs {
-            match self.read(key, scaler, metric, current, selector, &pods, now).await {
+            match look.read(metric).await {
                 Ok(reading) => {
                     current_metrics.push(reading.status);
-                    if best.as_ref().is_none_or(|(most, _)| reading.proposal.replicas > *most) {
-                        best = Some((reading.proposal.replicas, reading.name));
+                    if best.as_ref().is_none_or(|(most, _)| reading.replicas > *most) {
+                        best = Some((reading.replicas, reading.name));
                     }
                 }
                 Err(failure) => failures.push(failure),
@@ -317,79 +295,6 @@ impl Controller {
         let text = format!("the HPA was able to successfully calculate a replica count from {name}");
         set(status, "ScalingActive", true, "ValidMetricFound", &text);
         Ok((most, name))
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    async fn read(
-        &self,
-        key: &ObjectKey,
-        scaler: &HorizontalPodAutoscaler,
-        metric: &MetricSpec,
-        current: i32,
-        selector: &str,
-        pods: &[Arc<Pod>],
-        now: Timestamp,
-    ) -> Result<Reading, Failure> {
-        let (resource, wanted, failed) = match (&metric.resource, &metric.container_resource) {
-            (Some(source), _) => {
-                (Resource { name: &source.name, container: None }, &source.target, "FailedGetResourceMetric")
-            }
-            (None, Some(source)) => (
-                Resource { name: &source.name, container: Some(&source.container) },
-                &source.target,
-                "FailedGetContainerResourceMetric",
-            ),
-            (None, None) => {
-                let reason = match metric.type_.as_str() {
-                    "Pods" => "FailedGetPodsMetric",
-                    "Object" => "FailedGetObjectMetric",
-                    "External" => "FailedGetExternalMetric",
-                    _ => "InvalidMetricSourceType",
-                };
-                let text = format!(
-                    "metrics of type {} are not supported here: use Resource or ContainerResource",
-                    metric.type_
-                );
-                return Err((reason, text));
-            }
-        };
-        let invalid = || {
-            (failed, "invalid resource metric source: neither an average utilization target nor an average value (usage) target was set".to_owned())
-        };
-        let target = target(wanted).ok_or_else(invalid)?;
-        let fail = |text: String| (failed, format!("failed to get {} utilization: {text}", resource.name));
-        let samples =
-            metrics::samples(&self.ctx.client, &key.namespace, selector, resource).await.map_err(fail)?;
-        let proposal = propose(current, pods, &samples, resource, target, tolerances(&scaler.spec), now)
-            .map_err(fail)?;
-        let average = Text(Quantity::from_milli(proposal.average).to_string());
-        let value = MetricValueStatus {
-            average_utilization: proposal.utilization,
-            average_value: Some(average),
-            value: None,
-        };
-        let what = match resource.container {
-            None => format!("{} resource", resource.name),
-            Some(container) => format!("{} container resource of {container}", resource.name),
-        };
-        let name = match target {
-            Target::Utilization(_) => format!("{what} utilization (percentage of request)"),
-            Target::Average(_) => what,
-        };
-        let mut status = MetricStatus { type_: metric.type_.clone(), ..MetricStatus::default() };
-        match resource.container {
-            None => {
-                status.resource = Some(ResourceMetricStatus { name: resource.name.into(), current: value });
-            }
-            Some(container) => {
-                status.container_resource = Some(ContainerResourceMetricStatus {
-                    name: resource.name.into(),
-                    container: container.into(),
-                    current: value,
-                });
-            }
-        }
-        Ok(Reading { proposal, name, status })
     }
 }
 
@@ -485,6 +390,64 @@ mod tests {
             assert_eq!((status.current_replicas, status.desired_replicas), (Some(2), 3));
             assert_eq!(reason(&world, "ScalingActive").as_deref(), Some("ValidMetricFound"));
         });
+    }
+
+    /// Of pods, of an object, of the world: each by its own API, in the version that is served.
+    #[test]
+    fn applications_metrics_count() {
+        let item = |name: &str, value: &str| {
+            json!({ "describedObject": { "kind": "Pod", "name": name }, "timestamp": "2026-01-01T00:00:00Z",
+                "value": value, "metricName": "requests" })
+        };
+        let custom = "/apis/custom.metrics.k8s.io";
+        let metric = json!({ "name": "requests", "selector": { "matchLabels": { "verb": "GET" } } });
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "name": "front" });
+        for (what, path, items, source, desired) in [
+            (
+                "of pods",
+                format!("{custom}/v1beta2/namespaces/ns/pods/*/requests"),
+                json!([item("p0", "15"), item("p1", "15")]),
+                json!({ "type": "Pods", "pods": { "metric": metric, "target": { "type": "AverageValue", "averageValue": "10" } } }),
+                3,
+            ),
+            (
+                "of an object, older API",
+                format!("{custom}/v1beta1/namespaces/ns/services/front/requests"),
+                json!([item("front", "200")]),
+                json!({ "type": "Object", "object": { "metric": metric, "describedObject": service,
+                    "target": { "type": "Value", "value": "100" } } }),
+                4,
+            ),
+            (
+                "of the namespace, for each pod",
+                format!("{custom}/v1beta2/namespaces/ns/metrics/requests"),
+                json!([item("ns", "3500m")]),
+                json!({ "type": "Object", "object": { "metric": { "name": "requests" },
+                    "describedObject": { "kind": "Namespace", "name": "ns" },
+                    "target": { "type": "AverageValue", "averageValue": "1" } } }),
+                4,
+            ),
+            (
+                "of the world",
+                "/apis/external.metrics.k8s.io/v1beta1/namespaces/ns/requests".to_owned(),
+                json!([{ "metricName": "requests", "value": "30" }, { "metricName": "requests", "value": "42" }]),
+                json!({ "type": "External", "external": { "metric": metric, "target": { "type": "AverageValue", "averageValue": "18" } } }),
+                4,
+            ),
+        ] {
+            run(async move {
+                let world = world(2, json!([source]));
+                let kinds = json!({ "kind": "APIResourceList", "groupVersion": "v1", "resources": [
+                    { "name": "services", "singularName": "service", "kind": "Service", "namespaced": true, "verbs": ["get"] }] });
+                world.can("GET", "/api/v1", kinds);
+                world.can("GET", &path, json!({ "kind": "MetricValueList", "items": items }));
+                let status = |w: &World| w.get::<HorizontalPodAutoscaler>("ns", "h").and_then(|h| h.status);
+                world
+                    .until(what, |w| status(w).is_some_and(|status| status.desired_replicas == desired))
+                    .await;
+                assert_eq!(reason(&world, "ScalingActive").as_deref(), Some("ValidMetricFound"));
+            });
+        }
     }
 
     #[test]

@@ -214,8 +214,14 @@ pub(super) fn propose(
     for pod in &groups.missing {
         let value = match target {
             _ if first > 1.0 => 0,
-            _ if first == 1.0 => continue,
-            Target::Average(target) => target,
+            Target::Average(target) => {
+                if first < 1.0 {
+                    target
+                } else {
+                    0
+                }
+            }
+            Target::Utilization(_) if first == 1.0 => continue,
             Target::Utilization(target) => {
                 requests.get(*pod).copied().unwrap_or(0) * i64::from(target.max(100)) / 100
             }
@@ -235,6 +241,38 @@ pub(super) fn propose(
         return Ok(proposal(current));
     }
     Ok(proposal(wanted))
+}
+
+/// The number of pods that brings one number for all of them to its target (upstream
+/// getUsageRatioReplicaCount). Both in thousandths.
+pub(super) fn for_value(
+    current: i32,
+    pods: &[Arc<Pod>],
+    value: i64,
+    target: i64,
+    tolerances: Tolerances,
+) -> Result<i32, String> {
+    let ratio = value as f64 / target as f64;
+    if current == 0 {
+        return Ok(ceil(ratio, 1));
+    }
+    if tolerances.holds(ratio) {
+        return Ok(current);
+    }
+    if pods.is_empty() {
+        return Err("no pods returned by selector while calculating replica count".into());
+    }
+    let ready = pods.iter().filter(|pod| pods::phase(pod) == "Running" && pods::is_ready(pod));
+    Ok(ceil(ratio, ready.count()))
+}
+
+/// The number of pods of which each has its share of a number, and the share of each that is there (upstream
+/// GetObjectPerPodMetricReplicas and GetExternalPerPodMetricReplicas). All in thousandths.
+pub(super) fn for_each_pod(current: i32, value: i64, target: i64, tolerances: Tolerances) -> (i32, i64) {
+    let share = value as f64 / f64::from(current.max(1));
+    let ratio = value as f64 / (target as f64 * f64::from(current));
+    let replicas = if tolerances.holds(ratio) { current } else { ceil(value as f64 / target as f64, 1) };
+    (replicas, share.ceil() as i64)
 }
 
 #[cfg(test)]
