@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::authz::rbac::RuleSet;
 use crate::cache::Cache;
+use crate::sealing::Sealing;
 use crate::token::Tokens;
 
 /// How the API server is set up.
@@ -41,6 +42,8 @@ pub struct Config {
     pub node_ports: (u16, u16),
     /// Events older than this are deleted, in seconds.
     pub event_ttl_seconds: u64,
+    /// Encrypts and decrypts what is stored; the default does neither.
+    pub sealing: Sealing,
 }
 
 /// The front proxy's identity towards aggregated API servers.
@@ -60,6 +63,7 @@ pub(crate) struct State {
     pub(crate) registry: Registries,
     pub(crate) cache: Arc<Cache>,
     pub(crate) store: Store,
+    pub(crate) sealing: Sealing,
     pub(crate) tokens: Tokens,
     pub(crate) tasks: Tasks,
     /// The defaults of this version are in the store.

@@ -9,6 +9,7 @@
 mod call;
 mod certs;
 mod clock;
+mod encryption;
 mod error;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -34,6 +35,7 @@ mod wire;
 
 pub use certs::{CertificateStatus, certificates};
 pub use clock::Clock;
+pub use encryption::{EncryptionKeys, EncryptionNext, EncryptionStage, EncryptionState, EncryptionWish};
 pub use error::Error;
 pub use identity::{NodeId, PeerIdentity, Role};
 pub use issue::{Leaf, NodeIdentity, Usage};

@@ -10,7 +10,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::call::{connect, exchange, http1, secure};
 use crate::wire::{
-    AnnounceRequest, Call, LeaveRequest, NodeRecord, Peer, RenewRequest, Standing, StandingRequest,
+    AnnounceRequest, Call, ControlPlaneKeys, KeysRequest, LeaveRequest, NodeRecord, Peer, RenewRequest,
+    Standing, StandingRequest,
 };
 use crate::{Error, HostPort, Leaf, NodeId, Pki, Refusal};
 
@@ -96,6 +97,30 @@ impl Members {
             Err(Error::Refused(Refusal::Removed { .. } | Refusal::NotAMember)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What all control-plane nodes share, from another one of them. With `wanted` the next one is asked when
+    /// one does not have it.
+    ///
+    /// # Errors
+    /// [`Error::NoControlPlane`] when nobody has it or answers.
+    pub async fn keys(&self, wanted: impl Fn(&ControlPlaneKeys) -> bool) -> Result<ControlPlaneKeys, Error> {
+        let mut failures = Vec::new();
+        for peer in self.peers() {
+            if peer.id == self.pki.node_id() {
+                continue;
+            }
+            match self.ask_one(&peer, &KeysRequest {}).await {
+                Ok(keys) if wanted(&keys) => return Ok(keys),
+                Ok(_) => failures.push(format!("{} does not have them", peer.name)),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        Err(Error::NoControlPlane(if failures.is_empty() {
+            "there is no other control-plane node".into()
+        } else {
+            failures.join("; ")
+        }))
     }
 
     /// This node's cluster port has another address.

@@ -28,7 +28,7 @@ use crate::identity::Own;
 use crate::issue::{Leaf, NodeIdentity, Profile, Usage, seal};
 use crate::tls::Slot;
 use crate::wire::ControlPlaneKeys;
-use crate::{Clock, Error, NodeId, Role};
+use crate::{Clock, EncryptionKeys, Error, NodeId, Role};
 
 /// The cluster's authorities, the token key and this node's certificates.
 #[derive(Debug)]
@@ -217,6 +217,7 @@ impl Pki {
             front_proxy_ca: authorities.front_proxy_ca.pem.clone(),
             front_proxy_ca_key: authorities.front_proxy_ca.issuer.key().serialize_pem(),
             service_account_key: authorities.service_account_key.clone(),
+            encryption: read_text(&EncryptionKeys::path(&self.dir))?.unwrap_or_default(),
         })
     }
 

@@ -20,7 +20,7 @@ use crate::identity::Own;
 use crate::issue::Profile;
 use crate::pki::{generate, node_key, public_key_hash, read_text, request, signed_by, write};
 use crate::wire::{Admitted, NodeFacts};
-use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
+use crate::{EncryptionKeys, Error, Leaf, NodeId, NodeIdentity, Role};
 
 /// Beside the keys, see [`crate::Clock`].
 const TIME_FLOOR: &str = "time-floor";
@@ -106,6 +106,11 @@ impl Staging {
                 write(&pki.join("front-proxy-ca.key"), &keys.front_proxy_ca_key)?;
                 write(&pki.join("front-proxy-ca.crt"), &keys.front_proxy_ca)?;
                 write(&pki.join("sa.key"), &keys.service_account_key)?;
+                if !keys.encryption.is_empty() {
+                    EncryptionKeys::parse(&keys.encryption)
+                        .map_err(|_| bad("its encryption keys"))?
+                        .write(&pki)?;
+                }
             }
             (None, Role::Worker) => {}
             _ => return Err(bad("the keys in it do not go with the role")),

@@ -195,6 +195,9 @@ pub struct ControlPlaneKeys {
     pub front_proxy_ca_key: String,
     /// The key that signs ServiceAccount tokens.
     pub service_account_key: String,
+    /// The file of keys that stored objects are encrypted with; empty: there are none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub encryption: String,
 }
 
 impl fmt::Debug for ControlPlaneKeys {
@@ -265,6 +268,15 @@ pub(crate) struct AnnounceRequest {
 impl Call for AnnounceRequest {
     const PATH: &'static str = "announce";
     type Reply = NodeRecord;
+}
+
+/// `keys`: what all control-plane nodes share, asked for by one of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeysRequest {}
+
+impl Call for KeysRequest {
+    const PATH: &'static str = "keys";
+    type Reply = ControlPlaneKeys;
 }
 
 /// What the cluster stores of a node.

@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// This node's certificates
     #[command(subcommand)]
     Certs(CertsCommand),
+    /// Secrets (and more) encrypted where they are stored
+    #[command(subcommand)]
+    SecretsEncryption(EncryptionCommand),
     /// Enable addons, and wait until they are healthy
     Enable(EnableArgs),
     /// Disable addons: remove exactly what enabling them made
@@ -468,6 +471,44 @@ pub(crate) enum CertsCommand {
     },
 }
 
+/// How long a command waits for the cluster.
+#[derive(Debug, Args)]
+pub(crate) struct Waiting {
+    /// Seconds to wait until everything is rewritten; it goes on by itself after that
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EncryptionCommand {
+    /// Encrypt in the whole cluster, what is stored already too
+    Enable {
+        /// What to encrypt: resources in the plural with their group, for instance widgets.example.com
+        #[arg(long, value_name = "RESOURCE", value_delimiter = ',', default_value = "secrets")]
+        resources: Vec<String>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// What is encrypted with which key, and how far a change is
+    Status {
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Encrypt everything again with a new key
+    Rotate {
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Decrypt everything
+    Disable {
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EnableArgs {
     /// Names, with arguments behind a colon: dns, dns:1.1.1.1,8.8.8.8, dns:replicas=2;upstream=1.1.1.1
@@ -568,6 +609,11 @@ impl Command {
                 | RepoCommand::Remove { reported, .. }
                 | RepoCommand::Update { reported, .. },
             )) => reported.output,
+            Self::SecretsEncryption(
+                EncryptionCommand::Enable { waiting, .. }
+                | EncryptionCommand::Rotate { waiting }
+                | EncryptionCommand::Disable { waiting },
+            ) => waiting.reported.output,
             Self::Snapshot(SnapshotCommand::Restore(args)) => args.reported.output,
             Self::Snapshot(SnapshotCommand::Save { format, .. })
             | Self::Images(ImagesCommand::Prune { format })
@@ -651,6 +697,9 @@ mod tests {
             "snapshot save",
             "snapshot restore a",
             "certs rotate",
+            "secrets-encryption enable",
+            "secrets-encryption rotate",
+            "secrets-encryption disable",
             "addons repo add /x",
             "addons repo remove x",
             "addons repo update",

@@ -7,6 +7,7 @@ pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+pub(crate) mod encryption;
 pub(crate) mod facts;
 mod first_start;
 mod flannel;
@@ -103,6 +104,14 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
         }
     };
+    if let Some(plane) = &control_plane {
+        let (mut unreadable, token) = (plane.unreadable.clone(), tasks.token().clone());
+        tasks.spawn_until_stopped("unreadable objects", async move {
+            if unreadable.wait_for(Option::is_some).await.is_ok() {
+                token.cancel();
+            }
+        });
+    }
     let first_addons = first_start::addons(&config, joined.is_some());
     if first_addons.is_some() {
         board.expect(first_start::ADDONS);
@@ -140,6 +149,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
         members: members.clone(),
         backups: backups.clone(),
+        encryption: control_plane.as_ref().map(|plane| plane.encryption.clone()),
         config: config.clone(),
     });
 
@@ -196,6 +206,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     drop(network);
     if let Some(control_plane) = control_plane {
         control_plane.store().close().await.context("close the datastore")?;
+        control_plane::check_readable(&control_plane.unreadable)?;
     }
     Ok(if moved.load(Relaxed) { Ended::Moved } else { Ended::Stopped })
 }

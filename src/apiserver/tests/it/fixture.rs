@@ -50,6 +50,7 @@ impl Fixture {
             service_ranges,
             node_ports: (30000, 30100),
             event_ttl_seconds: 3600,
+            sealing: kedge_apiserver::Sealing::default(),
         };
         let store = kedge_store::Config::new(dir.path().join("store"));
         let serving = pki.server_config(Leaf::Apiserver, None).expect("TLS");
