@@ -138,7 +138,7 @@ fn nothing_on_the_disk_can_be_read_without_the_key() {
     });
     let (objects, encrypted) = counts(&now, "secrets");
     assert!(objects > 300 && objects == encrypted && now["key"] != key && now["toBeRewritten"] == 0, "{now}");
-    assert_eq!(node.get(&["get", "secrets", "-n", "many"])["items"].as_array().unwrap().len(), 300);
+    assert_eq!(node.get(&["secrets", "-n", "many"])["items"].as_array().unwrap().len(), 300);
     assert_eq!(password(&node, "planted"), "zq-planted-zq");
 
     step("without its keys the node refuses to start, and says what to do");
