@@ -159,6 +159,7 @@ impl ApiServer {
     /// tell pods where the API servers are, whenever `addresses` change.
     pub fn lead(&self, addresses: watch::Receiver<Vec<IpAddr>>, tasks: &Tasks) {
         tasks.spawn_until_stopped("event expiry", expiry::run(self.0.clone()));
+        tasks.spawn_until_stopped("authorities", bootstrap::publish_authorities(self.0.clone()));
         tasks.spawn_until_stopped("API server addresses", bootstrap::publish(self.0.clone(), addresses));
     }
 

@@ -31,8 +31,9 @@ pub struct Config {
     pub issuer: String,
     /// PKCS#8 P-256 key in PEM.
     pub service_account_key: String,
-    /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps.
-    pub cluster_ca: String,
+    /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps; two while one takes the
+    /// other's place.
+    pub cluster_ca: watch::Receiver<String>,
     /// How aggregated API servers are told who asks; without it they see no client certificate.
     pub front_proxy: Option<FrontProxy>,
     /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`: one or, in a dual-stack

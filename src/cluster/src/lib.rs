@@ -6,6 +6,7 @@
 //! the API server: the store is [`Records`] here, and hands over its own service for the cluster port; the
 //! API server is a `kube::Client`.
 
+mod authority;
 mod call;
 mod certs;
 mod clock;
@@ -31,8 +32,10 @@ mod sign;
 mod staging;
 mod tls;
 mod token;
+mod trust;
 mod wire;
 
+pub use authority::{AuthorityReport, AuthorityStage, AuthorityState, AuthorityStep};
 pub use certs::{CertificateStatus, certificates};
 pub use clock::Clock;
 pub use encryption::{EncryptionKeys, EncryptionNext, EncryptionStage, EncryptionState, EncryptionWish};

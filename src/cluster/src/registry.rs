@@ -3,6 +3,7 @@
 //!
 //! It lies in the replicated store, which this module knows only as [`Records`].
 
+mod authority;
 mod encryption;
 mod lost;
 mod replica;
@@ -261,6 +262,7 @@ impl Registry {
             name_key(&record.name),
             address_key(&record.address),
             encryption::held_key(id),
+            authority::report_key(id),
         ];
         transaction.deletes.extend(self.outdated(now).await?);
         let removed = RemovedRecord { id, name: record.name.clone(), at: now, left };

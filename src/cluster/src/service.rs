@@ -15,8 +15,9 @@ use crate::identity::Own;
 use crate::limit::Limiter;
 use crate::pki::parse_request;
 use crate::wire::{
-    Admitted, AnnounceRequest, Call, ClusterConfig, ControlPlaneKeys, JoinRequest, KeysRequest, LeaveRequest,
-    NodeFacts, NodeRecord, RenewRequest, Renewed, Standing, StandingRequest, Version,
+    Admitted, AnnounceRequest, AuthorityRequest, AuthorityView, Call, ClusterConfig, ControlPlaneKeys,
+    JoinRequest, KeysRequest, LeaveRequest, NodeFacts, NodeRecord, RenewRequest, Renewed, Standing,
+    StandingRequest, Version,
 };
 use crate::{Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token};
 
@@ -82,6 +83,7 @@ impl Service {
                 tracing::info!(node = record.name, id = %record.id, "node left the cluster");
                 encode(&record)
             }
+            AuthorityRequest::PATH => encode(&self.authority(member(asker)?, &decode(body)?).await?),
             KeysRequest::PATH => encode(&self.keys(member(asker)?)?),
             AnnounceRequest::PATH => encode(&self.announce(member(asker)?, decode(body)?).await?),
             other => Err(Refusal::Invalid {
@@ -163,7 +165,7 @@ impl Service {
             id,
             facts: request.facts,
             certificates,
-            ca: self.pki.ca_pem().to_owned(),
+            ca: self.pki.ca_pem(),
             control_plane,
             peers,
             api_servers: self.facts.api_servers(),
@@ -202,6 +204,19 @@ impl Service {
             .sign_leaf(request.leaf, &request.request, &identity, own)
             .map_err(|error| invalid(&error))?;
         Ok(Renewed { certificate })
+    }
+
+    async fn authority(
+        &self,
+        peer: &PeerIdentity,
+        request: &AuthorityRequest,
+    ) -> Result<AuthorityView, Refusal> {
+        self.registry.standing(peer.id)?;
+        let state = self.registry.authority().await?.map(|(state, _)| state);
+        if state.is_some() {
+            self.registry.report_authority(peer.id, &request.report).await?;
+        }
+        Ok(AuthorityView { state })
     }
 
     fn keys(&self, peer: &PeerIdentity) -> Result<ControlPlaneKeys, Refusal> {

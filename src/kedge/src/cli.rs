@@ -469,6 +469,23 @@ pub(crate) enum CertsCommand {
         #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
+    /// Replace the whole cluster's authority by a new one; the old one is trusted too until --finish
+    RotateCa(RotateCaArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RotateCaArgs {
+    /// Trust the old authority no more: certificates and kubeconfigs of its are refused from then on
+    #[arg(long, conflicts_with = "abort")]
+    pub(crate) finish: bool,
+    /// Give up, as long as the new authority has issued nothing
+    #[arg(long)]
+    pub(crate) abort: bool,
+    /// Seconds to wait for all nodes; it goes on by itself after that
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
 }
 
 /// How long a command waits for the cluster.
@@ -609,6 +626,7 @@ impl Command {
                 | RepoCommand::Remove { reported, .. }
                 | RepoCommand::Update { reported, .. },
             )) => reported.output,
+            Self::Certs(CertsCommand::RotateCa(args)) => args.reported.output,
             Self::SecretsEncryption(
                 EncryptionCommand::Enable { waiting, .. }
                 | EncryptionCommand::Rotate { waiting }
@@ -697,6 +715,7 @@ mod tests {
             "snapshot save",
             "snapshot restore a",
             "certs rotate",
+            "certs rotate-ca",
             "secrets-encryption enable",
             "secrets-encryption rotate",
             "secrets-encryption disable",

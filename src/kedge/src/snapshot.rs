@@ -43,9 +43,9 @@ const LONGEST: u64 = 4 << 20;
 pub(crate) const KEYS: [&str; 6] =
     ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"];
 
-/// More of them, where there are any: the keys that stored objects are encrypted with. Without these the copy
-/// could not be read.
-pub(crate) const MORE_KEYS: [&str; 1] = ["encryption.json"];
+/// More of them, where there are any: the keys that stored objects are encrypted with, without which the copy
+/// could not be read; and what there is of an authority's replacement that is under way.
+pub(crate) const MORE_KEYS: [&str; 4] = ["encryption.json", "ca-next.crt", "ca-next.key", "ca-cross.crt"];
 
 /// What a snapshot says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

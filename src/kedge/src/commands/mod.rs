@@ -2,7 +2,8 @@
 //! the modules beside this one.
 
 pub(crate) mod addons;
-pub(crate) mod certs;
+pub(crate) mod authority;
+mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
 mod encryption;

@@ -88,6 +88,12 @@ impl Backups {
         if !encryption.is_empty() {
             keys.push((snapshot::MORE_KEYS[0].to_owned(), encryption.text().into_bytes()));
         }
+        for name in &snapshot::MORE_KEYS[1..] {
+            let bytes = kedge_base::read_optional(&self.pki_dir.join(name));
+            if let Some(bytes) = bytes.with_context(|| format!("read {name}"))? {
+                keys.push(((*name).to_owned(), bytes));
+            }
+        }
         let header = snapshot::new_header(
             self.pki.ca_hash(),
             self.cluster.clone(),

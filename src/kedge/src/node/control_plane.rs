@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
+use super::authority::Authority;
 use super::book::{Observers, StoreRecords};
 use super::encryption::{self, Encryption};
 use super::shared;
@@ -41,6 +42,7 @@ pub(crate) struct ControlPlane {
     /// Counts the changes of the cluster's book.
     pub(crate) book_changes: watch::Receiver<u64>,
     pub(crate) encryption: Arc<Encryption>,
+    pub(crate) authority: Arc<Authority>,
     /// What this node could not read of what is stored; it cannot go on then.
     pub(crate) unreadable: watch::Receiver<Option<Unreadable>>,
 }
@@ -112,7 +114,16 @@ pub(crate) async fn start(
     let encryption =
         Encryption::new(pki.clone(), config.pki_dir(), registry.clone(), server.clone(), sealing)?;
     encryption.follow(changes.subscribe(), tasks);
-    Ok(ControlPlane { server, registry, book_changes: changes.subscribe(), encryption, unreadable })
+    let authority = Authority::new(pki.clone(), registry.clone(), config.clone())?;
+    authority.follow(changes.subscribe(), tasks);
+    Ok(ControlPlane {
+        server,
+        registry,
+        book_changes: changes.subscribe(),
+        encryption,
+        authority,
+        unreadable,
+    })
 }
 
 /// A node that cannot read all that is stored would show, and controllers would act on, less than there is.
@@ -200,16 +211,16 @@ fn server_config(
 ) -> anyhow::Result<kedge_apiserver::Config> {
     Ok(kedge_apiserver::Config {
         listen: SocketAddr::new(config.bind_address(), config.port),
-        tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
-        kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
+        tls: pki.cluster_server_config(Leaf::Apiserver)?,
+        kubelet_client: pki.cluster_client_config(Some(Leaf::ApiserverKubeletClient))?,
         front_proxy: Some(FrontProxy {
-            client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem())?,
+            client: pki.cluster_client_config(Some(Leaf::FrontProxyClient))?,
             ca: pki.front_proxy_ca_pem().to_owned(),
         }),
         advertise_address: node_ip,
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         service_account_key: pki.service_account_key_pem().to_owned(),
-        cluster_ca: pki.ca_pem().to_owned(),
+        cluster_ca: pki.follow_ca_pem(),
         service_ranges: config.service_cidrs.iter().map(|net| (net.network(), net.prefix_len())).collect(),
         node_ports: (30000, 32767),
         event_ttl_seconds: 3600,

@@ -16,6 +16,7 @@ use kube::api::{Api, ListParams};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::authority::{Authority, AuthorityStatus};
 use super::backup::{Backups, Save, Saved};
 use super::drain;
 use super::encryption::{Encryption, EncryptionStatus};
@@ -80,6 +81,8 @@ pub(crate) struct Ops {
     /// On control-plane nodes.
     pub(crate) backups: Option<Arc<Backups>>,
     /// On control-plane nodes.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// On control-plane nodes.
     pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) config: Config,
 }
@@ -105,6 +108,10 @@ impl Ops {
             ("POST", "/secrets-encryption") => {
                 reply(with(request, async |wish| self.encryption()?.wish(&wish).await).await)
             }
+            ("GET", "/certs/authority") => reply(self.authority_status().await),
+            ("POST", "/certs/authority") => {
+                reply(with(request, async |wish| self.authority()?.wish(wish).await).await)
+            }
             ("POST", "/certs/rotate") => reply(self.rotate().await),
             ("GET", "/local-state") => reply(self.local_state().await),
             _ => return None,
@@ -117,6 +124,14 @@ impl Ops {
             .as_ref()
             .context("this is a worker; run the command on a control-plane node")?;
         Ok(registry)
+    }
+
+    fn authority(&self) -> anyhow::Result<&Authority> {
+        self.authority.as_deref().context("this is a worker; run the command on a control-plane node")
+    }
+
+    async fn authority_status(&self) -> anyhow::Result<AuthorityStatus> {
+        self.authority()?.status().await
     }
 
     fn encryption(&self) -> anyhow::Result<&Encryption> {
