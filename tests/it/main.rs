@@ -5,6 +5,7 @@
 
 mod access;
 mod addons;
+mod authority;
 mod backup;
 mod bad_input;
 mod binary;

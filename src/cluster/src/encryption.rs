@@ -356,7 +356,7 @@ mod tests {
         let mut other = EncryptionKeys::default();
         let third = other.generate().unwrap();
         other.add(keys.clone());
-        assert_eq!(other.ids(), [one.clone(), two.clone(), third].into());
+        assert_eq!(other.ids(), [one, two.clone(), third].into());
         assert!(other.retain(&[two.clone()].into()) && !other.retain(&[two].into()));
         for text in
             ["", "{}", r#"{"keys":[{"id":"0011aabb","key":"AAAA"}]}"#, r#"{"keys":[{"id":"x","key":""}]}"#]

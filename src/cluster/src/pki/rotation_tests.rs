@@ -100,9 +100,9 @@ fn old_and_new_get_along_until_the_end() {
     assert_eq!(steps(&pki, &at(&state, AuthorityStage::Finishing)), [AuthorityStep::Forget]);
     assert!(after.connects(&server) && handshake(server.clone(), inside, "localhost") == Ok(1));
     assert!(!before.connects(&server), "the old one vouches for nobody any more");
-    let mixed = Client { ca: after.ca.clone(), admin: before.admin.clone() };
+    let mixed = Client { ca: after.ca, admin: before.admin };
     assert!(!mixed.connects(&server), "a client certificate of the old one is refused");
-    assert_eq!((blocks_of(&pki), pki.ca_pem()), (1, state.new.clone()));
+    assert_eq!((blocks_of(&pki), pki.ca_pem()), (1, state.new));
     assert!(!dir.path().join("ca-next.key").exists() && !dir.path().join("ca-cross.crt").exists());
     let again = Pki::open(dir.path(), &node()).unwrap();
     assert_eq!(again.pem(Leaf::Apiserver), pki.pem(Leaf::Apiserver));
