@@ -231,3 +231,53 @@ fn a_new_authority_and_nobody_notices() {
         out.stdout.contains(&address).then_some(())
     });
 }
+
+#[test]
+fn killed_at_any_time_it_goes_on() {
+    let mut node = Cluster::start();
+    node.kedge(&["enable", "metrics"]).ok();
+    let hashes = |node: &Cluster| {
+        let list = node.kedge(&["certs", "check", "--output", "json"]).json();
+        let mut issuers: Vec<String> = list
+            .as_array()
+            .expect("certificates")
+            .iter()
+            .filter(|one| one["name"] != "front-proxy-ca" && one["name"] != "front-proxy-client")
+            .map(|one| one["issuer"].to_string())
+            .collect();
+        issuers.sort();
+        issuers.dedup();
+        issuers
+    };
+    let mut known = hashes(&node);
+    assert_eq!(known.len(), 1);
+    for round in 0..5_u64 {
+        step(&format!("round {round}: killed while it is replaced, and while the old one is forgotten"));
+        for words in [&["certs", "rotate-ca"][..], &["certs", "rotate-ca", "--finish"]] {
+            let mut command = node.spawn(words);
+            std::thread::sleep(std::time::Duration::from_millis(40 + 90 * round));
+            node.kill9();
+            let _ = command.kill();
+            command.wait().expect("wait for the command");
+            node.run();
+            node.wait_ready();
+            // It may have been killed before the request came through.
+            node.kedge(words).ok();
+            node.write_kubeconfig();
+            node.kubectl(&["get", "nodes"]).ok();
+        }
+        let now = hashes(&node);
+        assert!(now.len() == 1 && now != known, "{known:?}, then {now:?}");
+        known = now;
+        assert_eq!(authorities(&fs::read_to_string(node.dir().join("data/pki/ca.crt")).unwrap()), 1);
+    }
+
+    step("what the metrics addon reads from kubelets, it reads with the last one");
+    let since = std::time::Instant::now();
+    eventually("fresh metrics", || {
+        let out = node.kubectl(&["get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"]);
+        let list: Value = serde_json::from_str(&out.stdout).ok()?;
+        let fresh = list["items"].as_array()?.first()?["timestamp"].as_str()?.to_owned();
+        (since.elapsed().as_secs() > 40 && !fresh.is_empty()).then_some(fresh)
+    });
+}
