@@ -250,7 +250,15 @@ fn killed_at_any_time_it_goes_on() {
         issuers
     };
     let mut known = hashes(&node);
+    let first = known.clone();
     assert_eq!(known.len(), 1);
+    node.kedge(&["snapshot", "save", "--name", "before"]).ok();
+    let uid = "-n kube-system -l k8s-app=metrics-server -o jsonpath={.items[*].metadata.uid}";
+    let pod = |node: &Cluster| {
+        let words: Vec<&str> = ["get", "pods"].into_iter().chain(uid.split(' ')).collect();
+        node.kubectl(&words).ok()
+    };
+    let metrics = pod(&node);
     for round in 0..5_u64 {
         step(&format!("round {round}: killed while it is replaced, and while the old one is forgotten"));
         for words in [&["certs", "rotate-ca"][..], &["certs", "rotate-ca", "--finish"]] {
@@ -281,4 +289,11 @@ fn killed_at_any_time_it_goes_on() {
         let taken = list["items"].as_array()?.first()?["timestamp"].as_str()?.to_owned();
         (taken.as_str() > now.trim()).then_some(())
     });
+    assert_eq!(pod(&node), metrics);
+
+    step("a snapshot from before brings the first authority back, and pods go on");
+    node.kedge(&["snapshot", "restore", "before", "--yes"]).ok();
+    node.write_kubeconfig();
+    assert_eq!(hashes(&node), first);
+    assert_eq!(pod(&node), metrics);
 }
