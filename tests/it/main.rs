@@ -5,6 +5,7 @@
 
 mod access;
 mod addons;
+mod authority;
 mod backup;
 mod bad_input;
 mod binary;
@@ -13,6 +14,7 @@ mod cluster;
 mod conformance;
 mod damage;
 mod dual_stack;
+mod encryption;
 mod faults;
 mod flanneld;
 mod helm;

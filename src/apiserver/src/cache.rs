@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use crate::extract::{Extracted, Paths};
+use crate::sealing::{KeyId, Sealing, Writing};
 
 /// Events that a bucket keeps for watchers that resume.
 const HISTORY_EVENTS: usize = 4096;
@@ -63,6 +64,19 @@ impl Stored {
 
     pub(crate) fn name(&self) -> &str {
         self.key.split_once('/').map_or(&self.key, |(_, name)| name)
+    }
+
+    /// The object as it was handed to the store: without its revision.
+    pub(crate) fn unspliced(&self) -> kedge_store::Value {
+        let bytes = match self.splice {
+            Some(at) => {
+                let (head, tail) = self.bytes.split_at(at as usize);
+                let digits = tail.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                [head, &tail[digits..]].concat().into()
+            }
+            None => self.bytes.clone(),
+        };
+        kedge_store::Value { bytes, splice: self.splice }
     }
 
     #[cfg(test)]
@@ -172,6 +186,8 @@ struct Pin {
 #[derive(Default)]
 struct State {
     objects: Objects,
+    /// With which keys those are encrypted in the store that are.
+    sealed: HashMap<Arc<str>, KeyId>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
     /// A watch may resume after this revision: every later change is in the history.
@@ -212,6 +228,24 @@ impl Bucket {
 
     pub(crate) fn len(&self) -> usize {
         self.state.read().objects.len()
+    }
+
+    /// How many are stored encrypted, with whatever key.
+    pub(crate) fn sealed(&self) -> usize {
+        self.state.read().sealed.len()
+    }
+
+    /// The objects that are not stored with this key, or (`None`) are stored encrypted.
+    pub(crate) fn sealed_otherwise(&self, wanted: Option<KeyId>) -> Vec<Arc<Stored>> {
+        let state = self.state.read();
+        match wanted {
+            None => state.sealed.keys().filter_map(|key| state.objects.get(key).cloned()).collect(),
+            Some(_) => {
+                let differs =
+                    |(key, _): &(&Arc<str>, &Arc<Stored>)| state.sealed.get(*key).copied() != wanted;
+                state.objects.iter().filter(differs).map(|(_, stored)| stored.clone()).collect()
+            }
+        }
     }
 
     /// Wakes whenever the bucket gets a new event.
@@ -306,10 +340,10 @@ impl Bucket {
     }
 
     /// Everything is other than before, as of `revision`: who watches has to list anew.
-    fn replace(&self, revision: u64, objects: Objects) {
+    fn replace(&self, revision: u64, objects: Objects, sealed: HashMap<Arc<str>, KeyId>) {
         let before = std::mem::replace(
             &mut *self.state.write(),
-            State { objects, floor: revision, ..State::default() },
+            State { objects, sealed, floor: revision, ..State::default() },
         );
         self.total.fetch_sub(before.history_bytes, Ordering::Relaxed);
         self.pins.lock().clear();
@@ -347,9 +381,18 @@ impl Bucket {
         Stored { key, bytes: entry.bytes, splice: entry.splice, modified: entry.modified, extracted }
     }
 
-    fn apply(&self, key: &str, revision: u64, entry: Option<Entry>) {
+    fn apply(&self, key: &str, revision: u64, entry: Option<Entry>, sealed: Option<KeyId>) {
         let fresh = entry.map(|entry| self.stored(key.into(), entry));
         let mut state = self.state.write();
+        match sealed {
+            Some(id) => {
+                state.sealed.insert(key.into(), id);
+            }
+            None if !state.sealed.is_empty() => {
+                state.sealed.remove(key);
+            }
+            None => {}
+        }
         let event = match fresh {
             Some(mut stored) => {
                 let before = state.objects.get(key);
@@ -450,12 +493,15 @@ pub(crate) struct Cache {
     total: Arc<AtomicUsize>,
     /// Revisions and when they were reached, about one each [`SWEEP_INTERVAL`].
     marks: Mutex<VecDeque<(Instant, u64)>>,
+    /// Reads what is stored encrypted.
+    sealing: Sealing,
 }
 
 impl Cache {
     /// `paths` says for each resource (storage key) which fields a field selector may name.
-    pub(crate) fn new(paths: HashMap<Box<str>, Paths>) -> Self {
+    pub(crate) fn new(paths: HashMap<Box<str>, Paths>, sealing: Sealing) -> Self {
         Self {
+            sealing,
             buckets: RwLock::default(),
             paths: RwLock::new(paths),
             revision: AtomicU64::new(0),
@@ -546,10 +592,45 @@ impl Cache {
         }
     }
 
+    /// The objects that are stored in another form than `writing` says.
+    pub(crate) fn to_be_rewritten(&self, writing: &Writing) -> Vec<(Box<str>, Vec<Arc<Stored>>)> {
+        let buckets = self.buckets.read();
+        let of = |name: &str, bucket: &Bucket| {
+            let wanted = writing.key.filter(|_| writing.resources.contains(name));
+            // Most resources are never encrypted, and nothing of them is looked at.
+            let objects = match wanted {
+                None if bucket.sealed() == 0 => return None,
+                wanted => bucket.sealed_otherwise(wanted),
+            };
+            (!objects.is_empty()).then(|| (name.into(), objects))
+        };
+        buckets.iter().filter_map(|(name, bucket)| of(name, bucket)).collect()
+    }
+
+    /// Of each resource that is, or is to be, encrypted: how many objects, and how many are.
+    pub(crate) fn sealed(&self, writing: Option<&Writing>) -> Vec<(String, usize, usize)> {
+        let wanted = |name: &str| writing.is_some_and(|writing| writing.resources.contains(name));
+        let buckets = self.buckets.read();
+        let mut found: Vec<(String, usize, usize)> = buckets
+            .iter()
+            .map(|(name, bucket)| (name.to_string(), bucket.len(), bucket.sealed()))
+            .filter(|(name, _, sealed)| *sealed > 0 || wanted(name))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
     /// Buckets and their numbers of objects.
     pub(crate) fn sizes(&self) -> Vec<(String, usize)> {
         self.buckets.read().iter().map(|(name, bucket)| (name.to_string(), bucket.len())).collect()
     }
+}
+
+/// What a bucket gets when everything is replaced.
+struct Loaded {
+    bucket: Arc<Bucket>,
+    objects: Objects,
+    sealed: HashMap<Arc<str>, KeyId>,
 }
 
 fn split(key: &Key) -> (&str, &str) {
@@ -559,22 +640,29 @@ fn split(key: &Key) -> (&str, &str) {
 impl Observer for Cache {
     fn reset(&self, revision: u64, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
         self.floor.store(revision, Ordering::Release);
-        let mut loaded: HashMap<Box<str>, (Arc<Bucket>, Objects)> = HashMap::new();
+        let mut loaded: HashMap<Box<str>, Loaded> = HashMap::new();
         for (key, entry) in entries {
+            let Some((entry, id)) = self.sealing.open(&key, entry) else { continue };
             let (resource, rest) = split(&key);
             if !loaded.contains_key(resource) {
-                loaded.insert(resource.into(), (self.bucket(resource), Objects::new()));
+                let fresh =
+                    Loaded { bucket: self.bucket(resource), objects: Objects::new(), sealed: HashMap::new() };
+                loaded.insert(resource.into(), fresh);
             }
-            if let Some((bucket, objects)) = loaded.get_mut(resource) {
-                let stored = Arc::new(bucket.stored(rest.into(), entry));
-                objects.insert(stored.key.clone(), stored);
+            if let Some(loaded) = loaded.get_mut(resource) {
+                let stored = Arc::new(loaded.bucket.stored(rest.into(), entry));
+                if let Some(id) = id {
+                    loaded.sealed.insert(stored.key.clone(), id);
+                }
+                loaded.objects.insert(stored.key.clone(), stored);
             }
         }
         // A bucket that watchers hold stays the same one, or they would wait for ever.
         let buckets = self.buckets.read();
         for (name, bucket) in buckets.iter() {
-            let objects = loaded.remove(name).map(|(_, objects)| objects).unwrap_or_default();
-            bucket.replace(revision, objects);
+            let (objects, sealed) =
+                loaded.remove(name).map(|loaded| (loaded.objects, loaded.sealed)).unwrap_or_default();
+            bucket.replace(revision, objects, sealed);
         }
         self.revision.store(revision, Ordering::Release);
         self.grown.notify_waiters();
@@ -588,7 +676,14 @@ impl Observer for Cache {
         for change in changes {
             let (resource, rest) = split(&change.key);
             let bucket = self.bucket(resource);
-            bucket.apply(rest, revision, change.entry.clone());
+            let (entry, sealed) =
+                match change.entry.clone().map(|entry| self.sealing.open(&change.key, entry)) {
+                    // What cannot be read ends the process, which hears of it from `sealing`.
+                    Some(None) => continue,
+                    Some(Some((entry, sealed))) => (Some(entry), sealed),
+                    None => (None, None),
+                };
+            bucket.apply(rest, revision, entry, sealed);
             if !touched.iter().any(|known| Arc::ptr_eq(known, &bucket)) {
                 touched.push(bucket);
             }

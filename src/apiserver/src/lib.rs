@@ -34,6 +34,8 @@ mod random;
 mod request;
 mod respond;
 mod review;
+mod rewrite;
+mod sealing;
 mod server;
 mod state;
 mod stream;
@@ -54,6 +56,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use authn::User;
+pub use rewrite::{Form, RewriteError};
+pub use sealing::{KeyId, Sealing, Unreadable, Writing};
 pub use server::LocalService;
 pub use state::{Config, FrontProxy};
 
@@ -94,6 +98,7 @@ impl Prepared {
     pub fn start(self, store: Store, tasks: &Tasks) -> ApiServer {
         let tasks = tasks.child("apiserver");
         let state = Arc::new(state::State {
+            sealing: self.config.sealing.clone(),
             config: self.config,
             registry: state::Registries::new(self.registry),
             cache: self.cache,
@@ -139,7 +144,7 @@ impl ApiServer {
         for resource in registry.iter().filter(|resource| resource.stored && !resource.converts()) {
             paths.insert(resource.storage_key.as_ref().into(), verbs::select::paths(resource));
         }
-        let cache = Arc::new(cache::Cache::new(paths));
+        let cache = Arc::new(cache::Cache::new(paths, config.sealing.clone()));
         let tokens =
             token::Tokens::new(config.issuer.clone(), &config.service_account_key).map_err(Error::Key)?;
         let address = config.listen;
@@ -154,6 +159,7 @@ impl ApiServer {
     /// tell pods where the API servers are, whenever `addresses` change.
     pub fn lead(&self, addresses: watch::Receiver<Vec<IpAddr>>, tasks: &Tasks) {
         tasks.spawn_until_stopped("event expiry", expiry::run(self.0.clone()));
+        tasks.spawn_until_stopped("authorities", bootstrap::publish_authorities(self.0.clone()));
         tasks.spawn_until_stopped("API server addresses", bootstrap::publish(self.0.clone(), addresses));
     }
 

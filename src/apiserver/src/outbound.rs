@@ -198,7 +198,7 @@ pub(crate) fn tls(
             Some(bundle) if !bundle.is_empty() => base64::engine::general_purpose::STANDARD
                 .decode(bundle)
                 .map_err(|error| format!("caBundle: {error}"))?,
-            _ => state.config.cluster_ca.clone().into_bytes(),
+            _ => state.config.cluster_ca.borrow().clone().into_bytes(),
         };
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::authz::rbac::RuleSet;
 use crate::cache::Cache;
+use crate::sealing::Sealing;
 use crate::token::Tokens;
 
 /// How the API server is set up.
@@ -30,8 +31,9 @@ pub struct Config {
     pub issuer: String,
     /// PKCS#8 P-256 key in PEM.
     pub service_account_key: String,
-    /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps.
-    pub cluster_ca: String,
+    /// The cluster CA in PEM, published to front-proxy clients and in ConfigMaps; two while one takes the
+    /// other's place.
+    pub cluster_ca: watch::Receiver<String>,
     /// How aggregated API servers are told who asks; without it they see no client certificate.
     pub front_proxy: Option<FrontProxy>,
     /// First address and prefix length of the Services' range, e.g. `10.96.0.0/16`: one or, in a dual-stack
@@ -41,6 +43,8 @@ pub struct Config {
     pub node_ports: (u16, u16),
     /// Events older than this are deleted, in seconds.
     pub event_ttl_seconds: u64,
+    /// Encrypts and decrypts what is stored; the default does neither.
+    pub sealing: Sealing,
 }
 
 /// The front proxy's identity towards aggregated API servers.
@@ -60,6 +64,7 @@ pub(crate) struct State {
     pub(crate) registry: Registries,
     pub(crate) cache: Arc<Cache>,
     pub(crate) store: Store,
+    pub(crate) sealing: Sealing,
     pub(crate) tokens: Tokens,
     pub(crate) tasks: Tasks,
     /// The defaults of this version are in the store.

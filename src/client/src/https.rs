@@ -11,13 +11,17 @@ use http_body_util::{BodyExt as _, Full};
 use kedge_base::Tasks;
 use kube::client::Body;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsConnector;
 
 use crate::Error;
 use crate::connect::{Connector, http_client};
+use crate::mounted::{Mounted, roots};
 
 /// Where a pod finds its identity.
 const MOUNTED: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -39,21 +43,30 @@ pub enum Identity {
 /// # Errors
 /// When the URL, a certificate or the key is not usable.
 pub fn client(url: &str, ca_pem: &str, identity: Identity, namespace: &str) -> Result<kube::Client, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider.clone())
+        .build()
+        .map_err(|error| Error::other(format!("the authority's certificate is unusable: {error}")))?;
+    trusting(url, provider, verifier, identity, namespace)
+}
+
+fn trusting(
+    url: &str,
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ServerCertVerifier>,
+    identity: Identity,
+    namespace: &str,
+) -> Result<kube::Client, Error> {
     let unusable =
         |what: &str, why: &dyn std::fmt::Display| Error::other(format!("{what} is unusable: {why}"));
     let base: Uri = url.parse().map_err(|error| unusable("the server's URL", &error))?;
     let authority =
         base.authority().cloned().ok_or_else(|| unusable("the server's URL", &"it has no host"))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| unusable("the authority's certificate", &error))?;
-        roots.add(certificate).map_err(|error| unusable("the authority's certificate", &error))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable("TLS", &error))?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     let (config, token) = match identity {
         Identity::TokenFile(file) => (builder.with_no_client_auth(), Some(Arc::new(Token::new(file)))),
         Identity::Certificate { chain, key } => {
@@ -113,7 +126,9 @@ pub fn in_cluster() -> Result<kube::Client, Error> {
     };
     let namespace = read("namespace").unwrap_or_else(|_| "default".to_owned());
     let identity = Identity::TokenFile(mounted.join("token"));
-    client(&format!("https://{host}:{port}"), &read("ca.crt")?, identity, namespace.trim())
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Mounted::new(mounted.join("ca.crt"), provider.clone())?;
+    trusting(&format!("https://{host}:{port}"), provider, verifier, identity, namespace.trim())
 }
 
 struct Token {

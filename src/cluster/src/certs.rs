@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::issue::alternative_names;
 use crate::pki::read_text;
+use crate::trust::blocks;
 
 const DAY: i64 = 24 * 60 * 60;
 
@@ -54,20 +55,27 @@ pub fn certificates(pki_dir: &Path, now: Timestamp) -> Result<Vec<CertificateSta
     for entry in fs::read_dir(pki_dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.extension().is_some_and(|ending| ending == "crt") {
-            found.push(status(path, now)?);
+            let text = read_text(&path)?.unwrap_or_default();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push(status(stem.clone(), path.clone(), &text, now)?);
+            // Whom the node trusts may be two.
+            if stem == "ca" {
+                for (index, other) in blocks(&text).iter().enumerate().skip(1) {
+                    found.push(status(format!("ca-{}", index + 1), path.clone(), other, now)?);
+                }
+            }
         }
     }
     found.order_by(|one, other| one.name.cmp(&other.name));
     Ok(found)
 }
 
-fn status(path: PathBuf, now: Timestamp) -> Result<CertificateStatus, Error> {
+fn status(name: String, path: PathBuf, text: &str, now: Timestamp) -> Result<CertificateStatus, Error> {
     let damaged = |reason: String| Error::Damaged {
         path: path.clone(),
         reason,
         remedy: "restart Kedge, which issues it again unless it is an authority; restore an authority from a backup",
     };
-    let text = read_text(&path)?.unwrap_or_default();
     let der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| damaged(error.to_string()))?;
     let (_, parsed) =
         x509_parser::parse_x509_certificate(&der).map_err(|error| damaged(error.to_string()))?;
@@ -75,7 +83,7 @@ fn status(path: PathBuf, now: Timestamp) -> Result<CertificateStatus, Error> {
     let (from, to) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let authority = parsed.is_ca();
     Ok(CertificateStatus {
-        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        name,
         subject: parsed.subject().to_string(),
         issuer: parsed.issuer().to_string(),
         names: alternative_names(&parsed),

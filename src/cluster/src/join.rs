@@ -189,8 +189,8 @@ impl ServerCertVerifier for Pin {
         roots.add(authority.clone().into_owned())?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, &[], now, algorithms).map_err(
-            |error| {
+        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)
+            .map_err(|error| {
                 match error {
                     // The right authority is shown, but it did not sign for this server.
                     rustls::Error::InvalidCertificate(
@@ -200,8 +200,7 @@ impl ServerCertVerifier for Pin {
                     ) => self.refuse(None),
                     other => other,
                 }
-            },
-        )?;
+            })?;
         // A worker's certificate comes from the same authority: it must not pass for the control plane.
         match PeerIdentity::of(end_entity) {
             Some(peer) if peer.role == Role::ControlPlane => Ok(ServerCertVerified::assertion()),

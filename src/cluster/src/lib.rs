@@ -6,9 +6,11 @@
 //! the API server: the store is [`Records`] here, and hands over its own service for the cluster port; the
 //! API server is a `kube::Client`.
 
+mod authority;
 mod call;
 mod certs;
 mod clock;
+mod encryption;
 mod error;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -30,10 +32,13 @@ mod sign;
 mod staging;
 mod tls;
 mod token;
+mod trust;
 mod wire;
 
+pub use authority::{AuthorityReport, AuthorityStage, AuthorityState, AuthorityStep};
 pub use certs::{CertificateStatus, certificates};
 pub use clock::Clock;
+pub use encryption::{EncryptionKeys, EncryptionNext, EncryptionStage, EncryptionState, EncryptionWish};
 pub use error::Error;
 pub use identity::{NodeId, PeerIdentity, Role};
 pub use issue::{Leaf, NodeIdentity, Usage};

@@ -49,7 +49,7 @@ pub fn serve(
     tasks: &Tasks,
 ) -> Result<(), Error> {
     let pki = service.pki();
-    let config = pki.server_config(Leaf::Node, Some(pki.ca_pem()))?;
+    let config = pki.cluster_server_config(Leaf::Node)?;
     let port = Port { acceptor: TlsAcceptor::from(config), service, store, tasks: tasks.clone() };
     tasks.spawn_until_stopped("cluster port", accept(listener, port));
     Ok(())

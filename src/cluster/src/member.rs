@@ -10,9 +10,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::call::{connect, exchange, http1, secure};
 use crate::wire::{
-    AnnounceRequest, Call, LeaveRequest, NodeRecord, Peer, RenewRequest, Standing, StandingRequest,
+    AnnounceRequest, AuthorityRequest, Call, ControlPlaneKeys, KeysRequest, LeaveRequest, NodeRecord, Peer,
+    RenewRequest, Standing, StandingRequest,
 };
-use crate::{Error, HostPort, Leaf, NodeId, Pki, Refusal};
+use crate::{AuthorityState, Error, HostPort, Leaf, NodeId, Pki, Refusal};
 
 /// Opens connections to members: mutual TLS, HTTP/2, and sure to lead to that very member, because its
 /// certificate must carry its id. Renewed certificates are used from the next connection on.
@@ -27,7 +28,7 @@ impl Dialer {
     /// # Errors
     /// When the certificates are of no use for TLS.
     pub fn new(pki: &Pki) -> Result<Self, Error> {
-        let mut config = ClientConfig::clone(&*pki.client_config(Some(Leaf::Node), pki.ca_pem())?);
+        let mut config = ClientConfig::clone(&*pki.cluster_client_config(Some(Leaf::Node))?);
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self { config: Arc::new(config) })
     }
@@ -58,7 +59,7 @@ impl Members {
     /// # Errors
     /// When the certificates are of no use for TLS.
     pub fn new(pki: Arc<Pki>, peers: Vec<Peer>) -> Result<Self, Error> {
-        let config = http1(&*pki.client_config(Some(Leaf::Node), pki.ca_pem())?);
+        let config = http1(&*pki.cluster_client_config(Some(Leaf::Node))?);
         Ok(Self { pki, config, peers: RwLock::new(peers) })
     }
 
@@ -96,6 +97,39 @@ impl Members {
             Err(Error::Refused(Refusal::Removed { .. } | Refusal::NotAMember)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Says what this node has, and hears whether the cluster's authority is being replaced.
+    ///
+    /// # Errors
+    /// As [`Members::standing`].
+    pub async fn authority(&self) -> Result<Option<AuthorityState>, Error> {
+        let report = self.pki.authority_report()?;
+        Ok(self.ask(&AuthorityRequest { report }).await?.state)
+    }
+
+    /// What all control-plane nodes share, from another one of them. With `wanted` the next one is asked when
+    /// one does not have it.
+    ///
+    /// # Errors
+    /// [`Error::NoControlPlane`] when nobody has it or answers.
+    pub async fn keys(&self, wanted: impl Fn(&ControlPlaneKeys) -> bool) -> Result<ControlPlaneKeys, Error> {
+        let mut failures = Vec::new();
+        for peer in self.peers() {
+            if peer.id == self.pki.node_id() {
+                continue;
+            }
+            match self.ask_one(&peer, &KeysRequest {}).await {
+                Ok(keys) if wanted(&keys) => return Ok(keys),
+                Ok(_) => failures.push(format!("{} does not have them", peer.name)),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        Err(Error::NoControlPlane(if failures.is_empty() {
+            "there is no other control-plane node".into()
+        } else {
+            failures.join("; ")
+        }))
     }
 
     /// This node's cluster port has another address.

@@ -8,6 +8,7 @@
 //! what cannot (the authorities, the token key) is never overwritten.
 
 mod files;
+mod rotation;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,9 +17,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kedge_base::Chain;
 use rcgen::{IsCa, KeyPair, KeyUsagePurpose, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
+#[cfg(test)]
 use rustls_pki_types::pem::PemObject as _;
+use tokio::sync::watch;
 
 use self::files::{Authority, REJOIN, chained, issue, load, outdated, token_key};
 pub(crate) use self::files::{
@@ -27,8 +31,9 @@ pub(crate) use self::files::{
 use crate::identity::Own;
 use crate::issue::{Leaf, NodeIdentity, Profile, Usage, seal};
 use crate::tls::Slot;
+use crate::trust::{Trust, authority_hash};
 use crate::wire::ControlPlaneKeys;
-use crate::{Clock, Error, NodeId, Role};
+use crate::{Clock, EncryptionKeys, Error, NodeId, Role};
 
 /// The cluster's authorities, the token key and this node's certificates.
 #[derive(Debug)]
@@ -37,8 +42,7 @@ pub struct Pki {
     pub(crate) clock: Arc<Clock>,
     node: RwLock<NodeIdentity>,
     own: Own,
-    ca: CertificateDer<'static>,
-    ca_pem: String,
+    pub(crate) trust: Arc<Trust>,
     authorities: Option<Authorities>,
     slots: BTreeMap<Leaf, Arc<Slot>>,
 }
@@ -46,15 +50,23 @@ pub struct Pki {
 /// What only control-plane nodes have.
 #[derive(Debug)]
 struct Authorities {
-    ca: Authority,
-    front_proxy_ca: Authority,
+    ca: RwLock<Arc<Authority>>,
+    front_proxy_ca: Arc<Authority>,
     service_account_key: String,
     service_account_public: String,
 }
 
 impl Authorities {
-    fn of(&self, leaf: Leaf) -> &Authority {
-        if leaf == Leaf::FrontProxyClient { &self.front_proxy_ca } else { &self.ca }
+    fn of(&self, leaf: Leaf) -> Arc<Authority> {
+        if leaf == Leaf::FrontProxyClient { self.front_proxy_ca.clone() } else { self.ca() }
+    }
+
+    fn ca(&self) -> Arc<Authority> {
+        self.ca.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace_ca(&self, fresh: Authority) {
+        *self.ca.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
     }
 }
 
@@ -84,16 +96,22 @@ impl Pki {
     pub fn open(dir: &Path, node: &NodeIdentity) -> Result<Self, Error> {
         let clock = Self::prepare(dir)?;
         let now = clock.now();
-        let ca = Authority::open(dir, "ca", "kedge-ca", now)?;
-        let front_proxy_ca = Authority::open(dir, "front-proxy-ca", "kedge-front-proxy-ca", now)?;
+        rotation::complete(dir)?;
+        let ca = RwLock::new(Arc::new(Authority::open(dir, "ca", "kedge-ca", now)?));
+        let front_proxy_ca = Arc::new(Authority::open(dir, "front-proxy-ca", "kedge-front-proxy-ca", now)?);
+        let trust = Trust::new(&read_text(&dir.join("ca.crt"))?.unwrap_or_default())?;
         let (service_account_key, service_account_public) = token_key(dir)?;
         let authorities = Authorities { ca, front_proxy_ca, service_account_key, service_account_public };
         let key = node_key(dir)?;
         let own = Own { id: NodeId::of_public_key(&key.subject_public_key_info()), role: Role::ControlPlane };
         let mut slots = BTreeMap::new();
         for leaf in Leaf::ALL {
-            let authority = authorities.of(leaf);
-            let slot = match load(dir, leaf, &authority.der)? {
+            let authority = &authorities.of(leaf);
+            let signed = |certificate: &CertificateDer<'_>| {
+                signed_by(certificate, &authority.der)
+                    || leaf != Leaf::FrontProxyClient && trust.signed(certificate)
+            };
+            let slot = match load(dir, leaf, signed)? {
                 Some(slot) => match outdated(&slot, &Profile::of(leaf, node, own), now) {
                     None => slot,
                     Some(reason) => {
@@ -111,8 +129,7 @@ impl Pki {
             clock,
             node: RwLock::new(node.clone()),
             own,
-            ca: authorities.ca.der.clone(),
-            ca_pem: authorities.ca.pem.clone(),
+            trust,
             authorities: Some(authorities),
             slots,
         })
@@ -129,15 +146,15 @@ impl Pki {
         let lost = |path: PathBuf, reason: String| Error::Damaged { path, reason, remedy: REJOIN };
         let ca_path = dir.join("ca.crt");
         let ca_pem = read_text(&ca_path)?.ok_or_else(|| lost(ca_path.clone(), "it is missing".into()))?;
-        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes())
-            .map_err(|error| lost(ca_path, error.to_string()))?;
+        let trust = Trust::new(&ca_pem).map_err(|error| lost(ca_path, Chain(&error).to_string()))?;
         let key_path = dir.join("node.key");
         let key = read_text(&key_path)?.ok_or_else(|| lost(key_path.clone(), "it is missing".into()))?;
         let key = KeyPair::from_pem(&key).map_err(|error| lost(key_path, error.to_string()))?;
         let own = Own { id: NodeId::of_public_key(&key.subject_public_key_info()), role: Role::Worker };
         let mut slots = BTreeMap::new();
         for leaf in Leaf::WORKER {
-            let slot = load(dir, leaf, &ca)?.ok_or_else(|| {
+            let signed = |certificate: &CertificateDer<'_>| trust.signed(certificate);
+            let slot = load(dir, leaf, signed)?.ok_or_else(|| {
                 let path = dir.join(format!("{}.crt", leaf.file_stem()));
                 lost(path, "it is missing, damaged or of another cluster".into())
             })?;
@@ -149,8 +166,7 @@ impl Pki {
             clock,
             node: RwLock::new(node.clone()),
             own,
-            ca,
-            ca_pem,
+            trust,
             authorities: None,
             slots,
         })
@@ -183,14 +199,19 @@ impl Pki {
         self.node.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The cluster authority's certificate.
-    pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
+    /// The cluster authority's certificate; two while it is replaced, the one that signs here first.
+    pub fn ca_pem(&self) -> String {
+        self.trust.pem()
+    }
+
+    /// The same, and its changes.
+    pub fn follow_ca_pem(&self) -> watch::Receiver<String> {
+        self.trust.subscribe()
     }
 
     #[cfg(test)]
-    pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
-        &self.ca
+    pub(crate) fn ca_der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.ca_pem().as_bytes()).unwrap()
     }
 
     /// The front-proxy authority's certificate: aggregated API servers trust it for user headers. Empty on
@@ -213,10 +234,12 @@ impl Pki {
     pub(crate) fn shared_keys(&self) -> Result<ControlPlaneKeys, Error> {
         let authorities = self.authorities()?;
         Ok(ControlPlaneKeys {
-            ca_key: authorities.ca.issuer.key().serialize_pem(),
+            ca_key: authorities.ca().issuer.key().serialize_pem(),
+            next_ca_key: read_text(&self.dir.join(rotation::NEXT_KEY))?.unwrap_or_default(),
             front_proxy_ca: authorities.front_proxy_ca.pem.clone(),
             front_proxy_ca_key: authorities.front_proxy_ca.issuer.key().serialize_pem(),
             service_account_key: authorities.service_account_key.clone(),
+            encryption: read_text(&EncryptionKeys::path(&self.dir))?.unwrap_or_default(),
         })
     }
 
@@ -233,8 +256,7 @@ impl Pki {
 
     /// SHA-256 over the cluster authority's SubjectPublicKeyInfo, in hexadecimal: what join strings pin.
     pub fn ca_hash(&self) -> String {
-        // `open` parsed it before.
-        public_key_hash(&self.ca).unwrap_or_default()
+        authority_hash(&self.ca_pem())
     }
 
     /// The certificates that are past two thirds of their life at `now`, or name other addresses than the
@@ -278,7 +300,7 @@ impl Pki {
         let authorities = self.authorities()?;
         let node = self.identity();
         for &leaf in leaves {
-            let fresh = issue(&self.dir, leaf, &node, self.own, authorities.of(leaf), self.clock.now())?;
+            let fresh = issue(&self.dir, leaf, &node, self.own, &authorities.of(leaf), self.clock.now())?;
             tracing::info!(certificate = leaf.file_stem(), "certificate issued again");
             self.slot(leaf)?.replace(fresh);
         }
@@ -327,7 +349,7 @@ impl Pki {
         let slot = Slot::new(certificate.to_owned(), pending.key.clone()).map_err(|error| {
             Error::Request(format!("the certificate that came back is of no use: {error}"))
         })?;
-        let reason = if signed_by(&slot.certificate(), &self.ca) {
+        let reason = if self.trust.signed(&slot.certificate()) {
             outdated(&slot, &Profile::of(leaf, &self.identity(), self.own), self.clock.now())
         } else {
             Some("it was signed by another authority")
@@ -361,7 +383,7 @@ impl Pki {
         request.params = Profile::of(leaf, node, own).params(self.clock.now())?;
         let certificate =
             request.signed_by(&authority.issuer).map_err(|error| Error::Request(error.to_string()))?;
-        Ok(chained(leaf, certificate.pem(), &authority.pem))
+        chained(&self.dir, leaf, certificate.pem(), &authority)
     }
 
     /// Sign a certificate signing request (PEM) with the cluster authority. Subject and names are the
@@ -377,7 +399,7 @@ impl Pki {
         request.params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
         seal(&mut request.params, self.clock.now(), ttl)?;
         let certificate = request
-            .signed_by(&self.authorities()?.ca.issuer)
+            .signed_by(&self.authorities()?.ca().issuer)
             .map_err(|error| Error::Request(error.to_string()))?;
         Ok(certificate.pem())
     }
@@ -396,5 +418,7 @@ impl Pki {
     }
 }
 
+#[cfg(test)]
+mod rotation_tests;
 #[cfg(test)]
 mod tests;

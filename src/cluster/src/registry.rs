@@ -3,6 +3,8 @@
 //!
 //! It lies in the replicated store, which this module knows only as [`Records`].
 
+mod authority;
+mod encryption;
 mod lost;
 mod replica;
 mod tokens;
@@ -255,7 +257,13 @@ impl Registry {
             transaction.member = Some(MemberChange::Remove(id));
         }
         let now = self.now();
-        transaction.deletes = vec![node_key(id), name_key(&record.name), address_key(&record.address)];
+        transaction.deletes = vec![
+            node_key(id),
+            name_key(&record.name),
+            address_key(&record.address),
+            encryption::held_key(id),
+            authority::report_key(id),
+        ];
         transaction.deletes.extend(self.outdated(now).await?);
         let removed = RemovedRecord { id, name: record.name.clone(), at: now, left };
         transaction.puts.push((removed_key(id), encode(&removed)?));

@@ -15,8 +15,9 @@ use crate::identity::Own;
 use crate::limit::Limiter;
 use crate::pki::parse_request;
 use crate::wire::{
-    Admitted, AnnounceRequest, Call, ClusterConfig, JoinRequest, LeaveRequest, NodeFacts, NodeRecord,
-    RenewRequest, Renewed, Standing, StandingRequest, Version,
+    Admitted, AnnounceRequest, AuthorityRequest, AuthorityView, Call, ClusterConfig, ControlPlaneKeys,
+    JoinRequest, KeysRequest, LeaveRequest, NodeFacts, NodeRecord, RenewRequest, Renewed, Standing,
+    StandingRequest, Version,
 };
 use crate::{Error, HostPort, Leaf, NodeId, NodeIdentity, PeerIdentity, Pki, Refusal, Registry, Role, Token};
 
@@ -82,6 +83,8 @@ impl Service {
                 tracing::info!(node = record.name, id = %record.id, "node left the cluster");
                 encode(&record)
             }
+            AuthorityRequest::PATH => encode(&self.authority(member(asker)?, &decode(body)?).await?),
+            KeysRequest::PATH => encode(&self.keys(member(asker)?)?),
             AnnounceRequest::PATH => encode(&self.announce(member(asker)?, decode(body)?).await?),
             other => Err(Refusal::Invalid {
                 message: format!("there is no request {other:?}; is the other node newer than this one?"),
@@ -137,12 +140,16 @@ impl Service {
             let signed = self.pki.sign_leaf(leaf, csr(leaf)?, &identity, own);
             certificates.insert(leaf, signed.map_err(|error| invalid(&error))?);
         }
-        let control_plane = match own.role {
-            Role::ControlPlane => Some(self.pki.shared_keys().map_err(|error| unavailable(&error))?),
-            Role::Worker => None,
+        let shared = || match own.role {
+            Role::ControlPlane => self.pki.shared_keys().map(Some).map_err(|error| unavailable(&error)),
+            Role::Worker => Ok(None),
         };
+        shared()?;
         // Everything is ready; from here on the node is a member, whether the answer arrives or not.
         let record = self.registry.admit(&token, id, &request.facts).await?;
+        // Only now: a key that came into use before it was a member is among these, and for one that comes
+        // into use later the cluster waits for it.
+        let control_plane = shared()?;
         tracing::info!(node = record.name, %id, role = %record.role, "node admitted to the cluster");
         let mut peers: Vec<_> = self
             .registry
@@ -158,7 +165,7 @@ impl Service {
             id,
             facts: request.facts,
             certificates,
-            ca: self.pki.ca_pem().to_owned(),
+            ca: self.pki.ca_pem(),
             control_plane,
             peers,
             api_servers: self.facts.api_servers(),
@@ -197,6 +204,29 @@ impl Service {
             .sign_leaf(request.leaf, &request.request, &identity, own)
             .map_err(|error| invalid(&error))?;
         Ok(Renewed { certificate })
+    }
+
+    async fn authority(
+        &self,
+        peer: &PeerIdentity,
+        request: &AuthorityRequest,
+    ) -> Result<AuthorityView, Refusal> {
+        self.registry.standing(peer.id)?;
+        let state = self.registry.authority().await?.map(|(state, _)| state);
+        if state.is_some() {
+            self.registry.report_authority(peer.id, &request.report).await?;
+        }
+        Ok(AuthorityView { state })
+    }
+
+    fn keys(&self, peer: &PeerIdentity) -> Result<ControlPlaneKeys, Refusal> {
+        let record = self.registry.standing(peer.id)?;
+        if peer.role != Role::ControlPlane || record.role != Role::ControlPlane {
+            return Err(Refusal::Forbidden {
+                message: "only control-plane nodes get the cluster's keys".into(),
+            });
+        }
+        self.pki.shared_keys().map_err(|error| unavailable(&error))
     }
 
     async fn announce(&self, peer: &PeerIdentity, request: AnnounceRequest) -> Result<NodeRecord, Refusal> {

@@ -154,7 +154,8 @@ impl Pki {
         let longest = Duration::from_secs(LEAF_LIFE);
         let ttl = ttl.unwrap_or(longest).clamp(SHORTEST, longest);
         let usage = if signer == Signer::KubeletServing { Usage::Server } else { Usage::Client };
-        self.sign_csr(csr_pem, &[usage], ttl)
+        let certificate = self.sign_csr(csr_pem, &[usage], ttl)?;
+        Ok(if usage == Usage::Server { certificate + &self.cross()? } else { certificate })
     }
 }
 

@@ -18,9 +18,10 @@ use rustls_pki_types::pem::PemObject as _;
 
 use crate::identity::Own;
 use crate::issue::Profile;
-use crate::pki::{generate, node_key, public_key_hash, read_text, request, signed_by, write};
+use crate::pki::{generate, node_key, public_key_hash, read_text, request, write};
+use crate::trust::{Trust, authority_hash, blocks};
 use crate::wire::{Admitted, NodeFacts};
-use crate::{Error, Leaf, NodeId, NodeIdentity, Role};
+use crate::{EncryptionKeys, Error, Leaf, NodeId, NodeIdentity, Role};
 
 /// Beside the keys, see [`crate::Clock`].
 const TIME_FLOOR: &str = "time-floor";
@@ -52,8 +53,7 @@ impl Staging {
     /// Is the prepared folder for the cluster whose authority's hash begins so?
     pub(crate) fn belongs_to(&self, ca_hash: &str) -> Result<bool, Error> {
         let Some(admitted) = self.admitted()? else { return Ok(false) };
-        let ca = CertificateDer::from_pem_slice(admitted.ca.as_bytes()).ok();
-        Ok(ca.and_then(|ca| public_key_hash(&ca)).is_some_and(|hash| hash.starts_with(ca_hash)))
+        Ok(blocks(&admitted.ca).iter().any(|ca| authority_hash(ca).starts_with(ca_hash)))
     }
 
     /// Certificate signing requests for this node's keys, which are made now or were at a former attempt.
@@ -82,8 +82,9 @@ impl Staging {
     pub(crate) fn save(&self, admitted: &Admitted, ca_hash: &str) -> Result<(), Error> {
         let bad = |reason: &str| Error::Request(format!("the cluster's answer is of no use: {reason}"));
         let pki = self.pki();
-        let ca = CertificateDer::from_pem_slice(admitted.ca.as_bytes()).map_err(|_| bad("no authority"))?;
-        if !public_key_hash(&ca).is_some_and(|hash| hash.starts_with(ca_hash)) {
+        // Two while one takes the other's place; the join string may name either.
+        let trust = Trust::new(&admitted.ca).map_err(|_| bad("no authority"))?;
+        if !blocks(&admitted.ca).iter().any(|ca| authority_hash(ca).starts_with(ca_hash)) {
             return Err(bad("it names another authority"));
         }
         for leaf in Leaf::WORKER {
@@ -96,7 +97,7 @@ impl Staging {
                 let spki = key.subject_public_key_info();
                 hash == crate::token::hex(ring::digest::digest(&ring::digest::SHA256, &spki).as_ref())
             });
-            if !own || !signed_by(&der, &ca) {
+            if !own || !trust.signed(&der) {
                 return Err(bad("a certificate is not for this node's key"));
             }
         }
@@ -106,6 +107,11 @@ impl Staging {
                 write(&pki.join("front-proxy-ca.key"), &keys.front_proxy_ca_key)?;
                 write(&pki.join("front-proxy-ca.crt"), &keys.front_proxy_ca)?;
                 write(&pki.join("sa.key"), &keys.service_account_key)?;
+                if !keys.encryption.is_empty() {
+                    EncryptionKeys::parse(&keys.encryption)
+                        .map_err(|_| bad("its encryption keys"))?
+                        .write(&pki)?;
+                }
             }
             (None, Role::Worker) => {}
             _ => return Err(bad("the keys in it do not go with the role")),

@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use kedge_base::Order as _;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
@@ -21,19 +22,50 @@ impl Pki {
     /// # Errors
     /// When `client_ca_pem` holds no usable certificate.
     pub fn server_config(&self, leaf: Leaf, client_ca_pem: Option<&str>) -> Result<Arc<ServerConfig>, Error> {
-        let builder = ServerConfig::builder_with_details(provider(), self.clock.clone())
-            .with_safe_default_protocol_versions()?;
-        let builder = match client_ca_pem {
-            None => builder.with_no_client_auth(),
-            Some(pem) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
-                    .allow_unauthenticated()
-                    .build()?;
-                builder.with_client_cert_verifier(verifier)
-            }
+        let verifier: Arc<dyn ClientCertVerifier> = match client_ca_pem {
+            None => Arc::new(NoClientAuth),
+            Some(pem) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
+                .allow_unauthenticated()
+                .build()?,
         };
-        let mut config = builder.with_cert_resolver(self.slot(leaf)?.clone());
+        Ok(Arc::new(self.serving(leaf, verifier)?))
+    }
+
+    /// The same for clients with certificates of the cluster's authority, whichever that is at the moment of
+    /// the handshake.
+    ///
+    /// # Errors
+    /// When this node does not have the certificate.
+    pub fn cluster_server_config(&self, leaf: Leaf) -> Result<Arc<ServerConfig>, Error> {
+        let mut config = self.serving(leaf, self.trust.clone())?;
+        config.session_storage = self.trust.clone();
+        Ok(Arc::new(config))
+    }
+
+    fn serving(&self, leaf: Leaf, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
+        let mut config = ServerConfig::builder_with_details(provider(), self.clock.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(self.slot(leaf)?.clone());
         config.ignore_client_order = aes_in_hardware();
+        config.alpn_protocols = alpn();
+        Ok(config)
+    }
+
+    /// A client's configuration: trusts the cluster's authority, whichever that is at the moment of the
+    /// handshake, and shows `leaf` when there is one.
+    ///
+    /// # Errors
+    /// When this node does not have the certificate.
+    pub fn cluster_client_config(&self, leaf: Option<Leaf>) -> Result<Arc<ClientConfig>, Error> {
+        let builder = ClientConfig::builder_with_details(provider(), self.clock.clone())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(self.trust.clone());
+        let mut config = match leaf {
+            Some(leaf) => builder.with_client_cert_resolver(self.slot(leaf)?.clone()),
+            None => builder.with_no_client_auth(),
+        };
         config.alpn_protocols = alpn();
         Ok(Arc::new(config))
     }
@@ -191,7 +223,7 @@ fn alpn() -> Vec<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::NodeIdentity;
     use rustls::{ClientConnection, ServerConnection};
@@ -207,7 +239,7 @@ mod tests {
     }
 
     /// Runs a handshake in memory; returns how many certificates the server saw.
-    fn handshake(
+    pub(crate) fn handshake(
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,
         name: &str,
@@ -246,12 +278,12 @@ mod tests {
     fn peers_meet_by_service_name_and_address() {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), &node()).unwrap();
-        let server = pki.server_config(Leaf::Apiserver, Some(pki.ca_pem())).unwrap();
-        let anonymous = pki.client_config(None, pki.ca_pem()).unwrap();
+        let server = pki.server_config(Leaf::Apiserver, Some(&pki.ca_pem())).unwrap();
+        let anonymous = pki.client_config(None, &pki.ca_pem()).unwrap();
         for name in ["kubernetes.default.svc", "10.96.0.1", "192.0.2.1", "127.0.0.1", "localhost"] {
             assert_eq!(handshake(server.clone(), anonymous.clone(), name), Ok(0), "{name}");
         }
-        let admin = pki.client_config(Some(Leaf::Admin), pki.ca_pem()).unwrap();
+        let admin = pki.client_config(Some(Leaf::Admin), &pki.ca_pem()).unwrap();
         assert_eq!(handshake(server.clone(), admin, "localhost"), Ok(1));
         assert!(handshake(server, anonymous, "example.org").is_err());
     }
@@ -261,10 +293,10 @@ mod tests {
         let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let pki = Pki::open(dir.path(), &node()).unwrap();
         let other = Pki::open(other_dir.path(), &node()).unwrap();
-        let server = pki.server_config(Leaf::Apiserver, Some(pki.ca_pem())).unwrap();
-        let trusts_other = other.client_config(None, other.ca_pem()).unwrap();
+        let server = pki.server_config(Leaf::Apiserver, Some(&pki.ca_pem())).unwrap();
+        let trusts_other = other.client_config(None, &other.ca_pem()).unwrap();
         assert!(handshake(server.clone(), trusts_other, "localhost").is_err());
-        let shows_other = other.client_config(Some(Leaf::Admin), pki.ca_pem()).unwrap();
+        let shows_other = other.client_config(Some(Leaf::Admin), &pki.ca_pem()).unwrap();
         assert!(handshake(server, shows_other, "localhost").is_err());
     }
 
@@ -273,7 +305,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), &node()).unwrap();
         let server = pki.server_config(Leaf::Kubelet, None).unwrap();
-        let client = pki.client_config(None, pki.ca_pem()).unwrap();
+        let client = pki.client_config(None, &pki.ca_pem()).unwrap();
         assert!(handshake(server.clone(), client.clone(), "203.0.113.9").is_err());
         pki.set_addresses(&["203.0.113.9".parse().unwrap()]).unwrap();
         assert_eq!(handshake(server, client, "203.0.113.9"), Ok(0));

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{HostPort, Leaf, NodeId, Role, TokenHash};
+use crate::{AuthorityReport, AuthorityState, HostPort, Leaf, NodeId, Role, TokenHash};
 
 /// All requests are POSTs below this path; other paths belong to the store.
 pub(crate) const PREFIX: &str = "/kedge.cluster/v1/";
@@ -189,12 +189,18 @@ impl fmt::Debug for Admitted {
 pub struct ControlPlaneKeys {
     /// The cluster authority's key.
     pub ca_key: String,
+    /// The key of the authority that is to take its place; empty: none is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub next_ca_key: String,
     /// The front-proxy authority.
     pub front_proxy_ca: String,
     /// Its key.
     pub front_proxy_ca_key: String,
     /// The key that signs ServiceAccount tokens.
     pub service_account_key: String,
+    /// The file of keys that stored objects are encrypted with; empty: there are none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub encryption: String,
 }
 
 impl fmt::Debug for ControlPlaneKeys {
@@ -265,6 +271,32 @@ pub(crate) struct AnnounceRequest {
 impl Call for AnnounceRequest {
     const PATH: &'static str = "announce";
     type Reply = NodeRecord;
+}
+
+/// `keys`: what all control-plane nodes share, asked for by one of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeysRequest {}
+
+impl Call for KeysRequest {
+    const PATH: &'static str = "keys";
+    type Reply = ControlPlaneKeys;
+}
+
+/// `authority`: this is what I have; is the cluster's authority being replaced?
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AuthorityRequest {
+    pub(crate) report: AuthorityReport,
+}
+
+impl Call for AuthorityRequest {
+    const PATH: &'static str = "authority";
+    type Reply = AuthorityView;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AuthorityView {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<AuthorityState>,
 }
 
 /// What the cluster stores of a node.

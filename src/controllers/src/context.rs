@@ -49,6 +49,17 @@ impl Context {
         });
     }
 
+    /// Calls `handler` whenever the cluster's CA certificates are others.
+    pub(crate) fn on_new_ca(&self, name: &'static str, handler: impl Fn() + Send + 'static) {
+        let mut ca = self.config.cluster_ca_pem.clone();
+        ca.mark_unchanged();
+        self.tasks.spawn_until_stopped(name, async move {
+            while ca.changed().await.is_ok() {
+                handler();
+            }
+        });
+    }
+
     /// Run a controller's workers once `synced` has ended.
     pub(crate) fn run<T, S, F, Fut>(
         &self,

@@ -341,7 +341,12 @@ impl World {
         let client = kube::Client::new(service, "default");
         let tasks = Tasks::new("test");
         let informers = Informers::new(client.clone(), &tasks);
-        let ctx = Context::new(Config::new("CA".into(), Vec::new()), client, informers, tasks);
+        let ctx = Context::new(
+            Config::new(tokio::sync::watch::Sender::new("CA".to_owned()).subscribe(), Vec::new()),
+            client,
+            informers,
+            tasks,
+        );
         Self { fake, ctx }
     }
 

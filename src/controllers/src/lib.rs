@@ -51,14 +51,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kedge_base::Tasks;
 use kedge_client::Informers;
+use tokio::sync::watch;
 
 pub use context::Context;
 
 /// What the controllers need to know about the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cluster's CA certificate(s), PEM: goes into `kube-root-ca.crt` and into token secrets.
-    pub cluster_ca_pem: String,
+    /// The cluster's CA certificate(s), PEM: goes into `kube-root-ca.crt` and into token secrets. It may change.
+    pub cluster_ca_pem: watch::Receiver<String>,
     /// The addresses that pods get, one network an IP family; every node receives a part of each. Empty:
     /// nodes get their ranges from somebody else.
     pub pod_cidrs: Vec<IpNet>,
@@ -99,7 +100,7 @@ pub trait Signer: Debug + Send + Sync + 'static {
 
 impl Config {
     /// Upstream's defaults around the two things that have none.
-    pub fn new(cluster_ca_pem: String, pod_cidrs: Vec<IpNet>) -> Self {
+    pub fn new(cluster_ca_pem: watch::Receiver<String>, pod_cidrs: Vec<IpNet>) -> Self {
         Self {
             cluster_ca_pem,
             pod_cidrs,

@@ -8,8 +8,10 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod global;
+mod keys;
 
 pub(crate) use global::GlobalArgs;
+pub(crate) use keys::{EncryptionCommand, RotateCaArgs};
 
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
 #[derive(Debug, Parser)]
@@ -68,6 +70,9 @@ pub(crate) enum Command {
     /// This node's certificates
     #[command(subcommand)]
     Certs(CertsCommand),
+    /// Secrets (and more) encrypted where they are stored
+    #[command(subcommand)]
+    SecretsEncryption(EncryptionCommand),
     /// Enable addons, and wait until they are healthy
     Enable(EnableArgs),
     /// Disable addons: remove exactly what enabling them made
@@ -489,6 +494,8 @@ pub(crate) enum CertsCommand {
         #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
         format: Format,
     },
+    /// Replace the whole cluster's authority by a new one; the old one is trusted too until --finish
+    RotateCa(RotateCaArgs),
 }
 
 #[derive(Debug, Args)]
@@ -592,6 +599,12 @@ impl Command {
                 | RepoCommand::Remove { reported, .. }
                 | RepoCommand::Update { reported, .. },
             )) => reported.output,
+            Self::Certs(CertsCommand::RotateCa(args)) => args.reported.output,
+            Self::SecretsEncryption(
+                EncryptionCommand::Enable { waiting, .. }
+                | EncryptionCommand::Rotate { waiting }
+                | EncryptionCommand::Disable { waiting },
+            ) => waiting.reported.output,
             Self::Snapshot(SnapshotCommand::Restore(args)) => args.reported.output,
             Self::Snapshot(SnapshotCommand::Save { format, .. })
             | Self::Images(ImagesCommand::Prune { format })
@@ -675,6 +688,10 @@ mod tests {
             "snapshot save",
             "snapshot restore a",
             "certs rotate",
+            "certs rotate-ca",
+            "secrets-encryption enable",
+            "secrets-encryption rotate",
+            "secrets-encryption disable",
             "addons repo add /x",
             "addons repo remove x",
             "addons repo update",

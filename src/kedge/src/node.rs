@@ -3,10 +3,12 @@
 //! Components know each other only through a `kube::Client`. On a control-plane node it leads straight
 //! into the API server of the same process; on a worker it leads over HTTPS.
 
+pub(crate) mod authority;
 pub(crate) mod backup;
 mod book;
 pub(crate) mod control_plane;
 mod drain;
+pub(crate) mod encryption;
 pub(crate) mod facts;
 mod first_start;
 mod flannel;
@@ -103,6 +105,14 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
         }
     };
+    if let Some(plane) = &control_plane {
+        let (mut unreadable, token) = (plane.unreadable.clone(), tasks.token().clone());
+        tasks.spawn_until_stopped("unreadable objects", async move {
+            if unreadable.wait_for(Option::is_some).await.is_ok() {
+                token.cancel();
+            }
+        });
+    }
     let first_addons = first_start::addons(&config, joined.is_some());
     if first_addons.is_some() {
         board.expect(first_start::ADDONS);
@@ -120,6 +130,15 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         tasks.spawn_until_stopped("standing in the cluster", keep);
     }
     let informers = Informers::new(client.clone(), &component_tasks);
+    if let (Role::Worker, Some(members)) = (role, &members) {
+        authority::follow_as_worker(
+            pki.clone(),
+            members.clone(),
+            &config.node_name,
+            &informers,
+            &component_tasks,
+        );
+    }
     let backups = control_plane.as_ref().map(|plane| {
         Arc::new(Backups {
             store: plane.store().clone(),
@@ -140,6 +159,8 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
         members: members.clone(),
         backups: backups.clone(),
+        authority: control_plane.as_ref().map(|plane| plane.authority.clone()),
+        encryption: control_plane.as_ref().map(|plane| plane.encryption.clone()),
         config: config.clone(),
     });
 
@@ -196,6 +217,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     drop(network);
     if let Some(control_plane) = control_plane {
         control_plane.store().close().await.context("close the datastore")?;
+        control_plane::check_readable(&control_plane.unreadable)?;
     }
     Ok(if moved.load(Relaxed) { Ended::Moved } else { Ended::Stopped })
 }
@@ -234,7 +256,7 @@ async fn lead(
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
-    let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), config.pod_cidrs.clone());
+    let mut controllers = kedge_controllers::Config::new(pki.follow_ca_pem(), config.pod_cidrs.clone());
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
         config: config.clone(),
@@ -324,7 +346,7 @@ fn worker_client(
         joined.into_iter().flat_map(|admitted| &admitted.api_servers).map(ToString::to_string).collect();
     let servers = Servers::open(&config.node_name, Some(config.data_dir.join("api-servers.json")), &known)
         .context("run kedge leave --force and join again")?;
-    let tls = pki.client_config(Some(Leaf::KubeletClient), pki.ca_pem())?;
+    let tls = pki.cluster_client_config(Some(Leaf::KubeletClient))?;
     let client = failover::client(&servers, tls, "default", tasks);
     failover::follow(&servers, client.clone(), tasks);
     Ok(client)
@@ -470,7 +492,7 @@ fn kubelet_config(
         cluster_dns: vec![config.cluster_dns],
         cluster_domain: config.cluster_domain.clone(),
         server_address: SocketAddr::new(config.bind_address(), config.kubelet_port),
-        tls: kedge_kubelet::ServerTls { config: pki.server_config(Leaf::Kubelet, Some(pki.ca_pem()))? },
+        tls: kedge_kubelet::ServerTls { config: pki.cluster_server_config(Leaf::Kubelet)? },
         max_pods: 110,
         pause_image: image_build::pause_image(),
         registries,

@@ -43,6 +43,10 @@ const LONGEST: u64 = 4 << 20;
 pub(crate) const KEYS: [&str; 6] =
     ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"];
 
+/// More of them, where there are any: the keys that stored objects are encrypted with, without which the copy
+/// could not be read; and what there is of an authority's replacement that is under way.
+pub(crate) const MORE_KEYS: [&str; 4] = ["encryption.json", "ca-next.crt", "ca-next.key", "ca-cross.crt"];
+
 /// What a snapshot says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -241,7 +245,7 @@ fn read_parts(path: &Path, bytes: u64) -> anyhow::Result<Verified> {
             store = Some(part);
             hex(&hash_of(&mut entry)?)
         } else {
-            let key = name.strip_prefix(PKI).filter(|key| KEYS.contains(key));
+            let key = name.strip_prefix(PKI).filter(|key| KEYS.contains(key) || MORE_KEYS.contains(key));
             let key = key.with_context(|| format!("it holds {name}, which this version does not know"))?;
             ensure!(length <= LONGEST, "{name} is too long");
             let mut content = Vec::new();

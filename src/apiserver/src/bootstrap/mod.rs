@@ -46,7 +46,15 @@ async fn run(state: &Arc<State>) -> Result<(), Status> {
     for wanted in roles::objects() {
         reconcile(state, wanted).await?;
     }
-    let mut data = json!({ "client-ca-file": state.config.cluster_ca });
+    // Written at every start: the authorities may have been renewed.
+    write(state, authentication(state)).await?;
+    service_cidr(state).await?;
+    kubernetes_service(state).await
+}
+
+/// Where aggregated API servers learn whom to believe.
+fn authentication(state: &State) -> Value {
+    let mut data = json!({ "client-ca-file": *state.config.cluster_ca.borrow() });
     if let Some(front) = &state.config.front_proxy {
         data["requestheader-client-ca-file"] = json!(front.ca);
         data["requestheader-allowed-names"] = json!("[\"front-proxy-client\"]");
@@ -55,18 +63,34 @@ async fn run(state: &Arc<State>) -> Result<(), Status> {
         data["requestheader-group-headers"] = json!("[\"X-Remote-Group\"]");
         data["requestheader-extra-headers-prefix"] = json!("[\"X-Remote-Extra-\"]");
     }
-    // Written at every start: the authorities may have been renewed.
-    write(
-        state,
-        json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
-            "data": data,
-        }),
-    )
-    .await?;
-    service_cidr(state).await?;
-    kubernetes_service(state).await
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
+        "data": data,
+    })
+}
+
+/// Writes that again when the cluster's authority is replaced. One server of a cluster does so for all.
+pub(crate) async fn publish_authorities(state: Arc<State>) {
+    // The sender lives in the state, so the channel cannot close.
+    let _ = state.bootstrapped.subscribe().wait_for(|done| *done).await;
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    let mut authorities = state.config.cluster_ca.clone();
+    loop {
+        authorities.mark_unchanged();
+        match write(&state, authentication(&state)).await {
+            Ok(()) => {
+                backoff.reset();
+                if authorities.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(status) => {
+                tracing::warn!(%status, "the cluster's authorities were not written; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
 }
 
 /// The configured ranges of Services as an object, for who wants to know

@@ -13,7 +13,7 @@ fn put(cache: &Cache, key: &str, revision: u64) {
 
 #[test]
 fn a_deleted_object_carries_the_revision_of_its_deletion() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     put(&cache, "pods/ns/a", 7);
     cache.applied(12, &[Change { key: "pods/ns/a".into(), revision: 12, entry: None }]);
     let events = cache.bucket("pods").events_after(7, 10).expect("still held");
@@ -31,7 +31,7 @@ fn a_deleted_object_carries_the_revision_of_its_deletion() {
 
 #[test]
 fn a_watcher_that_is_too_far_behind_is_told_so() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     for revision in 1..=(HISTORY_EVENTS as u64 + 10) {
         put(&cache, "pods/ns/a", revision);
     }
@@ -45,7 +45,7 @@ fn a_watcher_that_is_too_far_behind_is_told_so() {
 
 #[test]
 fn after_a_reset_watchers_have_to_list_anew() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     put(&cache, "pods/ns/a", 1);
     put(&cache, "secrets/ns/s", 2);
     let (pods, secrets) = (cache.bucket("pods"), cache.bucket("secrets"));
@@ -61,7 +61,7 @@ fn after_a_reset_watchers_have_to_list_anew() {
 
 #[test]
 fn a_pinned_view_does_not_change() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     put(&cache, "pods/ns/a", 1);
     let bucket = cache.bucket("pods");
     let rest: Vec<_> = bucket.objects().values().cloned().collect();
@@ -84,7 +84,7 @@ fn put_large(cache: &Cache, key: &str, revision: u64) {
 
 #[test]
 fn all_histories_together_are_bounded_and_the_oldest_events_go_first() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     let mut revision = 0;
     for resource in ["a", "b", "c", "d"] {
         for _ in 0..60 {
@@ -103,7 +103,7 @@ fn all_histories_together_are_bounded_and_the_oldest_events_go_first() {
 
 #[test]
 fn old_events_leave_when_time_has_passed() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     let start = Instant::now();
     put(&cache, "pods/ns/a", 1);
     put(&cache, "pods/ns/b", 2);
@@ -119,7 +119,7 @@ fn old_events_leave_when_time_has_passed() {
 
 #[test]
 fn watchers_at_the_same_place_share_their_lines() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     let bucket = cache.bucket("pods");
     let _watchers = (bucket.subscribe(), bucket.subscribe());
     put(&cache, "pods/ns/a", 1);
@@ -137,7 +137,7 @@ fn watchers_at_the_same_place_share_their_lines() {
 
 #[test]
 fn watchers_of_several_kinds_do_not_take_each_others_lines_away() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     let bucket = cache.bucket("pods");
     let _watchers = (bucket.subscribe(), bucket.subscribe());
     put(&cache, "pods/ns/a", 1);
@@ -159,7 +159,7 @@ fn watchers_of_several_kinds_do_not_take_each_others_lines_away() {
 
 #[test]
 fn a_chunk_stays_below_its_limit_unless_a_line_is_larger() {
-    let cache = Cache::new(HashMap::new());
+    let cache = Cache::new(HashMap::new(), Sealing::default());
     let bucket = cache.bucket("pods");
     let text = format!(r#"{{"x":"{}"}}"#, "x".repeat(CHUNK_BYTES / 3 - 20));
     for revision in 1..=6 {

@@ -152,7 +152,8 @@ impl Creation<'_> {
         let value = conversion::to_storage(state, resource, value).await?;
         let stored = encode::encode(&value);
         let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
-        let mut ops = vec![Op::Put { key: key.clone(), value: stored.clone() }];
+        let value = seal(state, resource, &key, stored.clone(), &mut conditions)?;
+        let mut ops = vec![Op::Put { key: key.clone(), value }];
         claims.add_to(&mut conditions, &mut ops);
         charges.add_to(&mut conditions, &mut ops);
         let txn = Txn { conditions, ops, lazy: is_lazy(resource) };
@@ -166,6 +167,7 @@ impl Creation<'_> {
             {
                 Ok(None)
             }
+            Err(CommitError::Conflict { key: at, .. }) if written_otherwise(state, &at).await? => Ok(None),
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, &name)),
             Err(error) => Err(commit_failed(&error)),
         }
@@ -178,6 +180,26 @@ pub(crate) fn is_lazy(resource: &Resource) -> bool {
         (&*resource.group, &*resource.plural),
         ("coordination.k8s.io", "leases") | ("" | "events.k8s.io", "events")
     )
+}
+
+/// The value as it is to be stored; see [`crate::sealing`].
+pub(crate) fn seal(
+    state: &State,
+    resource: &Resource,
+    key: &kedge_store::Key,
+    value: kedge_store::Value,
+    conditions: &mut Vec<Condition>,
+) -> Result<kedge_store::Value, Status> {
+    let sealed = state.sealing.seal(&resource.storage_key, key, value, conditions);
+    sealed.map_err(|reason| Status::internal(format!("the object cannot be encrypted: {reason}")))
+}
+
+/// Whether a write was refused because objects are encrypted otherwise than this node knew; it knows then.
+pub(crate) async fn written_otherwise(state: &State, at: &kedge_store::Key) -> Result<bool, Status> {
+    if !state.sealing.is_record(at) {
+        return Ok(false);
+    }
+    state.fresh_revision().await.map(|_| true)
 }
 
 pub(crate) fn commit_failed(error: &CommitError) -> Status {

@@ -12,7 +12,7 @@ use kedge_api::status::{Details, Status};
 use kedge_store::{Check, CommitError, Condition, Op, Txn};
 use serde_json::{Value, json};
 
-use super::create::commit_failed;
+use super::create::{commit_failed, seal, written_otherwise};
 use super::options::DeleteOptions;
 use super::{Context, joined, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
@@ -186,12 +186,16 @@ impl Deletion<'_> {
             ops.push(Op::Delete { key: store_key });
             claims::release(state, resource, &old).add_to(&mut conditions, &mut ops);
         } else {
-            ops.push(Op::Put { key: store_key, value: fresh.clone() });
+            let value = seal(state, resource, &store_key, fresh.clone(), &mut conditions)?;
+            ops.push(Op::Put { key: store_key, value });
         }
         let outcome = match state.store.commit(Txn { conditions, ops, lazy: false }).await {
             Ok(_) if gone => Outcome::Gone(stored.bytes.clone()),
             Ok(revision) => Outcome::Marked(encode::spliced(&fresh, revision)),
-            Err(CommitError::Conflict { .. }) => return Ok(None),
+            Err(CommitError::Conflict { key: at, .. }) => {
+                written_otherwise(state, &at).await?;
+                return Ok(None);
+            }
             Err(error) => return Err(commit_failed(&error)),
         };
         Ok(Some(Attempt { outcome, committed: true }))

@@ -12,7 +12,7 @@ use kedge_api::status::Status;
 use kedge_store::{Check, CommitError, Condition, Op, Txn};
 use serde_json::Value;
 
-use super::create::{commit_failed, is_lazy, set_namespace};
+use super::create::{commit_failed, is_lazy, seal, set_namespace, written_otherwise};
 use super::options::WriteOptions;
 use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
@@ -250,7 +250,8 @@ impl Change<'_> {
         let mut ops = if gone {
             vec![Op::Delete { key: key.clone() }]
         } else {
-            vec![Op::Put { key: key.clone(), value: fresh.clone() }]
+            let value = seal(state, resource, &key, fresh.clone(), &mut conditions)?;
+            vec![Op::Put { key: key.clone(), value }]
         };
         if gone {
             claims = claims::release(state, resource, &value);
@@ -264,6 +265,9 @@ impl Change<'_> {
             Err(CommitError::Conflict { key: at, .. })
                 if at == key || claims.may_choose_again(&at) || charges.has(&at) =>
             {
+                Ok(Done::Outrun)
+            }
+            Err(CommitError::Conflict { key: at, .. }) if written_otherwise(state, &at).await? => {
                 Ok(Done::Outrun)
             }
             Err(CommitError::Conflict { key: at, .. }) => Err(claims.conflict(&at, resource, name)),

@@ -37,19 +37,22 @@ impl Fixture {
         let tasks = Tasks::new("test");
         let config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
-            tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem())).expect("TLS"),
-            kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem()).expect("TLS"),
+            tls: pki.server_config(Leaf::Apiserver, Some(&pki.ca_pem())).expect("TLS"),
+            kubelet_client: pki
+                .client_config(Some(Leaf::ApiserverKubeletClient), &pki.ca_pem())
+                .expect("TLS"),
             advertise_address: [127, 0, 0, 1].into(),
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             service_account_key: pki.service_account_key_pem().to_owned(),
-            cluster_ca: pki.ca_pem().to_owned(),
+            cluster_ca: pki.follow_ca_pem(),
             front_proxy: Some(FrontProxy {
-                client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem()).expect("TLS"),
+                client: pki.client_config(Some(Leaf::FrontProxyClient), &pki.ca_pem()).expect("TLS"),
                 ca: pki.front_proxy_ca_pem().to_owned(),
             }),
             service_ranges,
             node_ports: (30000, 30100),
             event_ttl_seconds: 3600,
+            sealing: kedge_apiserver::Sealing::default(),
         };
         let store = kedge_store::Config::new(dir.path().join("store"));
         let serving = pki.server_config(Leaf::Apiserver, None).expect("TLS");

@@ -7,11 +7,13 @@ use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PublicKeyData as _
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use super::rotation;
 use crate::Error;
 use crate::identity::Own;
 use crate::issue::{Leaf, NodeIdentity, Profile, authority_params};
 use crate::tls::Slot;
 use crate::token::hex;
+use crate::trust::blocks;
 
 const RESTORE: &str = "restore the file from a backup of the folder; every node and kubeconfig trusts this key, \
                        so it is not replaced by itself";
@@ -57,6 +59,8 @@ impl Authority {
         };
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|error| damaged(&certificate_path, &error))?;
+        // Others that are trusted may follow.
+        let pem = blocks(&pem).into_iter().next().unwrap_or(pem);
         {
             let (_, parsed) = x509_parser::parse_x509_certificate(&der)
                 .map_err(|error| damaged(&certificate_path, &error))?;
@@ -115,7 +119,11 @@ pub(crate) fn node_key(dir: &Path) -> Result<KeyPair, Error> {
 }
 
 /// The leaf on disk, unless it is missing, damaged or another authority's.
-pub(super) fn load(dir: &Path, leaf: Leaf, authority: &CertificateDer<'_>) -> Result<Option<Slot>, Error> {
+pub(super) fn load(
+    dir: &Path,
+    leaf: Leaf,
+    signed: impl Fn(&CertificateDer<'_>) -> bool,
+) -> Result<Option<Slot>, Error> {
     let stem = leaf.file_stem();
     let certificate = read_text(&dir.join(format!("{stem}.crt")))?;
     let key = read_text(&dir.join(format!("{stem}.key")))?;
@@ -123,7 +131,7 @@ pub(super) fn load(dir: &Path, leaf: Leaf, authority: &CertificateDer<'_>) -> Re
         return Ok(None);
     };
     match Slot::new(certificate, key) {
-        Ok(slot) if signed_by(&slot.certificate(), authority) => Ok(Some(slot)),
+        Ok(slot) if signed(&slot.certificate()) => Ok(Some(slot)),
         Ok(_) => {
             tracing::info!(certificate = stem, "the certificate was signed by another authority");
             Ok(None)
@@ -173,9 +181,24 @@ pub(crate) fn request(profile: &Profile, key: &KeyPair) -> Result<String, Error>
     profile.request_params()?.serialize_request(key).and_then(|request| request.pem()).map_err(issue)
 }
 
-/// A node's certificate is followed by its authority's, because a joiner knows that one only by its hash.
-pub(super) fn chained(leaf: Leaf, certificate: String, authority: &str) -> String {
-    if leaf == Leaf::Node { format!("{certificate}{authority}") } else { certificate }
+/// A node's certificate is followed by its authority's, because a joiner knows that one only by its hash. While
+/// the authority is replaced, what servers show leads to the old one too.
+pub(super) fn chained(
+    dir: &Path,
+    leaf: Leaf,
+    certificate: String,
+    authority: &Authority,
+) -> Result<String, Error> {
+    Ok(match leaf {
+        Leaf::Node => {
+            let (cross, others) = rotation::tail(dir, authority)?;
+            [certificate, authority.pem.clone(), cross, others].concat()
+        }
+        Leaf::Apiserver | Leaf::Kubelet => certificate + &rotation::tail(dir, authority)?.0,
+        Leaf::KubeletClient | Leaf::Admin | Leaf::ApiserverKubeletClient | Leaf::FrontProxyClient => {
+            certificate
+        }
+    })
 }
 
 pub(super) fn issue(
@@ -192,7 +215,7 @@ pub(super) fn issue(
         .params(now)?
         .signed_by(&key, &authority.issuer)
         .map_err(|source| Error::Issue { name: stem.into(), source })?;
-    let (certificate, key) = (chained(leaf, certificate.pem(), &authority.pem), key.serialize_pem());
+    let (certificate, key) = (chained(dir, leaf, certificate.pem(), authority)?, key.serialize_pem());
     if leaf != Leaf::Node {
         write(&dir.join(format!("{stem}.key")), &key)?;
     }

@@ -41,12 +41,9 @@ fn every_leaf_is_signed_by_its_authority() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(dir.path(), &node()).unwrap();
     for leaf in Leaf::ALL {
-        let front_proxy_ca = pki.front_proxy_ca_der().unwrap();
-        let (own, other) = if leaf == Leaf::FrontProxyClient {
-            (front_proxy_ca, pki.ca_der())
-        } else {
-            (pki.ca_der(), front_proxy_ca)
-        };
+        let (ca, front_proxy_ca) = (pki.ca_der(), pki.front_proxy_ca_der().unwrap());
+        let (own, other) =
+            if leaf == Leaf::FrontProxyClient { (front_proxy_ca, &ca) } else { (&ca, front_proxy_ca) };
         let der = pki.slot(leaf).unwrap().certificate();
         assert!(signed_by(&der, own), "{leaf:?}");
         assert!(!signed_by(&der, other), "{leaf:?}");
@@ -124,7 +121,7 @@ fn a_request_gets_the_usages_it_is_given_and_no_more() {
     let signed = pki.sign_csr(&request, &[Usage::Client], Duration::from_secs(3600)).unwrap();
     let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-    assert!(signed_by(&der, pki.ca_der()));
+    assert!(signed_by(&der, &pki.ca_der()));
     assert!(!parsed.is_ca());
     let usages = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usages.client_auth && !usages.server_auth);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kedge_client::{Error, Informer, Queue};
+use kedge_client::{Error, Informer, ObjectKey, Queue};
 use kube::api::PostParams;
 
 use crate::context::{Context, namespace_is_terminating};
@@ -102,6 +102,10 @@ fn start_root_ca(ctx: &Context) {
     ctx.on_change(&namespaces, move |change| adder.add(change.key().name));
     let adder = queue.clone();
     ctx.on_change(&maps, move |change| adder.add(change.key().namespace));
+    let (adder, all) = (queue.clone(), namespaces.clone());
+    ctx.on_new_ca("root-ca-publisher: authorities", move || {
+        all.list().iter().for_each(|namespace| adder.add(ObjectKey::of(&**namespace).name));
+    });
     let (n, m) = (namespaces.clone(), maps.clone());
     let synced = async move {
         n.synced().await;
@@ -125,7 +129,7 @@ async fn publish(
     }
     let api = ctx.api::<ConfigMap>(name);
     let found: Option<Arc<ConfigMap>> = maps.get(name, CA_CONFIG_MAP);
-    let wanted = healed(found.as_deref(), name, &ctx.config.cluster_ca_pem);
+    let wanted = healed(found.as_deref(), name, &ctx.config.cluster_ca_pem.borrow().clone());
     match (found, wanted) {
         (_, None) => Ok(None),
         (None, Some(map)) => finish(api.create(&PostParams::default(), &map).await),

@@ -40,6 +40,10 @@ pub(super) fn start(ctx: &Context) {
             }
         }
     });
+    let (adder, all) = (queue.clone(), secrets.clone());
+    ctx.on_new_ca("service-account-token: authorities", move || {
+        all.list().iter().for_each(|secret| adder.add(ObjectKey::of(&**secret)));
+    });
     let (s, a) = (secrets.clone(), accounts);
     let synced = async move {
         s.synced().await;
@@ -97,7 +101,8 @@ async fn fill(
     let namespace = secret.metadata.namespace.clone().unwrap_or_default();
     let now = Timestamp::now();
     let renewal = renewal(secret);
-    let ca = ctx.config.cluster_ca_pem.as_bytes();
+    let ca = ctx.config.cluster_ca_pem.borrow().clone();
+    let ca = ca.as_bytes();
     let needs_token =
         data(secret, "token").is_none_or(<[u8]>::is_empty) || renewal.is_some_and(|renewal| renewal <= now);
     let complete = data(secret, "ca.crt") == Some(ca)

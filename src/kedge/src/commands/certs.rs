@@ -1,4 +1,4 @@
-//! `kedge certs check` and `rotate`.
+//! `kedge certs check` and `rotate`; `rotate-ca` is a module of its own.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,11 +7,14 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use kedge_cluster::{Admitted, CertificateStatus, Leaf, Role, certificates};
 
-use super::{print, require_root};
+use serde::Serialize;
+
+use super::{authority, print, require_root};
 use crate::cli::{CertsCommand, Format};
 use crate::config::Config;
 use crate::control::{self, CallError};
 use crate::failure::Failure;
+use crate::node::authority::AuthorityStatus;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 
@@ -27,6 +30,7 @@ pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, F
             let expired = found.iter().any(|certificate| certificate.days_left < 0);
             Ok(if expired { ExitCode::from(1) } else { ExitCode::SUCCESS })
         }
+        CertsCommand::RotateCa(args) => authority::run(config, args),
         CertsCommand::Rotate { .. } => {
             let step = Step::begin("issuing certificates");
             let answer =
@@ -71,9 +75,27 @@ fn read(config: &Config) -> anyhow::Result<Vec<CertificateStatus>> {
         .context("read the certificates; is there a cluster on this node? (kedge install)")
 }
 
+/// A certificate, and with the authority's whether another one is taking its place.
+#[derive(Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    certificate: &'a CertificateStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<AuthorityStatus>,
+}
+
 fn show(config: &Config, format: Format) -> anyhow::Result<Vec<CertificateStatus>> {
     let found = read(config)?;
-    print(format, &table(&found), &found)?;
+    let replacement = authority::under_way(config)?;
+    let mut text = table(&found);
+    if let Some(status) = &replacement {
+        text.push_str(&format!("\n{}\n", authority::line(status)));
+    }
+    let listed = |certificate| Listed {
+        certificate,
+        replacement: replacement.clone().filter(|_| certificate.name == "ca"),
+    };
+    print(format, &text, &found.iter().map(listed).collect::<Vec<_>>())?;
     Ok(found)
 }
 

@@ -2,9 +2,11 @@
 //! the modules beside this one.
 
 pub(crate) mod addons;
-pub(crate) mod certs;
+pub(crate) mod authority;
+mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
+mod encryption;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod install;
@@ -113,6 +115,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         },
         Command::Recover(args) => recover::run(&load()?, &args),
         Command::Certs(command) => certs::run(&load()?, &command),
+        Command::SecretsEncryption(command) => encryption::run(&load()?, &command),
         Command::Enable(args) => addons::enable(&load()?, &args),
         Command::Disable(args) => addons::disable(&load()?, &args.addons),
         Command::Addons(command) => addons::run(&load()?, &command),

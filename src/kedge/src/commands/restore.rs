@@ -149,8 +149,16 @@ fn replace(
     args: &RestoreArgs,
     step: &mut Step,
 ) -> anyhow::Result<(Status, Done)> {
-    let ca = kedge_base::read_optional(&config.pki_dir().join("ca.crt")).context("read the cluster's key")?;
-    let same = ca.as_deref() == verified.keys.get("ca.crt").map(Vec::as_slice);
+    let present = |name: &str| {
+        kedge_base::read_optional(&config.pki_dir().join(name)).context("read the cluster's keys")
+    };
+    let ca = present("ca.crt")?;
+    // The authority may have been replaced since; the key that signs tokens is the cluster's own too.
+    let mut same = false;
+    for name in ["ca.crt", "sa.key"] {
+        let own = present(name)?;
+        same |= own.is_some() && own.as_deref() == verified.keys.get(name).map(Vec::as_slice);
+    }
     let ran = if same || ca.is_none() {
         service::stop(config)?
     } else {

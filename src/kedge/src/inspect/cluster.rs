@@ -97,7 +97,7 @@ fn judge_certificates(all: &[kedge_cluster::CertificateStatus], now: Timestamp) 
             found.push(fail(
                 format!("the certificate {name} has expired"),
                 if certificate.authority {
-                    "the cluster's authority cannot be renewed in place; ask for help with this report"
+                    "it had to be replaced before (kedge certs rotate-ca); ask for help with this report"
                 } else {
                     "kedge certs rotate"
                 },
@@ -110,7 +110,11 @@ fn judge_certificates(all: &[kedge_cluster::CertificateStatus], now: Timestamp) 
         } else if authority_ends {
             found.push(warn(
                 format!("the authority {name} ends in {} days", certificate.days_left),
-                "plan a new cluster before then",
+                if name == "front-proxy-ca" {
+                    "plan a new cluster before then"
+                } else {
+                    "kedge certs rotate-ca replaces it while everything runs"
+                },
             ));
         } else if certificate.renews.is_some_and(|renews| renews.duration_until(now).as_hours() > 48) {
             found.push(warn(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use kedge_base::{Backoff, Chain};
-use kedge_cluster::{ClusterConfig, Pki};
+use kedge_cluster::{ClusterConfig, EncryptionKeys, Pki};
 use kedge_store::Store;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -73,6 +73,8 @@ impl Backups {
                 false
             }
         };
+        // Keys may come and go while the copy is made; those that it needs are among these and the later ones.
+        let mut encryption = EncryptionKeys::read(&self.pki_dir)?;
         let time = self.pki.clock().now();
         let time = Timestamp::from_second(i64::try_from(time)?)?;
         let copy = self.store.backup().await.context("copy the datastore")?;
@@ -84,6 +86,16 @@ impl Backups {
                 name.to_owned(),
                 fs::read(&path).with_context(|| format!("read {}", path.display()))?,
             ));
+        }
+        encryption.add(EncryptionKeys::read(&self.pki_dir)?);
+        if !encryption.is_empty() {
+            keys.push((snapshot::MORE_KEYS[0].to_owned(), encryption.text().into_bytes()));
+        }
+        for name in &snapshot::MORE_KEYS[1..] {
+            let bytes = kedge_base::read_optional(&self.pki_dir.join(name));
+            if let Some(bytes) = bytes.with_context(|| format!("read {name}"))? {
+                keys.push(((*name).to_owned(), bytes));
+            }
         }
         let header = snapshot::new_header(
             self.pki.ca_hash(),

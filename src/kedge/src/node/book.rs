@@ -4,12 +4,17 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use kedge_cluster::{Check, MemberChange, Record, Records, RecordsError, Replica, Transaction};
+use kedge_apiserver::Sealing;
+use kedge_cluster::{
+    Check, EncryptionState, MemberChange, Record, Records, RecordsError, Replica, Transaction,
+};
 use kedge_store::{
     Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn,
     Value,
 };
 use tokio::sync::watch;
+
+use super::encryption;
 
 /// Tells the API server of its objects and the book of its records.
 pub(crate) struct Observers {
@@ -17,14 +22,28 @@ pub(crate) struct Observers {
     pub(crate) book: Arc<Replica>,
     /// Counts the changes of the book.
     pub(crate) changes: watch::Sender<u64>,
+    /// Is told how objects are to be stored.
+    pub(crate) sealing: Sealing,
+}
+
+impl Observers {
+    fn record(&self, key: &Key, entry: &Entry) {
+        if **key == *EncryptionState::RECORD {
+            encryption::follow_record(&self.sealing, &entry.bytes, entry.modified);
+        }
+        self.book.put(key, entry.bytes.to_vec(), entry.modified);
+    }
 }
 
 impl Observer for Observers {
     fn reset(&self, revision: Revision, entries: &mut dyn Iterator<Item = (Key, Entry)>) {
         self.book.clear();
         let mut others = entries.filter(|(key, entry)| {
-            self.book.put(key, entry.bytes.to_vec(), entry.modified);
-            !Replica::owns(key)
+            let own = Replica::owns(key);
+            if own {
+                self.record(key, entry);
+            }
+            !own
         });
         self.api.reset(revision, &mut others);
         self.changes.send_modify(|changes| *changes += 1);
@@ -38,7 +57,7 @@ impl Observer for Observers {
             changes.iter().cloned().partition(|change| Replica::owns(&change.key));
         for change in own {
             match change.entry {
-                Some(entry) => self.book.put(&change.key, entry.bytes.to_vec(), entry.modified),
+                Some(entry) => self.record(&change.key, &entry),
                 None => self.book.delete(&change.key),
             }
         }
@@ -177,7 +196,12 @@ mod tests {
     fn records_and_objects_go_different_ways() {
         let (api, book) = (Arc::new(Seen::default()), Arc::new(Replica::default()));
         let changes = watch::Sender::new(0);
-        let observers = Observers { api: api.clone(), book: book.clone(), changes: changes.clone() };
+        let observers = Observers {
+            api: api.clone(),
+            book: book.clone(),
+            changes: changes.clone(),
+            sealing: Sealing::default(),
+        };
         let own = "nodes.cluster.kedge.internal//a";
         let all = [("pods/ns/a.cluster.kedge.internal", "p"), (own, "n")];
         observers.reset(3, &mut all.into_iter().map(|(key, text)| (key.into(), entry(text))));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use http_body_util::BodyExt as _;
-use kedge_apiserver::{ApiServer, FrontProxy};
+use kedge_apiserver::{ApiServer, FrontProxy, Sealing, Unreadable};
 use kedge_base::{Backoff, Tasks};
 use kedge_cluster::{
     Admitted, ClusterConfig, ClusterFacts, Dialer, HostPort, Leaf, NodeFacts, NodeId, PeerIdentity, Pki,
@@ -20,7 +20,9 @@ use tokio::sync::watch;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
+use super::authority::Authority;
 use super::book::{Observers, StoreRecords};
+use super::encryption::{self, Encryption};
 use super::shared;
 use crate::config::Config;
 
@@ -39,6 +41,10 @@ pub(crate) struct ControlPlane {
     pub(crate) registry: Registry,
     /// Counts the changes of the cluster's book.
     pub(crate) book_changes: watch::Receiver<u64>,
+    pub(crate) encryption: Arc<Encryption>,
+    pub(crate) authority: Arc<Authority>,
+    /// What this node could not read of what is stored; it cannot go on then.
+    pub(crate) unreadable: watch::Receiver<Option<Unreadable>>,
 }
 
 impl ControlPlane {
@@ -61,17 +67,25 @@ pub(crate) async fn start(
 ) -> anyhow::Result<ControlPlane> {
     store_is_there(config, joined.is_some())?;
     let node_ip = node_ips.first().copied().context("this node has no address")?;
-    let prepared =
-        ApiServer::prepare(server_config(config, pki, node_ip)?).await.context("start the API server")?;
+    let sealing = encryption::sealing(&config.pki_dir())?;
+    let server_config = server_config(config, pki, node_ip, sealing.clone())?;
+    let prepared = ApiServer::prepare(server_config).await.context("start the API server")?;
     let address = SocketAddr::new(config.bind_address(), config.cluster_port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
 
     let book = Arc::new(Replica::default());
     let changes = watch::Sender::new(0);
-    let observers = Observers { api: prepared.observer(), book: book.clone(), changes: changes.clone() };
+    let observers = Observers {
+        api: prepared.observer(),
+        book: book.clone(),
+        changes: changes.clone(),
+        sealing: sealing.clone(),
+    };
     let store = Store::open(store_config(config, pki, joined)?, Arc::new(observers), tasks)
         .await
         .context("open the datastore")?;
+    let unreadable = sealing.unreadable();
+    check_readable(&unreadable)?;
     let mark = config.pki_dir().join(STORE_MARK);
     if !mark.exists() {
         kedge_base::write_atomic(&mark, b"", 0o600).with_context(|| format!("write {}", mark.display()))?;
@@ -97,7 +111,30 @@ pub(crate) async fn start(
     let server = prepared.start(store, tasks);
     let book = registry.clone();
     server.refuse_nodes(move |name| book.has_departed(name));
-    Ok(ControlPlane { server, registry, book_changes: changes.subscribe() })
+    let encryption =
+        Encryption::new(pki.clone(), config.pki_dir(), registry.clone(), server.clone(), sealing)?;
+    encryption.follow(changes.subscribe(), tasks);
+    let authority = Authority::new(pki.clone(), registry.clone(), config.clone())?;
+    authority.follow(changes.subscribe(), tasks);
+    Ok(ControlPlane {
+        server,
+        registry,
+        book_changes: changes.subscribe(),
+        encryption,
+        authority,
+        unreadable,
+    })
+}
+
+/// A node that cannot read all that is stored would show, and controllers would act on, less than there is.
+///
+/// # Errors
+/// What cannot be read, and what to do about it.
+pub(crate) fn check_readable(unreadable: &watch::Receiver<Option<Unreadable>>) -> anyhow::Result<()> {
+    match &*unreadable.borrow() {
+        None => Ok(()),
+        Some(error) => anyhow::bail!("{error}; {}", encryption::remedy(error)),
+    }
 }
 
 /// A member that has forgotten what it confirmed could vote a second time and help to lose what was
@@ -166,22 +203,28 @@ fn store_config(
     Ok(store)
 }
 
-fn server_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<kedge_apiserver::Config> {
+fn server_config(
+    config: &Config,
+    pki: &Pki,
+    node_ip: IpAddr,
+    sealing: Sealing,
+) -> anyhow::Result<kedge_apiserver::Config> {
     Ok(kedge_apiserver::Config {
         listen: SocketAddr::new(config.bind_address(), config.port),
-        tls: pki.server_config(Leaf::Apiserver, Some(pki.ca_pem()))?,
-        kubelet_client: pki.client_config(Some(Leaf::ApiserverKubeletClient), pki.ca_pem())?,
+        tls: pki.cluster_server_config(Leaf::Apiserver)?,
+        kubelet_client: pki.cluster_client_config(Some(Leaf::ApiserverKubeletClient))?,
         front_proxy: Some(FrontProxy {
-            client: pki.client_config(Some(Leaf::FrontProxyClient), pki.ca_pem())?,
+            client: pki.cluster_client_config(Some(Leaf::FrontProxyClient))?,
             ca: pki.front_proxy_ca_pem().to_owned(),
         }),
         advertise_address: node_ip,
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         service_account_key: pki.service_account_key_pem().to_owned(),
-        cluster_ca: pki.ca_pem().to_owned(),
+        cluster_ca: pki.follow_ca_pem(),
         service_ranges: config.service_cidrs.iter().map(|net| (net.network(), net.prefix_len())).collect(),
         node_ports: (30000, 32767),
         event_ttl_seconds: 3600,
+        sealing,
     })
 }
 

@@ -92,6 +92,15 @@ impl Leading {
         let (registry, changes) = (self.registry.clone(), self.book_changes.clone());
         let forget = forget_nodes(registry, changes, client_of("kedge"));
         term.spawn_until_stopped("nodes that have left", forget);
+        let tell = super::authority::tell_workers(
+            self.registry.clone(),
+            self.book_changes.clone(),
+            client_of("kedge"),
+        );
+        term.spawn_until_stopped("news of the authority", tell);
+        let rewrite =
+            super::encryption::rewrite(self.registry.clone(), self.book_changes.clone(), self.server.clone());
+        term.spawn_until_stopped("stored objects", rewrite);
         let network = kedge_network::NetworkConfig {
             networks: self.config.pod_cidrs.clone(),
             backend: kedge_network::Backend::Vxlan(kedge_network::VxlanConfig::default()),

@@ -16,8 +16,10 @@ use kube::api::{Api, ListParams};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::authority::{Authority, AuthorityStatus};
 use super::backup::{Backups, Save, Saved};
 use super::drain;
+use super::encryption::{Encryption, EncryptionStatus};
 use crate::config::Config;
 use crate::control::{Reply, Request};
 
@@ -78,6 +80,10 @@ pub(crate) struct Ops {
     pub(crate) members: Option<Arc<Members>>,
     /// On control-plane nodes.
     pub(crate) backups: Option<Arc<Backups>>,
+    /// On control-plane nodes.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// On control-plane nodes.
+    pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) config: Config,
 }
 
@@ -98,6 +104,14 @@ impl Ops {
             ("POST", "/snapshots") => {
                 reply(with(request, async |wish: Save| self.save_snapshot(&wish).await).await)
             }
+            ("GET", "/secrets-encryption") => reply(self.encryption_status().await),
+            ("POST", "/secrets-encryption") => {
+                reply(with(request, async |wish| self.encryption()?.wish(&wish).await).await)
+            }
+            ("GET", "/certs/authority") => reply(self.authority_status().await),
+            ("POST", "/certs/authority") => {
+                reply(with(request, async |wish| self.authority()?.wish(wish).await).await)
+            }
             ("POST", "/certs/rotate") => reply(self.rotate().await),
             ("GET", "/local-state") => reply(self.local_state().await),
             _ => return None,
@@ -110,6 +124,22 @@ impl Ops {
             .as_ref()
             .context("this is a worker; run the command on a control-plane node")?;
         Ok(registry)
+    }
+
+    fn authority(&self) -> anyhow::Result<&Authority> {
+        self.authority.as_deref().context("this is a worker; run the command on a control-plane node")
+    }
+
+    async fn authority_status(&self) -> anyhow::Result<AuthorityStatus> {
+        self.authority()?.status().await
+    }
+
+    fn encryption(&self) -> anyhow::Result<&Encryption> {
+        self.encryption.as_deref().context("this is a worker; run the command on a control-plane node")
+    }
+
+    async fn encryption_status(&self) -> anyhow::Result<EncryptionStatus> {
+        self.encryption()?.status().await
     }
 
     async fn add_node(&self, wish: &AddNode) -> anyhow::Result<Invitation> {
