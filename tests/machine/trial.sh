@@ -207,11 +207,20 @@ reload_keeps_controllers() {
 
 pids_are_counted() { equal "$(kubectl exec limited -- cat /sys/fs/cgroup/pids.max)" max "pids.max without a limit"; }
 
+# What the kernel says of it.
+greedy_group() {
+    folder=$(find /sys/fs/cgroup/kubepods -type d -name "*$(kubectl get pod greedy -o jsonpath='{.metadata.uid}')*")
+    grep -r . "$folder" --include='memory.events*' --include=memory.current --include=memory.peak \
+        --include=memory.max --include=memory.oom.group --include=cgroup.procs 2>/dev/null
+    for pid in $(cat "$folder"/*/cgroup.procs); do ps -o pid,stat,rss,wchan:20,args -p "$pid"; done
+    dmesg | tail -n 5
+}
+
 out_of_memory() {
     # Only the first program asks for too much; the group ends as a whole.
     pod greedy '{ limits: { memory: 24Mi } }' 'dd if=/dev/zero of=/dev/null bs=96M; sleep 100000' || return
     until_true 300 sh -c "[ \"\$(kubectl --kubeconfig $STATE/kubeconfig get pod greedy -o jsonpath='{.status.phase}')\" = Failed ]" ||
-        { kubectl get pod greedy -o yaml; return 1; }
+        { greedy_group; kubectl get pod greedy -o yaml | sed -n '/^status:/,$p'; return 1; }
     state=$(kubectl get pod greedy -o jsonpath='{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}')
     equal "$state" "OOMKilled 137" "the greedy pod's end" || return
     holds "$(kubectl get pod greedy)" OOMKilled || return

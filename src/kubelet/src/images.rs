@@ -290,16 +290,25 @@ impl Images {
 
     /// The biggest images, as the Node's status lists them.
     pub(crate) async fn report(&self) -> Result<Vec<ContainerImage>, Error> {
-        let mut images = self.list().await?;
-        images.order_by_key(|image| std::cmp::Reverse(image.size));
-        let report = images.into_iter().take(REPORTED).map(|image| {
+        Ok(biggest(self.list().await?))
+    }
+}
+
+/// The runtime lists in any order. The same images give the same list, or the Node would be written for nothing.
+fn biggest(mut images: Vec<cri::Image>) -> Vec<ContainerImage> {
+    images.order_by(|one, other| other.size.cmp(&one.size).then_with(|| one.id.cmp(&other.id)));
+    images
+        .into_iter()
+        .take(REPORTED)
+        .map(|mut image| {
+            image.repo_digests.sort();
+            image.repo_tags.sort();
             let mut names = image.repo_digests;
             names.extend(image.repo_tags);
             names.truncate(5);
             ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
-        });
-        Ok(report.collect())
-    }
+        })
+        .collect()
 }
 
 fn seconds(duration: Duration) -> String {
@@ -312,4 +321,28 @@ fn seconds(duration: Duration) -> String {
 
 fn backoff_key(target: &Pod, image: &str) -> String {
     format!("{}_{image}", pod::uid(target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_images_give_the_same_list() {
+        let image = |id: &str, size, tags: &[&str]| cri::Image {
+            id: id.into(),
+            size,
+            repo_tags: tags.iter().map(ToString::to_string).collect(),
+            repo_digests: vec![format!("{id}@sha256:{id}")],
+            ..cri::Image::default()
+        };
+        let all = [image("a", 5, &["x:1", "x:2"]), image("b", 5, &[]), image("c", 9, &[])];
+        let turned = [image("c", 9, &[]), image("b", 5, &[]), image("a", 5, &["x:2", "x:1"])];
+        let names = |images: &[cri::Image]| {
+            let list = biggest(images.to_vec()).into_iter();
+            list.flat_map(|image| image.names.unwrap_or_default()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&all), ["c@sha256:c", "a@sha256:a", "x:1", "x:2", "b@sha256:b"]);
+        assert_eq!(names(&turned), names(&all));
+    }
 }
