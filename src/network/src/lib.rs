@@ -8,6 +8,7 @@
 //! program drops forwarded packets by default (Docker's `ip filter FORWARD`), the pod network adds rules
 //! to that very chain that let pods' packets pass.
 
+mod announce;
 pub mod dns;
 mod error;
 #[cfg(feature = "fuzz")]
@@ -21,6 +22,7 @@ mod policy;
 mod proxy;
 mod rt;
 
+pub use announce::{ADDRESSES, Announcer, PORTS, PORTS_ANSWER, Purpose, follow_node, start_announcer};
 pub use error::Error;
 pub use host::{
     Warning, cleanup, default_address_of, prepare_host, until_moved, write_cni_config, write_cni_config_for,
