@@ -24,6 +24,7 @@ mod garbage;
 mod history;
 mod horizontal_autoscaler;
 mod job;
+mod load_balancer;
 mod namespace;
 mod node_fit;
 mod node_ipam;
@@ -167,6 +168,7 @@ pub fn start(
     disruption::start(&ctx);
     persistent_volume::start(&ctx);
     service_cidr::start(&ctx);
+    load_balancer::start(&ctx);
     horizontal_autoscaler::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())

@@ -22,7 +22,7 @@ mod policy;
 mod proxy;
 mod rt;
 
-pub use announce::{ADDRESSES, Announcer, PORTS, PORTS_ANSWER, Purpose, follow_node, start_announcer};
+pub use announce::{Announcer, Purpose, follow_node, start_announcer};
 pub use error::Error;
 pub use host::{
     Warning, cleanup, default_address_of, prepare_host, until_moved, write_cni_config, write_cni_config_for,

@@ -2,7 +2,6 @@
 //! which addresses it is to hold and which ports it would like; the node answers which of them are free.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,19 +10,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kedge_base::{Chain, Tasks};
 use kedge_client::kube::api::{Api, Patch, PatchParams};
+use kedge_client::load_balancer::{ADDRESSES, PORTS, PORTS_ANSWER, PortsAnswer, parse_ports};
 use kedge_client::{Informer, Informers, kube};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use super::ports::{self, Port};
-use super::{Announcer, Purpose};
-
-/// A Node's annotation: the addresses that the node is to hold, with commas.
-pub const ADDRESSES: &str = "kedge.dev/load-balancer-addresses";
-/// A Node's annotation: ports on which Services want to answer at the node's own addresses, as `TCP/80,UDP/53`.
-pub const PORTS: &str = "kedge.dev/load-balancer-ports";
-/// A Node's annotation: the node's answer to [`PORTS`]; those that its own programs use have a `!` before them.
-pub const PORTS_ANSWER: &str = "kedge.dev/load-balancer-ports-free";
+use super::{Announcer, Purpose, ports};
 
 /// While a port is in use: whether it still is. Nobody tells when a program stops to listen.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -72,16 +64,6 @@ fn addresses(text: &str) -> BTreeSet<IpAddr> {
     text.split(',').filter_map(|part| part.trim().parse().ok()).collect()
 }
 
-fn answer(asked: &BTreeSet<Port>, taken: &BTreeSet<Port>) -> String {
-    let mut text = String::new();
-    for port in asked {
-        let comma = if text.is_empty() { "" } else { "," };
-        let mark = if taken.contains(port) { "!" } else { "" };
-        let _ = write!(text, "{comma}{mark}{}/{}", port.0, port.1);
-    }
-    text
-}
-
 struct Follower {
     announcer: Announcer,
     name: String,
@@ -99,9 +81,7 @@ impl Follower {
         self.announcer
             .hold(Purpose::Services, annotation(node, ADDRESSES).map(addresses).unwrap_or_default());
         node?;
-        let asked: Option<BTreeSet<Port>> =
-            annotation(node, PORTS).map(|text| text.split(',').filter_map(ports::parse).collect());
-        let Some(asked) = asked else {
+        let Some(asked) = annotation(node, PORTS).map(parse_ports) else {
             if annotation(node, PORTS_ANSWER).is_some() {
                 return self.answer(None).await.err();
             }
@@ -110,15 +90,17 @@ impl Follower {
         let reserved = self.reserved.clone();
         let look = tokio::task::spawn_blocking(move || {
             let taken = ports::taken(Path::new("/proc/thread-self/net"), &asked, &reserved);
-            (answer(&asked, &taken), !taken.is_empty())
+            let free = asked.difference(&taken).cloned().collect();
+            PortsAnswer { free, taken }
         });
-        let Ok((text, some_are_taken)) = look.await else { return Some(LOOK_AGAIN) };
+        let Ok(answer) = look.await else { return Some(LOOK_AGAIN) };
+        let text = answer.to_string();
         if annotation(node, PORTS_ANSWER) != Some(&text)
             && let Err(soon) = self.answer(Some(&text)).await
         {
             return Some(soon);
         }
-        some_are_taken.then_some(LOOK_AGAIN)
+        (!answer.taken.is_empty()).then_some(LOOK_AGAIN)
     }
 
     async fn answer(&self, text: Option<&str>) -> Result<(), Duration> {
@@ -139,12 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_are_read_and_answered() {
-        let asked: BTreeSet<Port> =
-            "TCP/80,UDP/53,nonsense,TCP/443".split(',').filter_map(ports::parse).collect();
-        let taken = BTreeSet::from([("TCP".to_owned(), 80)]);
-        assert_eq!(answer(&asked, &taken), "TCP/443,!TCP/80,UDP/53");
-        assert_eq!(answer(&BTreeSet::new(), &taken), "");
+    fn addresses_are_read() {
         let held = addresses("192.0.2.200, 2001:db8::10,x");
         assert_eq!(held, ["192.0.2.200", "2001:db8::10"].map(|text| text.parse().unwrap()).into());
     }

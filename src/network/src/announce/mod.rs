@@ -21,7 +21,7 @@ use kedge_base::{Backoff, Chain, Tasks};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use follow::{ADDRESSES, PORTS, PORTS_ANSWER, follow_node};
+pub use follow::follow_node;
 use kernel::Pass;
 
 use crate::Error;

@@ -5,20 +5,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-/// A protocol as Kubernetes writes it, and a port.
-pub(super) type Port = (String, u16);
-
-/// `TCP/80`
-pub(super) fn parse(text: &str) -> Option<Port> {
-    let (protocol, port) = text.split_once('/')?;
-    let known = matches!(protocol, "TCP" | "UDP" | "SCTP");
-    known.then_some((protocol.to_owned(), port.parse().ok()?))
-}
+use kedge_client::load_balancer::Port;
 
 /// What of `asked` other programs listen on, at an address that others reach (`proc` is /proc/net).
 pub(super) fn taken(proc: &Path, asked: &BTreeSet<Port>, reserved: &BTreeSet<u16>) -> BTreeSet<Port> {
     let mut used: BTreeSet<Port> = BTreeSet::new();
-    let protocols: BTreeSet<&str> = asked.iter().map(|(protocol, _)| protocol.as_str()).collect();
+    let protocols: BTreeSet<&str> = asked.iter().map(|port| port.protocol.as_str()).collect();
     for (protocol, file, listening) in
         [("TCP", "tcp", "0A"), ("TCP", "tcp6", "0A"), ("UDP", "udp", "07"), ("UDP", "udp6", "07")]
     {
@@ -26,13 +18,16 @@ pub(super) fn taken(proc: &Path, asked: &BTreeSet<Port>, reserved: &BTreeSet<u16
             continue;
         }
         match std::fs::read_to_string(proc.join(file)) {
-            Ok(text) => used.extend(sockets(&text, listening).map(|port| (protocol.to_owned(), port))),
+            Ok(text) => used.extend(
+                sockets(&text, listening).map(|number| Port { protocol: protocol.to_owned(), number }),
+            ),
             // Without IPv6 there is no such file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, file, "the ports in use are not known"),
         }
     }
-    let is_taken = |port: &&Port| used.contains(*port) || (port.0 == "TCP" && reserved.contains(&port.1));
+    let is_taken =
+        |port: &&Port| used.contains(*port) || (port.protocol == "TCP" && reserved.contains(&port.number));
     asked.iter().filter(is_taken).cloned().collect()
 }
 
@@ -64,6 +59,8 @@ fn loopback(text: &str) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use kedge_client::load_balancer::parse_ports;
+
     use super::*;
 
     #[test]
@@ -81,24 +78,20 @@ mod tests {
         for (name, text) in [("tcp", tcp), ("tcp6", tcp6), ("udp", udp)] {
             std::fs::write(folder.path().join(name), format!("{heading}{text}")).unwrap();
         }
-        let ask = |ports: &[&str]| ports.iter().map(|port| parse(port).unwrap()).collect::<BTreeSet<_>>();
-        let asked = ask(&[
-            "TCP/80", "TCP/443", "TCP/8080", "TCP/25", "TCP/22", "TCP/5432", "TCP/53", "UDP/53", "TCP/6443",
-            "UDP/6443", "SCTP/80",
-        ]);
+        let asked = parse_ports(
+            "TCP/80,TCP/443,TCP/8080,TCP/25,TCP/22,TCP/5432,TCP/53,UDP/53,TCP/6443,UDP/6443,SCTP/80",
+        );
         if cfg!(target_endian = "little") {
             let found = taken(folder.path(), &asked, &BTreeSet::from([6443]));
-            assert_eq!(found, ask(&["TCP/80", "TCP/25", "TCP/5432", "UDP/53", "TCP/6443"]));
+            assert_eq!(found, parse_ports("TCP/80,TCP/25,TCP/5432,UDP/53,TCP/6443"));
         }
-        assert_eq!(parse("TCP/x"), None);
-        assert_eq!(parse("ICMP/1"), None);
     }
 
     #[test]
     fn this_machines_own_listener_is_found() {
         let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked = BTreeSet::from([("TCP".to_owned(), port)]);
+        let asked = parse_ports(&format!("TCP/{port}"));
         assert_eq!(taken(Path::new("/proc/thread-self/net"), &asked, &BTreeSet::new()), asked);
     }
 }
