@@ -18,6 +18,7 @@ mod flanneld;
 mod helm;
 mod images;
 mod joining;
+mod load_balancer;
 mod machine;
 mod metrics;
 mod node;

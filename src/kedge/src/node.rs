@@ -108,6 +108,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         board.expect(first_start::ADDONS);
     }
     let component_tasks = tasks.child("components");
+    let announcer = kedge_network::start_announcer(node_ips.clone(), &component_tasks);
     let client = match &control_plane {
         Some(control_plane) => {
             lead(&config, node_ips[0], &pki, control_plane, &board, &component_tasks).await;
@@ -154,6 +155,15 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let registries = registries(&config, &board, &node_tasks);
 
     let network = network(&config, &node_ips, client.clone(), &informers, &node_tasks).await?;
+    let reserved = [config.port, config.cluster_port, config.kubelet_port].into();
+    kedge_network::follow_node(
+        &announcer,
+        &config.node_name,
+        reserved,
+        client.clone(),
+        &informers,
+        &node_tasks,
+    );
     board.ready("network");
     kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role, registries)?, &informers, &node_tasks)
         .await
