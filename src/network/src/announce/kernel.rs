@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
 
-use super::LIFE;
+use super::LONGEST_LIFE;
 use super::frames::announcements;
 use crate::rt::{Assigned, Link, Rt, gone};
 
@@ -20,33 +21,40 @@ pub(super) struct Pass {
     pub(super) problems: BTreeMap<IpAddr, String>,
 }
 
-/// Makes this machine hold `wanted`, and nothing that it held before (unless `keep_strays`). What it holds
-/// already gets a new life when `renew` says so; every such change is heard by those who watch addresses.
+/// How an address is to be held.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Term {
+    /// For how long from now on.
+    pub(super) life: Duration,
+    /// Also when it is held already; every such change is heard by those who watch addresses.
+    pub(super) renew: bool,
+}
+
+/// Makes this machine hold `wanted`, and nothing that it held before (unless `keep_strays`).
 pub(super) fn hold(
-    wanted: &BTreeSet<IpAddr>,
+    wanted: &BTreeMap<IpAddr, Term>,
     node_ips: &[IpAddr],
     keep_strays: bool,
-    renew: bool,
 ) -> io::Result<Pass> {
     let netlink = Rt::open()?;
     let (links, assigned) = (netlink.links()?, netlink.assigned()?);
     let mut pass = Pass::default();
-    for own in assigned.iter().filter(|own| own.is_held(LIFE)) {
-        let stays = wanted.contains(&own.address) || keep_strays;
+    for own in assigned.iter().filter(|own| own.is_held(LONGEST_LIFE)) {
+        let stays = wanted.contains_key(&own.address) || keep_strays;
         if !stays && gone(netlink.release(own.link, own.address)).is_ok() {
             pass.released.insert(own.address);
         }
     }
-    for &address in wanted {
+    for (&address, term) in wanted {
         let here: Vec<&Assigned> = assigned.iter().filter(|own| own.address == address).collect();
-        if let Some(foreign) = here.iter().find(|own| !own.is_held(LIFE)) {
+        if let Some(foreign) = here.iter().find(|own| !own.is_held(LONGEST_LIFE)) {
             let name =
                 links.iter().find(|link| link.index == foreign.link).map_or("", |link| link.name.as_str());
             let text = format!("{name} has this address already, and not from Kedge: it is left alone");
             pass.problems.insert(address, text);
             continue;
         }
-        if !here.is_empty() && !renew {
+        if !here.is_empty() && !term.renew {
             continue;
         }
         let Some(link) =
@@ -55,7 +63,7 @@ pub(super) fn hold(
             pass.problems.insert(address, "no network interface of this node is fit for it".to_owned());
             continue;
         };
-        match netlink.hold(link, address, LIFE) {
+        match netlink.hold(link, address, term.life) {
             Ok(()) if here.is_empty() => drop(pass.taken.insert(address)),
             Ok(()) => {}
             Err(error) => {
@@ -78,7 +86,7 @@ pub(super) fn release_all() -> io::Result<()> {
 
 fn release_those(chosen: impl Fn(&Assigned) -> bool) -> io::Result<()> {
     let netlink = Rt::open()?;
-    for own in netlink.assigned()?.iter().filter(|own| own.is_held(LIFE) && chosen(own)) {
+    for own in netlink.assigned()?.iter().filter(|own| own.is_held(LONGEST_LIFE) && chosen(own)) {
         gone(netlink.release(own.link, own.address))?;
     }
     Ok(())
@@ -88,7 +96,7 @@ fn release_those(chosen: impl Fn(&Assigned) -> bool) -> io::Result<()> {
 fn place(links: &[Link], assigned: &[Assigned], node_ips: &[IpAddr], address: IpAddr) -> Option<u32> {
     let usable = |own: &&Assigned| {
         let link = links.iter().find(|link| link.index == own.link);
-        link.is_some_and(|link| link.is_up && !link.is_loopback) && !own.is_held(LIFE)
+        link.is_some_and(|link| link.is_up && !link.is_loopback) && !own.is_held(LONGEST_LIFE)
     };
     let of_node = |own: &&Assigned| node_ips.contains(&own.address);
     let usable: Vec<&Assigned> = assigned.iter().filter(usable).collect();

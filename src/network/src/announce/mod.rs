@@ -2,7 +2,7 @@
 //! at a time holds an address; it puts it on a network interface and tells the segment's machines (gratuitous
 //! ARP, unsolicited neighbour advertisements). Who holds what is decided elsewhere: `hold` says it.
 //!
-//! The kernel takes a held address off by itself when nobody renews it for [`LIFE`]: a Kedge that was killed, or
+//! The kernel takes a held address off by itself when nobody renews it ([`Purpose`]): a Kedge that was killed, or
 //! one that hangs, does not stand in the way of the next holder. What an earlier process left is taken over or
 //! removed at the start.
 
@@ -17,26 +17,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kedge_base::{Backoff, Chain, Tasks};
+use kedge_base::{Backoff, Tasks};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use follow::follow_node;
-use kernel::Pass;
+use kernel::{Pass, Term};
 
 use crate::Error;
 use crate::rt::{Event, RtWatcher};
 
-/// How long the kernel keeps an address that is not renewed: longer than a restart of Kedge takes.
-const LIFE: Duration = Duration::from_secs(30);
-/// How often held addresses are renewed.
-const RENEW: Duration = Duration::from_secs(10);
+/// The longest time for which the kernel keeps an address that is not renewed.
+const LONGEST_LIFE: Duration = Duration::from_secs(30);
 /// When the neighbours are told, counted from the moment the address came; some of them miss a packet, and the
 /// holder before may go on answering until its kernel has given up.
-const TELL: [u64; 8] = [0, 1, 2, 4, 8, 16, 32, 40];
+const TELL: [u64; 7] = [0, 1, 2, 4, 8, 16, 32];
 
 /// Whose an address is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// The API server's: given back at once when this process stops, for it then answers no more.
     ApiServer,
@@ -51,9 +49,36 @@ struct Wanted {
     services: Option<BTreeSet<IpAddr>>,
 }
 
+impl Purpose {
+    const ALL: [Self; 2] = [Self::Services, Self::ApiServer];
+
+    /// How long the kernel keeps an address that is not renewed: Services are answered while Kedge restarts;
+    /// where no API server runs its address is in the way of the next holder.
+    fn life(self) -> Duration {
+        match self {
+            Self::ApiServer => Duration::from_secs(6),
+            Self::Services => LONGEST_LIFE,
+        }
+    }
+
+    /// How often its addresses are renewed.
+    fn pause(self) -> Duration {
+        self.life() / 3
+    }
+}
+
 impl Wanted {
-    fn all(&self) -> BTreeSet<IpAddr> {
-        self.api_server.iter().chain(self.services.iter().flatten()).copied().collect()
+    fn of(&self, purpose: Purpose) -> impl Iterator<Item = IpAddr> {
+        let none = BTreeSet::new();
+        let all = match purpose {
+            Purpose::ApiServer => &self.api_server,
+            Purpose::Services => self.services.as_ref().unwrap_or(&none),
+        };
+        all.iter().copied().collect::<Vec<_>>().into_iter()
+    }
+
+    fn is_empty(&self) -> bool {
+        Purpose::ALL.iter().all(|purpose| self.of(*purpose).next().is_none())
     }
 }
 
@@ -82,7 +107,13 @@ pub fn start_announcer(node_ips: Vec<IpAddr>, tasks: &Tasks) -> Announcer {
     let wanted = announcer.0.subscribe();
     let token = tasks.token().clone();
     tasks.spawn("announced addresses", async move {
-        let mut keeper = Keeper { node_ips, wanted, told: BTreeMap::new(), said: BTreeMap::new() };
+        let mut keeper = Keeper {
+            node_ips,
+            wanted,
+            told: BTreeMap::new(),
+            said: BTreeMap::new(),
+            renewed: BTreeMap::new(),
+        };
         token.run_until_cancelled(keeper.run()).await;
         keeper.stop().await;
     });
@@ -101,46 +132,39 @@ struct Keeper {
     told: BTreeMap<IpAddr, (Instant, usize)>,
     /// Problems that are in the log already.
     said: BTreeMap<IpAddr, String>,
+    renewed: BTreeMap<Purpose, Instant>,
 }
 
 impl Keeper {
     async fn run(&mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        let mut renewed = Instant::now();
         let mut watcher: Option<RtWatcher> = None;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            let all = wanted.all();
-            let renew = renewed.elapsed() >= RENEW;
-            let done = self.pass(&all, wanted.services.is_none(), renew).await;
-            if renew {
-                renewed = Instant::now();
-            }
-            let failed = done.is_err();
-            if let Err(error) = done {
-                tracing::warn!(error = %Chain(&error), "announced addresses are not as they should be, trying again");
-            } else {
-                backoff.reset();
-            }
-            // Without addresses there is nothing to watch.
-            match RtWatcher::open() {
-                _ if all.is_empty() => watcher = None,
-                Ok(opened) if watcher.is_none() => {
-                    // What changed before it was opened is looked at once more.
-                    watcher = Some(opened);
-                    continue;
+            let done = self.pass(&wanted).await;
+            if wanted.is_empty() {
+                // Without addresses there is nothing to watch.
+                watcher = None;
+            } else if watcher.is_none() {
+                match RtWatcher::open() {
+                    Ok(opened) => {
+                        // What changed before it was opened is looked at once more.
+                        watcher = Some(opened);
+                        continue;
+                    }
+                    Err(error) => tracing::warn!(%error, "changes of addresses are noticed late only"),
                 }
-                Err(error) if watcher.is_none() => {
-                    tracing::warn!(%error, "changes of addresses are noticed late only");
+            }
+            let pause = match done {
+                Ok(()) => {
+                    backoff.reset();
+                    self.next_look(&wanted)
                 }
-                _ => {}
-            }
-            let mut pause = if all.is_empty() { None } else { Some(RENEW.saturating_sub(renewed.elapsed())) };
-            if failed {
-                pause = Some(backoff.next_delay());
-            } else if let (Some(pause), Some(next)) = (&mut pause, self.next_telling()) {
-                *pause = next.min(*pause);
-            }
+                Err(error) => {
+                    tracing::warn!(%error, "announced addresses are not as they should be, trying again");
+                    Some(backoff.next_delay())
+                }
+            };
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
@@ -149,27 +173,45 @@ impl Keeper {
         }
     }
 
-    async fn pass(&mut self, all: &BTreeSet<IpAddr>, keep_strays: bool, renew: bool) -> io::Result<()> {
-        let (wanted, node_ips) = (all.clone(), self.node_ips.clone());
-        let pass = blocking(move || kernel::hold(&wanted, &node_ips, keep_strays, renew)).await?;
+    async fn pass(&mut self, wanted: &Wanted) -> io::Result<()> {
+        let mut terms = BTreeMap::new();
+        for purpose in Purpose::ALL {
+            let renewed = self.renewed.entry(purpose).or_insert_with(Instant::now);
+            let renew = renewed.elapsed() >= purpose.pause();
+            if renew {
+                *renewed = Instant::now();
+            }
+            let term = Term { life: purpose.life(), renew };
+            terms.extend(wanted.of(purpose).map(|address| (address, term)));
+        }
+        let all: BTreeSet<IpAddr> = terms.keys().copied().collect();
+        let (node_ips, keep_strays) = (self.node_ips.clone(), wanted.services.is_none());
+        let pass = blocking(move || kernel::hold(&terms, &node_ips, keep_strays)).await?;
         self.say(&pass);
         let now = Instant::now();
         self.told.retain(|address, _| all.contains(address));
         for address in &pass.taken {
             self.told.insert(*address, (now, 0));
         }
-        let due: BTreeSet<IpAddr> = self
-            .told
-            .iter()
-            .filter(|(_, (since, times))| TELL.get(*times).is_some_and(|at| since.elapsed().as_secs() >= *at))
-            .map(|(address, _)| *address)
-            .collect();
-        for address in &due {
-            if let Some((_, times)) = self.told.get_mut(address) {
+        let mut due = BTreeSet::new();
+        for (address, (since, times)) in &mut self.told {
+            if TELL.get(*times).is_some_and(|at| since.elapsed().as_secs() >= *at) {
                 *times += 1;
+                due.insert(*address);
             }
         }
         blocking(move || kernel::announce(&due)).await
+    }
+
+    /// Until something is to be renewed or to be told.
+    fn next_look(&self, wanted: &Wanted) -> Option<Duration> {
+        let renewals = Purpose::ALL.into_iter().filter(|purpose| wanted.of(*purpose).next().is_some());
+        let left = |purpose: Purpose| {
+            purpose
+                .pause()
+                .saturating_sub(self.renewed.get(&purpose).map_or(Duration::ZERO, Instant::elapsed))
+        };
+        renewals.map(left).chain(self.next_telling()).min()
     }
 
     /// Until an address is to be told again.
