@@ -1,5 +1,6 @@
 //! Services of type LoadBalancer, asked from outside of the cluster: a pool whose addresses move when a machine
-//! is lost, and the nodes' own addresses without taking what the machines use themselves.
+//! is lost, and the nodes' own addresses without taking what the machines use themselves. And the API server's
+//! own address, which moves in the same way.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -252,4 +253,94 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
     for node in others {
         node.kedge(&["leave", "--force"]).ok();
     }
+}
+
+#[test]
+fn the_api_has_one_address_that_moves_with_the_leader() {
+    let network = Network::new(3);
+    let prefix = network.address(1).rsplit_once('.').expect("IPv4").0.to_owned();
+    let address = format!("{prefix}.250");
+    let mut nodes = three(&network, &[("--virtual-address", address.clone())]);
+
+    step("kubeconfigs and join strings name it, the leader has it");
+    let kubeconfig = nodes[2].kedge(&["config"]).ok();
+    assert_has(&kubeconfig, &[&format!("https://{address}:6443")]);
+    let file = nodes[2].dir().join("virtual.kubeconfig");
+    std::fs::write(&file, kubeconfig).expect("write the kubeconfig");
+    let invitation = nodes[1].kedge(&["add-node", "--format", "json"]).json();
+    let strings = invitation["join"].as_array().expect("join strings");
+    assert!(
+        strings
+            .iter()
+            .any(|string| string.as_str().is_some_and(|text| text.starts_with(&format!("{address}:25000/")))),
+        "{invitation}"
+    );
+    let leader = |node: &Cluster| {
+        let members = crate::faults::datastore(node)?["members"].as_array()?.clone();
+        members.iter().find(|member| member["leader"] == true)?["name"].as_str().map(str::to_owned)
+    };
+    let has_it = |nodes: &[Cluster]| holders(nodes, &address);
+    let of_leader = eventually("the leader to have it", || {
+        let (name, held) = (leader(&nodes[0])?, has_it(&nodes));
+        (held.len() == 1 && nodes[held[0]].node == name).then(|| held[0])
+    });
+    let mut attempts = 0;
+    let home = nodes[2].dir().to_owned();
+    let program = nodes[2].kubectl_command().get_program().to_owned();
+    // Every attempt makes another object: one that got no answer may have been done.
+    let mut written = |what: &str, began: Instant| {
+        eventually("a write through the address", || {
+            attempts += 1;
+            let mut command = std::process::Command::new(&program);
+            command.env("KUBECONFIG", &file).env("HOME", &home).arg("--request-timeout=2s");
+            command.args(["create", "configmap", &format!("c{attempts}"), "--from-literal=k=v"]);
+            command.output().is_ok_and(|out| out.status.success()).then_some(())
+        });
+        eprintln!("FIGURE {what}: a write through the virtual address after {:?}", began.elapsed());
+    };
+    written("all is well", Instant::now());
+
+    step("Kedge of the leader is killed");
+    let began = Instant::now();
+    nodes[of_leader].kill9();
+    written("leader killed", began);
+    eventually("the dead one's kernel to give it up", || {
+        let held = has_it(&nodes);
+        (held.len() == 1 && held[0] != of_leader).then_some(())
+    });
+    nodes[of_leader].run();
+    nodes[of_leader].wait_ready();
+    let all_are_there = |nodes: &[Cluster]| {
+        eventually("three voters", || {
+            (crate::faults::datastore(&nodes[of_leader])?["highAvailability"] == true).then_some(())
+        });
+    };
+    all_are_there(&nodes);
+
+    step("the leader is stopped: it gives the address up by itself");
+    let holder = has_it(&nodes)[0];
+    let began = Instant::now();
+    nodes[holder].kedge(&["stop"]).ok();
+    nodes[holder].ended();
+    assert!(!has_it(&nodes).contains(&holder));
+    written("leader stopped", began);
+    nodes[holder].run();
+    nodes[holder].wait_ready();
+    all_are_there(&nodes);
+
+    step("the machine of the leader is lost");
+    let holder = has_it(&nodes)[0];
+    let began = Instant::now();
+    network.connect(holder + 1, false);
+    written("machine of the leader lost", began);
+    network.connect(holder + 1, true);
+    eventually("one holder", || (has_it(&nodes).len() == 1).then_some(()));
+    all_are_there(&nodes);
+
+    step("no Service gets it");
+    nodes[0].kedge(&["enable", &format!("load-balancer:{address}")]).ok();
+    nodes[0].kubectl(&["create", "service", "loadbalancer", "greedy", "--tcp=80"]).ok();
+    let refused = nodes[0].event("Service/greedy", "SyncLoadBalancerFailed");
+    assert_has(&refused, &["no IPv4 address of the pool is free"]);
+    written("after all", Instant::now());
 }

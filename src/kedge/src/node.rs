@@ -31,7 +31,7 @@ use kedge_client::Informers;
 use kedge_client::failover::{self, Servers};
 use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
 use kedge_kubelet::{Registries, containerd};
-use kedge_network::{CniFiles, OverlayConfig};
+use kedge_network::{Announcer, CniFiles, OverlayConfig};
 use kedge_store::Store;
 
 use self::backup::Backups;
@@ -111,7 +111,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let announcer = kedge_network::start_announcer(node_ips.clone(), &component_tasks);
     let client = match &control_plane {
         Some(control_plane) => {
-            lead(&config, node_ips[0], &pki, control_plane, &board, &component_tasks).await;
+            lead(&config, node_ips[0], &pki, control_plane, &board, &announcer, &component_tasks).await;
             kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
         }
         None => worker_client(&config, &pki, joined.as_ref(), &component_tasks)?,
@@ -240,11 +240,13 @@ async fn lead(
     pki: &Arc<Pki>,
     control_plane: &ControlPlane,
     board: &Board,
+    announcer: &Announcer,
     tasks: &Tasks,
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
     let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), config.pod_cidrs.clone());
+    controllers.virtual_addresses.clone_from(&config.virtual_addresses);
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
         config: config.clone(),
@@ -254,6 +256,7 @@ async fn lead(
         registry: control_plane.registry.clone(),
         book_changes: control_plane.book_changes.clone(),
         own_address: node_ip,
+        announcer: announcer.clone(),
     };
     tasks.spawn("leading", leading.follow(store.status(), tasks.clone()));
     match tokio::time::timeout(QUORUM_PATIENCE, control_plane.server.ready()).await {
@@ -312,7 +315,7 @@ pub(crate) fn open_pki(config: &Config, node_ips: &[IpAddr], role: Role) -> anyh
     let identity = NodeIdentity {
         name: config.node_name.clone(),
         addresses,
-        service_addresses: config.kubernetes_service(),
+        service_addresses: [config.kubernetes_service(), config.virtual_addresses.clone()].concat(),
         cluster_domain: config.cluster_domain.clone(),
     };
     let pki = match role {

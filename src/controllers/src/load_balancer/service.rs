@@ -57,6 +57,8 @@ impl Controller {
             let owner = Owner { name: format!("node {}", node.name), is_first: true };
             taken.extend(node.addresses.iter().map(|address| (*address, owner.clone())));
         }
+        let own = Owner { name: "the API server".to_owned(), is_first: true };
+        taken.extend(self.ctx.config.virtual_addresses.iter().map(|address| (*address, own.clone())));
         let own_rank = rank(service);
         for other in all.iter().filter(|other| other.metadata.uid != service.metadata.uid) {
             let spec = other.spec.as_ref();
