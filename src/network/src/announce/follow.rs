@@ -14,9 +14,14 @@ use kedge_client::load_balancer::{ADDRESSES, PORTS, PORTS_ANSWER, PortsAnswer, p
 use kedge_client::{Informer, Informers, kube};
 use serde_json::json;
 use tokio::sync::Notify;
+use tokio::sync::broadcast::error::RecvError;
 
-use super::{Announcer, Purpose, ports};
+use super::{Announcer, Claim, Purpose, ports};
 
+/// How long the API server may take to say who holds an address.
+const ASK: Duration = Duration::from_secs(5);
+/// While it does not, and an address was given up.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// While a port is in use: whether it still is. Nobody tells when a program stops to listen.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -38,8 +43,15 @@ pub fn follow_node(
             notify.notify_one();
         }
     });
-    let follower =
-        Follower { announcer: announcer.clone(), name: node_name.to_owned(), reserved, client, nodes };
+    let mut claims = announcer.claims();
+    let mut follower = Follower {
+        announcer: announcer.clone(),
+        name: node_name.to_owned(),
+        reserved,
+        client,
+        nodes,
+        yielded: BTreeSet::new(),
+    };
     tasks.spawn_until_stopped("load balancers of this node", async move {
         follower.nodes.synced().await;
         loop {
@@ -47,6 +59,12 @@ pub fn follow_node(
             tokio::select! {
                 () = changed.notified() => {}
                 () = super::sleep(again) => {}
+                claim = claims.recv() => match claim {
+                    Ok(claim) => follower.dispute(claim).await,
+                    // The next one comes.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                },
             }
         }
     });
@@ -60,6 +78,10 @@ fn asked(node: Option<&Node>) -> [Option<&str>; 3] {
     [ADDRESSES, PORTS, PORTS_ANSWER].map(|name| annotation(node, name))
 }
 
+fn held(node: Option<&Node>) -> BTreeSet<IpAddr> {
+    annotation(node, ADDRESSES).map(addresses).unwrap_or_default()
+}
+
 fn addresses(text: &str) -> BTreeSet<IpAddr> {
     text.split(',').filter_map(|part| part.trim().parse().ok()).collect()
 }
@@ -70,16 +92,28 @@ struct Follower {
     reserved: BTreeSet<u16>,
     client: kube::Client,
     nodes: Informer<Node>,
+    /// Addresses that other machines claimed, and what the API server says is not what the cache says.
+    yielded: BTreeSet<IpAddr>,
 }
 
 impl Follower {
     /// Returns after which time to look again at the latest.
-    async fn look(&self) -> Option<Duration> {
+    async fn look(&mut self) -> Option<Duration> {
         let node = self.nodes.get("", &self.name);
         let node = node.as_deref();
         // A node without an object is not part of the cluster (any more), or not yet.
-        self.announcer
-            .hold(Purpose::Services, annotation(node, ADDRESSES).map(addresses).unwrap_or_default());
+        let cached = held(node);
+        if self.yielded.is_empty() {
+            self.announcer.hold(Purpose::Services, cached);
+        } else {
+            let fresh = self.ask().await;
+            let rest = || cached.difference(&self.yielded).copied().collect();
+            self.announcer.hold(Purpose::Services, fresh.clone().unwrap_or_else(rest));
+            if fresh != Some(cached) {
+                return Some(ASK_AGAIN);
+            }
+            self.yielded.clear();
+        }
         node?;
         let Some(asked) = annotation(node, PORTS).map(parse_ports) else {
             if annotation(node, PORTS_ANSWER).is_some() {
@@ -101,6 +135,33 @@ impl Follower {
             return Some(soon);
         }
         (!answer.taken.is_empty()).then_some(LOOK_AGAIN)
+    }
+
+    /// Another machine says it has an address of this node. Who is right, the Node object says. A node that
+    /// cannot ask, for it was cut off or removed, gives way: the others have moved the address.
+    async fn dispute(&mut self, claim: Claim) {
+        let (address, by) = (claim.address, claim.by);
+        if !held(self.nodes.get("", &self.name).as_deref()).contains(&address) {
+            return;
+        }
+        let fresh = self.ask().await;
+        if fresh.as_ref().is_some_and(|held| held.contains(&address)) {
+            tracing::warn!(%address, %by, "another machine says that it has this node's address");
+            self.announcer.confirm(address);
+            return;
+        }
+        let is_told = fresh.is_some();
+        tracing::warn!(%address, %by, is_told, "another machine has the address: this node gives it up");
+        self.yielded.insert(address);
+    }
+
+    /// What this node is to hold, from the API server itself; `None`: it does not say.
+    async fn ask(&self) -> Option<BTreeSet<IpAddr>> {
+        let nodes = Api::<Node>::all(self.client.clone());
+        match tokio::time::timeout(ASK, nodes.get_opt(&self.name)).await {
+            Ok(Ok(node)) => Some(held(node.as_ref())),
+            _ => None,
+        }
     }
 
     async fn answer(&self, text: Option<&str>) -> Result<(), Duration> {

@@ -6,6 +6,7 @@
 //! one that hangs, does not stand in the way of the next holder. What an earlier process left is taken over or
 //! removed at the start.
 
+mod claims;
 mod follow;
 mod frames;
 mod kernel;
@@ -18,20 +19,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kedge_base::{Backoff, Tasks};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use claims::Claims;
 pub use follow::follow_node;
 use kernel::{Pass, Term};
 
 use crate::Error;
-use crate::rt::{Event, RtWatcher};
+use crate::rt::{Event, Mac, Rt, RtWatcher};
 
 /// The longest time for which the kernel keeps an address that is not renewed.
 const LONGEST_LIFE: Duration = Duration::from_secs(30);
 /// When the neighbours are told, counted from the moment the address came; some of them miss a packet, and the
 /// holder before may go on answering until its kernel has given up.
 const TELL: [u64; 7] = [0, 1, 2, 4, 8, 16, 32];
+/// How often afterwards, in seconds: a machine that holds it too, and should not, hears of it.
+const TELL_AGAIN: u64 = 60;
+/// Another machine's claim is passed on this often at most.
+const CLAIM_PAUSE: Duration = Duration::from_secs(5);
+
+/// When the neighbours are told for this time.
+fn tell_at(times: usize) -> Duration {
+    let last = TELL.len() - 1;
+    let further = u64::try_from(times.saturating_sub(last)).unwrap_or(u64::MAX);
+    Duration::from_secs(TELL[times.min(last)].saturating_add(further.saturating_mul(TELL_AGAIN)))
+}
 
 /// Whose an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +60,8 @@ struct Wanted {
     api_server: BTreeSet<IpAddr>,
     /// `None`: not known yet. What an earlier process held stays so long.
     services: Option<BTreeSet<IpAddr>>,
+    /// How often an address was confirmed to be this node's: it is told again each time.
+    confirmed: BTreeMap<IpAddr, u64>,
 }
 
 impl Purpose {
@@ -77,6 +92,10 @@ impl Wanted {
         all.iter().copied().collect::<Vec<_>>().into_iter()
     }
 
+    fn all(&self) -> BTreeSet<IpAddr> {
+        Purpose::ALL.into_iter().flat_map(|purpose| self.of(purpose)).collect()
+    }
+
     fn is_empty(&self) -> bool {
         Purpose::ALL.iter().all(|purpose| self.of(*purpose).next().is_none())
     }
@@ -84,18 +103,46 @@ impl Wanted {
 
 /// Holds addresses on this node. Clones share.
 #[derive(Debug, Clone)]
-pub struct Announcer(Arc<watch::Sender<Wanted>>);
+pub struct Announcer {
+    wanted: Arc<watch::Sender<Wanted>>,
+    claims: broadcast::Sender<Claim>,
+}
+
+/// Another machine says that it has an address which this node holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) address: IpAddr,
+    pub(crate) by: Mac,
+}
 
 impl Announcer {
     /// From now on this node holds these addresses for this purpose, and no others.
     pub fn hold(&self, purpose: Purpose, addresses: BTreeSet<IpAddr>) {
-        self.0.send_if_modified(|wanted| {
+        self.wanted.send_if_modified(|wanted| {
             let before = wanted.clone();
             match purpose {
                 Purpose::ApiServer => wanted.api_server = addresses,
                 Purpose::Services => wanted.services = Some(addresses),
             }
+            let all = wanted.all();
+            wanted.confirmed.retain(|address, _| all.contains(address));
             *wanted != before
+        });
+    }
+
+    /// Claims of other machines, from now on.
+    pub(crate) fn claims(&self) -> broadcast::Receiver<Claim> {
+        self.claims.subscribe()
+    }
+
+    /// A claim was wrong: the neighbours are told again where the address is.
+    pub(crate) fn confirm(&self, address: IpAddr) {
+        self.wanted.send_if_modified(|wanted| {
+            let is_held = wanted.all().contains(&address);
+            if is_held {
+                *wanted.confirmed.entry(address).or_default() += 1;
+            }
+            is_held
         });
     }
 }
@@ -103,13 +150,17 @@ impl Announcer {
 /// Starts the task that holds addresses; it costs nothing while there are none. `node_ips` are this node's own
 /// addresses: their interface is the one for addresses of no known network.
 pub fn start_announcer(node_ips: Vec<IpAddr>, tasks: &Tasks) -> Announcer {
-    let announcer = Announcer(Arc::new(watch::Sender::new(Wanted::default())));
-    let wanted = announcer.0.subscribe();
+    let wanted = Arc::new(watch::Sender::new(Wanted::default()));
+    let announcer = Announcer { wanted, claims: broadcast::Sender::new(16) };
+    let (wanted, claims) = (announcer.wanted.subscribe(), announcer.claims.clone());
     let token = tasks.token().clone();
     tasks.spawn("announced addresses", async move {
         let mut keeper = Keeper {
             node_ips,
             wanted,
+            claims,
+            claimed: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
             told: BTreeMap::new(),
             said: BTreeMap::new(),
             renewed: BTreeMap::new(),
@@ -128,6 +179,11 @@ pub(crate) fn release_all() -> Result<(), Error> {
 struct Keeper {
     node_ips: Vec<IpAddr>,
     wanted: watch::Receiver<Wanted>,
+    claims: broadcast::Sender<Claim>,
+    /// When a claim was passed on last.
+    claimed: BTreeMap<IpAddr, Instant>,
+    /// How often addresses had been confirmed when they were told last.
+    confirmed: BTreeMap<IpAddr, u64>,
     /// Since when an address is here, and how often that was told.
     told: BTreeMap<IpAddr, (Instant, usize)>,
     /// Problems that are in the log already.
@@ -139,15 +195,19 @@ impl Keeper {
     async fn run(&mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut watcher: Option<RtWatcher> = None;
+        let mut listener: Option<Claims> = None;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let done = self.pass(&wanted).await;
             if wanted.is_empty() {
                 // Without addresses there is nothing to watch.
-                watcher = None;
+                (watcher, listener) = (None, None);
             } else if watcher.is_none() {
                 match RtWatcher::open() {
                     Ok(opened) => {
+                        let heard = Claims::open();
+                        listener =
+                            heard.inspect_err(|error| tracing::warn!(%error, "claims are not heard")).ok();
                         // What changed before it was opened is looked at once more.
                         watcher = Some(opened);
                         continue;
@@ -169,17 +229,32 @@ impl Keeper {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
                 () = disturbed(watcher.as_ref()) => {}
+                claim = claimed(listener.as_ref(), &wanted) => self.pass_on(claim).await,
             }
+        }
+    }
+
+    async fn pass_on(&mut self, claim: Claim) {
+        self.claimed.retain(|_, at| at.elapsed() < CLAIM_PAUSE);
+        if self.claimed.contains_key(&claim.address) {
+            return;
+        }
+        // A bridge or a bond may show this machine its own packets.
+        let own =
+            blocking(move || Ok(Rt::open()?.links()?.iter().any(|link| link.mac == Some(claim.by)))).await;
+        if matches!(own, Ok(false)) {
+            self.claimed.insert(claim.address, Instant::now());
+            // Nobody listens on a node that holds the API server's address only.
+            let _ = self.claims.send(claim);
         }
     }
 
     async fn pass(&mut self, wanted: &Wanted) -> io::Result<()> {
         let mut terms = BTreeMap::new();
         for purpose in Purpose::ALL {
-            let renewed = self.renewed.entry(purpose).or_insert_with(Instant::now);
-            let renew = renewed.elapsed() >= purpose.pause();
+            let renew = self.renewed.get(&purpose).is_none_or(|renewed| renewed.elapsed() >= purpose.pause());
             if renew {
-                *renewed = Instant::now();
+                self.renewed.insert(purpose, Instant::now());
             }
             let term = Term { life: purpose.life(), renew };
             terms.extend(wanted.of(purpose).map(|address| (address, term)));
@@ -190,16 +265,24 @@ impl Keeper {
         self.say(&pass);
         let now = Instant::now();
         self.told.retain(|address, _| all.contains(address));
-        for address in &pass.taken {
-            self.told.insert(*address, (now, 0));
+        for address in all.iter().filter(|address| !pass.problems.contains_key(*address)) {
+            if pass.taken.contains(address) {
+                self.told.insert(*address, (now, 0));
+            }
+            // What an earlier process has held is told anew, too.
+            self.told.entry(*address).or_insert((now, 0));
         }
         let mut due = BTreeSet::new();
         for (address, (since, times)) in &mut self.told {
-            if TELL.get(*times).is_some_and(|at| since.elapsed().as_secs() >= *at) {
+            if since.elapsed() >= tell_at(*times) {
                 *times += 1;
                 due.insert(*address);
             }
+            if wanted.confirmed.get(address) > self.confirmed.get(address) {
+                due.insert(*address);
+            }
         }
+        self.confirmed.clone_from(&wanted.confirmed);
         blocking(move || kernel::announce(&due)).await
     }
 
@@ -216,11 +299,7 @@ impl Keeper {
 
     /// Until an address is to be told again.
     fn next_telling(&self) -> Option<Duration> {
-        let left = |(since, times): &(Instant, usize)| {
-            let at = Duration::from_secs(*TELL.get(*times)?);
-            Some(at.saturating_sub(since.elapsed()))
-        };
-        self.told.values().filter_map(left).min()
+        self.told.values().map(|(since, times)| tell_at(*times).saturating_sub(since.elapsed())).min()
     }
 
     fn say(&mut self, pass: &Pass) {
@@ -248,6 +327,18 @@ impl Keeper {
         let gone: BTreeSet<IpAddr> = wanted.api_server.difference(&services).copied().collect();
         if let Err(error) = blocking(move || kernel::release(&gone)).await {
             tracing::warn!(%error, "the API server's address was not taken off; the kernel does it soon");
+        }
+    }
+}
+
+async fn claimed(listener: Option<&Claims>, wanted: &Wanted) -> Claim {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let all = wanted.all();
+    match listener.next(|address| all.contains(&address)).await {
+        Ok((address, by)) => Claim { address, by },
+        Err(error) => {
+            tracing::warn!(%error, "claims of other machines are not heard");
+            std::future::pending().await
         }
     }
 }

@@ -7,8 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kedge_base::Tasks;
-use kedge_network::{Announcer, Purpose, cleanup, start_announcer};
+use kedge_client::Informers;
+use kedge_client::load_balancer::{ADDRESSES, PORTS, PORTS_ANSWER};
+use kedge_network::{Announcer, Purpose, cleanup, follow_node, start_announcer};
+use serde_json::json;
 
+use crate::api::Api;
 use crate::world::{Namespace, PATIENCE, ask_within, eventually, in_own_namespace, ip, is_enabled, serve};
 
 const V4: &str = "192.0.2.200";
@@ -27,6 +31,11 @@ struct Holder {
 
 impl Holder {
     fn start(machine: &Namespace, own: &str) -> Self {
+        Self::begin(machine, own, None)
+    }
+
+    /// One that does what the Node object says.
+    fn begin(machine: &Namespace, own: &str, api: Option<Api>) -> Self {
         let (give, take) = mpsc::channel();
         let (end, ends) = mpsc::channel();
         let own = own.parse().unwrap();
@@ -34,7 +43,14 @@ impl Holder {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let tasks = Tasks::new("test");
-            let announcer = runtime.block_on(async { start_announcer(vec![own], &tasks) });
+            let announcer = runtime.block_on(async {
+                let announcer = start_announcer(vec![own], &tasks);
+                if let Some(api) = api {
+                    let informers = Informers::new(api.client(), &tasks);
+                    follow_node(&announcer, "a", [6443].into(), api.client(), &informers, &tasks);
+                }
+                announcer
+            });
             give.send(announcer).unwrap();
             // True: as a service manager stops it; false: killed.
             if ends.recv().unwrap_or(false) {
@@ -66,12 +82,17 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// Who answers, by the client's own table of neighbours.
 async fn answered_by(name: &'static str) {
     for address in [format!("{V4}:80"), format!("[{V6}]:80")] {
-        eventually(name, move || {
-            let answer = ask_within(&address, Duration::from_secs(1)).map_err(|error| error.to_string())?;
-            if answer.ends_with(name) { Ok(()) } else { Err(answer) }
-        })
-        .await;
+        answered_by_at(name, &address).await;
     }
+}
+
+async fn answered_by_at(name: &'static str, address: &str) {
+    let address = address.to_owned();
+    eventually(name, move || {
+        let answer = ask_within(&address, Duration::from_secs(1)).map_err(|error| error.to_string())?;
+        if answer.ends_with(name) { Ok(()) } else { Err(answer) }
+    })
+    .await;
 }
 
 #[test]
@@ -81,7 +102,8 @@ fn addresses_move_with_the_neighbours_following() {
     }
 }
 
-async fn scenario() {
+/// Two machines and the test on one bridge, each with a server that says its name.
+fn segment() -> [Namespace; 2] {
     ip("link set lo up");
     ip("link add br0 type bridge");
     ip("address add 192.0.2.254/24 dev br0");
@@ -100,6 +122,11 @@ async fn scenario() {
             serve(&listener, name, 0);
         });
     }
+    machines
+}
+
+async fn scenario() {
+    let machines = segment();
     let [a, b] = &machines;
 
     let first = Holder::start(a, "192.0.2.1");
@@ -154,4 +181,53 @@ async fn scenario() {
     until("the address", || has(a, V4)).await;
     first.end(false);
     until("the kernel to take it off", || !has(a, V4)).await;
+}
+
+#[test]
+fn a_node_does_what_its_object_says_and_gives_way_when_it_is_behind() {
+    if is_enabled() {
+        in_own_namespace(following);
+    }
+}
+
+async fn following() {
+    let machines = segment();
+    let [a, b] = &machines;
+    let node = |annotations: serde_json::Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": "a", "uid": "u1", "annotations": annotations },
+        })
+    };
+    let api = Api::new([("nodes", vec![node(json!({ ADDRESSES: format!("{V4},{V6}") }))])]);
+    let first = Holder::begin(a, "192.0.2.1", Some(api.clone()));
+    let second = Holder::start(b, "192.0.2.2");
+    second.announcer.hold(Purpose::Services, set(&[]));
+    answered_by("A").await;
+
+    // Its own server has port 80, Kedge needs 6443.
+    let both = json!({ ADDRESSES: format!("{V4},{V6}"), PORTS: "TCP/80,TCP/81,TCP/6443" });
+    api.set("nodes", &node(both.clone()));
+    let answer = || api.get("nodes", "a").map(|node| node["metadata"]["annotations"][PORTS_ANSWER].clone());
+    until("the answer", || answer() == Some(json!("TCP/81,!TCP/80,!TCP/6443"))).await;
+    api.set("nodes", &node(json!({ ADDRESSES: format!("{V4},{V6}"), PORTS_ANSWER: "TCP/81" })));
+    until("the answer to go", || answer() == Some(json!(null))).await;
+
+    // Its object is gone, and it does not hear of it: another machine's claim makes it ask.
+    api.forget("nodes", "a");
+    second.announcer.hold(Purpose::Services, set(&[V4]));
+    until("the claimed one to go", || !has(a, V4)).await;
+    answered_by_at("B", &format!("{V4}:80")).await;
+
+    // What the API server says counts, once it says something again.
+    second.announcer.hold(Purpose::Services, set(&[]));
+    until("the other to give it back", || !has(b, V4)).await;
+    api.set("nodes", &node(json!({ ADDRESSES: format!("{V4},{V6}") })));
+    until("both to be back", || has(a, V4) && has(a, V6)).await;
+    answered_by("A").await;
+
+    api.delete("nodes", "a");
+    until("everything to go", || !has(a, V4) && !has(a, V6)).await;
+    first.end(true);
+    second.end(true);
 }
