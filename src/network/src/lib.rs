@@ -1,5 +1,6 @@
 //! The network of a node: the service proxy and the network policies (an nftables table each, written by
-//! netlink), the pod network between nodes (compatible with flannel), the CNI plugins' configuration, what
+//! netlink), the pod network between nodes (compatible with flannel), addresses that move between
+//! nodes, the CNI plugins' configuration, what
 //! the host needs for all of them, and the cluster's DNS server ([`dns`]). The only crate that names
 //! nftables, netlink and hickory. It reads objects through `kedge-client` and runs against any API server.
 //!
