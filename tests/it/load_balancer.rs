@@ -257,7 +257,7 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
 
 #[test]
 fn the_api_has_one_address_that_moves_with_the_leader() {
-    let network = Network::new(3);
+    let network = Network::new(4);
     let prefix = network.address(1).rsplit_once('.').expect("IPv4").0.to_owned();
     let address = format!("{prefix}.250");
     let mut nodes = three(&network, &[("--virtual-address", address.clone())]);
@@ -268,13 +268,12 @@ fn the_api_has_one_address_that_moves_with_the_leader() {
     let file = nodes[2].dir().join("virtual.kubeconfig");
     std::fs::write(&file, kubeconfig).expect("write the kubeconfig");
     let invitation = nodes[1].kedge(&["add-node", "--format", "json"]).json();
-    let strings = invitation["join"].as_array().expect("join strings");
-    assert!(
-        strings
-            .iter()
-            .any(|string| string.as_str().is_some_and(|text| text.starts_with(&format!("{address}:25000/")))),
-        "{invitation}"
-    );
+    let strings =
+        invitation["join"].as_array().expect("join strings").iter().filter_map(|string| string.as_str());
+    let string = strings.into_iter().find(|string| string.starts_with(&format!("{address}:25000/")));
+    let worker = Cluster::prepare_on(&network, 4);
+    let join = ["join", string.expect("a join string with it"), "--worker", "--timeout", "120"];
+    worker.kedge(&join).ok();
     let leader = |node: &Cluster| {
         let members = crate::faults::datastore(node)?["members"].as_array()?.clone();
         members.iter().find(|member| member["leader"] == true)?["name"].as_str().map(str::to_owned)
@@ -343,4 +342,5 @@ fn the_api_has_one_address_that_moves_with_the_leader() {
     let refused = nodes[0].event("Service/greedy", "SyncLoadBalancerFailed");
     assert_has(&refused, &["no IPv4 address of the pool is free"]);
     written("after all", Instant::now());
+    worker.kedge(&["leave", "--force"]).ok();
 }

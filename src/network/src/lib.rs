@@ -1,8 +1,8 @@
 //! The network of a node: the service proxy and the network policies (an nftables table each, written by
-//! netlink), the pod network between nodes (compatible with flannel), addresses that move between
-//! nodes, the CNI plugins' configuration, what
-//! the host needs for all of them, and the cluster's DNS server ([`dns`]). The only crate that names
-//! nftables, netlink and hickory. It reads objects through `kedge-client` and runs against any API server.
+//! netlink), the pod network between nodes (compatible with flannel), addresses that move between nodes, the
+//! CNI plugins' configuration, what the host needs for all of them, and the cluster's DNS server ([`dns`]). The
+//! only crate that names nftables, netlink and hickory. It reads objects through `kedge-client` and runs
+//! against any API server.
 //!
 //! Network policies alone drop packets that pods send and receive, but an accept in a table of Kedge cannot
 //! overrule a drop elsewhere: every base chain of every table has to let a packet pass. Where another
