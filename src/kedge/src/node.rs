@@ -81,7 +81,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     }
     let config = config;
     let node_ips = addresses(&config)?;
-    board.set_addresses(&node_ips);
+    board.set_addresses(&node_ips, &config.virtual_addresses);
     let moved = follow_address(&config, &node_ips, &tasks);
     let pki = open_pki(&config, &node_ips, role)?;
 

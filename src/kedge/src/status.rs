@@ -54,6 +54,9 @@ pub(crate) struct Status {
     /// Addresses that the node announces.
     #[serde(default)]
     pub(crate) addresses: Vec<String>,
+    /// The API server's own addresses; the datastore's leader has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) virtual_addresses: Vec<String>,
     /// The store.
     #[serde(default)]
     pub(crate) datastore: Datastore,
@@ -288,6 +291,7 @@ impl Status {
             version: kedge_base::git_version(),
             components: Vec::new(),
             addresses: Vec::new(),
+            virtual_addresses: Vec::new(),
             datastore: Datastore::default(),
             addons: Vec::new(),
             problems: BTreeMap::new(),
@@ -326,6 +330,10 @@ impl Status {
         }
         if !self.addresses.is_empty() {
             text.push_str(&format!("addresses: {}\n", self.addresses.join(", ")));
+        }
+        if !self.virtual_addresses.is_empty() {
+            let list = self.virtual_addresses.join(", ");
+            text.push_str(&format!("virtual address: {list} (on the leader)\n"));
         }
         if !self.datastore.role.is_empty() {
             text.push_str(&self.datastore.to_short());
@@ -396,6 +404,7 @@ mod tests {
                 },
             ],
             addresses: vec!["192.0.2.1".into()],
+            virtual_addresses: vec!["192.0.2.9".into()],
             datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
             addons: vec![kedge_addons::Listed {
                 name: "dns".into(),
