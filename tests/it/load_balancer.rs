@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Cluster, Network, assert_has, eventually, step};
+use kedge_tests::{Cluster, Families, Network, assert_has, eventually, step};
 
 const WEB: &str = r"
 apiVersion: apps/v1
@@ -253,6 +253,64 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
     for node in others {
         node.kedge(&["leave", "--force"]).ok();
     }
+}
+
+#[test]
+fn a_pool_of_both_families_answers_by_both() {
+    let network = Network::of(1, Families::Both);
+    let settings = vec![
+        ("--pod-cidr", "10.244.0.0/16,fd00:10:244::/56".to_owned()),
+        ("--service-cidr", "10.96.0.0/16,fd00:10:96::/112".to_owned()),
+    ];
+    let name = format!("kedge-test-{}-1", std::process::id());
+    let mut node = Cluster::prepare_with(&network, 1, &name, settings);
+    node.run();
+    node.wait_ready();
+    node.apply(
+        &WEB.replace("replicas: 3", "replicas: 1")
+            .replace("  type: LoadBalancer", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack"),
+    );
+    node.rolled_out("deployment/web");
+    let own = network.address(1);
+    let v4 = format!("{}.200", own.rsplit_once('.').expect("IPv4").0);
+    let v6 = network.address_v6(200);
+    node.kedge(&["enable", &format!("load-balancer:addresses={v4},{v6}/127")]).ok();
+    eventually("both addresses", || (external(&node, "web") == format!("{v4} {v6}")).then_some(()));
+    for address in [format!("{v4}:80"), format!("[{v6}]:80")] {
+        assert_has(&eventually("an answer", || asks(&address)), &["hello 1.0"]);
+    }
+
+    step("Kedge is killed and starts again: the addresses answer all the time");
+    node.kill9();
+    assert!(asks(&format!("{v4}:80")).is_some() && asks(&format!("[{v6}]:80")).is_some());
+    node.run();
+    node.wait_ready();
+    assert!(asks(&format!("{v4}:80")).is_some() && asks(&format!("[{v6}]:80")).is_some());
+
+    step("only the clients that may");
+    let ranges = r#"{"spec": {"loadBalancerSourceRanges": ["192.0.2.0/24", "2001:db8::/32"]}}"#;
+    node.kubectl(&["patch", "service", "web", "--type=merge", "-p", ranges]).ok();
+    for address in [format!("{v4}:80"), format!("[{v6}]:80")] {
+        eventually("no answer", || asks(&address).is_none().then_some(()));
+    }
+
+    step("another type: no addresses");
+    node.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"type": "ClusterIP", "loadBalancerSourceRanges": null}}"#,
+    ])
+    .ok();
+    eventually("no addresses", || {
+        let left = node.shell("ip -o addr");
+        (external(&node, "web").is_empty()
+            && !left.contains(&format!(" {v4}/"))
+            && !left.contains(&format!(" {v6}/")))
+        .then_some(())
+    });
 }
 
 #[test]

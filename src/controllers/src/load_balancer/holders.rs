@@ -68,7 +68,7 @@ impl Controller {
         let claim = |service: Arc<Service>| {
             let addresses = ingress(&service);
             let local = nodes::is_local(&service).then(|| nodes::with_endpoints(&service, &self.slices));
-            let fit = all.values().filter(|node| node.is_fit);
+            let fit = all.values().filter(|node| node.is_fit && node.is_kedge);
             let fit = fit.filter(|node| local.as_ref().is_none_or(|local| local.contains(&node.name)));
             let fit: BTreeSet<String> = fit.map(|node| node.name.clone()).collect();
             let there: BTreeSet<String> =

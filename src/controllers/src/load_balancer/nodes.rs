@@ -21,6 +21,8 @@ pub(super) struct Facts {
     pub(super) name: String,
     /// Load balancers may use it.
     pub(super) is_fit: bool,
+    /// It runs Kedge, and can hold addresses; a stock kubelet's node cannot.
+    pub(super) is_kedge: bool,
     /// Others' first, then its own.
     pub(super) addresses: Vec<IpAddr>,
     /// Where its kubelet answers.
@@ -50,6 +52,8 @@ impl Facts {
             all.filter_map(|address| address.address.parse().ok()).collect()
         };
         let internal = of_type("InternalIP");
+        // As kedge_base::git_version makes it.
+        let version = status.and_then(|status| Some(status.node_info.as_ref()?.kubelet_version.as_str()));
         let port = status.and_then(|status| {
             let endpoint = status.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref()?;
             u16::try_from(endpoint.port).ok().filter(|port| *port != 0)
@@ -61,6 +65,7 @@ impl Facts {
         addresses.extend(internal.iter().filter(|own| !addresses.contains(own)).copied().collect::<Vec<_>>());
         Some(Self {
             name: meta.name.clone().unwrap_or_default(),
+            is_kedge: version.is_some_and(|version| version.contains("+kedge.")),
             is_fit: is_ready && !is_excluded && !is_going,
             addresses,
             kubelet: internal.first().zip(port).map(|(address, port)| SocketAddr::new(*address, port)),

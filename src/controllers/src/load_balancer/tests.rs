@@ -14,6 +14,11 @@ fn node(world: &World, name: &str, address: &str) -> Node {
         "status": {
             "addresses": [{ "type": "InternalIP", "address": address }],
             "conditions": [{ "type": "Ready", "status": "True" }],
+            "nodeInfo": {
+                "kubeletVersion": kedge_base::git_version(), "architecture": "", "bootID": "",
+                "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "", "machineID": "",
+                "operatingSystem": "", "osImage": "", "systemUUID": "",
+            },
         },
     }))
 }
@@ -206,6 +211,13 @@ fn with_the_local_policy_a_node_with_endpoints_holds_it() {
         world.until("b", |world| holders(world) == held_by("b")).await;
         world.edit(&slice, |slice| slice["endpoints"] = endpoint("c"));
         world.until("c", |world| holders(world) == held_by("c")).await;
+        // A node with a stock kubelet does not know what it is asked for.
+        let stock = node(&world, "d", "192.0.2.4");
+        world.edit(&stock, |node| node["status"]["nodeInfo"]["kubeletVersion"] = json!("v1.36.0"));
+        world.edit(&slice, |slice| slice["endpoints"] = endpoint("d"));
+        world.settle().await;
+        assert_eq!(holders(&world), held_by("c"));
+        world.edit(&slice, |slice| slice["endpoints"] = endpoint("c"));
         world.edit(&slice, |slice| slice["endpoints"][0]["conditions"]["ready"] = json!(false));
         world.settle().await;
         assert_eq!(holders(&world), held_by("c"));
