@@ -21,6 +21,7 @@ mod helm;
 mod images;
 mod joining;
 mod kubelet;
+mod load_balancer;
 mod machine;
 mod metrics;
 mod node;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use kedge_base::AddressRange;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -76,6 +77,8 @@ pub enum ArgumentType {
     Path,
     /// Comma-separated texts.
     List,
+    /// Comma-separated addresses, ranges (`192.0.2.200-192.0.2.220`) and networks (`2001:db8::10/124`).
+    Addresses,
 }
 
 impl Addon {
@@ -202,6 +205,9 @@ impl Argument {
             ArgumentType::Cidr if !text.is_empty() && !is_cidr(text) => {
                 return wrong("a range of addresses such as 10.244.0.0/16");
             }
+            ArgumentType::Addresses => {
+                AddressRange::parse_list(text).map_err(|error| format!("{name}: {error}"))?;
+            }
             // A default may begin with one of the cluster's folders.
             ArgumentType::Path if !text.starts_with("${") && !is_plain_path(text) => {
                 return wrong("a path from the root on, without . and ..");
@@ -256,6 +262,8 @@ arguments:
 - name: mode
   values: [a, b]
   default: a
+- name: pool
+  type: addresses
 "#;
         Addon::parse("test", text, Vec::new()).unwrap()
     }
@@ -270,6 +278,7 @@ arguments:
             ("replicas=2;upstream=1.1.1.1:53", vec![("replicas", "2"), ("upstream", "1.1.1.1:53")]),
             ("replcas=2", vec![("replcas", "2")]),
             ("mode=x=1,2;y=3;replicas=2", vec![("mode", "x=1,2;y=3"), ("replicas", "2")]),
+            ("pool=192.0.2.1-192.0.2.9,2001:db8::/126", vec![("pool", "192.0.2.1-192.0.2.9,2001:db8::/126")]),
         ] {
             let expected: BTreeMap<String, String> =
                 expected.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
@@ -286,9 +295,10 @@ arguments:
         assert_eq!(values("replicas", "3").unwrap()["mode"], "a");
         for (key, value, words) in [
             ("replicas", "three", "replicas: \"three\" is not a whole number"),
-            ("replcas", "3", "unknown argument \"replcas\"; it takes: upstream, replicas, mode"),
+            ("replcas", "3", "unknown argument \"replcas\"; it takes: upstream, replicas, mode, pool"),
             ("mode", "c", "is not one of a, b"),
             ("upstream", "\"\nkind: Evil", "free of quotes"),
+            ("pool", "192.0.2.9-192.0.2.1", "pool: \"192.0.2.9-192.0.2.1\" is not an address, a range"),
         ] {
             let error = values(key, value).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

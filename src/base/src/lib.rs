@@ -1,8 +1,9 @@
 //! What every crate of Kedge needs and nothing that is particular to Kubernetes:
-//! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders, a small sort and connections of
-//! HTTPS servers.
+//! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders, ranges of addresses, a small
+//! sort and connections of HTTPS servers.
 //! This crate knows of no other crate of the workspace.
 
+mod addresses;
 mod backoff;
 mod error;
 mod file;
@@ -12,6 +13,7 @@ mod order;
 mod pipe;
 mod task;
 
+pub use addresses::{AddressRange, NotARange};
 pub use backoff::Backoff;
 pub use error::Chain;
 pub use file::{read_optional, sync_dir, write_atomic};

@@ -12,6 +12,7 @@ mod follow;
 pub mod https;
 mod informer;
 mod key;
+pub mod load_balancer;
 mod mounted;
 mod queue;
 mod watch;

@@ -32,7 +32,7 @@ pub struct NodeIdentity {
     pub name: String,
     /// Every address this node may be reached at.
     pub addresses: Vec<IpAddr>,
-    /// The cluster IP of the Service `kubernetes`, one per address family.
+    /// Further addresses of the API server: the cluster IPs of the Service `kubernetes`, a virtual address.
     pub service_addresses: Vec<IpAddr>,
     /// For instance `cluster.local`.
     pub cluster_domain: String,

@@ -24,6 +24,7 @@ mod garbage;
 mod history;
 mod horizontal_autoscaler;
 mod job;
+mod load_balancer;
 mod namespace;
 mod node_fit;
 mod node_ipam;
@@ -45,6 +46,7 @@ mod time;
 mod ttl_after_finished;
 
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub node_cidr_mask_ipv4: u8,
     /// The prefix length of one node's part of IPv6 (`--node-cidr-mask-size-ipv6`).
     pub node_cidr_mask_ipv6: u8,
+    /// Addresses of the API server itself: no Service may get one.
+    pub virtual_addresses: Vec<IpAddr>,
     /// Named as the source of events, normally the node's name; may be empty.
     pub host: String,
     /// Finished pods above this number are deleted, oldest first (upstream: 12500).
@@ -106,6 +110,7 @@ impl Config {
             pod_cidrs,
             node_cidr_mask_ipv4: 24,
             node_cidr_mask_ipv6: 64,
+            virtual_addresses: Vec::new(),
             host: String::new(),
             terminated_pod_threshold: 12_500,
             signer: None,
@@ -168,6 +173,7 @@ pub fn start(
     disruption::start(&ctx);
     persistent_volume::start(&ctx);
     service_cidr::start(&ctx);
+    load_balancer::start(&ctx);
     horizontal_autoscaler::start(&ctx);
     pod_gc::start(&ctx);
     Ok(())

@@ -70,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) cluster_port: u16,
     /// The kubelet's HTTPS server.
     pub(crate) kubelet_port: u16,
+    /// The API server's own addresses, at most one an IP family; they are where the store's leader is.
+    pub(crate) virtual_addresses: Vec<IpAddr>,
     /// All pods of the cluster: one network an IP family, the default one first.
     pub(crate) pod_cidrs: Vec<IpNet>,
     /// All cluster IPs, likewise.
@@ -160,6 +162,7 @@ impl Config {
             port: reader.port("port", 6443),
             cluster_port: reader.port("cluster-port", 25000),
             kubelet_port: reader.port("kubelet-port", 10250),
+            virtual_addresses: reader.virtual_addresses("virtual-address"),
             pod_cidrs: reader.networks("pod-cidr", [10, 244, 0, 0], 16),
             cluster_dns: reader.cluster_dns(&service_cidrs),
             service_cidrs,
@@ -203,6 +206,7 @@ impl Config {
             }
         }
         self.check_networks(reader);
+        self.check_virtual_addresses(reader);
         if !self.service_cidrs.iter().any(|services| services.contains(&self.cluster_dns)) {
             // A DNS server outside of the cluster is a choice one can make.
             tracing::debug!(dns = %self.cluster_dns, "the DNS server is not a Service of this cluster");
@@ -335,6 +339,7 @@ impl Config {
             "port" => self.port.to_string(),
             "cluster-port" => self.cluster_port.to_string(),
             "kubelet-port" => self.kubelet_port.to_string(),
+            "virtual-address" => Some(joined(&self.virtual_addresses)).filter(|list| !list.is_empty())?,
             "pod-cidr" => joined(&self.pod_cidrs),
             "service-cidr" => joined(&self.service_cidrs),
             "cluster-dns" => self.cluster_dns.to_string(),

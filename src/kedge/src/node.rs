@@ -33,7 +33,7 @@ use kedge_client::Informers;
 use kedge_client::failover::{self, Servers};
 use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
 use kedge_kubelet::{Registries, containerd};
-use kedge_network::{CniFiles, OverlayConfig};
+use kedge_network::{Announcer, CniFiles, OverlayConfig};
 use kedge_store::Store;
 
 use self::backup::Backups;
@@ -83,7 +83,7 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     }
     let config = config;
     let node_ips = addresses(&config)?;
-    board.set_addresses(&node_ips);
+    board.set_addresses(&node_ips, &config.virtual_addresses);
     let moved = follow_address(&config, &node_ips, &tasks);
     let pki = open_pki(&config, &node_ips, role)?;
 
@@ -118,9 +118,10 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         board.expect(first_start::ADDONS);
     }
     let component_tasks = tasks.child("components");
+    let announcer = kedge_network::start_announcer(node_ips.clone(), &component_tasks);
     let client = match &control_plane {
         Some(control_plane) => {
-            lead(&config, node_ips[0], &pki, control_plane, &board, &component_tasks).await;
+            lead(&config, node_ips[0], &pki, control_plane, &board, &announcer, &component_tasks).await;
             kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
         }
         None => worker_client(&config, &pki, joined.as_ref(), &component_tasks)?,
@@ -175,6 +176,15 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let registries = registries(&config, &board, &node_tasks);
 
     let network = network(&config, &node_ips, client.clone(), &informers, &board, &node_tasks).await?;
+    let reserved = [config.port, config.cluster_port, config.kubelet_port].into();
+    kedge_network::follow_node(
+        &announcer,
+        &config.node_name,
+        reserved,
+        client.clone(),
+        &informers,
+        &node_tasks,
+    );
     board.ready("network");
     kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role, registries)?, &informers, &node_tasks)
         .await
@@ -252,11 +262,13 @@ async fn lead(
     pki: &Arc<Pki>,
     control_plane: &ControlPlane,
     board: &Board,
+    announcer: &Announcer,
     tasks: &Tasks,
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
     let mut controllers = kedge_controllers::Config::new(pki.follow_ca_pem(), config.pod_cidrs.clone());
+    controllers.virtual_addresses.clone_from(&config.virtual_addresses);
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {
         config: config.clone(),
@@ -266,6 +278,7 @@ async fn lead(
         registry: control_plane.registry.clone(),
         book_changes: control_plane.book_changes.clone(),
         own_address: node_ip,
+        announcer: announcer.clone(),
     };
     tasks.spawn("leading", leading.follow(store.status(), tasks.clone()));
     match tokio::time::timeout(QUORUM_PATIENCE, control_plane.server.ready()).await {
@@ -324,7 +337,7 @@ pub(crate) fn open_pki(config: &Config, node_ips: &[IpAddr], role: Role) -> anyh
     let identity = NodeIdentity {
         name: config.node_name.clone(),
         addresses,
-        service_addresses: config.kubernetes_service(),
+        service_addresses: [config.kubernetes_service(), config.virtual_addresses.clone()].concat(),
         cluster_domain: config.cluster_domain.clone(),
     };
     let pki = match role {

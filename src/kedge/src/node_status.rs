@@ -103,11 +103,13 @@ impl Board {
         status
     }
 
-    /// The addresses that the node announces.
-    pub(crate) fn set_addresses(&self, addresses: &[IpAddr]) {
-        self.0
-            .status
-            .send_modify(|status| status.addresses = addresses.iter().map(ToString::to_string).collect());
+    /// The addresses that the node announces, and those of the API server itself.
+    pub(crate) fn set_addresses(&self, addresses: &[IpAddr], virtual_addresses: &[IpAddr]) {
+        let text = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect();
+        self.0.status.send_modify(|status| {
+            status.addresses = text(addresses);
+            status.virtual_addresses = text(virtual_addresses);
+        });
     }
 
     /// How pods reach those of other nodes.

@@ -58,6 +58,9 @@ pub(crate) struct Status {
     /// empty while it is not known yet.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) pod_network: String,
+    /// The API server's own addresses; the datastore's leader has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) virtual_addresses: Vec<String>,
     /// The store.
     #[serde(default)]
     pub(crate) datastore: Datastore,
@@ -293,6 +296,7 @@ impl Status {
             components: Vec::new(),
             addresses: Vec::new(),
             pod_network: String::new(),
+            virtual_addresses: Vec::new(),
             datastore: Datastore::default(),
             addons: Vec::new(),
             problems: BTreeMap::new(),
@@ -356,6 +360,10 @@ impl Status {
             "" => {}
             "none" => text.push_str("pod network: none of Kedge's\n"),
             backend => text.push_str(&format!("pod network: {backend}\n")),
+        }
+        if !self.virtual_addresses.is_empty() {
+            let list = self.virtual_addresses.join(", ");
+            text.push_str(&format!("virtual address: {list} (on the leader)\n"));
         }
         if !self.datastore.role.is_empty() {
             text.push_str(&self.datastore.to_short());
@@ -427,6 +435,7 @@ mod tests {
             ],
             addresses: vec!["192.0.2.1".into()],
             pod_network: "vxlan".into(),
+            virtual_addresses: vec!["192.0.2.9".into()],
             datastore: Datastore { role: "leader".into(), revision: 7, ..Datastore::default() },
             addons: vec![kedge_addons::Listed {
                 name: "dns".into(),

@@ -19,21 +19,26 @@ pub(crate) fn run(config: &Config, args: &ConfigArgs) -> Result<ExitCode, Failur
             "--server {wrong:?} is not a URL such as https://192.0.2.1:6443"
         )));
     }
-    let servers = if servers.is_empty() { vec![announced(config)] } else { servers.to_vec() };
+    let servers = if servers.is_empty() { vec![announced(config)?] } else { servers.to_vec() };
     output::write(&kubeconfig::text(config, &servers)?);
     Ok(ExitCode::SUCCESS)
 }
 
-/// The address that the running node announces; this machine's loopback when none is known.
-fn announced(config: &Config) -> String {
-    let address = config
-        .node_ips
-        .first()
+/// The cluster's own address if it has one, else that which the running node announces; this machine's loopback
+/// when none is known.
+fn announced(config: &Config) -> anyhow::Result<String> {
+    let mut shared = config.clone();
+    if let Some(joined) = kedge_cluster::Admitted::read(&config.pki_dir())? {
+        crate::node::shared::adopt(&mut shared, &joined.config)?;
+    }
+    let mut known = shared.virtual_addresses.iter().chain(&config.node_ips);
+    let address = known
+        .next()
         .copied()
         .or_else(|| {
             let status = status::ask(&config.status_socket()).ok().flatten()?;
             status.addresses.iter().find_map(|address| address.parse().ok())
         })
         .unwrap_or_else(|| preflight::local_address(config.bind_address()));
-    kubeconfig::url(address, config.port)
+    Ok(kubeconfig::url(address, config.port))
 }

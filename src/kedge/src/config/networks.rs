@@ -55,6 +55,11 @@ impl Reader {
         found
     }
 
+    /// Like [`Reader::addresses`]; `none` is a choice too.
+    pub(super) fn virtual_addresses(&mut self, key: &str) -> Vec<IpAddr> {
+        if self.settings.get(key) == Some("none") { Vec::new() } else { self.addresses(key) }
+    }
+
     pub(super) fn networks(&mut self, key: &str, address: [u8; 4], prefix: u8) -> Vec<IpNet> {
         let what = "a network such as 10.244.0.0/16 or fd00:10:244::/56";
         let mut networks = self.list(key, what, |net: IpNet| net.addr().is_ipv4());
@@ -91,6 +96,33 @@ impl Config {
         } else {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         })
+    }
+
+    /// The API server's own addresses have to be served and to be nobody else's.
+    pub(super) fn check_virtual_addresses(&self, reader: &mut Reader) {
+        for address in &self.virtual_addresses {
+            let mut fault = |text: String| reader.faults.push(format!("virtual-address {address} {text}"));
+            if self.node_ips.contains(address) {
+                fault("is this node's own (node-ip); choose one that no machine has".to_owned());
+            }
+            for (key, networks) in [("pod-cidr", &self.pod_cidrs), ("service-cidr", &self.service_cidrs)] {
+                if let Some(network) = networks.iter().find(|network| network.contains(address)) {
+                    fault(format!("is in {key} {network}; choose one of the nodes' own network"));
+                }
+            }
+            if !self.serves(*address) {
+                fault(format!(
+                    "is not served by listeners on {}; leave bind-address out, or set it to \"::\" for IPv6",
+                    self.bind_address()
+                ));
+            }
+        }
+    }
+
+    /// Whether listeners answer at an address that this machine gets later.
+    pub(crate) fn serves(&self, address: IpAddr) -> bool {
+        let bind = self.bind_address();
+        bind.is_unspecified() && (address.is_ipv4() || bind.is_ipv6())
     }
 
     /// Whether Services have such addresses.
@@ -178,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_said() {
-        let cases: [(&[(&'static str, &str)], &str); 10] = [
+        let cases: [(&[(&'static str, &str)], &str); 15] = [
             (
                 &[("pod-cidr", "10.1.0.0/16,10.2.0.0/16")],
                 "has two of IPv4; a second one has to be of the other",
@@ -198,6 +230,14 @@ mod tests {
             ),
             (&[("node-ip", "192.0.2.1,192.0.2.2")], "has two of IPv4"),
             (&[("node-ip", "::1")], "no address by which others"),
+            (&[("virtual-address", "192.0.2.9"), ("node-ip", "192.0.2.9")], "is this node's own (node-ip)"),
+            (&[("virtual-address", "10.96.0.77")], "is in service-cidr 10.96.0.0/16"),
+            (
+                &[("virtual-address", "192.0.2.9"), ("bind-address", "192.0.2.1")],
+                "is not served by listeners on",
+            ),
+            (&[("virtual-address", "2001:db8::9")], "is not served by listeners on 0.0.0.0"),
+            (&[("virtual-address", "192.0.2.9,192.0.2.8")], "has two of IPv4"),
         ];
         for (given, expected) in cases {
             let faults = load("", given).unwrap_err().to_string();

@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 33] = [
+pub(crate) const SETTINGS: [Setting; 34] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -57,6 +57,17 @@ pub(crate) const SETTINGS: [Setting; 33] = [
     row("port", "KEDGE_PORT", "PORT", "6443", "The Kubernetes API's port"),
     row("cluster-port", "KEDGE_CLUSTER_PORT", "PORT", "25000", "The port between nodes"),
     row("kubelet-port", "KEDGE_KUBELET_PORT", "PORT", "10250", "The kubelet's port"),
+    Setting {
+        list: Some(','),
+        ..row(
+            "virtual-address",
+            "KEDGE_VIRTUAL_ADDRESS",
+            "IP",
+            "none, or the cluster's",
+            "A free address for the API that the leading control-plane node has, or one of each IP family; none: \
+             this node takes no part",
+        )
+    },
     Setting {
         list: Some(','),
         ..row(

@@ -4,6 +4,7 @@
 //! Two nodes may hold themselves for the leader for a moment (the old one notices within an election's
 //! time). That is as safe as with leases: every write names the version of what it read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use kedge_apiserver::{ApiServer, User};
 use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
 use kedge_cluster::{Pki, Registry, Signer};
+use kedge_network::{Announcer, Purpose};
 use kedge_store::Status;
 use kube::api::{Api, DeleteParams};
 use tokio::sync::watch;
@@ -35,6 +37,8 @@ pub(crate) struct Leading {
     pub(crate) book_changes: watch::Receiver<u64>,
     /// This node's address, for as long as the store names no members.
     pub(crate) own_address: IpAddr,
+    /// Holds the API server's own address while this node leads.
+    pub(crate) announcer: Announcer,
 }
 
 impl Leading {
@@ -60,6 +64,7 @@ impl Leading {
             if let Err(error) = self.start(&addresses, &term) {
                 tracing::error!(error = format!("{error:#}"), "the controllers do not start");
             }
+            self.announcer.hold(Purpose::ApiServer, self.virtual_addresses());
             let follow = async {
                 loop {
                     let known = status.borrow_and_update().clone();
@@ -77,12 +82,25 @@ impl Leading {
                 // The whole group is being stopped, this part with it.
                 return;
             }
+            // Before anything else: another node may have it already.
+            self.announcer.hold(Purpose::ApiServer, BTreeSet::new());
             tracing::info!("another node leads now: controllers and scheduler stop here");
             let late = term.shutdown(STOP_LIMIT).await;
             if !late.is_empty() {
                 tracing::warn!(tasks = late.join(", "), "did not stop in time");
             }
         }
+    }
+
+    /// A member's own configuration may be such that it does not answer there.
+    fn virtual_addresses(&self) -> BTreeSet<IpAddr> {
+        let (served, not): (Vec<IpAddr>, Vec<IpAddr>) =
+            self.config.virtual_addresses.iter().partition(|address| self.config.serves(**address));
+        for address in not {
+            let bind = self.config.bind_address();
+            tracing::warn!(%address, %bind, "the cluster's virtual address is not served by this node's listeners");
+        }
+        served.into_iter().collect()
     }
 
     fn start(&self, addresses: &watch::Sender<Vec<IpAddr>>, term: &Tasks) -> anyhow::Result<()> {

@@ -38,7 +38,7 @@ pub(crate) struct AddNode {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Invitation {
-    /// What `kedge join` takes, one for each address of this node.
+    /// What `kedge join` takes, one for each address of this node and of the cluster.
     pub(crate) join: Vec<String>,
     pub(crate) expires: Timestamp,
     pub(crate) reusable: bool,
@@ -151,6 +151,8 @@ impl Ops {
         let join = self
             .addresses
             .iter()
+            // Last: it serves only while some node leads.
+            .chain(&self.config.virtual_addresses)
             .map(|address| {
                 let server = HostPort { host: address.to_string(), port: self.cluster_port };
                 JoinString { server, token: token.clone(), ca_hash: self.pki.ca_hash() }.to_string()

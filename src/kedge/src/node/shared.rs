@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use kedge_cluster::{Admitted, ClusterConfig, Pki};
 
-use crate::config::Config;
+use crate::config::{Config, joined};
 
 /// The settings that a joining node must take over.
 pub(crate) fn settings(config: &Config, cluster_id: String) -> ClusterConfig {
@@ -14,16 +14,33 @@ pub(crate) fn settings(config: &Config, cluster_id: String) -> ClusterConfig {
         kubernetes_service: config.kubernetes_service(),
         cluster_dns: vec![config.cluster_dns],
         cluster_domain: config.cluster_domain.clone(),
-        settings: [("port".to_owned(), config.port.to_string())].into(),
+        settings: [("port".to_owned(), config.port.to_string())]
+            .into_iter()
+            .chain(virtual_address(config))
+            .collect(),
     }
 }
 
-/// The same for any node: one that joined has them from its cluster.
-pub(crate) fn settings_of(config: &Config, pki: &Pki, joined: Option<&Admitted>) -> ClusterConfig {
-    joined.map_or_else(|| settings(config, pki.ca_hash()), |admitted| admitted.config.clone())
+/// The name of the setting among those that are passed on.
+const VIRTUAL_ADDRESS: &str = "virtual-address";
+
+fn virtual_address(config: &Config) -> Option<(String, String)> {
+    let text = joined(&config.virtual_addresses);
+    (!text.is_empty()).then(|| (VIRTUAL_ADDRESS.to_owned(), text))
 }
 
-/// A member's settings are the cluster's, whatever its own configuration says.
+/// The same for any node: one that joined has them from its cluster.
+pub(crate) fn settings_of(config: &Config, pki: &Pki, admitted: Option<&Admitted>) -> ClusterConfig {
+    let Some(admitted) = admitted else { return settings(config, pki.ca_hash()) };
+    let mut shared = admitted.config.clone();
+    // It may have come after this node did.
+    shared.settings.remove(VIRTUAL_ADDRESS);
+    shared.settings.extend(virtual_address(config));
+    shared
+}
+
+/// A member's settings are the cluster's, whatever its own configuration says; only a virtual address may come to a
+/// cluster later, by the configuration of its control-plane nodes.
 ///
 /// # Errors
 /// When the cluster's settings make no sense, which a damaged file may cause.
@@ -39,5 +56,41 @@ pub(crate) fn adopt(config: &mut Config, shared: &ClusterConfig) -> anyhow::Resu
         config.cluster_dns = *dns;
     }
     config.cluster_domain.clone_from(&shared.cluster_domain);
+    let own = config.given.get(VIRTUAL_ADDRESS).is_some_and(|text| !text.is_empty());
+    if let Some(text) = shared.settings.get(VIRTUAL_ADDRESS).filter(|_| !own) {
+        let parse =
+            |text: &str| text.parse().with_context(|| format!("the cluster's virtual address {text:?}"));
+        config.virtual_addresses = text.split(',').map(parse).collect::<anyhow::Result<_>>()?;
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    #[test]
+    fn a_virtual_address_is_the_clusters_unless_the_node_says_otherwise() {
+        let load = |own: &str| {
+            let mut given = Settings::default();
+            given.insert(VIRTUAL_ADDRESS, own.to_owned());
+            Config::load(Some(std::path::Path::new("/nonexistent")), &given).unwrap()
+        };
+        let founder = settings(&load("192.0.2.9"), String::new());
+        for (own, shared, expected) in [
+            ("", &founder, "192.0.2.9"),
+            ("192.0.2.8", &founder, "192.0.2.8"),
+            ("none", &founder, ""),
+            ("192.0.2.8", &settings(&load(""), String::new()), "192.0.2.8"),
+            ("", &settings(&load(""), String::new()), ""),
+        ] {
+            let mut config = load(own);
+            adopt(&mut config, shared).unwrap();
+            assert_eq!(joined(&config.virtual_addresses), expected, "{own:?}");
+        }
+        let mut broken = founder;
+        broken.settings.insert(VIRTUAL_ADDRESS.to_owned(), "x".to_owned());
+        assert!(adopt(&mut load(""), &broken).is_err());
+    }
 }

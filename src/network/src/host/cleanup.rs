@@ -6,10 +6,10 @@ use std::path::Path;
 use super::cni::network_name;
 use super::portmap;
 use crate::rt::{Rt, gone};
-use crate::{Error, nft, overlay, policy};
+use crate::{Error, announce, nft, overlay, policy};
 
 /// For `uninstall`, after all pods are gone: deletes the nftables tables, the pod network's routes and
-/// devices, the rules that let pods' packets through other programs' chains, the pods' bridge with the
+/// devices, addresses held for the cluster, the rules that let pods' packets through other programs' chains, the pods' bridge with the
 /// devices that hang on it, what the portmap plugin left in iptables, and host-local's address leases
 /// under `host_local_dir`. What is not there is no error, so it may run again.
 ///
@@ -21,6 +21,7 @@ pub fn cleanup(table_name: &str, bridge: &str, host_local_dir: &Path) -> Result<
         nft::delete_table(&policy::table_name(table_name)).map(|_| ()).map_err(Error::from),
         overlay::remove_rules().map_err(Error::from),
         overlay::remove(bridge),
+        announce::release_all(),
         delete_bridge(bridge).map_err(|source| Error::netlink("delete the pods' bridge", source)),
         portmap::remove_port_mappings(&network_name(bridge))
             .map_err(|source| Error::netlink("remove port mappings of pods", source)),

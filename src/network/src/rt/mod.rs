@@ -3,6 +3,7 @@
 
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod held;
 mod links;
 mod neighbours;
 mod routes;
@@ -10,6 +11,7 @@ mod watch;
 
 use std::io;
 
+pub(crate) use held::Assigned;
 pub(crate) use links::{Address, DefaultRoute, Link, Mac, Vxlan};
 pub(crate) use neighbours::{Fdb, Neighbour};
 pub(crate) use routes::{KernelRoute, Route, Way};

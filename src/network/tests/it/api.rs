@@ -91,6 +91,12 @@ impl Api {
         resource.watchers.retain(|watcher| watcher.send(line("DELETED", &object)).is_ok());
     }
 
+    /// It is gone, and no watch says so: what a node sees that was cut off meanwhile.
+    pub(crate) fn forget(&self, resource: &str, wanted: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.resources.get_mut(resource).unwrap().objects.retain(|object| name(object).1 != Some(wanted));
+    }
+
     /// The patches that were sent, with the names of what they were for.
     pub(crate) fn patches(&self) -> Vec<(String, Value)> {
         self.0.lock().unwrap().patches.clone()

@@ -2,6 +2,7 @@
 //! connections. Needs root, `ip` and `nft`; runs only with KEDGE_ROOT_TESTS=1. Only the DNS server's tests
 //! need none of that.
 
+mod announce;
 mod api;
 mod dns;
 mod flannel;
