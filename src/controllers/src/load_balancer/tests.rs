@@ -178,7 +178,7 @@ fn addresses_survive_a_new_controller_and_move_with_the_nodes() {
         assert_eq!(holders(&world), now);
 
         let other = crate::Context::new(
-            crate::Config::new(String::new(), Vec::new()),
+            crate::Config::new(tokio::sync::watch::Sender::new(String::new()).subscribe(), Vec::new()),
             world.ctx.client.clone(),
             kedge_client::Informers::new(world.ctx.client.clone(), &world.ctx.tasks),
             world.ctx.tasks.clone(),
