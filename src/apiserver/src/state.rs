@@ -74,6 +74,8 @@ pub(crate) struct State {
     pub(crate) openapi: crate::openapi::Documents,
     /// Says of a node's name whether that node was taken off the cluster.
     pub(crate) departed: std::sync::OnceLock<Departed>,
+    /// Says of the components beside this one how they are.
+    pub(crate) components: std::sync::OnceLock<crate::components::Health>,
 }
 
 pub(crate) type Departed = Box<dyn Fn(&str) -> bool + Send + Sync>;

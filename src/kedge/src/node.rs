@@ -234,6 +234,10 @@ async fn lead(
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
+    let parts = board.clone();
+    control_plane.server.components(move |name| {
+        parts.problem(if name == "controller-manager" { "controllers" } else { name })
+    });
     let mut controllers = kedge_controllers::Config::new(pki.ca_pem().to_owned(), config.pod_cidrs.clone());
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
     let leading = Leading {

@@ -185,7 +185,7 @@ pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
         CommitError::TooLarge { .. } => Status::request_entity_too_large(text),
         // As upstream passes it on from etcd; what the client can do about it is in the text.
-        CommitError::Quota { .. } => Status { code: 500, reason: "", message: text, details: None },
+        CommitError::Quota { .. } => Status::plain(500, "", text),
         _ => Status::service_unavailable(format!("the datastore did not accept the write: {text}")),
     }
 }
