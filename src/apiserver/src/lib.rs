@@ -107,6 +107,7 @@ impl Prepared {
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
             policies: ArcSwap::default(),
+            mutating_policies: ArcSwap::default(),
             webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
             departed: std::sync::OnceLock::new(),

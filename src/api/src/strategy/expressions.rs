@@ -23,10 +23,7 @@ pub(super) fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
 /// ValidatingAdmissionPolicy.
 pub(super) fn policy(obj: &Value, errors: &mut Vec<FieldError>) {
     let spec = &obj["spec"];
-    conditions(spec, "spec", errors);
-    for (index, variable) in list(spec, "variables").iter().enumerate() {
-        expression(variable, "expression", &format!("spec.variables[{index}]"), errors);
-    }
+    definition(spec, errors);
     for (index, validation) in list(spec, "validations").iter().enumerate() {
         let path = format!("spec.validations[{index}]");
         expression(validation, "expression", &path, errors);
@@ -42,6 +39,73 @@ pub(super) fn policy(obj: &Value, errors: &mut Vec<FieldError>) {
             "spec.validations",
             "validations or auditAnnotations must be non-empty",
         ));
+    }
+}
+
+/// What both kinds of policies have.
+fn definition(spec: &Value, errors: &mut Vec<FieldError>) {
+    conditions(spec, "spec", errors);
+    for (index, variable) in list(spec, "variables").iter().enumerate() {
+        expression(variable, "expression", &format!("spec.variables[{index}]"), errors);
+    }
+}
+
+/// MutatingAdmissionPolicy (`validateMutatingAdmissionPolicySpec`).
+pub(super) fn mutating_policy(obj: &Value, errors: &mut Vec<FieldError>) {
+    let spec = &obj["spec"];
+    definition(spec, errors);
+    if !spec["matchConstraints"].is_object() {
+        errors.push(FieldError::required("spec.matchConstraints", ""));
+    } else if list(&spec["matchConstraints"], "resourceRules").is_empty() {
+        errors.push(FieldError::required("spec.matchConstraints.resourceRules", ""));
+    }
+    for (index, rule) in list(&spec["matchConstraints"], "resourceRules").iter().enumerate() {
+        for (place, operation) in list(rule, "operations").iter().enumerate() {
+            if operation == "DELETE" {
+                let path = format!("spec.matchConstraints.resourceRules[{index}].operations[{place}]");
+                errors.push(FieldError::not_supported(
+                    &path,
+                    "DELETE",
+                    &["*", "CONNECT", "CREATE", "UPDATE"],
+                ));
+            }
+        }
+    }
+    match spec["reinvocationPolicy"].as_str() {
+        Some("Never" | "IfNeeded") => {}
+        Some(other) => {
+            errors.push(FieldError::not_supported("spec.reinvocationPolicy", other, &["IfNeeded", "Never"]));
+        }
+        None => errors.push(FieldError::required("spec.reinvocationPolicy", "")),
+    }
+    let mutations = list(spec, "mutations");
+    if mutations.is_empty() {
+        errors.push(FieldError::required("spec.mutations", "mutations must contain at least one item"));
+    }
+    for (index, mutation) in mutations.iter().enumerate() {
+        let path = format!("spec.mutations[{index}]");
+        let (own, other) = match mutation["patchType"].as_str() {
+            Some("ApplyConfiguration") => ("applyConfiguration", "jsonPatch"),
+            Some("JSONPatch") => ("jsonPatch", "applyConfiguration"),
+            Some(unknown) if !unknown.is_empty() => {
+                let known = ["ApplyConfiguration", "JSONPatch"];
+                errors.push(FieldError::not_supported(format!("{path}.patchType"), unknown, &known));
+                continue;
+            }
+            _ => {
+                errors.push(FieldError::required(format!("{path}.patchType"), ""));
+                continue;
+            }
+        };
+        if !mutation[other].is_null() {
+            let why = format!("{other} is only allowed with another patchType");
+            errors.push(FieldError::forbidden(format!("{path}.{other}"), why));
+        }
+        if mutation[own].is_object() {
+            expression(&mutation[own], "expression", &format!("{path}.{own}"), errors);
+        } else {
+            errors.push(FieldError::required(format!("{path}.{own}"), ""));
+        }
     }
 }
 
@@ -138,5 +202,43 @@ mod tests {
             empty,
             ["spec.validations: Required value: validations or auditAnnotations must be non-empty"]
         );
+    }
+
+    #[test]
+    fn mutations_of_policies() {
+        let good = json!({"spec": {
+            "reinvocationPolicy": "Never", "matchConstraints": {"resourceRules": [{"operations": ["CREATE"]}]},
+            "mutations": [
+                {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}},
+                {"patchType": "JSONPatch", "jsonPatch": {"expression": "[JSONPatch{op: 'remove', path: '/x'}]"}},
+            ],
+        }});
+        assert_eq!(paths(mutating_policy, &good), [""; 0]);
+        for (pointer, value, wanted) in [
+            ("/spec/mutations", json!([]), "spec.mutations: Required value"),
+            ("/spec/mutations/0/patchType", json!("Other"), "spec.mutations[0].patchType: Unsupported value"),
+            (
+                "/spec/mutations/0/patchType",
+                json!("JSONPatch"),
+                "spec.mutations[0].applyConfiguration: Forbidden",
+            ),
+            (
+                "/spec/mutations/1/jsonPatch/expression",
+                json!("x y"),
+                "spec.mutations[1].jsonPatch.expression: Invalid value",
+            ),
+            ("/spec/reinvocationPolicy", json!("Often"), "spec.reinvocationPolicy: Unsupported value"),
+            ("/spec/matchConstraints", json!(null), "spec.matchConstraints: Required value"),
+            (
+                "/spec/matchConstraints/resourceRules/0/operations/0",
+                json!("DELETE"),
+                "spec.matchConstraints.resourceRules[0].operations[0]: Unsupported value",
+            ),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).unwrap() = value;
+            let found = paths(mutating_policy, &bad);
+            assert!(found.iter().any(|error| error.starts_with(wanted)), "{pointer}: {found:?}");
+        }
     }
 }

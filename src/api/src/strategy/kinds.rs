@@ -199,6 +199,11 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             status: || Some(json!({})),
             ..base
         },
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => Rules {
+            default: config::default_admission_policy,
+            validate: expressions::mutating_policy,
+            ..base
+        },
         ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
         ("apiregistration.k8s.io", "APIService") => Rules {
             default: config::default_api_service,
