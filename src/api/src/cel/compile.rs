@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
+use cel::common::ast::{
+    ComprehensionExpr, EntryExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr, StructExpr, operators,
+};
 
 use super::formats::Format;
 use super::library::{self, Entry, TYPES};
@@ -63,12 +65,19 @@ pub(super) struct Fold {
     pub(super) result: Node,
 }
 
-/// Names of the variables that are there, in the order of their places.
-type Names = Vec<String>;
+/// How deep an expression may be, as upstream's parser has it: every level takes a piece of the stack.
+const DEEPEST: usize = 250;
+
+/// Where in an expression it is: the names of the variables that are there, in the order of their places.
+#[derive(Default)]
+struct Names {
+    all: Vec<String>,
+    depth: usize,
+}
 
 /// Compiles an expression.
 pub(super) fn compile(expr: &IdedExpr) -> Result<Node, Error> {
-    node(expr, &mut Names::new())
+    node(expr, &mut Names::default())
 }
 
 fn unknown(name: &str) -> Error {
@@ -76,6 +85,16 @@ fn unknown(name: &str) -> Error {
 }
 
 fn node(expr: &IdedExpr, names: &mut Names) -> Result<Node, Error> {
+    if names.depth == DEEPEST {
+        return Err(Error::Syntax(format!("expression recursion limit exceeded: {DEEPEST}")));
+    }
+    names.depth += 1;
+    let node = inner(expr, names);
+    names.depth -= 1;
+    node
+}
+
+fn inner(expr: &IdedExpr, names: &mut Names) -> Result<Node, Error> {
     Ok(match &expr.expr {
         Expr::Literal(literal) => Node::Const(constant(literal)),
         Expr::Ident(name) => ident(name, names),
@@ -87,64 +106,62 @@ fn node(expr: &IdedExpr, names: &mut Names) -> Result<Node, Error> {
             selection(operand, &select.field, select.test, false)
         }
         Expr::Call(call) => return self::call(&call.func_name, call.target.as_deref(), &call.args, names),
-        Expr::List(list) => {
-            let items = list
-                .elements
-                .iter()
-                .enumerate()
-                .map(|(index, item)| Ok((node(item, names)?, list.optional_indices.contains(&index))));
-            folded_list(items.collect::<Result<_, Error>>()?)
-        }
-        Expr::Map(map) => {
-            let mut entries = Vec::new();
-            for entry in &map.entries {
-                if let EntryExpr::MapEntry(entry) = &entry.expr {
-                    entries.push((node(&entry.key, names)?, node(&entry.value, names)?, entry.optional));
-                }
-            }
-            folded_map(entries)
-        }
-        Expr::Struct(message) => {
-            let name = message.type_name.as_str();
-            if name != "JSONPatch" && name != "Object" && !name.starts_with("Object.") {
-                return Err(unknown(name));
-            }
-            let mut fields = Vec::new();
-            for entry in &message.entries {
-                if let EntryExpr::StructField(field) = &entry.expr {
-                    if name == "JSONPatch" && !["op", "path", "from", "value"].contains(&field.field.as_str())
-                    {
-                        return Err(Error::Syntax(format!("undefined field '{}'", field.field)));
-                    }
-                    fields.push((field.field.as_str().into(), node(&field.value, names)?, field.optional));
-                }
-            }
-            Node::Message(name.into(), fields)
-        }
-        Expr::Comprehension(fold) => {
-            let (range, init) = (node(&fold.iter_range, names)?, node(&fold.accu_init, names)?);
-            let place = names.len();
-            names.push(fold.accu_var.clone());
-            names.push(fold.iter_var.clone());
-            names.extend(fold.iter_var2.clone());
-            let pairs = fold.iter_var2.is_some();
-            let parts = [&fold.loop_cond, &fold.loop_step, &fold.result];
-            let parts = parts.map(|part| node(part, names));
-            names.truncate(place);
-            let [condition, step, result] = parts;
-            let (condition, step, result) = (condition?, step?, result?);
-            Node::Fold(Box::new(Fold {
-                range,
-                init,
-                place,
-                pairs,
-                condition,
-                step: appending(step, place),
-                result,
-            }))
-        }
+        Expr::List(list) => return self::list(list, names),
+        Expr::Map(map) => return self::map(map, names),
+        Expr::Struct(message) => return self::message(message, names),
+        Expr::Comprehension(fold) => return self::fold(fold, names),
         Expr::Unspecified => return Err(Error::Syntax("the expression is incomplete".to_owned())),
     })
+}
+
+fn list(list: &ListExpr, names: &mut Names) -> Result<Node, Error> {
+    let mut items = Vec::with_capacity(list.elements.len());
+    for (index, item) in list.elements.iter().enumerate() {
+        items.push((node(item, names)?, list.optional_indices.contains(&index)));
+    }
+    Ok(folded_list(items))
+}
+
+fn map(map: &MapExpr, names: &mut Names) -> Result<Node, Error> {
+    let mut entries = Vec::new();
+    for entry in &map.entries {
+        if let EntryExpr::MapEntry(entry) = &entry.expr {
+            entries.push((node(&entry.key, names)?, node(&entry.value, names)?, entry.optional));
+        }
+    }
+    Ok(folded_map(entries))
+}
+
+fn message(message: &StructExpr, names: &mut Names) -> Result<Node, Error> {
+    let name = message.type_name.as_str();
+    if name != "JSONPatch" && name != "Object" && !name.starts_with("Object.") {
+        return Err(unknown(name));
+    }
+    let mut fields = Vec::new();
+    for entry in &message.entries {
+        if let EntryExpr::StructField(field) = &entry.expr {
+            if name == "JSONPatch" && !["op", "path", "from", "value"].contains(&field.field.as_str()) {
+                return Err(Error::Syntax(format!("undefined field '{}'", field.field)));
+            }
+            fields.push((field.field.as_str().into(), node(&field.value, names)?, field.optional));
+        }
+    }
+    Ok(Node::Message(name.into(), fields))
+}
+
+fn fold(fold: &ComprehensionExpr, names: &mut Names) -> Result<Node, Error> {
+    let (range, init) = (node(&fold.iter_range, names)?, node(&fold.accu_init, names)?);
+    let place = names.all.len();
+    names.all.push(fold.accu_var.clone());
+    names.all.push(fold.iter_var.clone());
+    names.all.extend(fold.iter_var2.clone());
+    let pairs = fold.iter_var2.is_some();
+    let condition = node(&fold.loop_cond, names);
+    let step = node(&fold.loop_step, names);
+    let result = node(&fold.result, names);
+    names.all.truncate(place);
+    let (condition, step, result) = (condition?, appending(step?, place), result?);
+    Ok(Node::Fold(Box::new(Fold { range, init, place, pairs, condition, step, result })))
 }
 
 /// A list of constants is one, and costs nothing.
@@ -184,7 +201,7 @@ fn constant(literal: &LiteralValue) -> Value {
 }
 
 fn ident(name: &str, names: &Names) -> Node {
-    match names.iter().rposition(|known| known == name) {
+    match names.all.iter().rposition(|known| known == name) {
         Some(place) => Node::Local(place),
         None => Node::Global(name.strip_prefix('.').unwrap_or(name).into()),
     }
@@ -199,7 +216,7 @@ fn selection(operand: Node, field: &str, test: bool, optional: bool) -> Node {
 /// `a.b.c` as one name, where `a` is no variable of a comprehension.
 fn qualified(expr: &IdedExpr, names: &Names) -> Option<String> {
     match &expr.expr {
-        Expr::Ident(name) if !names.contains(name) => Some(name.clone()),
+        Expr::Ident(name) if !names.all.contains(name) => Some(name.clone()),
         Expr::Select(select) if !select.test => {
             Some(format!("{}.{}", qualified(&select.operand, names)?, select.field))
         }
@@ -209,39 +226,22 @@ fn qualified(expr: &IdedExpr, names: &Names) -> Option<String> {
 
 fn call(name: &str, target: Option<&IdedExpr>, args: &[IdedExpr], names: &mut Names) -> Result<Node, Error> {
     match (name, target, args) {
-        (operators::CONDITIONAL, None, [a, b, c]) => {
-            return Ok(Node::If(Box::new([node(a, names)?, node(b, names)?, node(c, names)?])));
+        (operators::CONDITIONAL, None, [_, _, _]) => {
+            let parts = <[Node; 3]>::try_from(all(args, names)?);
+            return parts.map(|parts| Node::If(Box::new(parts))).map_err(|_| unknown(name));
         }
-        (operators::LOGICAL_AND, None, [a, b]) => {
-            return Ok(match (node(a, names)?, node(b, names)?) {
-                (Node::And(mut parts), last) => {
-                    parts.push(last);
-                    Node::And(parts)
-                }
-                (first, last) => Node::And(vec![first, last]),
-            });
-        }
-        (operators::LOGICAL_OR, None, [a, b]) => {
-            return Ok(match (node(a, names)?, node(b, names)?) {
-                (Node::Or(mut parts), last) => {
-                    parts.push(last);
-                    Node::Or(parts)
-                }
-                (first, last) => Node::Or(vec![first, last]),
-            });
-        }
+        (operators::LOGICAL_AND | operators::LOGICAL_OR, None, [_, _]) => return logic(name, args, names),
         (operators::NOT_STRICTLY_FALSE, None, [a]) => return Ok(Node::NotFalse(Box::new(node(a, names)?))),
-        (operators::INDEX | operators::OPT_INDEX, None, [a, b]) => {
-            return Ok(Node::Index(
-                Box::new([node(a, names)?, node(b, names)?]),
-                name == operators::OPT_INDEX,
-            ));
+        (operators::INDEX | operators::OPT_INDEX, None, [_, _]) => {
+            let parts = <[Node; 2]>::try_from(all(args, names)?);
+            let optional = name == operators::OPT_INDEX;
+            return parts.map(|parts| Node::Index(Box::new(parts), optional)).map_err(|_| unknown(name));
         }
         (operators::OPT_SELECT, None, [operand, field]) => {
-            let Node::Const(Value::String(field)) = node(field, names)? else {
+            let Expr::Literal(LiteralValue::String(field)) = &field.expr else {
                 return Err(Error::Syntax("a field is selected by its name".to_owned()));
             };
-            return Ok(selection(node(operand, names)?, &field, false, true));
+            return Ok(selection(node(operand, names)?, field.inner(), false, true));
         }
         (_, Some(target), [key, value, rest @ ..]) if !rest.is_empty() => {
             if let Some(fold) = of_pairs(name, target, [key, value], rest, names)? {
@@ -250,6 +250,29 @@ fn call(name: &str, target: Option<&IdedExpr>, args: &[IdedExpr], names: &mut Na
         }
         _ => {}
     }
+    function(name, target, args, names)
+}
+
+/// `&&` and `||` of any number of parts, which are no deeper than one of them.
+fn logic(name: &str, args: &[IdedExpr], names: &mut Names) -> Result<Node, Error> {
+    let (mut parts, mut rest) = (Vec::new(), args.iter().rev().collect::<Vec<_>>());
+    while let Some(part) = rest.pop() {
+        match &part.expr {
+            Expr::Call(call) if call.func_name == name && call.target.is_none() => {
+                rest.extend(call.args.iter().rev());
+            }
+            _ => parts.push(node(part, names)?),
+        }
+    }
+    Ok(if name == operators::LOGICAL_AND { Node::And(parts) } else { Node::Or(parts) })
+}
+
+fn function(
+    name: &str,
+    target: Option<&IdedExpr>,
+    args: &[IdedExpr],
+    names: &mut Names,
+) -> Result<Node, Error> {
     let Some(target) = target else {
         let entry =
             library::find(name.strip_prefix('.').unwrap_or(name), false).ok_or_else(|| unknown(name))?;
@@ -272,7 +295,11 @@ fn call(name: &str, target: Option<&IdedExpr>, args: &[IdedExpr], names: &mut Na
 }
 
 fn all(args: &[IdedExpr], names: &mut Names) -> Result<Vec<Node>, Error> {
-    args.iter().map(|arg| node(arg, names)).collect()
+    let mut nodes = Vec::with_capacity(args.len());
+    for arg in args {
+        nodes.push(node(arg, names)?);
+    }
+    Ok(nodes)
 }
 
 /// What is written out can be checked at once: regular expressions, durations, timestamps.
@@ -344,12 +371,12 @@ fn of_pairs(
         }
     }
     let range = node(target, names)?;
-    let place = names.len();
-    names.push("@result".to_owned());
-    names.extend(own);
+    let place = names.all.len();
+    names.all.push("@result".to_owned());
+    names.all.extend(own);
     let filter = filter.map(|filter| node(filter, names)).transpose();
     let body = node(body, names);
-    names.truncate(place);
+    names.all.truncate(place);
     let (filter, body) = (filter?, body?);
     let accumulator = || Node::Local(place);
     let always = || Node::Const(Value::Bool(true));

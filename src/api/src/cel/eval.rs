@@ -6,10 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compile::{Fold, Node, Select};
-use super::library::TYPES;
+use super::library::{Entry, TYPES};
 use super::meter::Meter;
 use super::value::{Key, Message, Value};
 use super::{Error, Outcome, Program, Stop, no_overload};
+
+/// How deep steps may be nested: every level takes a piece of the stack. One expression is never that deep, one
+/// that uses variables that use variables may be.
+const DEEPEST: usize = 400;
 
 /// What an expression can see.
 #[derive(Clone, Copy)]
@@ -52,6 +56,8 @@ pub(super) struct Run<'a> {
     scope: Scope<'a>,
     /// How many variables can be seen.
     visible: usize,
+    /// How many steps are around this one, those around a variable of a policy included.
+    depth: usize,
     /// Variables of comprehensions; an accumulator may be an error.
     locals: Vec<Outcome>,
     meter: &'a mut Meter,
@@ -60,11 +66,21 @@ pub(super) struct Run<'a> {
 /// The value of an expression.
 pub(super) fn evaluate(node: &Node, scope: Scope<'_>, meter: &mut Meter) -> Outcome {
     let visible = scope.variables.map_or(0, |variables| variables.named.len());
-    Run { scope, visible, locals: Vec::new(), meter }.eval(node)
+    Run { scope, visible, depth: 0, locals: Vec::new(), meter }.eval(node)
 }
 
 impl Run<'_> {
     fn eval(&mut self, node: &Node) -> Outcome {
+        if self.depth == DEEPEST {
+            return Err(Stop::failed("the expression and its variables are nested too deep"));
+        }
+        self.depth += 1;
+        let outcome = self.inner(node);
+        self.depth -= 1;
+        outcome
+    }
+
+    fn inner(&mut self, node: &Node) -> Outcome {
         match node {
             Node::Const(value) => Ok(value.clone()),
             Node::Local(place) => {
@@ -76,47 +92,45 @@ impl Run<'_> {
             Node::Index(parts, optional) => self.index(parts, *optional),
             Node::And(parts) => self.logic(parts, false),
             Node::Or(parts) => self.logic(parts, true),
-            Node::If(parts) => match self.eval(&parts[0])? {
-                Value::Bool(true) => self.eval(&parts[1]),
-                Value::Bool(false) => self.eval(&parts[2]),
-                _ => no_overload(),
-            },
-            Node::NotFalse(part) => {
-                let outcome = self.eval(part);
-                self.meter.spend(1)?;
-                match outcome {
-                    Err(Stop::Exceeded) => Err(Stop::Exceeded),
-                    outcome => Ok((!matches!(outcome, Ok(Value::Bool(false)))).into()),
-                }
-            }
-            Node::Call(entry, args) => {
-                let args = self.all(args)?;
-                if entry.flat {
-                    self.meter.spend(1)?;
-                }
-                (entry.function)(self.meter, &args)
-            }
+            Node::If(parts) => self.choose(parts),
+            Node::NotFalse(part) => self.not_false(part),
+            Node::Call(entry, args) => self.call(entry, args),
             Node::List(items) => self.list(items),
             Node::Map(entries) => self.map(entries),
             Node::Message(name, fields) => self.message(name, fields),
             Node::Append(place, item) => self.append(*place, item),
-            Node::Insert(place, entry) => {
-                let (key, value) = (self.eval(&entry[0])?, self.eval(&entry[1])?);
-                let key = Key::of(&key).ok_or_else(Stop::no_overload)?;
-                self.insert(*place, [(key, value)])
-            }
-            Node::Merge(place, entries) => match self.eval(entries)? {
-                Value::Map(map) => {
-                    self.insert(*place, map.iter().map(|(key, value)| (key.clone(), value.clone())))
-                }
-                _ => no_overload(),
-            },
+            Node::Insert(place, entry) => self.insert_one(*place, entry),
+            Node::Merge(place, entries) => self.merge(*place, entries),
             Node::Fold(fold) => self.fold(fold),
         }
     }
 
-    fn all(&mut self, nodes: &[Node]) -> Result<Vec<Value>, Stop> {
-        nodes.iter().map(|node| self.eval(node)).collect()
+    fn choose(&mut self, parts: &[Node; 3]) -> Outcome {
+        match self.eval(&parts[0])? {
+            Value::Bool(true) => self.eval(&parts[1]),
+            Value::Bool(false) => self.eval(&parts[2]),
+            _ => no_overload(),
+        }
+    }
+
+    fn not_false(&mut self, part: &Node) -> Outcome {
+        let outcome = self.eval(part);
+        self.meter.spend(1)?;
+        match outcome {
+            Err(Stop::Exceeded) => Err(Stop::Exceeded),
+            outcome => Ok((!matches!(outcome, Ok(Value::Bool(false)))).into()),
+        }
+    }
+
+    fn call(&mut self, entry: &Entry, nodes: &[Node]) -> Outcome {
+        let mut args = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            args.push(self.eval(node)?);
+        }
+        if entry.flat {
+            self.meter.spend(1)?;
+        }
+        (entry.function)(self.meter, &args)
     }
 
     fn global(&mut self, name: &Arc<str>) -> Outcome {
@@ -139,7 +153,8 @@ impl Run<'_> {
         }
         let outcome = match &variables.named[at].1 {
             Ok(program) => {
-                let mut run = Run { scope: self.scope, visible: at, locals: Vec::new(), meter: self.meter };
+                let (scope, depth) = (self.scope, self.depth);
+                let mut run = Run { scope, visible: at, depth, locals: Vec::new(), meter: self.meter };
                 run.eval(&program.node)
             }
             Err(error) => Err(Stop::failed(error)),
@@ -291,6 +306,21 @@ impl Run<'_> {
             Value::List(mut items) => {
                 Arc::make_mut(&mut items).push(item);
                 Ok(Value::List(items))
+            }
+            _ => no_overload(),
+        }
+    }
+
+    fn insert_one(&mut self, place: usize, entry: &[Node; 2]) -> Outcome {
+        let (key, value) = (self.eval(&entry[0])?, self.eval(&entry[1])?);
+        let key = Key::of(&key).ok_or_else(Stop::no_overload)?;
+        self.insert(place, [(key, value)])
+    }
+
+    fn merge(&mut self, place: usize, entries: &Node) -> Outcome {
+        match self.eval(entries)? {
+            Value::Map(map) => {
+                self.insert(place, map.iter().map(|(key, value)| (key.clone(), value.clone())))
             }
             _ => no_overload(),
         }

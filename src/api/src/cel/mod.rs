@@ -12,6 +12,7 @@ mod lists;
 mod meter;
 mod network;
 mod operators;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -100,26 +101,6 @@ fn env() -> &'static Env {
     &ENV
 }
 
-/// How deep an expression may be at most. The interpreter goes down step by step; nothing that people write comes
-/// near (upstream's parser stops at 250 levels of nesting).
-const MOST_STEPS: usize = 1000;
-
-/// How deep it may be: every operator, selection and bracket outside of strings could be one level.
-fn steps(source: &str) -> usize {
-    let (mut steps, mut quote, mut escaped) = (0, None, false);
-    for c in source.chars() {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(open) if c == open => quote = None,
-            Some(_) => {}
-            None if matches!(c, '"' | '\'') => quote = Some(c),
-            None => steps += usize::from(".([{!?:-+*/%<>=&|".contains(c)),
-        }
-    }
-    steps
-}
-
 /// A compiled expression.
 #[derive(Debug)]
 pub struct Program {
@@ -132,10 +113,8 @@ impl Program {
     /// # Errors
     /// [`Error::Syntax`] and [`Error::Unsupported`].
     pub fn compile(source: &str) -> Result<Self, Error> {
-        if steps(source) > MOST_STEPS {
-            return Err(Error::Syntax(format!("the expression has more than {MOST_STEPS} steps")));
-        }
-        let tree = env().parser().parse(source).map_err(|error| Error::Syntax(error.to_string()))?;
+        scan::check(source).map_err(Error::Syntax)?;
+        let tree = env().parser().parse(source).map_err(syntax)?;
         compile::compile(&tree).map(|node| Self { node })
     }
 
@@ -164,6 +143,22 @@ impl Program {
             _ => Err(Error::Failed("cel expression must evaluate to a bool".to_owned())),
         }
     }
+}
+
+/// The first mistakes that the parser found; there may be one in every character, and each repeats its line.
+fn syntax(errors: cel::ParseErrors) -> Error {
+    const SHOWN: usize = 4;
+    const LENGTH: usize = 2000;
+    let mut text = String::new();
+    for mut error in errors.errors.into_iter().take(SHOWN) {
+        error.source_info = error.source_info.filter(|info| info.source.len() < LENGTH / SHOWN);
+        let separator = if text.is_empty() { "" } else { "\n" };
+        text.push_str(&format!("{separator}{error}"));
+    }
+    if let Some((end, _)) = text.char_indices().nth(LENGTH) {
+        text.truncate(end);
+    }
+    Error::Syntax(text)
 }
 
 /// A value without a schema: everything as it is written.

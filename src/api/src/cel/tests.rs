@@ -23,12 +23,75 @@ fn what_goes_too_deep_is_refused() {
     assert_eq!(eval(&long, json!({ "a": "(".repeat(5000) })), Ok(true));
 }
 
+/// On a stack of the usual size, without optimisation.
 #[test]
 fn the_deepest_that_is_allowed_is_evaluated() {
-    let deep = format!("{}{}", "!".repeat(900), "true");
-    assert_eq!(eval(&deep, json!(null)), Ok(true));
-    let wide = format!("{}false", "self || ".repeat(450));
-    assert_eq!(eval(&wide, json!(false)), Ok(false));
+    let nested = |open: &str, middle: &str, close: &str, most: usize| {
+        format!("{}{middle}{}", open.repeat(most), close.repeat(most))
+    };
+    for source in [
+        nested("!", "true", "", 240),
+        nested("1+", "1", "", 240),
+        nested("-", "1", "", 240),
+        nested("(", "1", ")", 90),
+        nested("[", "self", "]", 90),
+        nested("{1: ", "self", "}", 90),
+        nested("true ? (", "1", ") : 1", 45),
+        nested("", "self", ".a", 240),
+        nested("", "self", ".?a", 110),
+        nested("", "self", "[0]", 240),
+        nested("self || ", "self", "", 110),
+        nested("size([", "self", "])", 45),
+        nested("[1].map(x, ", "self", ")", 60),
+        nested("[1].all(k, v, ", "self", ")", 60),
+        nested("Object{a: ", "self", "}", 90),
+        nested("1 + (", "1", ")", 90),
+    ] {
+        let program = Program::compile(&source).unwrap_or_else(|error| panic!("{source}: {error}"));
+        let seen = [("self", dynamic(&json!({})))];
+        let _ = program.evaluate(Scope::new(&seen), &mut Budget::validation());
+    }
+    // What the parser still takes, and what it makes of it goes too deep.
+    for source in [
+        nested("1+", "1", "", 990),
+        nested("", "self", ".a", 990),
+        nested("", "self", "[0]", 990),
+        nested("", "self", ".?a", 490),
+        nested("-", "1", "", 990),
+        nested("!", "true", "", 990),
+        nested("1-", "1", "", 990),
+        nested("1==", "1", "", 490),
+        nested("", "self", ".f()", 490),
+        nested("", "self", ".map(x, x)", 490),
+        nested("", "self", ".all(x, x)", 490),
+        nested("", "self", ".optMap(x, x)", 490),
+        nested("a in ", "1", "", 990),
+        nested("true || ", "1", "", 490),
+        nested("true || false && ", "1", "", 240),
+        nested("true ? 1 : ", "1", "", 490),
+        nested("[", "1", "]", 490),
+        nested("{1: ", "1", "}", 490),
+        nested("a{b: ", "1", "}", 490),
+        nested("f(", "1", ")", 490),
+    ] {
+        let _ = Program::compile(&source);
+    }
+    for source in [nested("1 + ", "1", "", 300), nested("", "self", ".a", 300), nested("[", "1", "]", 300)] {
+        assert!(matches!(Program::compile(&source), Err(Error::Syntax(_))), "{source}");
+    }
+    let chain = format!("{}false", "self.x || ".repeat(330));
+    assert_eq!(eval(&chain, json!({"x": false})), Ok(false), "parts of it are side by side");
+    // Variables that use variables, each of them deep.
+    let named: Vec<(String, Result<Program, Error>)> = (0..100)
+        .map(|index| {
+            let before = if index == 0 { "1".to_owned() } else { format!("variables.v{}", index - 1) };
+            (format!("v{index}"), Program::compile(&nested("(1 + ", &before, ")", 90)))
+        })
+        .collect();
+    let variables = Variables::new(&named);
+    let last = Program::compile("variables.v99").expect("compiled");
+    let outcome = last.evaluate(Scope::with(&[], &variables), &mut Budget::validation());
+    assert!(outcome.is_err_and(|error| error.to_string().contains("nested too deep")));
 }
 
 #[test]
@@ -321,6 +384,16 @@ fn questions_about_users_are_put() {
         let program = Program::compile(source).expect("compiled");
         assert_eq!(program.is_true(Scope::new(&seen), &mut Budget::validation()), expected, "{source}");
     }
+}
+
+/// Every character of it is one, and every one would be told with the whole line.
+#[test]
+fn not_all_mistakes_are_told() {
+    let bad = "1648028636146\u{1}S\u{0}".repeat(2000);
+    let error = Program::compile(&bad).expect_err("no expression").to_string();
+    assert!(error.len() < 5000 && error.contains("ERROR: <input>:1:"), "{}", error.len());
+    let error = Program::compile("self ==").expect_err("no expression").to_string();
+    assert!(error.contains("| self =="), "{error}");
 }
 
 #[test]
