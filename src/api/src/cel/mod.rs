@@ -4,6 +4,7 @@
 //! told apart from what an expression gets wrong. Nothing here does I/O.
 
 mod authz;
+mod check;
 mod compile;
 mod eval;
 mod formats;
@@ -27,6 +28,7 @@ use cel::Env;
 use crate::schema::{Cursor, Shape};
 
 pub use authz::{Authorizer, Check, Decision, Question};
+pub use check::Type;
 pub use eval::{Scope, Variables};
 pub use meter::{Budget, PER_CALL};
 pub use value::{Key, Map, Message, Value};

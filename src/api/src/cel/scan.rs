@@ -30,12 +30,26 @@ fn steps(source: &str) -> Result<usize, String> {
             c if c.is_ascii_alphanumeric() || c == b'_' => {}
             c => {
                 steps += usize::from(b".([{!?:-+*/%<>=&|`".contains(&c));
-                word = at + 1;
+                // The one operator that is a word; a number may stand right before it.
+                steps += usize::from(source[word..at].ends_with("in"));
+                word = at + c_len(c);
+                at = word;
+                continue;
             }
         }
         at += 1;
     }
     Ok(steps)
+}
+
+/// How many bytes the character has that begins with this one.
+fn c_len(first: u8) -> usize {
+    match first {
+        0xf0.. => 4,
+        0xe0.. => 3,
+        0xc0.. => 2,
+        _ => 1,
+    }
 }
 
 /// Whether a string with this before its quote takes backslashes as they are.
@@ -96,6 +110,8 @@ mod tests {
             ("a.b == 'x.y.z'", Some(3)),
             ("'it\\'s' + \"a.b\" + r'\\' + '''a'b''' // c.d.e", Some(3)),
             ("// '\na.b.c", Some(2)),
+            ("1 in 2in [within]", Some(3)),
+            ("ä.ö == 'ü'", Some(3)),
             ("b'\\x00' + br\"\\\" + R\"\"\"a\"b\\\"\"\"", Some(2)),
             ("'\\u00e9\\101' == ''", Some(2)),
             ("'a.b", None),
@@ -113,6 +129,7 @@ mod tests {
     #[test]
     fn what_goes_too_deep_is_found() {
         let deep = "1+".repeat(20_000);
+        assert!(check(&"1 in ".repeat(2000)).is_err());
         for before in ["// '\n", "'\\q ", "' ", "r'\\' + ", "\"\"\" ' \"\"\" + ", "'\n", "xr'\\' + "] {
             assert!(check(&format!("{before}{deep}1")).is_err(), "{before}");
         }

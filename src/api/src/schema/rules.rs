@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 use super::check::{same_item, type_name};
-use super::{Cursor, SchemaRef};
-use crate::cel::{Budget, Error, Program, Scope, Value as Cel, typed};
+use super::{Cursor, NodeId, SchemaRef, Shape};
+use crate::cel::{Budget, Error, Program, Scope, Type, Value as Cel, typed};
 use crate::field::{FieldError, index, join, key};
 
 /// One rule of one node.
@@ -79,6 +79,81 @@ pub fn unenforced(schema: &SchemaRef) -> Vec<String> {
             Some(format!("validation rule {:?} is not enforced: {error}", rule.source))
         })
         .collect()
+}
+
+/// Rules of a definition that are none: what cannot be read, or is certainly wrong for the types of its place.
+pub fn mistakes(schema: &SchemaRef, path: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    find_mistakes(schema, schema.id(), path, &mut Vec::new(), &mut errors);
+    errors
+}
+
+fn find_mistakes(
+    schema: &SchemaRef,
+    id: NodeId,
+    path: &str,
+    seen: &mut Vec<NodeId>,
+    errors: &mut Vec<FieldError>,
+) {
+    if seen.contains(&id) {
+        return;
+    }
+    seen.push(id);
+    let at = schema.at(id);
+    let node = at.node();
+    let rules = node.limits.iter().flat_map(|limits| limits.validations.iter());
+    for (place, rule) in rules.enumerate() {
+        let path = format!("{path}.x-kubernetes-validations[{place}]");
+        let types = Type::of(at.cursor(), true);
+        let before = if rule.optional { Type::Optional(Box::new(types.clone())) } else { types.clone() };
+        let declared = [("self", types), ("oldSelf", before)];
+        let mut wrong = |field: &str, text: &str, why: String| {
+            errors.push(FieldError::invalid(format!("{path}.{field}"), text, why));
+        };
+        match rule.program() {
+            Ok(program) => {
+                let (found, mistakes) = program.check(&declared);
+                if !mistakes.is_empty() {
+                    let why = format!("compilation failed: {}\n | {}", mistakes.join("\n"), rule.source);
+                    wrong("rule", &rule.source, why);
+                } else if !matches!(found, Type::Bool | Type::Dyn) {
+                    wrong("rule", &rule.source, "cel expression must evaluate to a bool".to_owned());
+                }
+            }
+            Err(Error::Syntax(error)) => {
+                wrong("rule", &rule.source, format!("compilation failed: {error}"));
+            }
+            Err(_) => {}
+        }
+        let Some(text) = &rule.message_source else { continue };
+        match Program::compile(text) {
+            Ok(program) => {
+                let (found, mistakes) = program.check(&declared);
+                if !mistakes.is_empty() {
+                    let why =
+                        format!("messageExpression compilation failed: {}\n | {text}", mistakes.join("\n"));
+                    wrong("messageExpression", text, why);
+                } else if !matches!(found, Type::String | Type::Dyn) {
+                    let why = "messageExpression must evaluate to a string".to_owned();
+                    wrong("messageExpression", text, why);
+                }
+            }
+            Err(Error::Syntax(error)) => {
+                wrong("messageExpression", text, format!("messageExpression compilation failed: {error}"));
+            }
+            Err(_) => {}
+        }
+    }
+    for field in &node.fields {
+        if schema.set().node(field.node).name.is_empty() {
+            let path = format!("{path}.properties[{}]", field.name);
+            find_mistakes(schema, field.node, &path, seen, errors);
+        }
+    }
+    if let Some(item) = node.item {
+        let below = if node.shape == Shape::Array { "items" } else { "additionalProperties" };
+        find_mistakes(schema, item, &format!("{path}.{below}"), seen, errors);
+    }
 }
 
 /// Checks the rules of a place and of everything below it.
@@ -303,5 +378,25 @@ mod tests {
         let at = |at: &str| json!({"for": "24h", "at": at});
         assert_eq!(texts(&validate_schema(&s, &at("2024-12-30T00:00:00Z"))), [""; 0]);
         assert_eq!(texts(&validate_schema(&s, &at("2024-12-31T12:00:00Z"))).len(), 1);
+    }
+
+    #[test]
+    fn mistakes_are_told_where_they_are() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object",
+            "x-kubernetes-validations": [{"rule": "self.spec.x > 1 && self.metadata.name != ''"}],
+            "properties": {"metadata": {"type": "object"}, "spec": {"type": "object", "properties": {"x": {"type": "integer"}},
+                "x-kubernetes-validations": [{"rule": "self.y > 1"}, {"rule": "self.x"}, {"rule": "self.x =="},
+                    {"rule": "self.x > oldSelf.x", "messageExpression": "self.x"}]}}}))
+        .unwrap();
+        let found = mistakes(&s, "schema");
+        let paths: Vec<&str> = found.iter().map(|error| error.path.as_str()).collect();
+        let at = |place: usize, field: &str| {
+            format!("schema.properties[spec].x-kubernetes-validations[{place}].{field}")
+        };
+        assert_eq!(paths, [at(0, "rule"), at(1, "rule"), at(2, "rule"), at(3, "messageExpression")]);
+        let texts = texts(&found);
+        assert!(texts[0].contains("compilation failed: ERROR: <input>: undefined field 'y'"), "{texts:?}");
+        assert!(texts[1].ends_with("cel expression must evaluate to a bool"), "{texts:?}");
+        assert!(texts[2].contains("Syntax error"), "{texts:?}");
     }
 }

@@ -216,6 +216,7 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             create: crd::create,
             update: crd::update,
             validate: crd::validate,
+            validate_create: crd::validate_create,
             validate_update: crd::validate_update,
             status: || {
                 Some(
