@@ -23,6 +23,7 @@ fn steps(source: &str) -> Result<usize, String> {
                 continue;
             }
             quote @ (b'"' | b'\'') => {
+                steps += usize::from(&source[word..at] == "in");
                 at = string(source, at, is_raw(&source[word..at])?, quote)?;
                 word = at;
                 continue;
@@ -55,7 +56,7 @@ fn c_len(first: u8) -> usize {
 /// Whether a string with this before its quote takes backslashes as they are.
 fn is_raw(prefix: &str) -> Result<bool, String> {
     match prefix.to_ascii_lowercase().as_str() {
-        "" | "b" => Ok(false),
+        "" | "b" | "in" => Ok(false),
         "r" | "br" => Ok(true),
         // What the parser makes of it is a mistake, whatever follows.
         _ => Err(format!("Syntax error: {prefix:?} stands before a string")),
@@ -110,7 +111,7 @@ mod tests {
             ("a.b == 'x.y.z'", Some(3)),
             ("'it\\'s' + \"a.b\" + r'\\' + '''a'b''' // c.d.e", Some(3)),
             ("// '\na.b.c", Some(2)),
-            ("1 in 2in [within]", Some(3)),
+            ("1 in 2in [1] in'x'", Some(4)),
             ("ä.ö == 'ü'", Some(3)),
             ("b'\\x00' + br\"\\\" + R\"\"\"a\"b\\\"\"\"", Some(2)),
             ("'\\u00e9\\101' == ''", Some(2)),
