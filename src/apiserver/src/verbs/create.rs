@@ -142,6 +142,7 @@ impl Creation<'_> {
         if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
         }
+        admission::policy::note_types(state, resource, &mut value);
         let key = store_key(resource, &object_key(namespace, &name));
         if options.dry_run {
             if state.cache.bucket(&resource.storage_key).get(&object_key(namespace, &name)).is_some() {

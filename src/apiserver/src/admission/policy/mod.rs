@@ -3,6 +3,7 @@
 //! see, the parameters of their bindings. Policies and bindings are compiled once per change.
 
 mod mutating;
+mod types;
 mod validating;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::verbs::read;
 
 pub(crate) use mutating::Policies as Mutating;
 pub(super) use mutating::{again, mutate};
+pub(crate) use types::note as note_types;
 pub(crate) use validating::Policies as Validating;
 pub(super) use validating::validate;
 
