@@ -389,6 +389,8 @@ fn result<'a>(function: &str) -> Type<'a> {
         | "isLessThan"
         | "isGreaterThan"
         | "isSemver"
+        | "isImage"
+        | "containsDigest"
         | "sets.contains"
         | "sets.equivalent"
         | "sets.intersects"
@@ -418,6 +420,11 @@ fn result<'a>(function: &str) -> Type<'a> {
         | "getPort"
         | "getEscapedPath"
         | "reason"
+        | "registry"
+        | "repository"
+        | "tag"
+        | "digest"
+        | "identifier"
         | "error" => Type::String,
         "bytes" => Type::Bytes,
         "duration" => Type::Duration,

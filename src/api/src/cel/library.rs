@@ -2,6 +2,7 @@
 //! API server has (apiserver `pkg/cel/environment/base.go`).
 
 use super::formats;
+use super::images;
 use super::lists;
 use super::meter::Meter;
 use super::network;
@@ -143,7 +144,7 @@ static FUNCTIONS: &[Entry] = &[
     own("containsCIDR", Member, network::contains_cidr),
     flat("masked", Member, network::masked),
     flat("prefixLength", Member, network::prefix_length),
-    // Quantities, versions, formats.
+    // Quantities, versions, images, formats.
     own("quantity", Global, versions::quantity),
     own("isQuantity", Global, versions::is_quantity),
     flat("sign", Member, versions::sign),
@@ -160,6 +161,14 @@ static FUNCTIONS: &[Entry] = &[
     flat("major", Member, versions::major),
     flat("minor", Member, versions::minor),
     flat("patch", Member, versions::patch),
+    own("image", Global, images::image),
+    own("isImage", Global, images::is_image),
+    flat("containsDigest", Member, images::contains_digest),
+    flat("registry", Member, images::registry),
+    flat("repository", Member, images::repository),
+    flat("tag", Member, images::tag),
+    flat("digest", Member, images::digest),
+    flat("identifier", Member, images::identifier),
     flat("format.named", Global, formats::named),
     own("validate", Member, formats::validate),
     // Authorization.
@@ -169,6 +178,8 @@ static FUNCTIONS: &[Entry] = &[
     flat("resource", Member, authz::resource),
     flat("subresource", Member, authz::subresource),
     flat("namespace", Member, authz::namespace),
+    flat("fieldSelector", Member, authz::selector),
+    flat("labelSelector", Member, authz::selector),
     flat("name", Member, authz::name),
     own("check", Member, authz::check),
     flat("allowed", Member, authz::allowed),
@@ -178,7 +189,7 @@ static FUNCTIONS: &[Entry] = &[
 ];
 
 /// Names of types that an expression can say.
-pub(super) const TYPES: [&str; 19] = [
+pub(super) const TYPES: [&str; 20] = [
     "int",
     "uint",
     "double",
@@ -195,6 +206,7 @@ pub(super) const TYPES: [&str; 19] = [
     "kubernetes.Quantity",
     "kubernetes.URL",
     "kubernetes.Semver",
+    "kubernetes.Image",
     "kubernetes.NamedFormat",
     "net.IP",
     "net.CIDR",

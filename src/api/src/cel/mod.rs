@@ -8,6 +8,7 @@ mod check;
 mod compile;
 mod eval;
 mod formats;
+mod images;
 mod library;
 mod lists;
 mod meter;

@@ -212,6 +212,12 @@ fn kubernetes_libraries() {
         "semver('1.2.3').isLessThan(semver('1.10.0')) && semver('1.0.0-alpha.1').isLessThan(semver('1.0.0'))",
         "isSemver('1.0.0-rc.1+b5') && !isSemver('v1.0') && isSemver('v1.0', true) && !isSemver('01.0.0')",
         "semver('v01.02', true).compareTo(semver('1.2.0')) == 0 && semver('1.2.3').minor() == 2",
+        // Images.
+        "image('nginx').registry() == 'index.docker.io' && image('nginx').repository() == 'library/nginx'",
+        "image('registry.k8s.io/a/b:v1').tag() == 'v1' && image('localhost:5000/ab').identifier() == 'latest'",
+        "isImage('registry.k8s.io/ab') && !isImage('registry.k8s.io//ab') && !isImage('UPPER') && !isImage('a:')",
+        "image('registry.k8s.io/ab:v1@sha256:6aefddb645ee6963afd681b1845c661d0ea4c3b20ab9db86d9e753b203d385f2').containsDigest()",
+        "image('ab@sha256:6aefddb645ee6963afd681b1845c661d0ea4c3b20ab9db86d9e753b203d385f2').tag() == '' && !isImage('ab@sha256:12')",
         "jsonpatch.escapeKey('k8s.io/my~label') == 'k8s.io~1my~0label'",
     ] {
         assert_eq!(eval(source, json!(null)), Ok(true), "{source}");
@@ -374,6 +380,10 @@ fn questions_about_users_are_put() {
         ("authorizer.group('').resource('pods').namespace('a').check('get').allowed()", Ok(true)),
         ("authorizer.group('apps').resource('pods').check('get').reason() == 'apps/'", Ok(true)),
         ("authorizer.path('/healthz').check('get').allowed()", Ok(false)),
+        (
+            "authorizer.group('').resource('pods').fieldSelector('a=b').namespace('a').check('get').allowed()",
+            Ok(true),
+        ),
         (
             "authorizer.requestResource.check('get').allowed() && !authorizer.requestResource.check('get').errored()",
             Ok(true),

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::formats::Format;
+use super::images::Image;
 use super::network::{Cidr, Url};
 use super::versions::Semver;
 use crate::quantity::Quantity;
@@ -41,6 +42,7 @@ pub enum Value {
     Cidr(Cidr),
     Url(Arc<Url>),
     Semver(Arc<Semver>),
+    Image(Arc<Image>),
     /// The name of a format that strings can be checked against.
     Format(Format),
     /// Answers questions about what users may do.
@@ -163,6 +165,7 @@ impl Value {
             Self::Cidr(_) => "net.CIDR",
             Self::Url(_) => "kubernetes.URL",
             Self::Semver(_) => "kubernetes.Semver",
+            Self::Image(_) => "kubernetes.Image",
             Self::Format(_) => "kubernetes.NamedFormat",
             Self::Authorizer(check) => check.type_name(),
             Self::Decision(_) => "kubernetes.authorization.Decision",
@@ -286,6 +289,7 @@ pub(super) fn equal(a: &Value, b: &Value, steps: &mut u64) -> bool {
         (Value::Cidr(a), Value::Cidr(b)) => a == b,
         (Value::Url(a), Value::Url(b)) => a.text == b.text,
         (Value::Semver(a), Value::Semver(b)) => a.cmp(b) == Ordering::Equal,
+        (Value::Image(a), Value::Image(b)) => a == b,
         (Value::Format(a), Value::Format(b)) => a == b,
         _ => a.compare(b).flatten() == Some(Ordering::Equal),
     }

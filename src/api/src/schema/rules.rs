@@ -120,10 +120,7 @@ fn find_mistakes(
                     wrong("rule", &rule.source, "cel expression must evaluate to a bool".to_owned());
                 }
             }
-            Err(Error::Syntax(error)) => {
-                wrong("rule", &rule.source, format!("compilation failed: {error}"));
-            }
-            Err(_) => {}
+            Err(error) => wrong("rule", &rule.source, error.to_string()),
         }
         let Some(text) = &rule.message_source else { continue };
         match Program::compile(text) {
@@ -138,10 +135,7 @@ fn find_mistakes(
                     wrong("messageExpression", text, why);
                 }
             }
-            Err(Error::Syntax(error)) => {
-                wrong("messageExpression", text, format!("messageExpression compilation failed: {error}"));
-            }
-            Err(_) => {}
+            Err(error) => wrong("messageExpression", text, format!("messageExpression {error}")),
         }
     }
     for field in &node.fields {
