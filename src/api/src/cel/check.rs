@@ -186,6 +186,16 @@ impl<'a> Check<'_, 'a> {
             }
             Node::Merge(_, entries) => self.node(entries),
             Node::Fold(fold) => self.fold(fold),
+            Node::OptMap(map) => {
+                let inner = match self.node(&map.target) {
+                    Type::Optional(inner) => *inner,
+                    _ => Type::Dyn,
+                };
+                self.locals.push(inner);
+                let found = self.node(&map.body);
+                self.locals.pop();
+                if map.flat { found } else { Type::Optional(Box::new(found)) }
+            }
         }
     }
 

@@ -39,6 +39,7 @@ pub(super) enum Node {
     /// The map at this place and the entries of another.
     Merge(usize, Box<Node>),
     Fold(Box<Fold>),
+    OptMap(Box<OptMap>),
 }
 
 /// `operand.field`, `has(operand.field)` or `operand.?field`.
@@ -49,6 +50,16 @@ pub(super) struct Select {
     pub(super) key: Key,
     pub(super) test: bool,
     pub(super) optional: bool,
+}
+
+/// `target.optMap(x, body)` and, where the body is optional itself, `optFlatMap`.
+#[derive(Debug)]
+pub(super) struct OptMap {
+    pub(super) target: Node,
+    /// Of the variable.
+    pub(super) place: usize,
+    pub(super) body: Node,
+    pub(super) flat: bool,
 }
 
 /// A comprehension. Its accumulator, its variable and its second variable follow those around it.
@@ -243,6 +254,9 @@ fn call(name: &str, target: Option<&IdedExpr>, args: &[IdedExpr], names: &mut Na
             };
             return Ok(selection(node(operand, names)?, field.inner(), false, true));
         }
+        ("optMap" | "optFlatMap", Some(target), [variable, body]) => {
+            return opt_map(target, variable, body, name == "optFlatMap", names);
+        }
         (_, Some(target), [key, value, rest @ ..]) if !rest.is_empty() => {
             if let Some(fold) = of_pairs(name, target, [key, value], rest, names)? {
                 return Ok(fold);
@@ -347,6 +361,24 @@ fn appending(step: Node, place: usize) -> Node {
         },
         other => other,
     }
+}
+
+fn opt_map(
+    target: &IdedExpr,
+    variable: &IdedExpr,
+    body: &IdedExpr,
+    flat: bool,
+    names: &mut Names,
+) -> Result<Node, Error> {
+    let Expr::Ident(variable) = &variable.expr else {
+        return Err(Error::Syntax("argument must be a simple name".to_owned()));
+    };
+    let target = node(target, names)?;
+    let place = names.all.len();
+    names.all.push(variable.clone());
+    let body = node(body, names);
+    names.all.truncate(place);
+    Ok(Node::OptMap(Box::new(OptMap { target, place, body: body?, flat })))
 }
 
 /// The macros with a key and a value (cel-go `ext/comprehensions.go`).

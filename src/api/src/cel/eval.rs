@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compile::{Fold, Node, Select};
+use super::compile::{Fold, Node, OptMap, Select};
 use super::library::{Entry, TYPES};
 use super::meter::Meter;
 use super::value::{Key, Message, Value};
@@ -102,6 +102,7 @@ impl Run<'_> {
             Node::Insert(place, entry) => self.insert_one(*place, entry),
             Node::Merge(place, entries) => self.merge(*place, entries),
             Node::Fold(fold) => self.fold(fold),
+            Node::OptMap(map) => self.opt_map(map),
         }
     }
 
@@ -352,6 +353,22 @@ impl Run<'_> {
         let outcome = outcome.and_then(|()| self.eval(&fold.result));
         self.locals.truncate(depth);
         outcome
+    }
+
+    fn opt_map(&mut self, map: &OptMap) -> Outcome {
+        let Value::Optional(target) = self.eval(&map.target)? else { return no_overload() };
+        self.meter.spend(1)?;
+        let Some(value) = target else { return Ok(Value::Optional(None)) };
+        let depth = self.locals.len();
+        debug_assert_eq!(depth, map.place);
+        self.locals.push(Ok((*value).clone()));
+        let outcome = self.eval(&map.body);
+        self.locals.truncate(depth);
+        match (outcome?, map.flat) {
+            (value, false) => Ok(Value::some(value)),
+            (value @ Value::Optional(_), true) => Ok(value),
+            _ => no_overload(),
+        }
     }
 
     fn iterate(&mut self, fold: &Fold, range: &Value) -> Result<(), Stop> {

@@ -22,9 +22,9 @@ mod time;
 mod value;
 mod versions;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use cel::Env;
+use cel::parser::Parser;
 
 use crate::schema::{Cursor, Shape};
 
@@ -97,13 +97,6 @@ fn no_overload() -> Outcome {
     Err(Stop::no_overload())
 }
 
-/// The parser with its macros.
-fn env() -> &'static Env {
-    // An immutable table, made when the first expression is compiled.
-    static ENV: LazyLock<Env> = LazyLock::new(Env::stdlib);
-    &ENV
-}
-
 /// A compiled expression.
 #[derive(Debug)]
 pub struct Program {
@@ -117,7 +110,8 @@ impl Program {
     /// [`Error::Syntax`] and [`Error::Unsupported`].
     pub fn compile(source: &str) -> Result<Self, Error> {
         scan::check(source).map_err(Error::Syntax)?;
-        let tree = env().parser().parse(source).map_err(syntax)?;
+        let parser = Parser::new().enable_optional_syntax(true);
+        let tree = parser.parse(source).map_err(syntax)?;
         compile::compile(&tree).map(|node| Self { node })
     }
 

@@ -125,6 +125,12 @@ fn expressions() {
         ("self.?a.orValue(3) == 3 && self.?b.?c.hasValue()", json!({"b": {"c": 1}}), true),
         ("self[?'a'].orValue('x') == 'x' && optional.of(1).value() == 1", json!({}), true),
         ("self.?a.optMap(x, x + 1).orValue(0) == 2", json!({"a": 1}), true),
+        (
+            "self.?a.optFlatMap(x, x.?b).orValue(0) == 2 && !self.?c.optMap(x, x).hasValue()",
+            json!({"a": {"b": 2}}),
+            true,
+        ),
+        ("self.all(y, optional.of(y).optMap(x, x + y).value() == 2 * y)", json!([1, 2]), true),
         ("[?self.?a, 1] == [1] && {?'k': self.?a} == {}", json!({}), true),
         ("optional.none().or(optional.of(2)).value() == 2", json!(null), true),
         // Two variables.
