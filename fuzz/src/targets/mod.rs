@@ -163,6 +163,8 @@ const CEL: &[&str] = &[
     "ip('::1')",
     "cidr('10.0.0.0/8')",
     "url('https://a/b?c=d')",
+    "image('a:b')",
+    ".optMap(x, ",
     "semver('1.2.3', true)",
     "format.named('uri')",
     ".validate(",
