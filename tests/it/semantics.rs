@@ -174,6 +174,12 @@ fn reading() {
     let list = cluster.get(&["configmaps", "--field-selector=metadata.name=m-07"]);
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
 
+    step("the components say how they are");
+    let list = cluster.get(&["componentstatuses"]);
+    let items = list["items"].as_array().unwrap();
+    assert_eq!(items.len(), 3, "{list}");
+    assert!(items.iter().all(|item| item["conditions"][0]["status"] == "True"), "{list}");
+
     step("a list in chunks is one point in time");
     let (mut names, mut next, mut revisions) = (Vec::new(), String::new(), Vec::new());
     loop {

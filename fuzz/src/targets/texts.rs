@@ -1,6 +1,6 @@
 //! What is one text: selectors, quantities, expressions; and seeds of targets of other crates.
 
-use kedge_api::cel::Program;
+use kedge_api::cel::{Budget, Program, Scope};
 use kedge_api::quantity::{Format, Quantity};
 use kedge_api::schema::Pattern;
 use kedge_api::selector::{FieldSelector, LabelSelector};
@@ -52,7 +52,10 @@ pub(super) fn cel(data: &[u8]) {
     let Ok(program) = Program::compile(text) else { return };
     let this = json!({ "a": 1, "b": "x", "c": [1, 2, 3, 4], "d": { "e": "f" }, "n": 1.5 });
     let this = kedge_api::cel::dynamic(&this);
-    let _ = program.evaluate(&[("self", this.clone()), ("oldSelf", this)]);
+    let seen = [("self", this.clone()), ("oldSelf", this)];
+    let made = program.evaluate(Scope::new(&seen), &mut Budget::validation());
+    // Whatever comes out can be written down, or says that it cannot.
+    let _ = made.map(|made| made.to_json());
 }
 
 pub(super) fn json_path(data: &[u8]) {

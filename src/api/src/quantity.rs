@@ -166,6 +166,11 @@ impl Quantity {
         self.rounded(NANO / 1000)
     }
 
+    /// As a float, which may not be exact.
+    pub fn as_f64(&self) -> f64 {
+        self.nanos as f64 / NANO as f64
+    }
+
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }

@@ -57,6 +57,8 @@ pub struct Status {
     pub reason: &'static str,
     pub message: String,
     pub details: Option<Box<Details>>,
+    /// Where a list may go on after this failure: `continue` in the metadata; empty: nowhere.
+    pub next: Box<str>,
 }
 
 impl fmt::Display for Status {
@@ -79,11 +81,11 @@ fn about(gr: &GroupResource, name: &str) -> Details {
 impl Status {
     /// A status with no details.
     pub fn plain(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, next: Box::default() }
     }
 
     fn with(code: u16, reason: &'static str, message: String, details: Details) -> Self {
-        Self { code, reason, message, details: Some(Box::new(details)) }
+        Self { code, reason, message, details: Some(Box::new(details)), next: Box::default() }
     }
 
     pub fn is_success(&self) -> bool {
@@ -194,6 +196,13 @@ impl Status {
         Self::plain(410, "Expired", msg)
     }
 
+    /// What a chunked list was of is not kept any more; with `next` it can go on as of now (apiserver
+    /// `storage/etcd3/errors.go`).
+    pub fn list_expired(next: impl Into<Box<str>>) -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+        Self { next: next.into(), ..Self::expired(message) }
+    }
+
     /// Same as [`Status::expired`], upstream's other name for it.
     pub fn resource_expired(msg: impl Into<String>) -> Self {
         Self::expired(msg)
@@ -261,7 +270,7 @@ impl Status {
 
     /// What a delete answers when the object is gone at once.
     pub fn success(details: Option<Details>) -> Self {
-        Self { code: 200, reason: "", message: String::new(), details: details.map(Box::new) }
+        Self { details: details.map(Box::new), ..Self::plain(200, "", "") }
     }
 
     /// Attaches a cause, for instance that the namespace is terminating.
@@ -275,7 +284,8 @@ impl Status {
         let mut out = Map::new();
         out.insert("kind".into(), "Status".into());
         out.insert("apiVersion".into(), "v1".into());
-        out.insert("metadata".into(), json!({}));
+        let metadata = if self.next.is_empty() { json!({}) } else { json!({ "continue": self.next }) };
+        out.insert("metadata".into(), metadata);
         out.insert("status".into(), if self.is_success() { "Success" } else { "Failure" }.into());
         for (key, text) in [("message", self.message.as_str()), ("reason", self.reason)] {
             if !text.is_empty() {
@@ -355,5 +365,10 @@ mod tests {
             "details": {"name": "web", "group": "apps", "kind": "deployments"}})
         );
         assert_eq!(Status::success(None).to_value()["status"], "Success");
+        let expired = Status::list_expired("token").to_value();
+        assert_eq!(
+            (&expired["reason"], &expired["metadata"]),
+            (&json!("Expired"), &json!({"continue": "token"}))
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::authz::{self, rbac::Attributes};
 use crate::request::{Query, RequestInfo};
 use crate::state::State;
 use crate::verbs::{self, Context};
-use crate::{aggregation, body, discovery, protobuf, proxy, respond, review};
+use crate::{aggregation, body, components, discovery, protobuf, proxy, respond, review};
 
 /// Answer a request. `peer` is the user of a verified client certificate, or the component of this
 /// process that asks.
@@ -115,6 +115,8 @@ async fn answer(
     let (takes_protobuf, is_watch) = (accepted.protobuf, context.info.verb == "watch");
     let response = if context.resource.stored {
         verbs::run(context, body).await?
+    } else if context.resource.group.is_empty() && context.resource.plural == "componentstatuses" {
+        components::run(&context).await?
     } else if context.accepted.form == respond::Form::Object {
         review::create(&Arc::new(context), &body).await?
     } else {

@@ -11,6 +11,7 @@ mod body;
 mod bootstrap;
 mod cache;
 mod claims;
+mod components;
 mod connect;
 mod conversion;
 mod crd;
@@ -111,9 +112,11 @@ impl Prepared {
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
             policies: ArcSwap::default(),
+            mutating_policies: ArcSwap::default(),
             webhooks: ArcSwap::default(),
             openapi: openapi::Documents::default(),
             departed: std::sync::OnceLock::new(),
+            components: std::sync::OnceLock::new(),
         });
         server::listen(state.clone(), self.listener, &tasks);
         // What was defined before is served from the first request on.
@@ -168,6 +171,13 @@ impl ApiServer {
     pub fn refuse_nodes(&self, departed: impl Fn(&str) -> bool + Send + Sync + 'static) {
         // There is one book of nodes; a second call would change nothing.
         let _ = self.0.departed.set(Box::new(departed));
+    }
+
+    /// How `scheduler` and `controller-manager` are, for `kubectl get componentstatuses`: the reason if one does
+    /// not work.
+    pub fn components(&self, health: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) {
+        // There is one assembly; a second call would change nothing.
+        let _ = self.0.components.set(Box::new(health));
     }
 
     /// Returns when the objects that every cluster has are there: `/readyz` says ok from then on.

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use kedge_api::object;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -191,8 +192,8 @@ pub(crate) fn tls(
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let builder = if insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+    let trust = if insecure {
+        None
     } else {
         let pem = match bundle {
             Some(bundle) if !bundle.is_empty() => base64::engine::general_purpose::STANDARD
@@ -209,12 +210,13 @@ pub(crate) fn tls(
             return Err("caBundle: no certificate found".to_owned());
         }
         let trusted = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| format!("caBundle: {error}"))?;
-        let verifier = Trusting { verifier, trusted };
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        Some(Trust { verifier, trusted })
     };
+    let verifier = Arc::new(Verifier { provider, trust });
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let config = match client {
         Some(client) => builder.with_client_cert_resolver(client.client_auth_cert_resolver.clone()),
         None => builder.with_no_client_auth(),
@@ -222,15 +224,23 @@ pub(crate) fn tls(
     Ok(Arc::new(config))
 }
 
+/// Whose certificates are taken.
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// `None` with `insecureSkipTLSVerify`: the user has said that any certificate will do.
+    trust: Option<Trust>,
+}
+
 /// The usual checks, and Go's: a certificate that is itself among the trusted ones may serve, also when
 /// it is an authority's. `openssl req -x509` makes such, and many a webhook has one.
 #[derive(Debug)]
-struct Trusting {
+struct Trust {
     verifier: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
 }
 
-impl ServerCertVerifier for Trusting {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -239,10 +249,13 @@ impl ServerCertVerifier for Trusting {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.verifier.verify_server_cert(certificate, more, name, ocsp, now) {
+        let Some(Trust { verifier, trusted }) = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match verifier.verify_server_cert(certificate, more, name, ocsp, now) {
             // Its time was checked before this was noticed; the name is still to be checked.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(error)))
-                if error.0.to_string() == "CaUsedAsEndEntity" && self.trusted.contains(certificate) =>
+                if error.0.to_string() == "CaUsedAsEndEntity" && trusted.contains(certificate) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -257,46 +270,7 @@ impl ServerCertVerifier for Trusting {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
-}
-
-/// `insecureSkipTLSVerify`: the user has said that any certificate will do.
-#[derive(Debug)]
-struct Unverified(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
@@ -306,11 +280,11 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

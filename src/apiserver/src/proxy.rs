@@ -560,8 +560,8 @@ async fn as_status(response: Response<Incoming>) -> Response<Body> {
     let text = String::from_utf8_lossy(&body).trim().to_owned();
     let status = match code {
         StatusCode::BAD_REQUEST => Status::bad_request(text),
-        StatusCode::NOT_FOUND => Status { code: 404, reason: "NotFound", message: text, details: None },
-        StatusCode::FORBIDDEN => Status { code: 403, reason: "Forbidden", message: text, details: None },
+        StatusCode::NOT_FOUND => Status::plain(404, "NotFound", text),
+        StatusCode::FORBIDDEN => Status::plain(403, "Forbidden", text),
         _ => {
             let mut status = Status::internal(text);
             status.code = code.as_u16();

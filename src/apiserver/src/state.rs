@@ -74,11 +74,14 @@ pub(crate) struct State {
     pub(crate) quota_turn: tokio::sync::Mutex<()>,
     pub(crate) inflight: crate::inflight::Limits,
     pub(crate) aggregation: crate::aggregation::Aggregation,
-    pub(crate) policies: ArcSwap<crate::admission::policy::Policies>,
+    pub(crate) policies: ArcSwap<crate::admission::policy::Validating>,
+    pub(crate) mutating_policies: ArcSwap<crate::admission::policy::Mutating>,
     pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
     pub(crate) openapi: crate::openapi::Documents,
     /// Says of a node's name whether that node was taken off the cluster.
     pub(crate) departed: std::sync::OnceLock<Departed>,
+    /// Says of the components beside this one how they are.
+    pub(crate) components: std::sync::OnceLock<crate::components::Health>,
 }
 
 pub(crate) type Departed = Box<dyn Fn(&str) -> bool + Send + Sync>;

@@ -267,6 +267,10 @@ async fn lead(
 ) {
     let store: &Store = control_plane.store();
     board.follow_store(store.clone());
+    let parts = board.clone();
+    control_plane.server.components(move |name| {
+        parts.problem(if name == "controller-manager" { "controllers" } else { name })
+    });
     let mut controllers = kedge_controllers::Config::new(pki.follow_ca_pem(), config.pod_cidrs.clone());
     controllers.virtual_addresses.clone_from(&config.virtual_addresses);
     controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));

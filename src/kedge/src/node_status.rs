@@ -137,6 +137,18 @@ impl Board {
         self.set(part, false, Some(error.to_owned()), remedy_for(part, error));
     }
 
+    /// Why a part does not work, if so.
+    pub(crate) fn problem(&self, part: &str) -> Result<(), String> {
+        let status = self.0.status.borrow();
+        match status.components.iter().find(|component| component.name == part) {
+            Some(component) if component.ready => Ok(()),
+            Some(component) => {
+                Err(component.last_error.clone().unwrap_or_else(|| "it is starting".to_owned()))
+            }
+            None => Err("it does not run here".to_owned()),
+        }
+    }
+
     /// One more part that has to become ready, before the others.
     pub(crate) fn expect(&self, part: &str) {
         let part = Component { name: part.to_owned(), ready: false, last_error: None, remedy: None };

@@ -22,6 +22,16 @@ const MAX_COPIED: usize = 3 << 20;
 
 /// Applies a JSON patch.
 pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
+    patched(current, patch)?.map_err(|path| unprocessable(&format!("testing value {path} failed")))
+}
+
+/// Applies a JSON patch; `None` when one of its tests fails.
+pub fn json_patch_if(current: &Value, patch: &[u8]) -> Result<Option<Value>, Status> {
+    patched(current, patch).map(Result::ok)
+}
+
+/// The inner error is the path of a test that failed.
+fn patched(current: &Value, patch: &[u8]) -> Result<Result<Value, String>, Status> {
     let operations: Vec<PatchOperation> = serde_json::from_slice(patch)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
@@ -34,14 +44,14 @@ pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
     let mut copied = 0;
     for (index, operation) in operations.iter().enumerate() {
         check_growth(&out, operation, &mut copied).map_err(|what| unprocessable(&what))?;
-        json_patch::patch(&mut out, std::slice::from_ref(operation)).map_err(|e| {
-            unprocessable(&match operation {
-                PatchOperation::Test(_) => format!("testing value {} failed", e.path),
-                _ => format!("operation {index} at {}: {}", e.path, e.kind),
-            })
-        })?;
+        if let Err(e) = json_patch::patch(&mut out, std::slice::from_ref(operation)) {
+            if matches!(operation, PatchOperation::Test(_)) {
+                return Ok(Err(e.path.to_string()));
+            }
+            return Err(unprocessable(&format!("operation {index} at {}: {}", e.path, e.kind)));
+        }
     }
-    Ok(out)
+    Ok(Ok(out))
 }
 
 /// A patch that does not fit the object, as upstream answers.

@@ -20,7 +20,7 @@ use serde_json::Value;
 pub use check::{apply_defaults, validate_schema, validate_schema_update};
 pub use openapi::SchemaError;
 pub use pattern::Pattern;
-pub use rules::{Rule, unenforced};
+pub use rules::{Rule, mistakes, unenforced};
 
 /// A name that is static for built-in types and owned for those of a CRD.
 pub type Name = Cow<'static, str>;

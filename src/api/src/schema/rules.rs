@@ -6,18 +6,20 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 use super::check::{same_item, type_name};
-use super::{Cursor, SchemaRef};
-use crate::cel::{Error, Program, typed};
+use super::{Cursor, NodeId, SchemaRef, Shape};
+use crate::cel::{Budget, Error, Program, Scope, Type, Value as Cel, typed};
 use crate::field::{FieldError, index, join, key};
 
 /// One rule of one node.
 #[derive(Debug)]
 pub struct Rule {
     source: String,
-    /// With `optionalOldSelf`, which is not supported.
+    /// With `optionalOldSelf`: the value before may be missing.
     optional: bool,
     program: OnceLock<Result<Program, Error>>,
     message: String,
+    /// How errors name the rule.
+    name: String,
     message_source: Option<String>,
     message_program: OnceLock<Option<Program>>,
     reason: String,
@@ -30,12 +32,7 @@ pub struct Rule {
 impl Rule {
     /// One that cannot be compiled is told about, and never checked.
     fn program(&self) -> &Result<Program, Error> {
-        self.program.get_or_init(|| {
-            if self.optional {
-                return Err(Error::Unsupported("optionalOldSelf".to_owned()));
-            }
-            Program::compile(&self.source)
-        })
+        self.program.get_or_init(|| Program::compile(&self.source))
     }
 
     fn message_program(&self) -> Option<&Program> {
@@ -51,15 +48,16 @@ pub(super) fn compile(list: Option<&Value>) -> Arc<[Rule]> {
         .map(|rule| {
             let text = |field: &str| rule[field].as_str().unwrap_or_default().to_owned();
             let source = text("rule");
-            let message = match text("message") {
-                message if message.is_empty() => format!("failed rule: {}", source.trim()),
-                message => message,
+            let (message, name) = match text("message").trim() {
+                "" => (format!("failed rule: {}", source.trim()), source.trim().to_owned()),
+                message => (message.to_owned(), message.to_owned()),
             };
             Rule {
                 transition: source.contains("oldSelf"),
                 optional: rule["optionalOldSelf"] == true,
                 program: OnceLock::new(),
                 message,
+                name,
                 message_source: rule["messageExpression"].as_str().map(str::to_owned),
                 message_program: OnceLock::new(),
                 reason: text("reason"),
@@ -83,6 +81,75 @@ pub fn unenforced(schema: &SchemaRef) -> Vec<String> {
         .collect()
 }
 
+/// Rules of a definition that are none: what cannot be read, or is certainly wrong for the types of its place.
+pub fn mistakes(schema: &SchemaRef, path: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    find_mistakes(schema, schema.id(), path, &mut Vec::new(), &mut errors);
+    errors
+}
+
+fn find_mistakes(
+    schema: &SchemaRef,
+    id: NodeId,
+    path: &str,
+    seen: &mut Vec<NodeId>,
+    errors: &mut Vec<FieldError>,
+) {
+    if seen.contains(&id) {
+        return;
+    }
+    seen.push(id);
+    let at = schema.at(id);
+    let node = at.node();
+    let rules = node.limits.iter().flat_map(|limits| limits.validations.iter());
+    for (place, rule) in rules.enumerate() {
+        let path = format!("{path}.x-kubernetes-validations[{place}]");
+        let types = Type::of(at.cursor(), true);
+        let before = if rule.optional { Type::Optional(Box::new(types.clone())) } else { types.clone() };
+        let declared = [("self", types), ("oldSelf", before)];
+        let mut wrong = |field: &str, text: &str, why: String| {
+            errors.push(FieldError::invalid(format!("{path}.{field}"), text, why));
+        };
+        match rule.program() {
+            Ok(program) => {
+                let (found, mistakes) = program.check(&declared);
+                if !mistakes.is_empty() {
+                    let why = format!("compilation failed: {}\n | {}", mistakes.join("\n"), rule.source);
+                    wrong("rule", &rule.source, why);
+                } else if !matches!(found, Type::Bool | Type::Dyn) {
+                    wrong("rule", &rule.source, "cel expression must evaluate to a bool".to_owned());
+                }
+            }
+            Err(error) => wrong("rule", &rule.source, error.to_string()),
+        }
+        let Some(text) = &rule.message_source else { continue };
+        match Program::compile(text) {
+            Ok(program) => {
+                let (found, mistakes) = program.check(&declared);
+                if !mistakes.is_empty() {
+                    let why =
+                        format!("messageExpression compilation failed: {}\n | {text}", mistakes.join("\n"));
+                    wrong("messageExpression", text, why);
+                } else if !matches!(found, Type::String | Type::Dyn) {
+                    let why = "messageExpression must evaluate to a string".to_owned();
+                    wrong("messageExpression", text, why);
+                }
+            }
+            Err(error) => wrong("messageExpression", text, format!("messageExpression {error}")),
+        }
+    }
+    for field in &node.fields {
+        if schema.set().node(field.node).name.is_empty() {
+            let path = format!("{path}.properties[{}]", field.name);
+            find_mistakes(schema, field.node, &path, seen, errors);
+        }
+    }
+    if let Some(item) = node.item {
+        let below = if node.shape == Shape::Array { "items" } else { "additionalProperties" };
+        find_mistakes(schema, item, &format!("{path}.{below}"), seen, errors);
+    }
+}
+
 /// Checks the rules of a place and of everything below it.
 pub(super) fn check(
     at: Cursor<'_>,
@@ -91,57 +158,104 @@ pub(super) fn check(
     path: &str,
     errors: &mut Vec<FieldError>,
 ) {
-    if old == Some(value) || value.is_null() {
+    walk(at, value, old, path, &mut Budget::validation(), errors);
+}
+
+/// All rules of an object share one budget; nothing is checked any more once it is spent.
+fn walk(
+    at: Cursor<'_>,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    budget: &mut Budget,
+    errors: &mut Vec<FieldError>,
+) {
+    if old == Some(value) || value.is_null() || budget.is_spent() {
         return;
     }
-    if let Some(limits) = &at.node.limits {
-        for rule in limits.validations.iter() {
-            one(rule, at, value, old, path, errors);
-        }
+    if let Some(limits) = at.node.limits.as_ref().filter(|limits| !limits.validations.is_empty()) {
+        rules(&limits.validations, at, value, old, path, budget, errors);
     }
     match value {
         Value::Object(map) => {
             for (name, value) in map {
                 let Some(child) = at.child(name) else { continue };
                 let path = if at.node.field(name).is_some() { join(path, name) } else { key(path, name) };
-                check(child, value, old.and_then(|old| old.get(name)), &path, errors);
+                walk(child, value, old.and_then(|old| old.get(name)), &path, budget, errors);
             }
         }
         Value::Array(items) => {
             let Some(item) = at.item() else { return };
             for (i, value) in items.iter().enumerate() {
-                check(item, value, same_item(at, old, value), &index(path, i), errors);
+                walk(item, value, same_item(at, old, value), &index(path, i), budget, errors);
             }
         }
         _ => {}
     }
 }
 
-fn one(
-    rule: &Rule,
+/// The rules of one place, which see the same values.
+fn rules(
+    rules: &[Rule],
     at: Cursor<'_>,
     value: &Value,
     old: Option<&Value>,
     path: &str,
+    budget: &mut Budget,
+    errors: &mut Vec<FieldError>,
+) {
+    let before = old.map(|old| typed(at, old));
+    let mut variables = vec![("self", typed(at, value))];
+    variables.extend(before.clone().map(|before| ("oldSelf", before)));
+    for rule in rules {
+        if budget.is_spent() {
+            return;
+        }
+        if !rule.optional {
+            if before.is_some() || !rule.transition {
+                one(rule, at, &variables, path, budget, errors);
+            }
+            continue;
+        }
+        let before = before.clone().map_or(Cel::Optional(None), Cel::some);
+        let variables = [variables[0].clone(), ("oldSelf", before)];
+        one(rule, at, &variables, path, budget, errors);
+    }
+}
+
+fn one(
+    rule: &Rule,
+    at: Cursor<'_>,
+    variables: &[(&str, Cel)],
+    path: &str,
+    budget: &mut Budget,
     errors: &mut Vec<FieldError>,
 ) {
     let Ok(program) = rule.program() else { return };
-    let mut variables = vec![("self", typed(at, value))];
-    match old {
-        Some(old) => variables.push(("oldSelf", typed(at, old))),
-        None if rule.transition => return,
-        None => {}
-    }
-    let failed = match program.is_true(&variables) {
+    let scope = Scope::new(variables);
+    let failed = match program.is_true(scope, budget) {
         Ok(true) | Err(Error::Unsupported(_) | Error::Syntax(_)) => return,
-        Ok(false) => {
-            let own = rule.message_program().and_then(|program| program.evaluate(&variables).ok());
-            match own {
-                Some(crate::cel::Value::String(text)) if !text.trim().is_empty() => text.trim().to_owned(),
-                _ => rule.message.clone(),
+        Ok(false) => match rule.message_program().map(|program| program.evaluate(scope, budget)) {
+            Some(Ok(Cel::String(text))) if is_line(text.trim()) => text.trim().to_owned(),
+            Some(Err(Error::Exceeded)) => {
+                budget.stop();
+                let source = rule.message_source.as_deref().unwrap_or_default();
+                format!("no further validation rules will be run due to call cost exceeds limit for messageExpression: {source:?}")
             }
+            Some(Err(Error::Budget)) => {
+                "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run".to_owned()
+            }
+            _ => rule.message.clone(),
+        },
+        Err(error @ Error::Exceeded) => {
+            budget.stop();
+            format!("'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {}", rule.name)
         }
-        Err(error) => format!("rule evaluation error: {error}: evaluating rule: {}", rule.source),
+        Err(error @ Error::Budget) => error.to_string(),
+        Err(Error::Failed(error)) if error == "no such overload" => {
+            format!("'{error}': call arguments did not match a supported operator, function or macro signature for rule: {}", rule.name)
+        }
+        Err(error) => format!("{error} evaluating rule: {}", rule.name),
     };
     // A field's path starts with a dot: `.spec.x`.
     let path = match rule.field_path.strip_prefix('.') {
@@ -154,6 +268,12 @@ fn one(
         "FieldValueDuplicate" => FieldError::duplicate(path, type_name(at.node.shape)),
         _ => FieldError::invalid(path, type_name(at.node.shape), failed),
     });
+}
+
+/// What a message may be: one line, not too long.
+fn is_line(text: &str) -> bool {
+    const MOST: usize = 5 * 1024;
+    !text.is_empty() && !text.contains('\n') && text.len() <= MOST
 }
 
 #[cfg(test)]
@@ -204,5 +324,73 @@ mod tests {
             ["spec: Invalid value: \"object\": min is immutable"]
         );
         assert_eq!(unenforced(&s).len(), 1);
+    }
+
+    #[test]
+    fn the_value_before_may_be_optional() {
+        let s =
+            schema(json!([{"rule": "oldSelf.hasValue() ? self.min >= oldSelf.value().min : self.min == 0",
+            "optionalOldSelf": true, "message": "min begins at 0 and grows"}]));
+        let at = |min: i64| json!({"spec": {"min": min}});
+        assert_eq!(texts(&validate_schema(&s, &at(0))), [""; 0]);
+        assert_eq!(texts(&validate_schema(&s, &at(1))).len(), 1);
+        assert_eq!(texts(&validate_schema_update(&s, &at(2), Some(&at(1)))), [""; 0]);
+        assert_eq!(texts(&validate_schema_update(&s, &at(0), Some(&at(1)))).len(), 1);
+    }
+
+    /// One that runs on ends all; many that are cheap each end when they have spent what they share.
+    #[test]
+    fn rules_have_a_budget() {
+        let list = |rules: Value| {
+            SchemaRef::from_openapi(&json!({"type": "object", "properties": {"l": {"type": "array",
+                "items": {"type": "integer"}, "x-kubernetes-validations": rules}}}))
+            .unwrap()
+        };
+        let value = json!({"l": (0..500).collect::<Vec<i64>>()});
+        let endless = json!({"rule": "self.all(a, self.all(b, self.all(c, a + b + c >= 0)))"});
+        let found = texts(&validate_schema(&list(json!([endless, {"rule": "false"}])), &value));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: self.all(a"), "{found:?}");
+        let dear = json!({"rule": "self.all(a, a < 0 || self.slow(a))"});
+        assert_eq!(unenforced(&list(json!([dear]))).len(), 1, "no such function");
+        let dear = json!({"rule": "self.filter(a, a < 300).all(a, self.all(b, b >= 0))"});
+        let found = texts(&validate_schema(&list(Value::Array(vec![dear; 20])), &value));
+        assert_eq!(
+            found,
+            [
+                "l: Invalid value: \"array\": validation failed due to running out of cost budget, no further validation rules will be run"
+            ]
+        );
+    }
+
+    #[test]
+    fn formats_have_types() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object", "properties": {
+            "for": {"type": "string", "format": "duration"}, "at": {"type": "string", "format": "date-time"}},
+            "x-kubernetes-validations": [{"rule": "self.at + self.__for__ < timestamp('2025-01-01T00:00:00Z')"}]}))
+        .unwrap();
+        let at = |at: &str| json!({"for": "24h", "at": at});
+        assert_eq!(texts(&validate_schema(&s, &at("2024-12-30T00:00:00Z"))), [""; 0]);
+        assert_eq!(texts(&validate_schema(&s, &at("2024-12-31T12:00:00Z"))).len(), 1);
+    }
+
+    #[test]
+    fn mistakes_are_told_where_they_are() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object",
+            "x-kubernetes-validations": [{"rule": "self.spec.x > 1 && self.metadata.name != ''"}],
+            "properties": {"metadata": {"type": "object"}, "spec": {"type": "object", "properties": {"x": {"type": "integer"}},
+                "x-kubernetes-validations": [{"rule": "self.y > 1"}, {"rule": "self.x"}, {"rule": "self.x =="},
+                    {"rule": "self.x > oldSelf.x", "messageExpression": "self.x"}]}}}))
+        .unwrap();
+        let found = mistakes(&s, "schema");
+        let paths: Vec<&str> = found.iter().map(|error| error.path.as_str()).collect();
+        let at = |place: usize, field: &str| {
+            format!("schema.properties[spec].x-kubernetes-validations[{place}].{field}")
+        };
+        assert_eq!(paths, [at(0, "rule"), at(1, "rule"), at(2, "rule"), at(3, "messageExpression")]);
+        let texts = texts(&found);
+        assert!(texts[0].contains("compilation failed: ERROR: <input>: undefined field 'y'"), "{texts:?}");
+        assert!(texts[1].ends_with("cel expression must evaluate to a bool"), "{texts:?}");
+        assert!(texts[2].contains("Syntax error"), "{texts:?}");
     }
 }

@@ -338,7 +338,30 @@ fn simple(path: &str) -> bool {
     })
 }
 
+/// Validation rules are looked at when they are written, not whenever the definition is.
+pub(super) fn validate_create(obj: &Value, errors: &mut Vec<FieldError>) {
+    rules_fit(obj, None, errors);
+}
+
+/// The rules of the versions whose schema is not as it was.
+fn rules_fit(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    let before = old.map(|old| list(&old["spec"], "versions")).unwrap_or_default();
+    for (i, version) in list(&obj["spec"], "versions").iter().enumerate() {
+        let schema = &version["schema"]["openAPIV3Schema"];
+        let same = before
+            .iter()
+            .any(|old| old["name"] == version["name"] && old["schema"]["openAPIV3Schema"] == *schema);
+        if let Ok(schema) = SchemaRef::from_openapi(schema)
+            && !same
+        {
+            let path = format!("{}.schema.openAPIV3Schema", index("spec.versions", i));
+            errors.extend(crate::schema::mistakes(&schema, &path));
+        }
+    }
+}
+
 pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    rules_fit(new, Some(old), errors);
     immutable(new, old, "/spec/group", errors);
     let established = old["status"]["conditions"]
         .as_array()

@@ -187,16 +187,29 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             ..base
         },
         ("coordination.k8s.io", "Lease") => Rules { validate: config::validate_lease, ..base },
-        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
-            Rules { default: config::default_mutating_webhooks, validate: expressions::webhooks, ..base }
-        }
-        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
-            Rules { default: config::default_webhooks, validate: expressions::webhooks, ..base }
-        }
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => Rules {
+            default: config::default_mutating_webhooks,
+            validate: expressions::webhooks,
+            validate_create: expressions::new_webhooks,
+            ..base
+        },
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => Rules {
+            default: config::default_webhooks,
+            validate: expressions::webhooks,
+            validate_create: expressions::new_webhooks,
+            ..base
+        },
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => Rules {
             default: config::default_admission_policy,
             validate: expressions::policy,
+            validate_create: expressions::new_policy,
             status: || Some(json!({})),
+            ..base
+        },
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => Rules {
+            default: config::default_admission_policy,
+            validate: expressions::mutating_policy,
+            validate_create: expressions::new_policy,
             ..base
         },
         ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
@@ -211,6 +224,7 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             create: crd::create,
             update: crd::update,
             validate: crd::validate,
+            validate_create: crd::validate_create,
             validate_update: crd::validate_update,
             status: || {
                 Some(

@@ -60,6 +60,8 @@ pub struct Rules {
     /// After the generic preparation of an update.
     pub update: fn(&mut Value, &Value),
     pub validate: fn(&Value, &mut Vec<FieldError>),
+    /// Of new objects only.
+    pub validate_create: fn(&Value, &mut Vec<FieldError>),
     pub validate_update: fn(&Value, &Value, &mut Vec<FieldError>),
     /// The status of a new object, where the kind has one.
     pub status: fn() -> Option<Value>,
@@ -83,6 +85,7 @@ impl Rules {
         create: |_| {},
         update: |_, _| {},
         validate: |_, _| {},
+        validate_create: |_, _| {},
         validate_update: |_, _, _| {},
         status: no_status,
         generation: false,
@@ -251,6 +254,7 @@ impl Strategy for Generic {
         meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
         errors.extend(validate_schema(&self.schema, obj));
         (self.rules.validate)(obj, &mut errors);
+        (self.rules.validate_create)(obj, &mut errors);
         errors
     }
 

@@ -102,8 +102,13 @@ pub(crate) async fn mutate(
     }
     limit_range::mutate(request, value)?;
     storage::mutate(request, value)?;
-    if webhook::mutate(request, value, warnings).await? {
-        // Containers that a webhook has added get the namespace's defaults too.
+    let policies = policy::mutate(request, value).await?;
+    let webhooks = webhook::mutate(request, value, warnings).await?;
+    if policies.changed || webhooks.changed {
+        // Containers that were added get the namespace's defaults too.
+        limit_range::mutate(request, value)?;
+        policy::again(request, value, policies).await?;
+        webhook::again(request, value, webhooks, warnings).await?;
         limit_range::mutate(request, value)?;
     }
     // Last: no webhook may ask in another's name.
@@ -134,7 +139,8 @@ pub(crate) async fn connect(
     mut options: Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    webhook::mutate(request, &mut options, warnings).await?;
+    let webhooks = webhook::mutate(request, &mut options, warnings).await?;
+    webhook::again(request, &mut options, webhooks, warnings).await?;
     policy::validate(request, &options, warnings).await?;
     webhook::validate(request, &options, warnings).await
 }

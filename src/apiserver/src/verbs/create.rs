@@ -142,6 +142,7 @@ impl Creation<'_> {
         if object::managed_fields(&value).is_empty() {
             managed::track_update(&resource.schema, None, &mut value, &manager);
         }
+        admission::policy::note_types(state, resource, &mut value);
         let key = store_key(resource, &object_key(namespace, &name));
         if options.dry_run {
             if state.cache.bucket(&resource.storage_key).get(&object_key(namespace, &name)).is_some() {
@@ -207,7 +208,7 @@ pub(crate) fn commit_failed(error: &CommitError) -> Status {
     match error {
         CommitError::TooLarge { .. } => Status::request_entity_too_large(text),
         // As upstream passes it on from etcd; what the client can do about it is in the text.
-        CommitError::Quota { .. } => Status { code: 500, reason: "", message: text, details: None },
+        CommitError::Quota { .. } => Status::plain(500, "", text),
         _ => Status::service_unavailable(format!("the datastore did not accept the write: {text}")),
     }
 }

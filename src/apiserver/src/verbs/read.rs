@@ -88,12 +88,16 @@ fn not_json(error: &serde_json::Error) -> Status {
 #[derive(Serialize, Deserialize)]
 struct Continue {
     v: String,
-    rv: u64,
+    /// The revision of the first chunk; negative: whatever there is now.
+    rv: i64,
     start: String,
 }
 
+/// The revision of a list that goes on with what there is now.
+const NOW: i64 = -1;
+
 impl Continue {
-    fn encode(revision: u64, start: &str) -> String {
+    fn encode(revision: i64, start: &str) -> String {
         let token = Self { v: "meta.k8s.io/v1".into(), rv: revision, start: start.to_owned() };
         URL_SAFE_NO_PAD.encode(json!(token).to_string())
     }
@@ -164,12 +168,19 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let (revision, view, start): (u64, View, String) = match query.get("continue") {
         Some(token) => {
             let token = Continue::decode(token)?;
-            let rest = bucket.pinned(token.rv, &prefix).ok_or_else(|| {
-                Status::resource_expired(
-                    "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
-                )
-            })?;
-            (token.rv, View::Pinned(rest), token.start)
+            match u64::try_from(token.rv) {
+                Ok(revision) => {
+                    let rest = bucket
+                        .pinned(revision, &prefix)
+                        .ok_or_else(|| Status::list_expired(Continue::encode(NOW, &token.start)))?;
+                    (revision, View::Pinned(rest), token.start)
+                }
+                // The client knows that it gets what has changed meanwhile.
+                Err(_) => {
+                    let revision = context.state.fresh_revision().await?;
+                    (revision, View::Whole(bucket.objects()), token.start)
+                }
+            }
         }
         None => {
             let wanted = query.get("resourceVersion").unwrap_or_default();
@@ -194,6 +205,7 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let mut next = None;
     let mut remaining = 0;
     let first = matches!(view, View::Whole(_));
+    let start = start.max(prefix.clone());
     for stored in view.from(&start).take_while(|stored| stored.key.starts_with(&prefix)) {
         if next.is_none() {
             if !selection.matches(stored) {
@@ -203,7 +215,7 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
                 selected.push(stored.clone());
                 continue;
             }
-            next = Some(Continue::encode(revision, &stored.key));
+            next = Some(Continue::encode(i64::try_from(revision).unwrap_or(NOW), &stored.key));
         }
         remaining += 1;
         if first {

@@ -236,6 +236,9 @@ impl Change<'_> {
             let manager = options.manager(resource, self.target.subresource());
             managed::track_update(&resource.schema, Some(old), &mut value, &manager);
         }
+        if self.target == Target::Main {
+            admission::policy::note_types(state, resource, &mut value);
+        }
         let value = conversion::to_storage(state, resource, value).await?;
         let fresh = encode::encode(&value);
         if encode::is_spliced(&fresh, stored.modified, &stored.bytes) {

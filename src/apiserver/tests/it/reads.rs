@@ -40,6 +40,81 @@ async fn a_chunked_list_is_of_one_revision() {
     fixture.stop().await;
 }
 
+/// "chunking ... should support continue listing from the last key if the original version has been compacted
+/// away, though the list is inconsistent".
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_list_goes_on_as_of_now() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    for index in 0..6 {
+        client.make(MAPS, &config_map(&format!("m{index}"))).await;
+    }
+    let (_, first) = client.get(&format!("{MAPS}?limit=2")).await;
+    let token = first["metadata"]["continue"].as_str().expect("continue").to_owned();
+    client.delete(&format!("{MAPS}/m3"), &Value::Null).await;
+    // Lists that began later take the place of this one.
+    for index in 0..40 {
+        client.make(MAPS, &config_map(&format!("z{index}"))).await;
+        client.get(&format!("{MAPS}?limit=1")).await;
+    }
+    let (status, expired) = client.get(&format!("{MAPS}?limit=2&continue={token}")).await;
+    assert_eq!((status, &expired["reason"]), (StatusCode::GONE, &"Expired".into()), "{expired}");
+    let next = expired["metadata"]["continue"].as_str().expect("a token to go on with").to_owned();
+    let (status, page) = client.get(&format!("{MAPS}?limit=2&continue={next}")).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert_ne!(page["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let names: Vec<&Value> =
+        page["items"].as_array().expect("items").iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(names, ["m2", "m4"], "it goes on where it was, with what there is now");
+    // From here on the list is of one revision again.
+    client.delete(&format!("{MAPS}/m5"), &Value::Null).await;
+    let next = page["metadata"]["continue"].as_str().expect("continue");
+    let (_, last) = client.get(&format!("{MAPS}?limit=1&continue={next}")).await;
+    assert_eq!(last["items"][0]["metadata"]["name"], "m5", "{last}");
+    assert_eq!(last["metadata"]["resourceVersion"], page["metadata"]["resourceVersion"]);
+    fixture.stop().await;
+}
+
+/// Read-only, deprecated, and still what people look at first.
+#[tokio::test(flavor = "multi_thread")]
+async fn component_statuses() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let (status, list) = client.get("/api/v1/componentstatuses").await;
+    assert_eq!((status, &list["kind"]), (StatusCode::OK, &"ComponentStatusList".into()), "{list}");
+    let items = list["items"].as_array().expect("items");
+    let names: Vec<&Value> = items.iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(names, ["scheduler", "controller-manager", "etcd-0"]);
+    let etcd = &items[2]["conditions"][0];
+    assert_eq!(
+        (&etcd["type"], &etcd["status"], &etcd["message"]),
+        (&"Healthy".into(), &"True".into(), &"ok".into())
+    );
+    // Nobody has said of the others that they run: this is an API server alone.
+    assert_eq!(items[0]["conditions"][0]["status"], "False");
+    fixture
+        .server
+        .components(|name| if name == "scheduler" { Ok(()) } else { Err("it is stopped".to_owned()) });
+    let (_, one) = client.get("/api/v1/componentstatuses/scheduler").await;
+    assert_eq!(
+        (&one["kind"], &one["conditions"][0]["status"]),
+        (&"ComponentStatus".into(), &"True".into()),
+        "{one}"
+    );
+    let (_, one) = client.get("/api/v1/componentstatuses/controller-manager").await;
+    assert_eq!(one["conditions"][0]["error"], "it is stopped");
+    assert_eq!(client.get("/api/v1/componentstatuses/nothing").await.0, StatusCode::NOT_FOUND);
+    let (status, _) = client.post("/api/v1/componentstatuses", &one).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = client.raw(Method::GET, "/api/v1/componentstatuses", &accept, Vec::new()).await;
+    assert!(table.headers()["warning"].to_str().expect("text").contains("deprecated"));
+    let table = table.into_body().collect().await.expect("body").to_bytes();
+    let table: Value = serde_json::from_slice(&table).expect("JSON");
+    assert_eq!(table["rows"][2]["cells"], serde_json::json!(["etcd-0", "Healthy", "ok", ""]), "{table}");
+    fixture.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_tells_every_change_once_and_in_order() {
     let fixture = Fixture::start().await;

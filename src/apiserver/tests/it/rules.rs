@@ -109,3 +109,94 @@ async fn a_webhook_is_asked_only_when_its_conditions_hold() {
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
     fixture.stop().await;
 }
+
+/// "ValidatingAdmissionPolicy should type check validation expressions"
+#[tokio::test(flavor = "multi_thread")]
+async fn expressions_are_checked_against_the_kinds_they_are_for() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let path = format!("{REGISTRATION}/validatingadmissionpolicies");
+    let rules = json!({ "resourceRules": [{ "operations": ["*"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"] }] });
+    let spec = json!({ "matchConstraints": rules,
+        "variables": [{ "name": "n", "expression": "object.spec.replicas" }],
+        "validations": [
+            { "expression": "object.spec.replicas > '1'" },
+            { "expression": "variables.n > 1 && object.metadata.labels['a'] == 'b'", "messageExpression": "'wrong ' + variables.n" },
+            { "expression": "object.spec.template.spec.containers.all(c, c.resources.limits.cpu != '1' && has(c.nothing))" },
+        ] });
+    let made = client.make(&path, &json!({ "metadata": { "name": "p" }, "spec": spec })).await;
+    assert_eq!(made["status"]["observedGeneration"], 1, "{made}");
+    let warnings = made["status"]["typeChecking"]["expressionWarnings"].as_array().expect("warnings").clone();
+    let refs: Vec<&Value> = warnings.iter().map(|warning| &warning["fieldRef"]).collect();
+    assert_eq!(
+        refs,
+        [
+            "spec.validations[0].expression",
+            "spec.validations[1].messageExpression",
+            "spec.validations[2].expression"
+        ],
+        "{warnings:?}"
+    );
+    for (index, wanted) in [
+        (
+            0,
+            "apps/v1, Kind=Deployment: ERROR: <input>: found no matching overload for '_>_' applied to '(int, string)'",
+        ),
+        (1, "found no matching overload for '_+_' applied to '(string, int)'"),
+        (2, "undefined field 'nothing'"),
+    ] {
+        let text = warnings[index]["warning"].as_str().expect("text");
+        assert!(text.contains(wanted), "{text}");
+    }
+    let good = json!([{ "op": "replace", "path": "/spec/validations", "value": [{ "expression": "object.spec.replicas > 1" }] }]);
+    let (status, fixed) = client.patch(&format!("{path}/p"), "json", &good).await;
+    assert_eq!(status, StatusCode::OK, "{fixed}");
+    assert_eq!(fixed["status"], json!({ "observedGeneration": 2, "typeChecking": {} }));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_definitions_are_read_when_they_are_written() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let definition = |rule: &str| {
+        json!({ "metadata": { "name": "toys.example.com" }, "spec": { "group": "example.com", "scope": "Namespaced",
+            "names": { "plural": "toys", "kind": "Toy" }, "versions": [{ "name": "v1", "served": true, "storage": true,
+            "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": { "type": "object",
+                "x-kubernetes-validations": [{ "rule": rule }],
+                "properties": { "size": { "type": "string" } } } } } } }] } })
+    };
+    for (rule, why) in [
+        ("self.size ==", "Syntax error"),
+        ("self.weight == 'x'", "undefined field 'weight'"),
+        ("self.size > 1", "found no matching overload for '_>_' applied to '(string, int)'"),
+        ("self.size", "cel expression must evaluate to a bool"),
+    ] {
+        let (status, answer) = client.post(path, &definition(rule)).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{rule}: {answer}");
+        let message = answer["message"].as_str().expect("message");
+        assert!(
+            message.contains(why)
+                && message.contains("spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"),
+            "{message}"
+        );
+    }
+    client
+        .make(path, &definition("isQuantity(self.size) && quantity(self.size).isLessThan(quantity('1Gi'))"))
+        .await;
+    let toys = "/apis/example.com/v1/namespaces/default/toys";
+    let toy = |name: &str, size: &str| json!({ "apiVersion": "example.com/v1", "kind": "Toy", "metadata": { "name": name }, "spec": { "size": size } });
+    // It is served a moment after.
+    while client.get(toys).await.0 != StatusCode::OK {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    client.make(toys, &toy("small", "1Mi")).await;
+    let (status, answer) = client.post(toys, &toy("big", "2Gi")).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    assert!(
+        answer["message"].as_str().expect("message").contains("failed rule: isQuantity(self.size)"),
+        "{answer}"
+    );
+    fixture.stop().await;
+}

@@ -85,30 +85,46 @@ fn exempt(request: &Request<'_>) -> bool {
     &*request.resource.group == "admissionregistration.k8s.io"
 }
 
-/// Asks the mutating webhooks one after the other; `true` if one of them changed the object.
+/// The webhooks that were asked, and what each left behind: it is asked again if somebody changed that after.
+#[derive(Default)]
+pub(super) struct Seen {
+    all: Arc<Webhooks>,
+    left: Vec<(usize, Value)>,
+    pub(super) changed: bool,
+}
+
+/// Asks the mutating webhooks one after the other.
 pub(super) async fn mutate(
     request: &Request<'_>,
     value: &mut Value,
     warnings: &mut Vec<String>,
-) -> Result<bool, Status> {
+) -> Result<Seen, Status> {
     let all = webhooks(request.state);
     if all.mutating.is_empty() || exempt(request) {
-        return Ok(false);
+        return Ok(Seen::default());
     }
-    let before = value.clone();
-    // What each webhook left behind: it is asked again if somebody changed it after.
-    let mut seen: Vec<(&Webhook, Value)> = Vec::new();
-    for webhook in &all.mutating {
-        if ask_to_change(webhook, request, value, warnings).await? {
-            seen.push((webhook, value.clone()));
+    let (before, mut left) = (value.clone(), Vec::new());
+    for (place, webhook) in all.mutating.iter().enumerate() {
+        if ask_to_change(webhook, request, value, warnings).await? && webhook.reinvoke {
+            left.push((place, value.clone()));
         }
     }
-    for (webhook, left) in seen {
-        if webhook.reinvoke && left != *value {
+    Ok(Seen { all, left, changed: *value != before })
+}
+
+/// Asks those again that want it and whose object is not what they left.
+pub(super) async fn again(
+    request: &Request<'_>,
+    value: &mut Value,
+    seen: Seen,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    for (place, left) in &seen.left {
+        if let Some(webhook) = seen.all.mutating.get(*place).filter(|_| left != value) {
             ask_to_change(webhook, request, value, warnings).await?;
         }
     }
-    Ok(*value != before)
+    Ok(())
 }
 
 /// `true` if the webhook was asked.
