@@ -13,6 +13,7 @@ mod cluster;
 mod conformance;
 mod damage;
 mod dual_stack;
+mod evictions;
 mod faults;
 mod flanneld;
 mod helm;

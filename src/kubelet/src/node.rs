@@ -161,9 +161,9 @@ async fn info(core: &Shared) -> NodeSystemInfo {
 fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondition> {
     let now = pod::now();
     let has = |condition: Condition| core.pressure.lock().has(condition);
-    let memory = has(Condition::MemoryPressure);
-    let disk = has(Condition::DiskPressure);
-    let pids = has(Condition::PidPressure);
+    let memory = has(Condition::Memory);
+    let disk = has(Condition::Disk);
+    let pids = has(Condition::Pid);
     let mut problems: Vec<String> = Vec::new();
     if let Some(problem) = &health.runtime {
         problems.push(format!("container runtime is down: {problem}"));

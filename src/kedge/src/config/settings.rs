@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 33] = [
+pub(crate) const SETTINGS: [Setting; 38] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),

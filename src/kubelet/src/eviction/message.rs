@@ -121,7 +121,7 @@ mod tests {
             (
                 "ephemeral-storage",
                 Some(&used),
-                "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 1000. \
+                "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 1k. \
                  Container over was using 3076Ki, request is 1Mi, has larger consumption of ephemeral-storage. \
                  Container asks nothing was using 3076Ki, request is 0, has larger consumption of ephemeral-storage. ",
             ),

@@ -15,17 +15,17 @@ use crate::worker::Verdict;
 /// One of the node's conditions that thresholds bring about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Condition {
-    DiskPressure,
-    MemoryPressure,
-    PidPressure,
+    Disk,
+    Memory,
+    Pid,
 }
 
 impl Condition {
     fn name(self) -> &'static str {
         match self {
-            Self::DiskPressure => "DiskPressure",
-            Self::MemoryPressure => "MemoryPressure",
-            Self::PidPressure => "PIDPressure",
+            Self::Disk => "DiskPressure",
+            Self::Memory => "MemoryPressure",
+            Self::Pid => "PIDPressure",
         }
     }
 }
@@ -44,9 +44,9 @@ pub(crate) struct Threshold {
 impl Threshold {
     fn condition(&self) -> Condition {
         match self.signal {
-            Signal::MemoryAvailable => Condition::MemoryPressure,
-            Signal::PidAvailable => Condition::PidPressure,
-            _ => Condition::DiskPressure,
+            Signal::MemoryAvailable => Condition::Memory,
+            Signal::PidAvailable => Condition::Pid,
+            _ => Condition::Disk,
         }
     }
 
@@ -133,7 +133,7 @@ pub(crate) fn refusal(target: &Pod, conditions: &[Condition]) -> Option<Verdict>
     if conditions.is_empty() || pod::is_critical(target) {
         return None;
     }
-    if *conditions == [Condition::MemoryPressure] {
+    if *conditions == [Condition::Memory] {
         let tolerations = target.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
         if resources::qos(target) != Qos::BestEffort
             || tolerations.into_iter().any(|it| tolerates(it, "node.kubernetes.io/memory-pressure"))
@@ -210,22 +210,22 @@ mod tests {
         // Seconds, levels, what the node says, places of what is acted upon.
         for (at, found, conditions, active) in [
             (0, levels(500, 500), &[][..], &[][..]),
-            (10, levels(150, 500), &[Condition::MemoryPressure], &[]),
-            (60, levels(150, 500), &[Condition::MemoryPressure], &[]),
-            (70, levels(150, 500), &[Condition::MemoryPressure], &[1]),
-            (80, levels(90, 500), &[Condition::MemoryPressure], &[0, 1]),
+            (10, levels(150, 500), &[Condition::Memory], &[]),
+            (60, levels(150, 500), &[Condition::Memory], &[]),
+            (70, levels(150, 500), &[Condition::Memory], &[1]),
+            (80, levels(90, 500), &[Condition::Memory], &[0, 1]),
             // Better for a moment: the soft one is borne anew.
-            (90, levels(250, 500), &[Condition::MemoryPressure], &[]),
-            (100, levels(150, 500), &[Condition::MemoryPressure], &[]),
-            (110, levels(250, 500), &[Condition::MemoryPressure], &[]),
-            (399, levels(250, 500), &[Condition::MemoryPressure], &[]),
+            (90, levels(250, 500), &[Condition::Memory], &[]),
+            (100, levels(150, 500), &[Condition::Memory], &[]),
+            (110, levels(250, 500), &[Condition::Memory], &[]),
+            (399, levels(250, 500), &[Condition::Memory], &[]),
             (400, levels(250, 500), &[], &[]),
-            (410, levels(250, 99), &[Condition::DiskPressure], &[2]),
+            (410, levels(250, 99), &[Condition::Disk], &[2]),
             // Above the floor, but the minimum is not reclaimed yet.
-            (420, levels(250, 149), &[Condition::DiskPressure], &[2]),
-            (430, levels(250, 150), &[Condition::DiskPressure], &[]),
-            (440, levels(250, 120), &[Condition::DiskPressure], &[]),
-            (450, levels(50, 120), &[Condition::DiskPressure, Condition::MemoryPressure], &[0]),
+            (420, levels(250, 149), &[Condition::Disk], &[2]),
+            (430, levels(250, 150), &[Condition::Disk], &[]),
+            (440, levels(250, 120), &[Condition::Disk], &[]),
+            (450, levels(50, 120), &[Condition::Disk, Condition::Memory], &[0]),
         ] {
             let before = pressure.conditions();
             let changed = pressure.observe(&found, start + Duration::from_secs(at));
@@ -240,9 +240,9 @@ mod tests {
         let start = Instant::now();
         let mut pressure = Pressure::new(&Eviction { transition: Duration::ZERO, ..policy() });
         assert!(pressure.observe(&levels(500, 0), start));
-        assert!(pressure.has(Condition::DiskPressure));
+        assert!(pressure.has(Condition::Disk));
         assert!(pressure.observe(&levels(500, 500), start + Duration::from_secs(1)));
-        assert!(!pressure.has(Condition::DiskPressure));
+        assert!(!pressure.has(Condition::Disk));
     }
 
     #[test]
@@ -264,12 +264,12 @@ mod tests {
         let other = of(json!({"tolerations": [
             {"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"},
             {"key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoExecute"}]}));
-        let (memory, disk) = (Condition::MemoryPressure, Condition::DiskPressure);
+        let (memory, disk) = (Condition::Memory, Condition::Disk);
         for (target, conditions, refused) in [
             (&plain, &[][..], false),
             (&plain, &[memory], true),
             (&plain, &[disk], true),
-            (&plain, &[Condition::PidPressure], true),
+            (&plain, &[Condition::Pid], true),
             (&burstable, &[memory], false),
             (&burstable, &[disk, memory], true),
             (&tolerant, &[memory], false),
