@@ -107,12 +107,14 @@ impl Workers {
     /// Ends the pod; false: it ends because of that already, or there is no such pod.
     pub(crate) fn evict(&self, uid: &str, verdict: Verdict) -> bool {
         let Some(handle) = self.0.lock().get(uid).cloned() else { return false };
-        !*handle.cleaned.borrow()
+        let taken = !*handle.cleaned.borrow()
             && handle.orders.send_if_modified(|order| {
                 let first = order.evicted.is_none();
                 order.evicted.get_or_insert(verdict);
                 first
-            })
+            });
+        handle.wake.notify_one();
+        taken
     }
 
     /// Pods of which something is on this node, and those of which nothing is but dead containers and logs.

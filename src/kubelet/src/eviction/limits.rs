@@ -1,7 +1,7 @@
 //! What a pod may keep on the node's disk: the sizes of its emptyDir volumes, and the `ephemeral-storage`
 //! limits of its containers and of all of it (upstream `eviction_manager.go`, `localStorageEviction`). The
 //! files of pods that have such limits are counted, at most every ten seconds and less often when there are
-//! many.
+//! many; nobody waits for it, unless a disk is short.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,42 +9,63 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use kedge_api::quantity::Quantity;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::manager::{AT_ONCE, evict};
 use super::message;
 use super::usage::{Need, PodUse, measure};
 use crate::core::Shared;
-use crate::{pod, resources};
+use crate::{node, pod, resources};
 
 const STORAGE: &str = "ephemeral-storage";
-/// The pause is so many times as long as counting took, up to the longest one.
+/// The pause is so many times as long as counting took, within bounds.
 const PAUSE_FACTOR: u32 = 20;
+/// The manager looks every ten seconds.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(9);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// When to count again.
+/// When to count again; clones share.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Limits(Arc<Mutex<When>>);
+
 #[derive(Debug, Default)]
-pub(super) struct Limits {
+struct When {
+    counting: bool,
     not_before: Option<Instant>,
 }
 
 impl Limits {
-    /// The pods that use more than they may, and the messages that say so.
-    pub(super) async fn exceeded(&mut self, core: &Shared, pods: &[Arc<Pod>]) -> Vec<(Arc<Pod>, String)> {
+    /// Begins to count when it is time and somebody has a limit; what comes out are the uids of the pods that
+    /// were evicted.
+    pub(super) fn count(&self, core: &Shared, pods: &[Arc<Pod>]) -> Option<JoinHandle<Option<Vec<String>>>> {
         let begun = Instant::now();
-        if self.not_before.is_some_and(|at| begun < at) {
-            return Vec::new();
+        let limited: Vec<(Arc<Pod>, Need)> =
+            pods.iter().filter_map(|target| Some((target.clone(), need(target)?))).collect();
+        let mut when = self.0.lock();
+        if limited.is_empty() || when.counting || when.not_before.is_some_and(|at| begun < at) {
+            return None;
         }
-        let separate = crate::node::has_image_disk(&core.config);
-        let mut exceeded = Vec::new();
-        for target in pods {
-            let Some(need) = need(target) else { continue };
-            let uses = measure(core, std::slice::from_ref(target), need).await;
-            if let Some(text) = uses.get(&pod::uid(target)).and_then(|used| judge(target, used, separate)) {
-                exceeded.push((target.clone(), text));
+        when.counting = true;
+        let (this, core) = (self.clone(), core.clone());
+        let tasks = core.tasks.clone();
+        Some(tasks.spawn_until_stopped("storage limits", async move {
+            let separate = node::has_image_disk(&core.config);
+            let mut evicted = Vec::new();
+            for (target, need) in limited {
+                let uid = pod::uid(&target);
+                let uses = measure(&core, std::slice::from_ref(&target), need).await;
+                if let Some(text) = uses.get(&uid).and_then(|used| judge(&target, used, separate))
+                    && evict(&core, &target, text, AT_ONCE, false)
+                {
+                    evicted.push(uid);
+                }
             }
-        }
-        self.not_before = Some(Instant::now() + (begun.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE));
-        exceeded
+            let pause = (begun.elapsed() * PAUSE_FACTOR).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            *this.0.lock() = When { counting: false, not_before: Some(Instant::now() + pause) };
+            evicted
+        }))
     }
 }
 

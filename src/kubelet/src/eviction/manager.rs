@@ -29,7 +29,7 @@ const STALL_PAUSE: Duration = Duration::from_secs(1);
 /// So long an evicted pod has the time to go before the next one is.
 const CLEANUP: Duration = Duration::from_secs(30);
 /// Seconds: upstream's `immediateEvictionGracePeriodSeconds`.
-const AT_ONCE: i64 = 1;
+pub(super) const AT_ONCE: i64 = 1;
 
 /// A look at the machine.
 pub(crate) fn observe(core: &Shared) -> Levels {
@@ -45,11 +45,12 @@ pub(crate) fn observe(core: &Shared) -> Levels {
 /// Everything.
 pub(crate) async fn run(core: Shared) {
     let mut stalls = Stalls::watch();
-    let mut limits = Limits::default();
+    let limits = Limits::default();
     let mut stuck = false;
+    let mut due = Instant::now() + PERIOD;
+    let mut stalls_from = Instant::now();
     loop {
-        let begun = Instant::now();
-        let evicted = synchronize(&core, &mut limits, &mut stuck).await;
+        let evicted = synchronize(&core, &limits, &mut stuck).await;
         if !evicted.is_empty() {
             let all = join_all(evicted.iter().map(|uid| core.workers.cleaned(uid)));
             if tokio::time::timeout(CLEANUP, all).await.is_err() {
@@ -58,17 +59,23 @@ pub(crate) async fn run(core: Shared) {
             continue;
         }
         tokio::select! {
-            () = tokio::time::sleep_until(begun + PERIOD) => core.looked.notify_one(),
+            () = tokio::time::sleep_until(due) => {
+                due = Instant::now() + PERIOD;
+                core.looked.notify_one();
+            }
             () = async {
-                tokio::time::sleep_until(begun + STALL_PAUSE).await;
+                tokio::time::sleep_until(stalls_from).await;
                 stalls.next().await;
-            } => tracing::debug!("programs wait for memory"),
+            } => {
+                tracing::debug!("programs wait for memory");
+                stalls_from = Instant::now() + STALL_PAUSE;
+            }
         }
     }
 }
 
 /// One round; the uids of the pods that it ends.
-async fn synchronize(core: &Shared, limits: &mut Limits, stuck: &mut bool) -> Vec<String> {
+async fn synchronize(core: &Shared, limits: &Limits, stuck: &mut bool) -> Vec<String> {
     let levels = observe(core);
     if !core.pods.has_synced() {
         return Vec::new();
@@ -76,16 +83,16 @@ async fn synchronize(core: &Shared, limits: &mut Limits, stuck: &mut bool) -> Ve
     let (mut living, ended) = core.workers.living_and_ended();
     // Those that were admitted.
     living.retain(|target| core.statuses.last(target).start_time.is_some());
-    let mut evicted = Vec::new();
-    for (target, text) in limits.exceeded(core, &living).await {
-        if evict(core, &target, text, AT_ONCE, false) {
-            evicted.push(pod::uid(&target));
-        }
-    }
-    if !evicted.is_empty() {
+    let counting = limits.count(core, &living);
+    let active = core.pressure.lock().active();
+    // Whoever takes more of the disk than it may goes before the others.
+    if active.first().is_some_and(|first| first.signal.is_of_disk())
+        && let Some(counting) = counting
+        && let Ok(Some(evicted)) = counting.await
+        && !evicted.is_empty()
+    {
         return evicted;
     }
-    let active = core.pressure.lock().active();
     let Some(first) = active.first() else {
         *stuck = false;
         return Vec::new();
@@ -126,7 +133,7 @@ async fn synchronize(core: &Shared, limits: &mut Limits, stuck: &mut bool) -> Ve
 }
 
 /// Ends the pod, unless the node needs it.
-fn evict(core: &Shared, target: &Arc<Pod>, text: String, grace: i64, disruption: bool) -> bool {
+pub(super) fn evict(core: &Shared, target: &Arc<Pod>, text: String, grace: i64, disruption: bool) -> bool {
     if pod::is_critical(target) {
         return false;
     }
