@@ -97,12 +97,14 @@ fn under_pressure(flags: &[(&str, &str)]) -> Cluster {
 }
 
 /// What is the same however the floor was met.
-fn judge_eviction(cluster: &Cluster) {
+fn judge_eviction(cluster: &Cluster, resource: &str, pressure: &str) {
     let message = wait_evicted(cluster, "plain");
-    assert_has(
-        &message,
-        &["The node was low on resource: ephemeral-storage. Threshold quantity: ", ", available: "],
-    );
+    let low = format!("The node was low on resource: {resource}. Threshold quantity: ");
+    assert_has(&message, &[&low, ", available: "]);
+    if resource != "pids" {
+        let used = format!("request is 0, has larger consumption of {resource}. ");
+        assert_has(&message, &["Container c0 was using ", &used]);
+    }
     let condition = ".status.conditions[?(@.type==\"DisruptionTarget\")]";
     assert_eq!(cluster.field("pod/plain", &format!("{condition}.status")), "True");
     assert_eq!(cluster.field("pod/plain", &format!("{condition}.reason")), "TerminationByKubelet");
@@ -110,9 +112,10 @@ fn judge_eviction(cluster: &Cluster) {
     assert_has(&cluster.event("Pod/plain", "Evicted"), &[message.trim_end()]);
     assert_has(
         &cluster.event(&format!("Node/{}", cluster.node), "EvictionThresholdMet"),
-        &["Attempting to reclaim ephemeral-storage"],
+        &[&format!("Attempting to reclaim {resource}")],
     );
-    cluster.wait(&format!("node/{}", cluster.node), "condition=DiskPressure");
+    cluster.wait(&format!("node/{}", cluster.node), &format!("condition={pressure}"));
+    assert_eq!(cluster.field("pod/needed", ".status.phase"), "Running");
 }
 
 #[test]
@@ -121,10 +124,9 @@ fn a_node_without_room_ends_pods_but_not_those_it_needs() {
         ("--eviction-hard", "nodefs.available<99.9%"),
         ("--eviction-pressure-transition-period", "1s"),
     ]);
-    judge_eviction(&cluster);
+    judge_eviction(&cluster, "ephemeral-storage", "DiskPressure");
 
     step("a critical pod runs on");
-    assert_eq!(cluster.field("pod/needed", ".status.phase"), "Running");
     assert_eq!(cluster.field("pod/needed", ".status.containerStatuses[0].restartCount"), "0");
 
     step("who comes past the scheduler is refused, but for critical ones");
@@ -153,6 +155,29 @@ fn a_soft_floor_is_borne_for_a_while() {
         ("--eviction-max-pod-grace-period", "2"),
         ("--eviction-minimum-reclaim", "nodefs.available=1Gi"),
     ]);
-    judge_eviction(&cluster);
-    assert_eq!(cluster.field("pod/needed", ".status.phase"), "Running");
+    judge_eviction(&cluster, "ephemeral-storage", "DiskPressure");
+}
+
+#[test]
+fn memory_that_is_short_ends_those_who_asked_for_none() {
+    let cluster = under_pressure(&[("--eviction-hard", "memory.available<99%")]);
+    judge_eviction(&cluster, "memory", "MemoryPressure");
+
+    step("of those who come, the ones that asked for memory are taken first");
+    let here = format!("  nodeName: {}\n", cluster.node);
+    let asks = "    resources: {requests: {memory: 20Mi}}\n";
+    cluster.apply(&pod("best-effort", &here, &[(IDLE, "")]));
+    assert_eq!(
+        wait_evicted(&cluster, "best-effort"),
+        "Pod was rejected: The node had condition: [MemoryPressure]. "
+    );
+    // It is taken, and then it is the only one that can go.
+    cluster.apply(&pod("burstable", &here, &[(IDLE, asks)]));
+    assert_has(&wait_evicted(&cluster, "burstable"), &["The node was low on resource: memory. "]);
+}
+
+#[test]
+fn process_ids_that_are_short() {
+    let cluster = under_pressure(&[("--eviction-hard", "pid.available<99.9%")]);
+    judge_eviction(&cluster, "pids", "PIDPressure");
 }

@@ -98,7 +98,8 @@ async fn synchronize(core: &Shared, limits: &Limits, stuck: &mut bool) -> Vec<St
         return Vec::new();
     };
     let resource = first.signal.resource();
-    if let Some(node) = core.node.get("", &core.config.node_name) {
+    // While nothing can be done it is not said, nor written to a full disk, over and over.
+    if let Some(node) = core.node.get("", &core.config.node_name).filter(|_| !*stuck) {
         let mut regarding = kedge_client::reference(&*node);
         regarding.uid = Some(core.config.node_name.clone());
         let text = format!("Attempting to reclaim {resource}");
@@ -107,6 +108,7 @@ async fn synchronize(core: &Shared, limits: &Limits, stuck: &mut bool) -> Vec<St
     let separate = node::has_image_disk(&core.config);
     if reclaim(core, &active, &ended, separate).await {
         tracing::info!(resource, "enough was reclaimed without evicting a pod");
+        *stuck = false;
         return Vec::new();
     }
     let need = match first.signal {
