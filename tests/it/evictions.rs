@@ -178,6 +178,6 @@ fn memory_that_is_short_ends_those_who_asked_for_none() {
 
 #[test]
 fn process_ids_that_are_short() {
-    let cluster = under_pressure(&[("--eviction-hard", "pid.available<99.9%")]);
+    let cluster = under_pressure(&[("--eviction-hard", "pid.available<99.99%")]);
     judge_eviction(&cluster, "pids", "PIDPressure");
 }

@@ -127,8 +127,8 @@ mod tests {
         let usual = Thresholds::default();
         let cases = [
             (50 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
-            (21 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
-            (17 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
+            (11 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
+            (9 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
             (50 * GIB, 100 * GIB, (10, 1000), Verdict::Warn),
             // btrfs has no table of inodes.
             (50 * GIB, 100 * GIB, (0, 0), Verdict::Ok),
