@@ -1,6 +1,8 @@
 //! Pods that the kubelet ends by itself: they use more of its disk than they may, or the node has too little.
 
-use kedge_tests::{BUSYBOX, Cluster, assert_has, eventually, step};
+use std::process::Command;
+
+use kedge_tests::{BUSYBOX, Cluster, Disk, assert_has, eventually, step};
 
 /// A pod whose containers run these lines; `spec` are lines of the pod.
 fn pod(name: &str, spec: &str, containers: &[(&str, &str)]) -> String {
@@ -180,4 +182,52 @@ fn memory_that_is_short_ends_those_who_asked_for_none() {
 fn process_ids_that_are_short() {
     let cluster = under_pressure(&[("--eviction-hard", "pid.available<99.99%")]);
     judge_eviction(&cluster, "pids", "PIDPressure");
+}
+
+#[test]
+fn who_fills_the_disk_goes_and_the_others_stay() {
+    let mut cluster = Cluster::prepare();
+    let folder = cluster.dir().join("data/kubelet");
+    // Images and logs are elsewhere: what lies here is the pods' alone.
+    let Some(_disk) = Disk::mount(&folder, 300) else {
+        eprintln!("no loop device or ext4 here: nothing was tested");
+        return;
+    };
+    let out = Command::new("stat").args(["-f", "-c", "%d"]).arg(&folder).output().expect("stat");
+    let inodes: u64 = String::from_utf8_lossy(&out.stdout).trim().parse().expect("free inodes");
+    let floor = inodes - 5000;
+    cluster.set("--eviction-hard", &format!("nodefs.available<100Mi,nodefs.inodesFree<{floor}"));
+    cluster.set("--eviction-pressure-transition-period", "2s");
+    cluster.run();
+    cluster.wait_ready();
+    cluster.import_busybox();
+    let node = format!("node/{}", cluster.node);
+    let volume = "  volumes: [{name: scratch, emptyDir: {}}]\n";
+    let mounted = "    volumeMounts: [{name: scratch, mountPath: /scratch}]\n";
+    let files = format!("i=0; while [ $i -lt 10000 ]; do : > /scratch/$i; i=$((i+1)); done; {IDLE}");
+    cluster.apply(&pod("modest", volume, &[(&filling("/scratch/file", 10), mounted)]));
+    // The critical one uses more, and stays all the same.
+    cluster.apply(&pod(
+        "important",
+        &format!("{volume}  priorityClassName: system-cluster-critical\n"),
+        &[(&filling("/scratch/file", 20), mounted)],
+    ));
+    for name in ["modest", "important"] {
+        cluster.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    for (name, line, resource) in
+        [("writer", filling("/scratch/file", 190), "ephemeral-storage"), ("files", files, "inodes")]
+    {
+        step(name);
+        cluster.apply(&pod(name, volume, &[(&line, mounted)]));
+        let low = format!("The node was low on resource: {resource}. Threshold quantity: ");
+        assert_has(&wait_evicted(&cluster, name), &[&low]);
+        cluster.wait(&node, "condition=DiskPressure=false");
+        eventually("the taint to go", || {
+            (!cluster.field(&node, ".spec.taints[*].key").contains("disk-pressure")).then_some(())
+        });
+        for other in ["modest", "important"] {
+            assert_eq!(cluster.field(&format!("pod/{other}"), ".status.phase"), "Running", "{other}");
+        }
+    }
 }
