@@ -15,6 +15,7 @@ mod conformance;
 mod damage;
 mod dual_stack;
 mod encryption;
+mod evictions;
 mod faults;
 mod flanneld;
 mod helm;

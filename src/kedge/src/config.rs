@@ -102,8 +102,8 @@ pub(crate) struct Config {
     pub(crate) store_quota: u64,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
-    /// Below which floors the node is under pressure.
-    pub(crate) eviction_hard: kedge_kubelet::Thresholds,
+    /// Below which floors the node is under pressure, and how it gets rid of pods then.
+    pub(crate) eviction: kedge_kubelet::Eviction,
     /// When unused images are removed.
     pub(crate) image_gc: kedge_kubelet::ImageGc,
     /// Sysctls that pods may set beyond the safe ones.
@@ -179,7 +179,7 @@ impl Config {
             snapshot_keep: reader.count("snapshot-keep", 5),
             store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
-            eviction_hard: reader.thresholds("eviction-hard"),
+            eviction: reader.eviction(),
             image_gc: reader.image_gc("image-gc-high-threshold", "image-gc-low-threshold"),
             allowed_unsafe_sysctls: reader.sysctls("allowed-unsafe-sysctls"),
             node_labels: reader.labels("node-labels"),
@@ -357,7 +357,12 @@ impl Config {
             "snapshot-keep" => self.snapshot_keep.to_string(),
             "store-quota" => size_text(self.store_quota),
             "registries" => path(&self.registries),
-            "eviction-hard" => self.eviction_hard.to_string(),
+            "eviction-hard" => self.eviction.hard.to_string(),
+            "eviction-soft" => self.eviction.soft.to_string(),
+            "eviction-max-pod-grace-period" => self.eviction.max_pod_grace.to_string(),
+            "eviction-pressure-transition-period" => {
+                kedge_kubelet::eviction_duration_text(self.eviction.transition)
+            }
             "image-gc-high-threshold" => self.image_gc.high_threshold_percent.to_string(),
             "image-gc-low-threshold" => self.image_gc.low_threshold_percent.to_string(),
             "role" => match self.role {

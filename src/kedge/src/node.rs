@@ -515,7 +515,7 @@ fn kubelet_config(
         registries,
         image_gc: config.image_gc,
         image_dir: config.data_dir.join("containerd"),
-        eviction: config.eviction_hard.clone(),
+        eviction: config.eviction.clone(),
         allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
         cgroup_root: "kubepods".to_owned(),
         control_plane: role == Role::ControlPlane,

@@ -6,13 +6,25 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::core::Core;
 use crate::worker::Verdict;
-use crate::{pod, resources};
+use crate::{eviction, pod, resources};
 
 /// `Err` is why the pod is refused; its phase becomes Failed.
 pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
+    let conditions = core.pressure.lock().conditions();
+    if let Some(verdict) = eviction::refusal(target, &conditions) {
+        tracing::info!(
+            pod = pod::name(target),
+            ?conditions,
+            "the node is under pressure and takes no such pod"
+        );
+        return Err(verdict);
+    }
     sysctls(target, &core.config.allowed_unsafe_sysctls)?;
-    let verdict =
-        |reason: String, message: String| Verdict { reason, message: format!("Pod was rejected: {message}") };
+    let verdict = |reason: String, message: String| Verdict {
+        reason,
+        message: format!("Pod was rejected: {message}"),
+        ..Verdict::default()
+    };
     let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let wanted = target.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
@@ -114,7 +126,7 @@ fn sysctls(target: &Pod, allowed: &[String]) -> Result<(), Verdict> {
             _ => continue,
         };
         let message = format!("Pod was rejected: forbidden sysctl: {name:?} {why}");
-        return Err(Verdict { reason: "SysctlForbidden".into(), message });
+        return Err(Verdict { reason: "SysctlForbidden".into(), message, ..Verdict::default() });
     }
     Ok(())
 }

@@ -57,8 +57,8 @@ pub struct Config {
     pub image_gc: crate::ImageGc,
     /// Where containerd keeps images: its disk is watched too.
     pub image_dir: PathBuf,
-    /// Below which floors the node is under pressure.
-    pub eviction: crate::Thresholds,
+    /// Below which floors the node is under pressure, and how it gets rid of pods then.
+    pub eviction: crate::Eviction,
     /// Sysctls beyond the safe ones that pods may set: names, or beginnings of names that end with `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// The parent of all pods' cgroups, `kubepods`.

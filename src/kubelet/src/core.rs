@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use kedge_base::Tasks;
 use kedge_client::{EventType, Informer, Recorder};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
+use crate::eviction::Pressure;
 use crate::fields::NodeFacts;
-use crate::images::Images;
+use crate::images::{Collector, Images};
 use crate::kubelet::Summary;
 use crate::objects::Objects;
 use crate::probe::Probes;
@@ -48,6 +49,12 @@ pub(crate) struct Core {
     pub(crate) summary: watch::Sender<Summary>,
     /// Container or sandbox id to the uid of its pod: runtime events name ids only.
     pub(crate) owners: Mutex<HashMap<String, String>>,
+    /// What the node has too little of.
+    pub(crate) pressure: Mutex<Pressure>,
+    /// The machine was looked at: the node's status is due.
+    pub(crate) looked: Notify,
+    /// What is known of the images' use.
+    pub(crate) collector: tokio::sync::Mutex<Collector>,
 }
 
 /// Everyone holds one of these.

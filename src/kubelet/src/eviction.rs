@@ -1,14 +1,28 @@
-//! Below which floors the node is under pressure: kubelet's `--eviction-hard` (upstream
-//! `pkg/kubelet/eviction`, `helpers.go` and `defaults_linux.go`). What a floor keeps free of memory and of the
-//! pods' disk is not allocatable either. Pure: [`crate::node`] looks at the machine.
+//! Node-pressure eviction (upstream `pkg/kubelet/eviction`). This file: below which floors the node is under
+//! pressure, kubelet's `--eviction-hard` and `--eviction-soft` (`helpers.go` and `defaults_linux.go`). What a
+//! hard floor keeps free of memory and of the pods' disk is not allocatable either. Pure: [`crate::node`] looks
+//! at the machine, [`manager`] acts.
+
+mod limits;
+mod manager;
+mod message;
+mod policy;
+mod pressure;
+mod rank;
+mod stalls;
+mod usage;
 
 use std::fmt;
 use std::str::FromStr;
 
-use kedge_api::quantity::Quantity;
+use kedge_api::quantity::{Format, Quantity};
+
+pub(crate) use manager::{observe, run};
+pub use policy::{Eviction, GracePeriods, MinimumReclaim, duration_text, parse_duration};
+pub(crate) use pressure::{Condition, Pressure, refusal};
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signal {
     /// Memory that processes could still get.
     MemoryAvailable,
@@ -33,9 +47,45 @@ const SIGNALS: [(Signal, &str); 6] = [
     (Signal::PidAvailable, "pid.available"),
 ];
 
+impl Signal {
+    /// Kubelet's name.
+    pub(crate) fn name(self) -> &'static str {
+        SIGNALS.iter().find(|(known, _)| *known == self).map_or("", |(_, name)| name)
+    }
+
+    fn parse(name: &str) -> Result<Self, String> {
+        SIGNALS.iter().find(|(_, known)| *known == name).map(|(signal, _)| *signal).ok_or_else(|| {
+            let all: Vec<&str> = SIGNALS.iter().map(|(_, name)| *name).collect();
+            format!("{name:?} is no eviction signal; there are {}", all.join(", "))
+        })
+    }
+
+    /// What of the node runs short, as events and messages name it.
+    pub(crate) fn resource(self) -> &'static str {
+        match self {
+            Self::MemoryAvailable => "memory",
+            Self::NodefsAvailable | Self::ImagefsAvailable => "ephemeral-storage",
+            Self::NodefsInodesFree | Self::ImagefsInodesFree => "inodes",
+            Self::PidAvailable => "pids",
+        }
+    }
+
+    /// How upstream writes what is left of it.
+    fn format(self) -> Format {
+        match self {
+            Self::MemoryAvailable | Self::NodefsAvailable | Self::ImagefsAvailable => Format::BinarySi,
+            Self::NodefsInodesFree | Self::ImagefsInodesFree | Self::PidAvailable => Format::DecimalSi,
+        }
+    }
+
+    pub(crate) fn is_of_disk(self) -> bool {
+        !matches!(self, Self::MemoryAvailable | Self::PidAvailable)
+    }
+}
+
 /// How much must be free.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Floor {
+pub(crate) enum Floor {
     /// A quantity as it was written, and its value.
     Amount(String, i64),
     /// Hundredths of a per cent of the capacity.
@@ -50,6 +100,25 @@ impl Floor {
                 let part = i128::from(capacity.max(0)) * i128::from(*share) / 10_000;
                 i64::try_from(part).unwrap_or(i64::MAX)
             }
+        }
+    }
+
+    /// As upstream's messages have it.
+    fn text(&self, capacity: i64) -> String {
+        match self {
+            Self::Amount(text, _) => {
+                text.parse::<Quantity>().map_or(text.clone(), |amount| amount.to_string())
+            }
+            Self::Share(_) => Quantity::from_units(self.of(capacity), Format::BinarySi).to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Floor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Amount(text, _) => f.write_str(text),
+            Self::Share(share) => write!(f, "{}%", f64::from(*share) / 100.0),
         }
     }
 }
@@ -74,16 +143,15 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
+    /// No threshold at all.
+    #[must_use]
+    pub fn off() -> Self {
+        Self(Vec::new())
+    }
+
     /// What must stay free of a capacity; 0: nothing in particular.
     pub fn reserved(&self, signal: Signal, capacity: i64) -> i64 {
         self.0.iter().find(|(known, _)| *known == signal).map_or(0, |(_, floor)| floor.of(capacity))
-    }
-
-    /// How much is missing. `None`: there is enough, or nobody cares.
-    pub(crate) fn missing(&self, signal: Signal, found: Option<Level>) -> Option<i64> {
-        let found = found?;
-        let floor = self.reserved(signal, found.capacity);
-        (found.available < floor).then(|| floor - found.available)
     }
 }
 
@@ -93,6 +161,9 @@ pub(crate) struct Level {
     pub(crate) available: i64,
     pub(crate) capacity: i64,
 }
+
+/// One for each [`Signal`], in their order; `None` where the machine does not say.
+pub(crate) type Levels = [Option<Level>; 6];
 
 impl FromStr for Thresholds {
     type Err = String;
@@ -107,15 +178,12 @@ impl FromStr for Thresholds {
                 return Err(format!("{part:?} is no threshold such as nodefs.available<10%"));
             };
             let (name, value) = (name.trim(), value.trim());
-            let Some((signal, _)) = SIGNALS.iter().find(|(_, known)| *known == name) else {
-                let all: Vec<&str> = SIGNALS.iter().map(|(_, name)| *name).collect();
-                return Err(format!("{name:?} is no eviction signal; there are {}", all.join(", ")));
-            };
-            if floors.iter().any(|(known, _)| known == signal) {
+            let signal = Signal::parse(name)?;
+            if floors.iter().any(|(known, _)| *known == signal) {
                 return Err(format!("{name} is there twice"));
             }
             if let Some(floor) = floor(value).map_err(|fault| format!("{part}: {fault}"))? {
-                floors.push((*signal, floor));
+                floors.push((signal, floor));
             }
         }
         Ok(Self(floors))
@@ -146,12 +214,8 @@ impl fmt::Display for Thresholds {
             return f.write_str("off");
         }
         for (index, (signal, floor)) in self.0.iter().enumerate() {
-            let name = SIGNALS.iter().find(|(known, _)| known == signal).map_or("", |(_, name)| name);
             let comma = if index == 0 { "" } else { "," };
-            match floor {
-                Floor::Amount(text, _) => write!(f, "{comma}{name}<{text}")?,
-                Floor::Share(share) => write!(f, "{comma}{name}<{}%", f64::from(*share) / 100.0)?,
-            }
+            write!(f, "{comma}{}<{floor}", signal.name())?;
         }
         Ok(())
     }
@@ -199,14 +263,5 @@ mod tests {
         assert_eq!(all.reserved(Signal::MemoryAvailable, 1 << 30), 100 << 20);
         assert_eq!(all.reserved(Signal::NodefsAvailable, 1000), 100);
         assert_eq!(all.reserved(Signal::ImagefsAvailable, 1000), 0);
-        let level = |available: i64| Some(Level { available, capacity: 1000 });
-        for (signal, found, missing) in [
-            (Signal::NodefsAvailable, level(100), None),
-            (Signal::NodefsAvailable, level(99), Some(1)),
-            (Signal::NodefsAvailable, None, None),
-            (Signal::ImagefsAvailable, level(0), None),
-        ] {
-            assert_eq!(all.missing(signal, found), missing, "{signal:?} {found:?}");
-        }
     }
 }

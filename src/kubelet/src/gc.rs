@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::core::Shared;
-use crate::images::Collector;
 use crate::runtime::keys;
-use crate::{node, pod, pod_logs, volumes};
+use crate::{pod, pod_logs, volumes};
 
 /// Logs are looked at once a minute, while containers run.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
@@ -63,11 +62,9 @@ pub(crate) async fn remove_orphans(core: &Shared) {
 
 /// The regular work.
 pub(crate) async fn run(core: Shared) {
-    let mut collector = Collector::default();
     for turn in 0_u32.. {
-        let missing = node::disk_missing(&core.config).map(|missing| u64::try_from(missing).unwrap_or(0));
-        if (missing.is_some() || turn.is_multiple_of(IMAGE_TURN))
-            && let Err(error) = collector.run(&core, missing).await
+        if turn.is_multiple_of(IMAGE_TURN)
+            && let Err(error) = core.collector.lock().await.run(&core, None).await
         {
             tracing::warn!(error = %error.text(), "images not collected");
         }

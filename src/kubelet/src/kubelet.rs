@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
 use crate::core::{Core, Shared};
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::node::Machine;
 use crate::objects::Objects;
@@ -18,7 +19,7 @@ use crate::runtime::Runtime;
 use crate::status_manager::Statuses;
 use crate::volumes::Tokens;
 use crate::worker::{Order, Workers};
-use crate::{Config, Error, gc, node, pod, runtime_events, server, volumes};
+use crate::{Config, Error, eviction, gc, node, pod, runtime_events, server, volumes};
 
 /// How the kubelet is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,15 +78,20 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
         health: watch::Sender::new(None),
         summary: watch::Sender::new(Summary::default()),
         owners: parking_lot::Mutex::default(),
+        pressure: parking_lot::Mutex::new(Pressure::new(&config.eviction)),
+        looked: tokio::sync::Notify::new(),
+        collector: tokio::sync::Mutex::default(),
         tasks: tasks.clone(),
         client,
         runtime,
         config,
     });
     server::listen(&core).await?;
+    eviction::observe(&core);
     node::register(&core).await?;
     core.statuses.run(&tasks, &core.client, &core.pods);
     tasks.spawn_until_stopped("node status", node::report(core.clone()));
+    tasks.spawn_until_stopped("evictions", eviction::run(core.clone()));
     tasks.spawn_until_stopped("node lease", node::heartbeat(core.clone()));
     tasks.spawn_until_stopped("runtime events", runtime_events::follow(core.clone()));
     let follower = core.clone();
@@ -107,11 +113,11 @@ fn pod_changed(core: &Shared, change: &Change<Pod>) {
     if let (Some(old), Some(new)) = (&change.old, &change.new)
         && pod::uid(old) != pod::uid(new)
     {
-        core.workers.order(core, Order { pod: old.clone(), gone: true });
+        core.workers.order(core, Order::of(old.clone(), true));
     }
     match (&change.new, &change.old) {
-        (Some(new), _) => core.workers.order(core, Order { pod: new.clone(), gone: false }),
-        (None, Some(old)) => core.workers.order(core, Order { pod: old.clone(), gone: true }),
+        (Some(new), _) => core.workers.order(core, Order::of(new.clone(), false)),
+        (None, Some(old)) => core.workers.order(core, Order::of(old.clone(), true)),
         (None, None) => {}
     }
 }

@@ -198,6 +198,7 @@ fn deadline(core: &Shared, target: &Pod, next: &mut Next) -> Option<Verdict> {
     Some(Verdict {
         reason: "DeadlineExceeded".into(),
         message: "Pod was active on the node longer than the specified deadline".into(),
+        ..Verdict::default()
     })
 }
 

@@ -54,7 +54,10 @@ mod worker;
 pub use admission::check_sysctl_pattern;
 pub use config::{Config, ServerTls};
 pub use error::Error;
-pub use eviction::{Signal, Thresholds};
+pub use eviction::{
+    Eviction, GracePeriods, MinimumReclaim, Signal, Thresholds, duration_text as eviction_duration_text,
+    parse_duration as parse_eviction_duration,
+};
 pub use images::{
     ImageGc, ImageInfo, ImportOptions, describe as describe_images, export as export_images,
     import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,

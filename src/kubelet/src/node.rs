@@ -18,11 +18,11 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::core::Shared;
-use crate::eviction::Signal;
+use crate::eviction::Condition;
 use crate::runtime::Health;
 use crate::{Config, Error, pod};
 
-pub(crate) use machine::Machine;
+pub(crate) use machine::{Machine, has_image_disk, levels};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
@@ -160,10 +160,10 @@ async fn info(core: &Shared) -> NodeSystemInfo {
 
 fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondition> {
     let now = pod::now();
-    let floors = &core.config.eviction;
-    let memory = floors.missing(Signal::MemoryAvailable, machine::memory()).is_some();
-    let disk = disk_missing(&core.config).is_some();
-    let pids = floors.missing(Signal::PidAvailable, machine::pids()).is_some();
+    let has = |condition: Condition| core.pressure.lock().has(condition);
+    let memory = has(Condition::Memory);
+    let disk = has(Condition::Disk);
+    let pids = has(Condition::Pid);
     let mut problems: Vec<String> = Vec::new();
     if let Some(problem) = &health.runtime {
         problems.push(format!("container runtime is down: {problem}"));
@@ -216,22 +216,6 @@ fn conditions(core: &Shared, health: &Health, old: &NodeStatus) -> Vec<NodeCondi
         }
     })
     .collect()
-}
-
-/// How many bytes are missing on the disks, 1 when only inodes are. `None`: there is room.
-pub(crate) fn disk_missing(config: &Config) -> Option<i64> {
-    let (bytes, inodes) = machine::disk(&config.root_dir);
-    let (image_bytes, image_inodes) = machine::disk(&config.image_dir);
-    let floors = &config.eviction;
-    let bytes = [
-        floors.missing(Signal::NodefsAvailable, bytes),
-        floors.missing(Signal::ImagefsAvailable, image_bytes),
-    ];
-    let inodes = [
-        floors.missing(Signal::NodefsInodesFree, inodes),
-        floors.missing(Signal::ImagefsInodesFree, image_inodes),
-    ];
-    bytes.into_iter().flatten().max().or(inodes.into_iter().flatten().max().map(|_| 1))
 }
 
 /// Whether only heartbeat times differ.
@@ -298,9 +282,10 @@ pub(crate) async fn report(core: Shared) {
         {
             tracing::warn!(error = %error.text(), "node not registered again, trying again");
         }
-        // A node that is not ready yet is looked at more often: start-up is a matter of milliseconds.
-        let pause = if was_ready == Some(true) { RENEW } else { Duration::from_millis(200) };
-        tokio::time::sleep(pause).await;
+        // A node that is not ready yet is looked at more often: start-up is a matter of milliseconds. Later
+        // this wakes up together with the look for pressure; its own pause is for when that takes long.
+        let pause = if was_ready == Some(true) { RENEW * 2 } else { Duration::from_millis(200) };
+        let _ = tokio::time::timeout(pause, core.looked.notified()).await;
     }
 }
 

@@ -121,6 +121,18 @@ pub(crate) fn grace_period(pod: &Pod) -> i64 {
         .max(0)
 }
 
+/// Upstream's `SystemCriticalPriority`.
+const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+
+/// Pods that the node itself needs: they are neither refused nor ended under pressure (upstream
+/// `pkg/kubelet/types/pod_update.go`, `IsCriticalPod`).
+pub(crate) fn is_critical(pod: &Pod) -> bool {
+    let annotation = |key: &str| pod.metadata.annotations.as_ref().and_then(|all| all.get(key));
+    annotation("kubernetes.io/config.source").is_some_and(|source| source != "api")
+        || annotation("kubernetes.io/config.mirror").is_some()
+        || pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|it| it >= SYSTEM_CRITICAL)
+}
+
 /// A named or numbered port of a container.
 pub(crate) fn resolve_port(port: &IntOrString, container: &Container) -> Option<u16> {
     let number = match port {
@@ -178,6 +190,25 @@ mod tests {
         assert_eq!(grace_period(&pod), 5, "not deleted yet");
         pod.metadata.deletion_timestamp = Some(now());
         assert_eq!(grace_period(&pod), 1);
+    }
+
+    #[test]
+    fn critical_ones() {
+        let with = |key: &str, value: &str, priority: i32| {
+            let json = serde_json::json!({"metadata": {"annotations": {key: value}},
+                "spec": {"containers": [], "priority": priority}});
+            serde_json::from_value::<Pod>(json).expect("a pod")
+        };
+        for (pod, critical) in [
+            (Pod::default(), false),
+            (with("x", "y", 1_999_999_999), false),
+            (with("x", "y", 2_000_001_000), true),
+            (with("kubernetes.io/config.source", "api", 0), false),
+            (with("kubernetes.io/config.source", "file", 0), true),
+            (with("kubernetes.io/config.mirror", "1", 0), true),
+        ] {
+            assert_eq!(is_critical(&pod), critical, "{pod:?}");
+        }
     }
 
     #[test]

@@ -143,6 +143,11 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container) -> Amounts, unit: fn(&ApiQu
     sum + overhead.and_then(|overhead| overhead.get(name)).map_or(0, unit)
 }
 
+/// The limits of all containers that have one, added up as requests are.
+pub(crate) fn sum_of_limits(pod: &Pod, name: &str) -> i64 {
+    pod_sum(pod, name, limits, value)
+}
+
 /// What the pod asks of a resource; CPU in thousandths, everything else in whole units.
 pub(crate) fn pod_request(pod: &Pod, name: &str) -> i64 {
     let of_pod = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()).and_then(|r| r.requests.as_ref());

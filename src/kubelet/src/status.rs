@@ -18,7 +18,7 @@ const LOG_MESSAGE_LINES: usize = 80;
 const LOG_MESSAGE_LIMIT: usize = 2048;
 
 /// The conditions that the kubelet owns; all others stay as they are.
-pub(crate) const OWNED: [&str; 7] = [
+pub(crate) const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -26,7 +26,11 @@ pub(crate) const OWNED: [&str; 7] = [
     "PodScheduled",
     allocation::PENDING,
     allocation::IN_PROGRESS,
+    DISRUPTION,
 ];
+
+/// Others set it too; the kubelet only ever adds it.
+const DISRUPTION: &str = "DisruptionTarget";
 
 /// The pod's status now. `ended`: the containers are being stopped or were.
 pub(crate) fn generate(
@@ -87,6 +91,20 @@ pub(crate) fn generate(
     }
     status.phase = Some(phase);
     conditions(target, &mut status, &old, real);
+    if let Some(verdict) = verdict.filter(|verdict| verdict.disruption) {
+        let before = old.conditions.iter().flatten().find(|c| c.type_ == DISRUPTION && c.status == "True");
+        status.conditions.get_or_insert_default().push(PodCondition {
+            type_: DISRUPTION.to_owned(),
+            status: "True".to_owned(),
+            reason: Some("TerminationByKubelet".to_owned()),
+            message: Some(verdict.message.clone()),
+            last_transition_time: before
+                .and_then(|c| c.last_transition_time.clone())
+                .or_else(|| Some(pod::now())),
+            observed_generation: target.metadata.generation,
+            ..PodCondition::default()
+        });
+    }
     if !ended {
         let resize = core.allocations.conditions(&pod::uid(target));
         status.conditions.get_or_insert_default().extend(resize);

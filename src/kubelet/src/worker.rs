@@ -22,10 +22,14 @@ const AFTER_ERROR: Duration = Duration::from_secs(10);
 const AFTER_TRANSIENT: Duration = Duration::from_secs(1);
 
 /// Why the pod must end although the API does not say so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) reason: String,
     pub(crate) message: String,
+    /// Its containers get no more seconds than these to end.
+    pub(crate) grace: Option<i64>,
+    /// The pod is told to be a `DisruptionTarget`: it is the node's fault, not the pod's.
+    pub(crate) disruption: bool,
 }
 
 /// What the outside says to a worker.
@@ -34,6 +38,14 @@ pub(crate) struct Order {
     pub(crate) pod: Arc<Pod>,
     /// The API no longer has the pod: everything of it goes, at once.
     pub(crate) gone: bool,
+    /// The node can bear the pod no longer; it stays, whatever the API says later.
+    pub(crate) evicted: Option<Verdict>,
+}
+
+impl Order {
+    pub(crate) fn of(pod: Arc<Pod>, gone: bool) -> Self {
+        Self { pod, gone, evicted: None }
+    }
 }
 
 /// What a worker keeps between two rounds.
@@ -66,6 +78,8 @@ pub(crate) struct Workers(Arc<Mutex<HashMap<String, Handle>>>);
 struct Handle {
     orders: watch::Sender<Order>,
     wake: Arc<Notify>,
+    /// Nothing of the pod runs any more, and its volumes and cgroups are gone.
+    cleaned: watch::Sender<bool>,
 }
 
 impl Workers {
@@ -90,19 +104,57 @@ impl Workers {
         self.0.lock().values().map(|handle| handle.orders.borrow().pod.clone()).collect()
     }
 
+    /// Ends the pod; false: it ends because of that already, or there is no such pod.
+    pub(crate) fn evict(&self, uid: &str, verdict: Verdict) -> bool {
+        let Some(handle) = self.0.lock().get(uid).cloned() else { return false };
+        let taken = !*handle.cleaned.borrow()
+            && handle.orders.send_if_modified(|order| {
+                let first = order.evicted.is_none();
+                order.evicted.get_or_insert(verdict);
+                first
+            });
+        handle.wake.notify_one();
+        taken
+    }
+
+    /// Pods of which something is on this node, and those of which nothing is but dead containers and logs.
+    pub(crate) fn living_and_ended(&self) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
+        let (mut living, mut ended) = (Vec::new(), Vec::new());
+        for handle in self.0.lock().values() {
+            let pod = handle.orders.borrow().pod.clone();
+            if *handle.cleaned.borrow() { ended.push(pod) } else { living.push(pod) }
+        }
+        (living, ended)
+    }
+
+    /// Returns when the pod is cleaned up, or has no worker.
+    pub(crate) async fn cleaned(&self, uid: &str) {
+        let watched = self.0.lock().get(uid).map(|handle| handle.cleaned.subscribe());
+        if let Some(mut watched) = watched {
+            let _ = watched.wait_for(|cleaned| *cleaned).await;
+        }
+    }
+
     /// Tell the pod's worker of a new version, starting the worker when there is none.
     pub(crate) fn order(&self, core: &Shared, order: Order) {
         let uid = pod::uid(&order.pod);
         let mut workers = self.0.lock();
         if let Some(handle) = workers.get(&uid) {
-            handle.orders.send_replace(order);
+            handle.orders.send_modify(|known| {
+                known.pod = order.pod;
+                known.gone = order.gone;
+            });
             handle.wake.notify_one();
             return;
         }
         if order.gone {
             return;
         }
-        let handle = Handle { orders: watch::Sender::new(order.clone()), wake: Arc::default() };
+        let handle = Handle {
+            orders: watch::Sender::new(order.clone()),
+            wake: Arc::default(),
+            cleaned: watch::Sender::new(false),
+        };
         workers.insert(uid.clone(), handle.clone());
         drop(workers);
         let (core, all) = (core.clone(), self.clone());
@@ -116,7 +168,7 @@ impl Workers {
             if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod)))
                 && !pod::is_being_deleted(&again)
             {
-                all.order(&core, Order { pod: again, gone: false });
+                all.order(&core, Order::of(again, false));
             }
         });
     }
@@ -128,7 +180,7 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
     loop {
         let order = orders.borrow_and_update().clone();
         let verdict = if must_end(&order) {
-            None
+            order.evicted
         } else {
             // A long round (an image pull) is cut short when the pod must end.
             let round = launch::sync(core, &order.pod, &mut memory);
@@ -159,7 +211,10 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
 
 /// The pod's containers must be stopped.
 fn must_end(order: &Order) -> bool {
-    order.gone || pod::is_being_deleted(&order.pod) || pod::is_terminal_phase(pod::phase(&order.pod))
+    order.gone
+        || order.evicted.is_some()
+        || pod::is_being_deleted(&order.pod)
+        || pod::is_terminal_phase(pod::phase(&order.pod))
 }
 
 async fn ends(orders: &watch::Sender<Order>) {
@@ -193,6 +248,7 @@ async fn finish(core: &Shared, uid: &str, handle: &Handle, memory: &mut Memory, 
         }
     }
     core.allocations.forget(uid);
+    handle.cleaned.send_replace(true);
     resize::retry(core, None);
     // A pod that ended by itself stays in the API, with its logs, until somebody deletes it.
     let mut orders = handle.orders.subscribe();
@@ -232,7 +288,9 @@ async fn stop_all(core: &Shared, handle: &Handle, memory: &mut Memory, verdict: 
 }
 
 fn effective_grace(order: &Order) -> i64 {
-    if order.gone { pod::grace_period(&order.pod).min(1) } else { pod::grace_period(&order.pod) }
+    let most = order.evicted.as_ref().and_then(|verdict| verdict.grace).unwrap_or(i64::MAX);
+    let grace = pod::grace_period(&order.pod).min(most);
+    if order.gone { grace.min(1) } else { grace }
 }
 
 async fn shorter(orders: &watch::Sender<Order>, grace: i64) {

@@ -78,7 +78,9 @@ pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<String>) -> Settin
         let text = match (value, setting.list) {
             (Value::Null, _) => continue,
             // What YAML 1.1 makes of the word off.
-            (Value::Bool(false), _) if matches!(key, "snapshot-interval" | "eviction-hard") => {
+            (Value::Bool(false), _)
+                if matches!(key, "snapshot-interval" | "eviction-hard" | "eviction-soft") =>
+            {
                 Some("off".to_owned())
             }
             (Value::Array(items), Some(separator)) => {

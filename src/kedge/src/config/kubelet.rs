@@ -1,16 +1,43 @@
-//! Settings that are the kubelet's, in its own words: thresholds, sysctls.
+//! Settings that are the kubelet's, in its own words: evictions, sysctls.
 
 use super::values::Reader;
 
 impl Reader {
-    /// Kubelet's `--eviction-hard`.
-    pub(super) fn thresholds(&mut self, key: &str) -> kedge_kubelet::Thresholds {
-        let Some(text) = self.settings.get(key).filter(|text| !text.is_empty()) else {
-            return kedge_kubelet::Thresholds::default();
+    /// Kubelet's `--eviction-...`.
+    pub(super) fn eviction(&mut self) -> kedge_kubelet::Eviction {
+        let usual = kedge_kubelet::Eviction::default();
+        let grace = "eviction-soft-grace-period";
+        let transition = "eviction-pressure-transition-period";
+        let policy = kedge_kubelet::Eviction {
+            hard: self.kubelets("eviction-hard", usual.hard),
+            soft: self.kubelets("eviction-soft", usual.soft),
+            soft_grace: self.kubelets(grace, usual.soft_grace),
+            max_pod_grace: self.parsed(
+                "eviction-max-pod-grace-period",
+                "a number of seconds",
+                usual.max_pod_grace,
+            ),
+            minimum_reclaim: self.kubelets("eviction-minimum-reclaim", usual.minimum_reclaim),
+            transition: match self.settings.get(transition).filter(|text| !text.is_empty()) {
+                None => usual.transition,
+                Some(text) => kedge_kubelet::parse_eviction_duration(text).unwrap_or_else(|fault| {
+                    self.fault(transition, &fault);
+                    usual.transition
+                }),
+            },
         };
+        if let Err(fault) = policy.check() {
+            self.fault(grace, &fault);
+        }
+        policy
+    }
+
+    /// A value in a format of the kubelet's own, which says what is wrong with it.
+    fn kubelets<T: std::str::FromStr<Err = String>>(&mut self, key: &str, usual: T) -> T {
+        let Some(text) = self.settings.get(key).filter(|text| !text.is_empty()) else { return usual };
         text.parse().unwrap_or_else(|fault: String| {
             self.fault(key, &fault);
-            kedge_kubelet::Thresholds::default()
+            usual
         })
     }
 
@@ -71,11 +98,35 @@ mod tests {
         assert_eq!((config.image_gc.high_threshold_percent, config.image_gc.low_threshold_percent), (95, 90));
         assert_eq!(config.allowed_unsafe_sysctls, ["kernel.msg*", "net.core.somaxconn"]);
         assert_eq!(load("eviction-hard: off\n", &[]).unwrap().value("eviction-hard").as_deref(), Some("off"));
+        let soft = load(
+            "eviction-soft: [memory.available<300Mi]\neviction-soft-grace-period: {memory.available: 1m30s}\n\
+             eviction-max-pod-grace-period: 20\neviction-minimum-reclaim: {nodefs.available: 500Mi}\n",
+            &[("eviction-pressure-transition-period", "30s")],
+        )
+        .unwrap();
+        for (key, value) in [
+            ("eviction-soft", "memory.available<300Mi"),
+            ("eviction-soft-grace-period", "memory.available=1m30s"),
+            ("eviction-max-pod-grace-period", "20"),
+            ("eviction-minimum-reclaim", "nodefs.available=500Mi"),
+            ("eviction-pressure-transition-period", "30s"),
+        ] {
+            assert_eq!(soft.value(key).as_deref(), Some(value), "{key}");
+        }
+        assert_eq!(soft.eviction.soft_grace.to_string(), "memory.available=1m30s");
         for (text, part) in [
             (
                 "eviction-hard: nodefs.available=10%\n",
                 "eviction-hard: \"nodefs.available=10%\" is no threshold",
             ),
+            (
+                "eviction-soft: memory.available<1Gi\n",
+                "grace period must be specified for the soft eviction threshold memory.available",
+            ),
+            ("eviction-soft-grace-period: memory.available=soon\n", "\"soon\" is no time such as"),
+            ("eviction-minimum-reclaim: memory.available\n", "is not such as nodefs.available=500Mi"),
+            ("eviction-max-pod-grace-period: -1\n", "is not a number of seconds"),
+            ("eviction-pressure-transition-period: 5 minutes\n", "is no time such as"),
             ("image-gc-high-threshold: 101\n", "101 is not a per cent"),
             ("image-gc-high-threshold: 80\n", "80 must be less than image-gc-high-threshold, which is 80"),
             ("allowed-unsafe-sysctls: vm.swappiness\n", "not known to be namespaced"),

@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 34] = [
+pub(crate) const SETTINGS: [Setting; 39] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -154,11 +154,55 @@ pub(crate) const SETTINGS: [Setting; 34] = [
             "KEDGE_EVICTION_HARD",
             "SIGNAL<FLOOR,...",
             "memory.available<100Mi,nodefs.available<5%,nodefs.inodesFree<5%,imagefs.available<5%,imagefs.inodesFree<5%",
-            "Below which floors the node is under pressure, as kubelet has it: amounts or per cents of memory, of \
-             the disks of pods (nodefs) and images (imagefs), and pid.available; what is not named is not \
-             watched; or off",
+            "Below which floors the node is under pressure and evicts pods at once, as kubelet has it: amounts or \
+             per cents of memory, of the disks of pods (nodefs) and images (imagefs), and pid.available; what is \
+             not named is not watched; or off",
         )
     },
+    Setting {
+        list: Some(','),
+        ..row(
+            "eviction-soft",
+            "KEDGE_EVICTION_SOFT",
+            "SIGNAL<FLOOR,...",
+            "off",
+            "The same for floors that are borne for a while (eviction-soft-grace-period) before pods are evicted",
+        )
+    },
+    Setting {
+        list: Some(','),
+        ..row(
+            "eviction-soft-grace-period",
+            "KEDGE_EVICTION_SOFT_GRACE_PERIOD",
+            "SIGNAL=TIME,...",
+            "none",
+            "How long each of the soft floors is borne: memory.available=1m30s",
+        )
+    },
+    row(
+        "eviction-max-pod-grace-period",
+        "KEDGE_EVICTION_MAX_POD_GRACE_PERIOD",
+        "SECONDS",
+        "0",
+        "The most time that a pod gets to end when it is evicted for a soft floor",
+    ),
+    Setting {
+        list: Some(','),
+        ..row(
+            "eviction-minimum-reclaim",
+            "KEDGE_EVICTION_MINIMUM_RECLAIM",
+            "SIGNAL=AMOUNT,...",
+            "none",
+            "How much more than its floor of something has to be free before no more pods are evicted",
+        )
+    },
+    row(
+        "eviction-pressure-transition-period",
+        "KEDGE_EVICTION_PRESSURE_TRANSITION_PERIOD",
+        "TIME",
+        "5m",
+        "For how long the node says that it is under pressure after it was last: 30s, 5m",
+    ),
     row(
         "image-gc-high-threshold",
         "KEDGE_IMAGE_GC_HIGH_THRESHOLD",

@@ -25,7 +25,7 @@ pub(super) fn space(context: &Context<'_>) -> Vec<Found> {
             stat.blocks_available().saturating_mul(stat.fragment_size()),
             stat.blocks().saturating_mul(stat.fragment_size()),
             (stat.files_available(), stat.files()),
-            &context.config.eviction_hard,
+            &context.config.eviction.hard,
         )],
         Err(errno) => vec![warn(
             format!("the free space of {} is not known: {errno}", dir.display()),
@@ -63,7 +63,7 @@ fn judge_space(
         .map(|signal| u64::try_from(thresholds.reserved(signal, capacity)).unwrap_or(0));
     let floor = floors.into_iter().max().unwrap_or(0);
     if floor > 0 && free < floor.saturating_add(total / 100 * MARGIN_PERCENT) {
-        let text = format!("{text}; below {} MiB (eviction-hard) the node takes no more pods", mib(floor));
+        let text = format!("{text}; below {} MiB (eviction-hard) the node evicts pods", mib(floor));
         return warn(text, remedy);
     }
     ok(text)
@@ -127,8 +127,8 @@ mod tests {
         let usual = Thresholds::default();
         let cases = [
             (50 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
-            (21 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
-            (17 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
+            (11 * GIB, 100 * GIB, (900, 1000), Verdict::Ok),
+            (9 * GIB, 100 * GIB, (900, 1000), Verdict::Warn),
             (50 * GIB, 100 * GIB, (10, 1000), Verdict::Warn),
             // btrfs has no table of inodes.
             (50 * GIB, 100 * GIB, (0, 0), Verdict::Ok),

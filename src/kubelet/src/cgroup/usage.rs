@@ -24,6 +24,11 @@ impl Cgroups {
         self.usage(&self.path_of(target))
     }
 
+    /// How many process ids the pod's processes and threads have.
+    pub(crate) fn processes(&self, target: &Pod) -> Option<u64> {
+        number(&self.dir("pids", &self.path_of(target)).join("pids.current"))
+    }
+
     /// Bytes that the pod's group uses, or with `id` that container's, which the runtime makes below it.
     pub(crate) fn memory_usage(&self, target: &Pod, id: Option<&str>) -> Option<u64> {
         let path = self.path_of(target);

@@ -89,6 +89,8 @@ impl Collector {
         let policy = core.config.image_gc;
         let full = to_free(bytes(stat.blocks()), bytes(stat.blocks_available()), &policy);
         let Some(wanted) = full.max(missing) else { return Ok(()) };
+        // The eviction thresholds' want is the whole machine's: whether it was met is looked up there.
+        let enough = full.unwrap_or(0);
         let mut freed = 0;
         for id in in_order(&self.records, now, policy.minimum_age) {
             if freed >= wanted {
@@ -104,9 +106,9 @@ impl Collector {
                 Err(error) => tracing::warn!(image = id, error = %error.text(), "image not removed"),
             }
         }
-        if freed < wanted && full.is_some() {
+        if freed < enough {
             let message = format!(
-                "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
+                "Failed to garbage collect required amount of images. Attempted to free {enough} bytes, but only found {freed} bytes eligible to free."
             );
             if let Some(node) = core.node.get("", &core.config.node_name) {
                 let node = kedge_client::reference(node.as_ref());

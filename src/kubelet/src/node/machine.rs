@@ -1,9 +1,10 @@
 //! Facts about the machine, from /proc, /sys and /etc.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::Config;
-use crate::eviction::{Level, Signal};
+use crate::eviction::{Level, Levels, Signal};
 
 /// What does not change while the process lives.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +73,7 @@ impl Machine {
         ];
         // What the eviction thresholds keep free is not allocatable (upstream `node_container_manager_linux.go`,
         // `hardEvictionReservation`).
-        let kept = |signal: Signal, capacity: i64| config.eviction.reserved(signal, capacity);
+        let kept = |signal: Signal, capacity: i64| config.eviction.hard.reserved(signal, capacity);
         let memory = (self.memory - pages - kept(Signal::MemoryAvailable, self.memory)).max(0);
         let storage = (disk - kept(Signal::NodefsAvailable, disk)).max(0);
         let mut allocatable = vec![
@@ -103,13 +104,29 @@ fn meminfo(name: &str) -> Option<i64> {
     line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib * 1024)
 }
 
+/// What there is of everything that eviction thresholds are about, in the order of [`Signal`].
+pub(crate) fn levels(config: &Config) -> Levels {
+    let (pods, pods_inodes) = disk(&config.root_dir);
+    let (images, images_inodes) = disk(&config.image_dir);
+    [memory(), pods, pods_inodes, images, images_inodes, pids()]
+}
+
+/// Whether images and writable layers are on another disk than the folders of the pods.
+pub(crate) fn has_image_disk(config: &Config) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+    match (device(&config.root_dir), device(&config.image_dir)) {
+        (Some(pods), Some(images)) => pods != images,
+        _ => false,
+    }
+}
+
 /// Memory that processes could still get.
-pub(crate) fn memory() -> Option<Level> {
+fn memory() -> Option<Level> {
     Some(Level { available: meminfo("MemAvailable")?, capacity: meminfo("MemTotal")? })
 }
 
 /// Bytes and inodes of the disk below `path`, as far as ordinary users may have them.
-pub(crate) fn disk(path: &Path) -> (Option<Level>, Option<Level>) {
+fn disk(path: &Path) -> (Option<Level>, Option<Level>) {
     let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return (None, None) };
     let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let bytes = |blocks: u64| whole(blocks.saturating_mul(stat.fragment_size()));
@@ -122,7 +139,7 @@ pub(crate) fn disk(path: &Path) -> (Option<Level>, Option<Level>) {
 }
 
 /// Process ids, of which threads take one each.
-pub(crate) fn pids() -> Option<Level> {
+fn pids() -> Option<Level> {
     let most = |file: &str| read(file).parse::<i64>().ok();
     let capacity = most("/proc/sys/kernel/pid_max")?.min(most("/proc/sys/kernel/threads-max")?);
     let load = read("/proc/loadavg");
