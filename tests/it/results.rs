@@ -57,7 +57,9 @@ fn one_object_at_the_end() {
     let plain = cluster.kedge(&["enable", "dns"]);
     assert_has(&plain.stderr, &["enabling dns: applying"]);
     assert!(!plain.stderr.contains('\u{1b}') && !plain.stdout.contains('\u{1b}'), "{}", plain.stderr);
-    let line = format!("{} images prune {}", kedge_binary().display(), cluster.flags().join(" "));
+    // A shell reads it, and thresholds have a `<`.
+    let flags: String = cluster.flags().iter().map(|flag| format!(" '{flag}'")).collect();
+    let line = format!("{} images prune{flags}", kedge_binary().display());
     let mut script = std::process::Command::new("script");
     script.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("TERM", "xterm");
     let terminal = run(&mut script, b"");
