@@ -3,15 +3,26 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+mod addons;
+mod cluster;
 mod global;
 mod keys;
+mod node;
 
+pub(crate) use addons::{AddonsCommand, DisableArgs, EnableArgs, RepoCommand};
+pub(crate) use cluster::{
+    AddNodeArgs, CertsCommand, InvitationFormat, JoinArgs, LeaveArgs, RecoverArgs, RemoveNodeArgs,
+    RestoreArgs, SnapshotCommand, TokenCommand,
+};
 pub(crate) use global::GlobalArgs;
 pub(crate) use keys::{EncryptionCommand, RotateCaArgs};
+pub(crate) use node::{
+    ConfigArgs, ConfigCommand, InspectArgs, InstallArgs, KubectlArgs, ResetArgs, RollbackArgs, RunArgs,
+    StatusArgs, StopArgs, UninstallArgs, WaitArgs,
+};
 
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
 #[derive(Debug, Parser)]
@@ -127,75 +138,6 @@ pub(crate) struct Reported {
     pub(crate) output: Format,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct StopArgs {
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DisableArgs {
-    /// Their names
-    #[arg(required = true, value_name = "ADDON")]
-    pub(crate) addons: Vec<String>,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstallArgs {
-    /// Only check this machine and say what is missing
-    #[arg(long)]
-    pub(crate) check: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    /// Return as soon as the service was started; no addon is enabled then
-    #[arg(long)]
-    pub(crate) no_wait: bool,
-    /// Upgrade although the cluster stands still while this node restarts
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Leave a basic addon out (repeat it for more)
-    #[arg(long, value_name = "ADDON", value_parser = crate::addons::BASIC_ADDONS)]
-    pub(crate) without: Vec<String>,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RollbackArgs {
-    /// The data goes back too, to the moment before the upgrade; later changes are lost
-    #[arg(long)]
-    pub(crate) with_data: bool,
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct UninstallArgs {
-    /// Keep the data folder, so that a later install brings the cluster back
-    #[arg(long)]
-    pub(crate) keep_data: bool,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct WaitArgs {
-    /// Seconds to wait until Kedge answers
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -205,87 +147,6 @@ pub(crate) enum Format {
     Yaml,
     /// JSON
     Json,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct StatusArgs {
-    /// Wait until the node is Ready
-    #[arg(long)]
-    pub(crate) wait_ready: bool,
-    /// Seconds to wait
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-    pub(crate) format: Format,
-}
-
-impl StatusArgs {
-    pub(crate) fn limit(&self) -> Option<Duration> {
-        self.wait_ready.then(|| Duration::from_secs(self.timeout))
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// Leave the terminal: used by `kedge start` where there is no service manager
-    #[arg(long, hide = true)]
-    pub(crate) detach: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct ConfigArgs {
-    /// The server's URL in the kubeconfig, e.g. https://192.0.2.1:6443 (repeat it for more)
-    #[arg(long, value_name = "URL")]
-    pub(crate) server: Vec<String>,
-    #[command(subcommand)]
-    pub(crate) command: Option<ConfigCommand>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ConfigCommand {
-    /// Print this node's effective settings and where each was said
-    Show {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InspectArgs {
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-    pub(crate) format: Format,
-    /// Write an archive for a bug report too (tar.gz); secrets are removed from it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tarball: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ResetArgs {
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Reset although other nodes belong to the cluster; they are told when they answer
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Leave a basic addon out (repeat it for more)
-    #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
-    pub(crate) without: Vec<String>,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct KubectlArgs {
-    /// kubectl's own arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
-    pub(crate) arguments: Vec<OsString>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -327,245 +188,6 @@ pub(crate) enum ImagesCommand {
         /// Binaries of Kedge, one for each architecture [default: this one]
         #[arg(long = "binary", value_name = "FILE")]
         binaries: Vec<PathBuf>,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum InvitationFormat {
-    /// Sentences
-    #[value(name = "text", alias = "pretty")]
-    Pretty,
-    /// The commands alone
-    Short,
-    /// YAML
-    Yaml,
-    /// JSON
-    Json,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AddNodeArgs {
-    /// How long the token is valid: 90s, 15m, 1h, 7d
-    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = crate::config::parse_duration)]
-    pub(crate) ttl: Duration,
-    /// Let any number of nodes join with it
-    #[arg(long)]
-    pub(crate) reusable: bool,
-    /// Let nodes join as workers only
-    #[arg(long)]
-    pub(crate) worker: bool,
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = InvitationFormat::Pretty)]
-    pub(crate) format: InvitationFormat,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    /// List them; the tokens themselves are shown only once, by add-node
-    List {
-        /// The same as --output json
-        #[arg(long, hide = true)]
-        json: bool,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Let nobody join with a token any more
-    Revoke {
-        /// Its id in the list, or the beginning of it
-        id: String,
-        #[command(flatten)]
-        reported: Reported,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct JoinArgs {
-    /// What add-node printed: HOST:PORT/TOKEN/CA-HASH
-    #[arg(value_name = "HOST:PORT/TOKEN/CA-HASH")]
-    pub(crate) string: String,
-    /// Run pods only, no control plane
-    #[arg(long)]
-    pub(crate) worker: bool,
-    /// Join although pods run here: they are lost with this node's own cluster
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LeaveArgs {
-    /// Leave pods behind, and go even when the cluster does not answer
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Seconds to wait until the single node is Ready
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RemoveNodeArgs {
-    /// Its name, id or address
-    pub(crate) node: String,
-    /// Do not move its pods away first
-    #[arg(long)]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum SnapshotCommand {
-    /// Save one, read it back, and say what is in it
-    Save {
-        /// Where to; DATA_DIR/snapshots otherwise
-        file: Option<PathBuf>,
-        /// Its name in DATA_DIR/snapshots [default: the time]
-        #[arg(long, conflicts_with = "file")]
-        name: Option<String>,
-        /// One of that name gives way, once this one is whole
-        #[arg(long, requires = "name")]
-        replace: bool,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// List those in DATA_DIR/snapshots
-    List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Read one to its end and say what is in it
-    Verify {
-        /// The file, or a name from the list
-        file: PathBuf,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Make this node the only one of a cluster with what the snapshot holds
-    Restore(RestoreArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RestoreArgs {
-    /// The file, or a name from the list
-    pub(crate) file: PathBuf,
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RecoverArgs {
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CertsCommand {
-    /// When they expire and are renewed; exit code 1 when one has expired
-    Check {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Issue all but the authorities' again; listeners use the new ones at once
-    Rotate {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Replace the whole cluster's authority by a new one; the old one is trusted too until --finish
-    RotateCa(RotateCaArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EnableArgs {
-    /// Names, with arguments behind a colon: dns, dns:1.1.1.1,8.8.8.8, dns:replicas=2;upstream=1.1.1.1
-    #[arg(required = true, value_name = "ADDON[:ARGUMENTS]")]
-    pub(crate) addons: Vec<String>,
-    /// Seconds to wait until each is healthy
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-    #[command(flatten)]
-    pub(crate) reported: Reported,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AddonsCommand {
-    /// List them with their health
-    List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// What an addon is and which arguments it takes
-    Info {
-        /// Its name
-        addon: String,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
-    },
-    /// Folders and git repositories with more addons, on this node
-    #[command(subcommand)]
-    Repo(RepoCommand),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum RepoCommand {
-    /// Copy one to this node
-    Add {
-        /// A folder, or the URL of a git repository; addons are folders in it with an addon.yaml
-        #[arg(value_name = "PATH-OR-URL")]
-        source: String,
-        /// How to call it here [default: the last part of the path or URL]
-        #[arg(long)]
-        name: Option<String>,
-        /// A branch or tag of the git repository
-        #[arg(long, value_name = "BRANCH")]
-        branch: Option<String>,
-        #[command(flatten)]
-        reported: Reported,
-    },
-    /// Forget one; its addons that are enabled stay
-    Remove {
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        reported: Reported,
-    },
-    /// Copy one again, or all of them, and upgrade their addons that are enabled
-    Update {
-        /// Its name
-        name: Option<String>,
-        #[command(flatten)]
-        reported: Reported,
-    },
-    /// List them
-    List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
     },
 }
 

@@ -1,0 +1,176 @@
+//! What can be typed about the cluster: its nodes, copies of its data, certificates.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{Format, Reported, RotateCaArgs};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InvitationFormat {
+    /// Sentences
+    #[value(name = "text", alias = "pretty")]
+    Pretty,
+    /// The commands alone
+    Short,
+    /// YAML
+    Yaml,
+    /// JSON
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddNodeArgs {
+    /// How long the token is valid: 90s, 15m, 1h, 7d
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = crate::config::parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Let any number of nodes join with it
+    #[arg(long)]
+    pub(crate) reusable: bool,
+    /// Let nodes join as workers only
+    #[arg(long)]
+    pub(crate) worker: bool,
+    /// How to print it
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = InvitationFormat::Pretty)]
+    pub(crate) format: InvitationFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// List them; the tokens themselves are shown only once, by add-node
+    List {
+        /// The same as --output json
+        #[arg(long, hide = true)]
+        json: bool,
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Let nobody join with a token any more
+    Revoke {
+        /// Its id in the list, or the beginning of it
+        id: String,
+        #[command(flatten)]
+        reported: Reported,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// What add-node printed: HOST:PORT/TOKEN/CA-HASH
+    #[arg(value_name = "HOST:PORT/TOKEN/CA-HASH")]
+    pub(crate) string: String,
+    /// Run pods only, no control plane
+    #[arg(long)]
+    pub(crate) worker: bool,
+    /// Join although pods run here: they are lost with this node's own cluster
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeaveArgs {
+    /// Leave pods behind, and go even when the cluster does not answer
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seconds to wait until the single node is Ready
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveNodeArgs {
+    /// Its name, id or address
+    pub(crate) node: String,
+    /// Do not move its pods away first
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Save one, read it back, and say what is in it
+    Save {
+        /// Where to; DATA_DIR/snapshots otherwise
+        file: Option<PathBuf>,
+        /// Its name in DATA_DIR/snapshots [default: the time]
+        #[arg(long, conflicts_with = "file")]
+        name: Option<String>,
+        /// One of that name gives way, once this one is whole
+        #[arg(long, requires = "name")]
+        replace: bool,
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// List those in DATA_DIR/snapshots
+    List {
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Read one to its end and say what is in it
+    Verify {
+        /// The file, or a name from the list
+        file: PathBuf,
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Make this node the only one of a cluster with what the snapshot holds
+    Restore(RestoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The file, or a name from the list
+    pub(crate) file: PathBuf,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// When they expire and are renewed; exit code 1 when one has expired
+    Check {
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Issue all but the authorities' again; listeners use the new ones at once
+    Rotate {
+        /// How to print it
+        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+        format: Format,
+    },
+    /// Replace the whole cluster's authority by a new one; the old one is trusted too until --finish
+    RotateCa(RotateCaArgs),
+}
