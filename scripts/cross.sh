@@ -52,6 +52,7 @@ make_root() {
     chroot "$ROOT" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
         rustc cargo libstd-rust-dev:arm64 gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
         protobuf-compiler make qemu-user >>"$ROOT.log" 2>&1
+    chroot "$ROOT" apt-get clean
     touch "$ROOT.done"
 }
 
