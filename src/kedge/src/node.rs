@@ -13,6 +13,7 @@ pub(crate) mod facts;
 mod first_start;
 mod flannel;
 mod image_folder;
+mod in_step;
 mod leading;
 mod manifest_folder;
 pub(crate) mod ops;

@@ -15,6 +15,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
+use super::in_step::in_step;
 use crate::config::Config;
 
 /// On workers' Nodes: which state of the replacement they are to ask for.
@@ -68,26 +69,13 @@ impl Authority {
     }
 
     /// Does this node's part whenever the book changes, until `tasks` stop.
-    pub(crate) fn follow(self: &Arc<Self>, mut changes: watch::Receiver<u64>, tasks: &Tasks) {
+    pub(crate) fn follow(self: &Arc<Self>, changes: watch::Receiver<u64>, tasks: &Tasks) {
         let own = self.clone();
-        tasks.spawn_until_stopped("cluster authority", async move {
-            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-            loop {
-                changes.mark_unchanged();
-                match own.sync().await {
-                    Ok(()) => {
-                        backoff.reset();
-                        if changes.changed().await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = format!("{error:#}"), "the authority's replacement waits");
-                        tokio::time::sleep(backoff.next_delay()).await;
-                    }
-                }
-            }
-        });
+        let sync = move || {
+            let own = own.clone();
+            async move { own.sync().await }
+        };
+        tasks.spawn_until_stopped("cluster authority", in_step(changes, "the authority's replacement", sync));
     }
 
     async fn sync(&self) -> anyhow::Result<()> {
@@ -194,28 +182,9 @@ impl Authority {
 }
 
 /// Tells the workers, by their Node objects, that there is news. Runs on the node that leads.
-pub(crate) async fn tell_workers(
-    registry: Registry,
-    mut changes: watch::Receiver<u64>,
-    client: kube::Client,
-) {
+pub(crate) async fn tell_workers(registry: Registry, changes: watch::Receiver<u64>, client: kube::Client) {
     let nodes: Api<Node> = Api::all(client);
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    loop {
-        changes.mark_unchanged();
-        match tell(&registry, &nodes).await {
-            Ok(()) => {
-                backoff.reset();
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "workers do not know of the new authority yet");
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-        }
-    }
+    in_step(changes, "workers and the new authority", || tell(&registry, &nodes)).await;
 }
 
 async fn tell(registry: &Registry, nodes: &Api<Node>) -> anyhow::Result<()> {

@@ -4,16 +4,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use kedge_apiserver::{ApiServer, KeyId, RewriteError, Sealing, Unreadable, Writing};
-use kedge_base::{Backoff, Chain, Tasks};
+use kedge_base::{Chain, Tasks};
 use kedge_cluster::{
     EncryptionKeys, EncryptionStage, EncryptionState, EncryptionWish, Members, Pki, Registry,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
+
+use super::in_step::in_step;
 
 /// A decision that another one came before is made again so many times.
 const ATTEMPTS: u32 = 16;
@@ -119,29 +120,13 @@ impl Encryption {
     }
 
     /// Keeps this node's keys as the record says, until `tasks` stop.
-    pub(crate) fn follow(self: &Arc<Self>, mut changes: watch::Receiver<u64>, tasks: &Tasks) {
+    pub(crate) fn follow(self: &Arc<Self>, changes: watch::Receiver<u64>, tasks: &Tasks) {
         let own = self.clone();
-        tasks.spawn_until_stopped("encryption keys", async move {
-            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-            loop {
-                changes.mark_unchanged();
-                match own.sync().await {
-                    Ok(()) => {
-                        backoff.reset();
-                        if changes.changed().await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "the encryption keys are not in order yet"
-                        );
-                        tokio::time::sleep(backoff.next_delay()).await;
-                    }
-                }
-            }
-        });
+        let sync = move || {
+            let own = own.clone();
+            async move { own.sync().await }
+        };
+        tasks.spawn_until_stopped("encryption keys", in_step(changes, "the encryption keys", sync));
     }
 
     async fn sync(&self) -> anyhow::Result<()> {
@@ -253,23 +238,8 @@ impl Encryption {
 }
 
 /// Rewrites what is stored otherwise than it is to be, whenever that changes. Runs on the node that leads.
-pub(crate) async fn rewrite(registry: Registry, mut changes: watch::Receiver<u64>, server: ApiServer) {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    loop {
-        changes.mark_unchanged();
-        match rewrite_all(&registry, &server).await {
-            Ok(()) => {
-                backoff.reset();
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "stored objects are not all rewritten yet");
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-        }
-    }
+pub(crate) async fn rewrite(registry: Registry, changes: watch::Receiver<u64>, server: ApiServer) {
+    in_step(changes, "how objects are stored", || rewrite_all(&registry, &server)).await;
 }
 
 async fn rewrite_all(registry: &Registry, server: &ApiServer) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
 use kedge_apiserver::{ApiServer, User};
 use kedge_base::{Backoff, Tasks};
@@ -19,6 +20,7 @@ use kedge_store::Status;
 use kube::api::{Api, DeleteParams};
 use tokio::sync::watch;
 
+use super::in_step::in_step;
 use crate::config::Config;
 use crate::node_status::Board;
 
@@ -180,32 +182,22 @@ impl kedge_controllers::Signer for ClusterSigner {
 
 /// Deletes the Node objects of nodes that have left the cluster or were removed: by the book, so that one
 /// who dies in between is no reason for a ghost.
-async fn forget_nodes(registry: Registry, mut changes: watch::Receiver<u64>, client: kube::Client) {
+async fn forget_nodes(registry: Registry, changes: watch::Receiver<u64>, client: kube::Client) {
     let nodes: Api<Node> = Api::all(client);
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    loop {
-        changes.mark_unchanged();
-        let mut failed = false;
+    in_step(changes, "the Nodes of nodes that have left", || async {
+        let mut result = Ok(());
         for name in registry.departed() {
             // A list of names from memory first: usually none of them has an object any more.
-            let result = match nodes.get_opt(&name).await {
+            let gone = match nodes.get_opt(&name).await {
                 Ok(Some(_)) => nodes.delete(&name, &DeleteParams::default()).await.map(drop),
                 other => other.map(drop),
             };
-            if let Err(error) = result {
-                tracing::warn!(node = name, %error, "the Node of a node that has left is still there");
-                failed = true;
-            }
+            // One that stays must not keep the others.
+            result = result.and(gone.with_context(|| format!("delete node {name}")));
         }
-        if failed {
-            tokio::time::sleep(backoff.next_delay()).await;
-        } else {
-            backoff.reset();
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
-    }
+        result
+    })
+    .await;
 }
 
 /// The addresses of the control-plane nodes that are there, in a fixed order.
