@@ -7,6 +7,7 @@ mod authority;
 mod encryption;
 mod lost;
 mod replica;
+mod step;
 mod tokens;
 
 pub use lost::{is_of_nodes, strike_others};

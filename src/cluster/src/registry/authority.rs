@@ -1,8 +1,6 @@
 //! What the book says of the authority's replacement: one record for the cluster, and what each node has.
 
-use std::collections::BTreeMap;
-
-use super::{Check, Registry, Transaction, decode, encode};
+use super::Registry;
 use crate::{AuthorityReport, AuthorityState, NodeId, Refusal};
 
 const STATE: &str = "authority.cluster.kedge.internal//state";
@@ -26,8 +24,7 @@ impl Registry {
     /// # Errors
     /// When the record is damaged.
     pub fn authority_here(&self) -> Result<Option<(AuthorityState, u64)>, Refusal> {
-        let record = self.records.local(STATE);
-        record.map(|record| Ok((decode(STATE, &record)?, record.revision))).transpose()
+        self.get_here(STATE)
     }
 
     /// Writes the record, if it is still at `revision` (`None`: if there is none). `false`: it is not.
@@ -39,12 +36,7 @@ impl Registry {
         state: &AuthorityState,
         revision: Option<u64>,
     ) -> Result<bool, Refusal> {
-        let check = match revision {
-            Some(revision) => Check::At(STATE.into(), revision),
-            None => Check::Absent(STATE.into()),
-        };
-        let puts = vec![(STATE.to_owned(), encode(state)?)];
-        self.commit(Transaction { checks: vec![check], puts, ..Transaction::default() }).await
+        self.replace(STATE, state, revision).await
     }
 
     /// Writes down what a node has; nothing when that is known.
@@ -52,14 +44,7 @@ impl Registry {
     /// # Errors
     /// When the store does not take it.
     pub async fn report_authority(&self, id: NodeId, report: &AuthorityReport) -> Result<(), Refusal> {
-        let key = report_key(id);
-        let known = self.records.local(&key);
-        let known = known.and_then(|record| decode::<AuthorityReport>(&key, &record).ok());
-        if known.as_ref() == Some(report) {
-            return Ok(());
-        }
-        let puts = vec![(key, encode(report)?)];
-        self.commit(Transaction { puts, ..Transaction::default() }).await.map(drop)
+        self.report(report_key(id), report).await
     }
 
     /// The names of the nodes that have not done what the stage asks for.
@@ -67,13 +52,7 @@ impl Registry {
     /// # Errors
     /// When the store cannot be read.
     pub async fn lacking_authority(&self, state: &AuthorityState) -> Result<Vec<String>, Refusal> {
-        let nodes = self.nodes().await?;
-        let mut reports = BTreeMap::new();
-        for node in &nodes {
-            if let Some((report, _)) = self.get::<AuthorityReport>(&report_key(node.id)).await? {
-                reports.insert(node.id, report);
-            }
-        }
+        let (nodes, reports) = self.reports(report_key).await?;
         Ok(state.lacking(&nodes, &reports))
     }
 }

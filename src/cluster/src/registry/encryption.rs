@@ -1,9 +1,9 @@
 //! What the book says of encryption at rest: one record for the cluster, and what each control-plane node
 //! has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Check, Record, Registry, Transaction, decode, encode};
+use super::Registry;
 use crate::encryption::Held;
 use crate::{EncryptionState, NodeId, Refusal};
 
@@ -33,8 +33,7 @@ impl Registry {
     /// # Errors
     /// When the record is damaged.
     pub fn encryption_here(&self) -> Result<Option<(EncryptionState, u64)>, Refusal> {
-        let record: Option<Record> = self.records.local(STATE);
-        record.map(|record| Ok((decode(STATE, &record)?, record.revision))).transpose()
+        self.get_here(STATE)
     }
 
     /// Writes the record, if it is still at `revision` (`None`: if there is none). `false`: it is not.
@@ -46,12 +45,7 @@ impl Registry {
         state: &EncryptionState,
         revision: Option<u64>,
     ) -> Result<bool, Refusal> {
-        let check = match revision {
-            Some(revision) => Check::At(STATE.into(), revision),
-            None => Check::Absent(STATE.into()),
-        };
-        let puts = vec![(STATE.to_owned(), encode(state)?)];
-        self.commit(Transaction { checks: vec![check], puts, ..Transaction::default() }).await
+        self.replace(STATE, state, revision).await
     }
 
     /// Says which keys this node has, and what it writes under the record's condition.
@@ -64,14 +58,7 @@ impl Registry {
         keys: BTreeSet<String>,
         resources: BTreeSet<String>,
     ) -> Result<(), Refusal> {
-        let held = Held { keys, resources };
-        let key = held_key(id);
-        let known = self.records.local(&key).and_then(|record| decode::<Held>(&key, &record).ok());
-        if known.as_ref() == Some(&held) {
-            return Ok(());
-        }
-        let puts = vec![(key, encode(&held)?)];
-        self.commit(Transaction { puts, ..Transaction::default() }).await.map(drop)
+        self.report(held_key(id), &Held { keys, resources }).await
     }
 
     /// The names of control-plane nodes that the next key has not reached.
@@ -79,13 +66,7 @@ impl Registry {
     /// # Errors
     /// When the store cannot be read.
     pub async fn lacking_encryption(&self, state: &EncryptionState) -> Result<Vec<String>, Refusal> {
-        let nodes = self.nodes().await?;
-        let mut held = BTreeMap::new();
-        for node in &nodes {
-            if let Some((keys, _)) = self.get::<Held>(&held_key(node.id)).await? {
-                held.insert(node.id, keys);
-            }
-        }
+        let (nodes, held) = self.reports(held_key).await?;
         Ok(state.lacking(&nodes, &held))
     }
 }
