@@ -7,12 +7,16 @@ use containerd_client::events::{TaskExit, TaskOom, TaskStart};
 use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::types::Envelope;
+use k8s_cri::v1::ContainerState;
+use kedge_base::Backoff;
 use prost::Message;
 
 use crate::core::Shared;
 
 /// While the stream is broken every pod is looked at this often.
 const RELIST: Duration = Duration::from_secs(10);
+/// So often at most CRI is asked after an event: for a bit more than a minute.
+const LOOKS: usize = 15;
 
 /// Follows the events for as long as the process lives.
 pub(crate) async fn follow(core: Shared) {
@@ -47,28 +51,84 @@ pub(crate) async fn follow(core: Shared) {
 }
 
 fn handle(core: &Shared, envelope: &Envelope) {
-    let Some(event) = &envelope.event else { return };
-    let bytes = event.value.as_slice();
-    let id = match envelope.topic.as_str() {
+    let Some((id, ended)) = meant(envelope) else { return };
+    let core = core.clone();
+    let tasks = core.tasks.clone();
+    tasks.spawn_until_stopped("runtime event", async move { tell(&core, &id, ended).await });
+}
+
+/// Of which container it tells, and whether that has ended.
+fn meant(envelope: &Envelope) -> Option<(String, bool)> {
+    let bytes = envelope.event.as_ref()?.value.as_slice();
+    match envelope.topic.as_str() {
         // The end of an `exec` in a container is told too; its id differs from the container's.
         "/tasks/exit" => {
-            TaskExit::decode(bytes).ok().filter(|e| e.id == e.container_id).map(|e| e.container_id)
+            let event = TaskExit::decode(bytes).ok().filter(|event| event.id == event.container_id)?;
+            Some((event.container_id, true))
         }
-        "/tasks/oom" => TaskOom::decode(bytes).ok().map(|e| e.container_id),
-        "/tasks/start" => TaskStart::decode(bytes).ok().map(|e| e.container_id),
+        "/tasks/oom" => Some((TaskOom::decode(bytes).ok()?.container_id, false)),
+        "/tasks/start" => Some((TaskStart::decode(bytes).ok()?.container_id, false)),
         _ => None,
-    };
-    let Some(id) = id else { return };
-    let owner = core.owners.lock().get(&id).cloned();
+    }
+}
+
+/// CRI learns of it by the same events, and its containers are what workers see: one that has ended and still
+/// counts as running there is asked for again, because nothing else will tell of it. A machine that is short of
+/// memory or busy may take many seconds.
+async fn tell(core: &Shared, id: &str, ended: bool) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), RELIST);
+    for _ in 0..LOOKS {
+        tokio::time::sleep(backoff.next_delay()).await;
+        // A container may end before its worker has noted whose it is.
+        let owner = core.owners.lock().get(id).cloned();
+        let state = match core.runtime.container_status(id).await {
+            Ok(status) => Some(status.state),
+            // A sandbox, or removed since: there is nothing to wait for.
+            Err(error) if error.is_runtime_not_found() => None,
+            Err(_) => Some(ContainerState::ContainerRunning as i32),
+        };
+        if let Some(uid) = &owner {
+            core.workers.wake(uid);
+        }
+        let late = ended && state == Some(ContainerState::ContainerRunning as i32);
+        if state.is_none() || (owner.is_some() && !late) {
+            break;
+        }
+    }
+    // What it started or ended with may show a moment later still.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let owner = core.owners.lock().get(id).cloned();
     if let Some(uid) = owner {
-        let core = core.clone();
-        // CRI learns of it by the same events; it is given the moment that it needs.
-        let tasks = core.tasks.clone();
-        tasks.spawn_until_stopped("runtime event", async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            core.workers.wake(&uid);
-            tokio::time::sleep(Duration::from_millis(950)).await;
-            core.workers.wake(&uid);
-        });
+        core.workers.wake(&uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(topic: &str, event: &impl Message) -> Envelope {
+        let value = event.encode_to_vec();
+        let event = Some(prost_types::Any { type_url: String::new(), value });
+        Envelope { topic: topic.into(), event, ..Envelope::default() }
+    }
+
+    #[test]
+    fn whose_event_it_is() {
+        let exit = |container: &str, id: &str| TaskExit {
+            container_id: container.into(),
+            id: id.into(),
+            ..TaskExit::default()
+        };
+        let oom = TaskOom { container_id: "c".into() };
+        for (envelope, expected) in [
+            (envelope("/tasks/exit", &exit("c", "c")), Some(("c".to_owned(), true))),
+            (envelope("/tasks/exit", &exit("c", "an exec")), None),
+            (envelope("/tasks/oom", &oom), Some(("c".to_owned(), false))),
+            (envelope("/tasks/else", &oom), None),
+            (Envelope { topic: "/tasks/exit".into(), ..Envelope::default() }, None),
+        ] {
+            assert_eq!(meant(&envelope), expected);
+        }
     }
 }
