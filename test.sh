@@ -319,7 +319,7 @@ unit_tests() {
     KEDGE_ROOT_TESTS=1 cargo nextest run --locked --target "$TRIPLE" --workspace --exclude kedge-tests --exclude kedge-benches
 }
 # A build machine has a time limit, and these are the steps that depend most on the network's speed.
-time_left() { [ -z "${CI:-}" ] || [ "$SECONDS" -lt 2400 ]; }
+time_left() { [ -z "${CI:-}" ] || [ "$SECONDS" -lt 2600 ]; }
 BUILT=
 build_binary() { cargo build --locked --release --package kedge --target "$TRIPLE" && BUILT=yes; }
 whole_binary_tests() {
