@@ -145,6 +145,21 @@ fn in_the_background() {
     cluster.kedge(&["start"]).ok();
     assert_eq!(fs::read_to_string(cluster.dir().join("run/kedge.pid")).unwrap(), pid);
 
+    step("of several starts at once one starts it, and none fails");
+    cluster.kedge(&["stop"]).ok();
+    for _ in 0..5 {
+        let starts: Vec<_> = (0..4).map(|_| cluster.spawn(&["start"])).collect();
+        for start in starts {
+            let out = start.wait_with_output().unwrap();
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        let own = kedge_tests::processes_naming(cluster.dir());
+        assert_eq!(own.iter().filter(|process| process.command.contains(" run --detach")).count(), 1);
+        cluster.kedge(&["stop"]).ok();
+    }
+    cluster.kedge(&["start"]).ok();
+    cluster.wait_ready();
+
     step("kedge kubectl and kedge config");
     let mut arguments: Vec<&str> = cluster.flags().iter().map(String::as_str).collect();
     arguments.extend(["kubectl", "get", "nodes", "-o", "name"]);

@@ -253,6 +253,11 @@ impl Config {
         self.run_dir.join("kedge.pid")
     }
 
+    /// Locked by the running `kedge run`.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.run_dir.join("kedge.lock")
+    }
+
     /// Why the process ended by itself.
     pub(crate) fn last_failure_file(&self) -> PathBuf {
         self.run_dir.join("last-failure.json")

@@ -1,7 +1,8 @@
 //! How a node's process is kept alive: a systemd unit where systemd runs, a background process with a
 //! pid file and a log file elsewhere. Both are started, stopped and asked the same way.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use crate::process::Process;
 
 /// How long a node may take to stop its components.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long a process may take from its lock to its pid file, or from the end of that to its own.
+const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
 /// Does systemd run this machine (sd_booted(3))?
 pub(crate) fn systemd_runs() -> bool {
@@ -158,7 +161,7 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<bool> {
 /// The same with a binary other than the running one (a unit names its own).
 fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
     let unit = Unit::of(config);
-    let runs = running(config)?.is_some();
+    let runs = settled(config)?.is_some();
     if unit.managed() {
         // Also when it runs: a stop that is under way comes first, and then this start.
         unit.start()?;
@@ -175,7 +178,7 @@ fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
 
 /// Stop the node. Returns false when it did not run. Containers keep running.
 pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
-    let process = running(config)?;
+    let process = settled(config)?;
     let unit = Unit::of(config);
     if unit.managed() {
         // Also when no process runs: systemd may be about to start it again.
@@ -209,6 +212,62 @@ pub(crate) fn restart(config: &Config) -> anyhow::Result<()> {
 pub(crate) fn running(config: &Config) -> anyhow::Result<Option<Process>> {
     let file = config.pid_file();
     Process::recorded(&file).with_context(|| format!("read {}", file.display()))
+}
+
+/// Make this process the node's only one, for as long as it lives and the returned file is open. A pid file
+/// cannot do that: of two that start at once, each finds the other one's missing.
+///
+/// # Errors
+/// When another process is the node's.
+pub(crate) fn claim(config: &Config) -> anyhow::Result<File> {
+    fs::create_dir_all(&config.run_dir).with_context(|| format!("create {}", config.run_dir.display()))?;
+    let path = config.lock_file();
+    // Nobody but root may hold it.
+    let lock = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    let deadline = Instant::now() + CLAIM_LIMIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", path.display()));
+            }
+            // Held for a moment by one who only looks, or by one who has not written its pid file yet.
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if let Some(other) = running(config)? {
+            bail!(
+                "kedge already runs here as process {}; stop it with kedge stop, or use another --run-dir",
+                other.pid
+            );
+        }
+        if Instant::now() >= deadline {
+            bail!("another kedge run is starting or ending here ({} is locked)", path.display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// [`running`], after whoever is just starting or ending has done so.
+fn settled(config: &Config) -> anyhow::Result<Option<Process>> {
+    let deadline = Instant::now() + CLAIM_LIMIT;
+    loop {
+        let process = running(config)?;
+        if process.is_some() || !claimed(config) || Instant::now() >= deadline {
+            return Ok(process);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Is a process the node's, whether or not its pid file says so?
+fn claimed(config: &Config) -> bool {
+    File::open(config.lock_file())
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// The last lines of the log, for an error message.
@@ -273,17 +332,23 @@ fn start_in_background(config: &Config, binary: &Path) -> anyhow::Result<()> {
         .stderr(errors)
         .spawn()
         .context("start kedge run")?;
-    // It has written its pid file, or it has ended with a reason in the log.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let pid = i32::try_from(child.id()).unwrap_or_default();
-    while running(config)?.is_none_or(|process| process.pid != pid) {
-        if let Some(status) = child.try_wait().context("wait for kedge run")? {
+    // It has written its pid file, another start was faster, or it has ended with a reason in the log.
+    let deadline = Instant::now() + CLAIM_LIMIT;
+    let won = loop {
+        if let Some(process) = running(config)? {
+            break process;
+        }
+        let ended = child.try_wait().context("wait for kedge run")?;
+        if let Some(status) = ended.filter(|_| !claimed(config)) {
             bail!("kedge ended at once ({status}); its last words:\n{}", log_tail(config, 10));
         }
         if Instant::now() >= deadline {
             bail!("kedge run did not write {}; see {}", config.pid_file().display(), file.display());
         }
         std::thread::sleep(Duration::from_millis(20));
+    };
+    if u32::try_from(won.pid) != Ok(child.id()) {
+        child.wait().context("wait for the kedge run that came too late")?;
     }
     Ok(())
 }

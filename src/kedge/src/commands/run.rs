@@ -29,14 +29,8 @@ pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failur
         nix::unistd::setsid().context("leave the terminal's session")?;
     }
     crate::log::init();
-    if let Some(other) = service::running(&config)? {
-        return Err(Failure::Failed(anyhow::anyhow!(
-            "kedge already runs here as process {}; stop it with kedge stop, or use another --run-dir",
-            other.pid
-        )));
-    }
-    std::fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("create {}", config.run_dir.display()))?;
+    // Until this process ends, whatever ends it.
+    let _only = service::claim(&config)?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("create {}", config.data_dir.display()))?;
     let own = Process::own().context("find this process in /proc")?;
