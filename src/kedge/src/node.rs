@@ -36,6 +36,7 @@ use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
 use kedge_kubelet::{Registries, containerd};
 use kedge_network::{Announcer, CniFiles, OverlayConfig};
 use kedge_store::Store;
+use tokio::task::JoinHandle;
 
 use self::backup::Backups;
 use self::control_plane::ControlPlane;
@@ -89,21 +90,26 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     let pki = open_pki(&config, &node_ips, role)?;
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
-    let runtime_tasks = tasks.child("runtime");
-    let (settings, supervisor) = (containerd_settings(&config)?, runtime_tasks.clone());
-    let containerd = runtime_tasks
+    let groups = Groups {
+        runtime: tasks.child("runtime"),
+        server: tasks.child("server"),
+        components: tasks.child("components"),
+        node: tasks.child("node"),
+    };
+    let (settings, supervisor) = (containerd_settings(&config)?, groups.runtime.clone());
+    let containerd = groups
+        .runtime
         .spawn("containerd start", async move { containerd::supervise(settings, &supervisor).await });
 
     let members = match &joined {
         Some(admitted) => Some(Arc::new(Members::new(pki.clone(), admitted.peers.clone())?)),
         None => None,
     };
-    let server_tasks = tasks.child("server");
     let control_plane = match role {
         Role::Worker => None,
         Role::ControlPlane => {
             crate::kubeconfig::write(&config)?;
-            Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &server_tasks).await?)
+            Some(control_plane::start(&config, &node_ips, &pki, joined.as_ref(), &groups.server).await?)
         }
     };
     if let Some(plane) = &control_plane {
@@ -114,111 +120,20 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             }
         });
     }
-    let first_addons = first_start::addons(&config, joined.is_some());
-    if first_addons.is_some() {
-        board.expect(first_start::ADDONS);
-    }
-    let component_tasks = tasks.child("components");
-    let announcer = kedge_network::start_announcer(node_ips.clone(), &component_tasks);
-    let client = match &control_plane {
-        Some(control_plane) => {
-            lead(&config, node_ips[0], &pki, control_plane, &board, &announcer, &component_tasks).await;
-            kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
-        }
-        None => worker_client(&config, &pki, joined.as_ref(), &component_tasks)?,
+    let node = Node { config, role, node_ips, pki, joined, members, control_plane, board, groups };
+    // Whoever is told to stop meanwhile waits for nothing any more.
+    let start = node.start(containerd, &tasks, ready);
+    let network = match tasks.token().clone().run_until_cancelled(start).await {
+        Some(Err(error)) if !tasks.token().is_cancelled() => return Err(error),
+        started => started.and_then(Result::ok),
     };
-    if let (Some(members), Some(admitted)) = (&members, &joined) {
-        let keep = standing(members.clone(), admitted.clone(), config.pki_dir(), board.clone());
-        tasks.spawn_until_stopped("standing in the cluster", keep);
-    }
-    let informers = Informers::new(client.clone(), &component_tasks);
-    if let (Role::Worker, Some(members)) = (role, &members) {
-        authority::follow_as_worker(
-            pki.clone(),
-            members.clone(),
-            &config.node_name,
-            &informers,
-            &component_tasks,
-        );
-    }
-    let backups = control_plane.as_ref().map(|plane| {
-        Arc::new(Backups {
-            store: plane.store().clone(),
-            pki: pki.clone(),
-            pki_dir: config.pki_dir(),
-            folder: config.snapshot_dir(),
-            node: config.node_name.clone(),
-            cluster: shared::settings_of(&config, &pki, joined.as_ref()),
-            busy: tokio::sync::Mutex::default(),
-        })
-    });
-    board.serve_operations(Ops {
-        client: client.clone(),
-        pki: pki.clone(),
-        node_name: config.node_name.clone(),
-        addresses: node_ips.clone(),
-        cluster_port: config.cluster_port,
-        control_plane: control_plane.as_ref().map(|plane| (plane.registry.clone(), plane.store().clone())),
-        members: members.clone(),
-        backups: backups.clone(),
-        authority: control_plane.as_ref().map(|plane| plane.authority.clone()),
-        encryption: control_plane.as_ref().map(|plane| plane.encryption.clone()),
-        config: config.clone(),
-    });
-
-    containerd.await.context("start containerd")?.context("start containerd")?;
-    board.ready("containerd");
-    let socket = config.containerd_socket();
-    image_build::ensure(&socket, &config.image_work_dir()).await.context("import Kedge's images")?;
-    let node_tasks = tasks.child("node");
-    let mut images = ImageFolder::new(&config, board.clone());
-    images.import_all().await;
-    node_tasks.spawn_until_stopped("image archives", images.follow());
-    let registries = registries(&config, &board, &node_tasks);
-
-    let network = network(&config, &node_ips, client.clone(), &informers, &board, &node_tasks).await?;
-    let reserved = [config.port, config.cluster_port, config.kubelet_port].into();
-    kedge_network::follow_node(
-        &announcer,
-        &config.node_name,
-        reserved,
-        client.clone(),
-        &informers,
-        &node_tasks,
-    );
-    board.ready("network");
-    kedge_kubelet::start(kubelet_config(&config, &pki, node_ips, role, registries)?, &informers, &node_tasks)
-        .await
-        .context("start the kubelet")?;
-    board.follow_node(&config.node_name, &informers);
-    if role == Role::ControlPlane {
-        manifest_folder::start(&config, &client, &board, &node_tasks);
-    }
-    if let Some(addons) = first_addons {
-        let enable = first_start::enable(config.clone(), addons, client.clone(), board.clone());
-        node_tasks.spawn_until_stopped("addons of the first start", enable);
-    }
-    let renewal = match (role, &members) {
-        (Role::Worker, Some(members)) => Renewal::worker(pki.clone(), members.clone(), client),
-        _ => Renewal::control_plane(pki.clone()),
-    };
-    tasks.spawn_until_stopped("certificate renewal", renewal.run());
-    board.all_ready(&tasks).await;
-    if !tasks.token().is_cancelled() {
-        ready();
-        tasks.spawn_until_stopped("memory of the start", crate::memory::trim_after_start());
-        if let (Some(backups), Some(interval)) = (backups, config.snapshot_interval) {
-            tasks.spawn_until_stopped("snapshots", backups.schedule(interval, config.snapshot_keep));
-        }
-    }
-
     tasks.token().cancelled().await;
     // In the reverse order of start; containers and containerd go on running.
     for (name, group) in [
-        ("node", &node_tasks),
-        ("components", &component_tasks),
-        ("server", &server_tasks),
-        ("runtime", &runtime_tasks),
+        ("node", &node.groups.node),
+        ("components", &node.groups.components),
+        ("server", &node.groups.server),
+        ("runtime", &node.groups.runtime),
     ] {
         let late = group.shutdown(STOP_LIMIT).await;
         if !late.is_empty() {
@@ -226,11 +141,147 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         }
     }
     drop(network);
-    if let Some(control_plane) = control_plane {
+    if let Some(control_plane) = node.control_plane {
         control_plane.store().close().await.context("close the datastore")?;
         control_plane::check_readable(&control_plane.unreadable)?;
     }
     Ok(if moved.load(Relaxed) { Ended::Moved } else { Ended::Stopped })
+}
+
+/// The tasks of a node in the order in which they are started.
+struct Groups {
+    runtime: Tasks,
+    server: Tasks,
+    components: Tasks,
+    node: Tasks,
+}
+
+/// What the parts of a node are made from.
+struct Node {
+    config: Config,
+    role: Role,
+    node_ips: Vec<IpAddr>,
+    pki: Arc<Pki>,
+    joined: Option<Admitted>,
+    members: Option<Arc<Members>>,
+    control_plane: Option<ControlPlane>,
+    board: Board,
+    groups: Groups,
+}
+
+impl Node {
+    /// Starts what is not the control plane itself, until all of it is ready.
+    async fn start(
+        &self,
+        containerd: JoinHandle<Result<(), kedge_kubelet::Error>>,
+        tasks: &Tasks,
+        ready: impl FnOnce(),
+    ) -> anyhow::Result<kedge_network::Proxy> {
+        let Self { config, role, node_ips, pki, joined, members, control_plane, board, groups } = self;
+        let first_addons = first_start::addons(config, joined.is_some());
+        if first_addons.is_some() {
+            board.expect(first_start::ADDONS);
+        }
+        let announcer = kedge_network::start_announcer(node_ips.clone(), &groups.components);
+        let client = match control_plane {
+            Some(control_plane) => {
+                lead(config, node_ips[0], pki, control_plane, board, &announcer, &groups.components).await;
+                kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
+            }
+            None => worker_client(config, pki, joined.as_ref(), &groups.components)?,
+        };
+        if let (Some(members), Some(admitted)) = (members, joined) {
+            let keep = standing(members.clone(), admitted.clone(), config.pki_dir(), board.clone());
+            tasks.spawn_until_stopped("standing in the cluster", keep);
+        }
+        let informers = Informers::new(client.clone(), &groups.components);
+        if let (Role::Worker, Some(members)) = (*role, members) {
+            authority::follow_as_worker(
+                pki.clone(),
+                members.clone(),
+                &config.node_name,
+                &informers,
+                &groups.components,
+            );
+        }
+        let backups = control_plane.as_ref().map(|plane| {
+            Arc::new(Backups {
+                store: plane.store().clone(),
+                pki: pki.clone(),
+                pki_dir: config.pki_dir(),
+                folder: config.snapshot_dir(),
+                node: config.node_name.clone(),
+                cluster: shared::settings_of(config, pki, joined.as_ref()),
+                busy: tokio::sync::Mutex::default(),
+            })
+        });
+        board.serve_operations(Ops {
+            client: client.clone(),
+            pki: pki.clone(),
+            node_name: config.node_name.clone(),
+            addresses: node_ips.clone(),
+            cluster_port: config.cluster_port,
+            control_plane: control_plane
+                .as_ref()
+                .map(|plane| (plane.registry.clone(), plane.store().clone())),
+            members: members.clone(),
+            backups: backups.clone(),
+            authority: control_plane.as_ref().map(|plane| plane.authority.clone()),
+            encryption: control_plane.as_ref().map(|plane| plane.encryption.clone()),
+            config: config.clone(),
+        });
+
+        containerd.await.context("start containerd")?.context("start containerd")?;
+        board.ready("containerd");
+        let socket = config.containerd_socket();
+        image_build::ensure(&socket, &config.image_work_dir()).await.context("import Kedge's images")?;
+        let mut images = ImageFolder::new(config, board.clone());
+        images.import_all().await;
+        groups.node.spawn_until_stopped("image archives", images.follow());
+        let registries = registries(config, board, &groups.node);
+
+        let network = network(config, node_ips, client.clone(), &informers, board, &groups.node).await?;
+        let reserved = [config.port, config.cluster_port, config.kubelet_port].into();
+        kedge_network::follow_node(
+            &announcer,
+            &config.node_name,
+            reserved,
+            client.clone(),
+            &informers,
+            &groups.node,
+        );
+        board.ready("network");
+        kedge_kubelet::start(
+            kubelet_config(config, pki, node_ips.clone(), *role, registries)?,
+            &informers,
+            &groups.node,
+        )
+        .await
+        .context("start the kubelet")?;
+        board.follow_node(&config.node_name, &informers);
+        if *role == Role::ControlPlane {
+            manifest_folder::start(config, &client, board, &groups.node);
+        }
+        if let Some(addons) = first_addons {
+            let enable = first_start::enable(config.clone(), addons, client.clone(), board.clone());
+            groups.node.spawn_until_stopped("addons of the first start", enable);
+        }
+        let renewal = match (*role, members) {
+            (Role::Worker, Some(members)) => Renewal::worker(pki.clone(), members.clone(), client),
+            _ => Renewal::control_plane(pki.clone()),
+        };
+        tasks.spawn_until_stopped("certificate renewal", renewal.run());
+        board.all_ready(tasks).await;
+        if !tasks.token().is_cancelled() {
+            ready();
+            tasks.spawn_until_stopped("memory of the start", crate::memory::trim_after_start());
+            if let (Some(backups), Some(interval)) = (backups, config.snapshot_interval) {
+                tasks.spawn_until_stopped("snapshots", backups.schedule(interval, config.snapshot_keep));
+            }
+        }
+
+        Ok(network)
+    }
 }
 
 /// Ends the node when the machine has another address than the one it announced, unless the user has named
