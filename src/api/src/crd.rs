@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::object;
-use crate::registry::{PrinterColumn, Resource, ScalePaths, Selectable, Subresource};
+use crate::registry::{Absent, PrinterColumn, Resource, ScalePaths, Selectable, Subresource};
 use crate::schema::{Name, SchemaRef};
 use crate::strategy::Generic;
 
@@ -118,6 +118,7 @@ fn row(crd: &Value, version: &Value) -> Resource {
         Selectable {
             name: Cow::Owned(path.trim_start_matches('.').to_owned()),
             path: Cow::Owned(pointer(path)),
+            absent: Absent::Text(""),
         }
     });
     let stored = items(&crd["spec"], "versions").iter().find(|version| version["storage"] == true);

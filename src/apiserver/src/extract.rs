@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use kedge_api::registry::{Absent, Selectable};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -9,7 +10,7 @@ use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visito
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extracted {
     pub(crate) labels: Box<[(Box<str>, Box<str>)]>,
-    /// In the order of [`Paths::names`]; "" when absent, as upstream's field selectors have it.
+    /// In the order of [`Paths::names`].
     pub(crate) fields: Box<[Box<str>]>,
 }
 
@@ -23,33 +24,55 @@ impl Extracted {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
     names: Vec<Box<str>>,
+    /// Of the fields by their names' order, then of the places that stand in for them.
+    slots: usize,
+    /// What a field is when it is empty.
+    absent: Vec<(usize, Instead)>,
     root: Node,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Instead {
+    Text(&'static str),
+    Slot(usize),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Node {
     children: Vec<(Box<str>, Node)>,
-    leaf: Option<usize>,
+    slots: Vec<usize>,
 }
 
 impl Paths {
-    /// Pairs of a selector's name (`spec.nodeName`) and where objects have the value (`/spec/nodeName`).
-    pub(crate) fn new<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut paths = Self::default();
-        for (name, path) in fields {
-            let mut node = &mut paths.root;
-            for part in path.split('/').skip(1) {
-                let index =
-                    node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
-                        node.children.push((part.into(), Node::default()));
-                        node.children.len() - 1
-                    });
-                node = &mut node.children[index].1;
+    pub(crate) fn new(fields: &[Selectable]) -> Self {
+        let mut paths = Self { slots: fields.len(), ..Self::default() };
+        for (index, field) in fields.iter().enumerate() {
+            paths.names.push(field.name.as_ref().into());
+            paths.place(&field.path, index);
+            match field.absent {
+                Absent::Text("") => {}
+                Absent::Text(text) => paths.absent.push((index, Instead::Text(text))),
+                Absent::Path(path) => {
+                    paths.place(path, paths.slots);
+                    paths.absent.push((index, Instead::Slot(paths.slots)));
+                    paths.slots += 1;
+                }
             }
-            node.leaf = Some(paths.names.len());
-            paths.names.push(name.into());
         }
         paths
+    }
+
+    /// Two fields may have one place.
+    fn place(&mut self, path: &str, slot: usize) {
+        let mut node = &mut self.root;
+        for part in path.split('/').skip(1) {
+            let index = node.children.iter().position(|(child, _)| &**child == part).unwrap_or_else(|| {
+                node.children.push((part.into(), Node::default()));
+                node.children.len() - 1
+            });
+            node = &mut node.children[index].1;
+        }
+        node.slots.push(slot);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -64,13 +87,22 @@ impl Paths {
     /// Bytes that are not JSON give nothing: they cannot have come through the API.
     pub(crate) fn extract(&self, bytes: &[u8]) -> Extracted {
         let mut labels = Vec::new();
-        let mut fields = vec![Box::<str>::default(); self.names.len()];
+        let mut fields = vec![Box::<str>::default(); self.slots];
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
         let walk =
             Walk { node: Some(&self.root), place: Place::Root, labels: &mut labels, fields: &mut fields };
         if let Err(error) = walk.deserialize(&mut deserializer) {
             tracing::debug!(%error, "stored object is not JSON");
         }
+        for (field, instead) in &self.absent {
+            if fields[*field].is_empty() {
+                fields[*field] = match instead {
+                    Instead::Text(text) => (*text).into(),
+                    Instead::Slot(slot) => fields[*slot].clone(),
+                };
+            }
+        }
+        fields.truncate(self.names.len());
         Extracted { labels: labels.into(), fields: fields.into() }
     }
 }
@@ -99,9 +131,9 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
 }
 
 impl Walk<'_> {
-    fn leaf(self, text: impl FnOnce() -> Box<str>) {
-        if let Some(index) = self.node.and_then(|node| node.leaf) {
-            self.fields[index] = text();
+    fn leaf(self, text: impl Fn() -> Box<str>) {
+        for slot in self.node.into_iter().flat_map(|node| &node.slots) {
+            self.fields[*slot] = text();
         }
     }
 }
@@ -179,11 +211,19 @@ mod tests {
 
     #[test]
     fn finds_labels_and_fields_and_nothing_else() {
-        let paths = Paths::new([
-            ("spec.nodeName", "/spec/nodeName"),
-            ("status.phase", "/status/phase"),
-            ("spec.unschedulable", "/spec/unschedulable"),
-            ("spec.replicas", "/spec/replicas"),
+        let field = |name: &'static str, absent| Selectable {
+            name: name.into(),
+            path: format!("/{}", name.replace('.', "/")).into(),
+            absent,
+        };
+        let paths = Paths::new(&[
+            field("spec.nodeName", Absent::Text("")),
+            field("status.phase", Absent::Text("")),
+            field("spec.unschedulable", Absent::Text("false")),
+            field("spec.hostNetwork", Absent::Text("false")),
+            field("spec.replicas", Absent::Text("0")),
+            field("spec.nobody", Absent::Path("/spec/nodeName")),
+            Selectable { name: "also".into(), ..field("spec.nodeName", Absent::Text("")) },
         ]);
         let bytes = br#"{"metadata":{"labels":{"app":"web","a\"b":"c"},"name":"x"},
             "spec":{"nodeName":"n1","unschedulable":true,"replicas":3,"labels":{"no":"no"},"list":[{"nodeName":"n2"}]}}"#;
@@ -196,6 +236,10 @@ mod tests {
         assert_eq!(field("spec.unschedulable"), "true");
         assert_eq!(field("spec.replicas"), "3");
         assert_eq!(field("status.phase"), "");
+        assert_eq!(field("spec.hostNetwork"), "false");
+        assert_eq!(field("spec.nobody"), "n1");
+        assert_eq!(field("also"), "n1");
+        assert_eq!(extracted.fields.len(), 7);
     }
 
     #[test]
@@ -208,7 +252,7 @@ mod tests {
             b"{\"metadata\":{\"labels\":{\"a\":1}}}",
             b"{\"metadata\":null}",
         ] {
-            assert!(Paths::new([("a.b", "/a/b")]).extract(bytes).labels.is_empty());
+            assert!(Paths::new(&[]).extract(bytes).labels.is_empty());
         }
     }
 }

@@ -53,7 +53,8 @@ pub fn yaml(data: &[u8]) {
 
 /// A body in JSON: how it is stored, and what selectors see of it.
 pub fn json(data: &[u8]) {
-    let paths = extract::Paths::new([("spec.nodeName", "/spec/nodeName"), ("type", "/type")]);
+    let resources = kedge_api::registry::Registry::builtin();
+    let paths = extract::Paths::new(&resources.find("", "v1", "pods").expect("pods are built in").selectable);
     let _ = paths.extract(data);
     let Ok(value) = body::value("application/json", data) else { return };
     let _ = body::json_text("application/json", &Bytes::copy_from_slice(data));

@@ -43,8 +43,19 @@ pub struct ScalePaths {
 pub struct Selectable {
     /// As written in a selector: `spec.nodeName`.
     pub name: Name,
-    /// Where the object keeps it: `/spec/nodeName`.
+    /// Where the stored object keeps it: `/spec/nodeName`.
     pub path: Name,
+    /// Its value in objects that have none there.
+    pub absent: Absent,
+}
+
+/// What stands for a selectable field that an object does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Text: empty, or the zero value as Go prints it.
+    Text(&'static str),
+    /// The value at another path.
+    Path(&'static str),
 }
 
 /// A custom column of a CRD: `additionalPrinterColumns`.
@@ -171,18 +182,6 @@ impl Resource {
             (&self.storage_version.0, &self.storage_version.1),
             (&self.group, &self.version),
         )
-    }
-
-    /// The text of a selectable field; `None` if the kind does not have it.
-    pub fn field_value(&self, obj: &Value, name: &str) -> Option<String> {
-        selectable::value(self, obj, name)
-    }
-
-    /// True if field selectors may name the field.
-    pub fn is_selectable(&self, name: &str) -> bool {
-        name == "metadata.name"
-            || (name == "metadata.namespace" && self.namespaced)
-            || self.selectable.iter().any(|s| s.name == name)
     }
 }
 

@@ -3,10 +3,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
-
-use super::{Resource, Selectable};
-use crate::object;
+use super::{Absent, Selectable};
 
 pub(super) fn of_kind(kind: &str) -> Vec<Selectable> {
     let names: &[&'static str] = match kind {
@@ -18,6 +15,7 @@ pub(super) fn of_kind(kind: &str) -> Vec<Selectable> {
             "spec.hostNetwork",
             "status.phase",
             "status.podIP",
+            "status.podIPs",
             "status.nominatedNodeName",
         ],
         "Event" => &[
@@ -51,73 +49,47 @@ pub(super) fn of_kind(kind: &str) -> Vec<Selectable> {
         "ResourceSlice" => &["spec.nodeName", "spec.driver"],
         _ => &[],
     };
-    names.iter().map(|n| Selectable { name: Cow::Borrowed(n), path: Cow::Owned(path(kind, n)) }).collect()
+    names
+        .iter()
+        .map(|name| Selectable {
+            name: Cow::Borrowed(name),
+            path: path(kind, name),
+            absent: absent(kind, name),
+        })
+        .collect()
 }
 
-fn path(kind: &str, name: &str) -> String {
+/// Where the stored form, which for events is that of core, has the field.
+fn path(kind: &str, name: &str) -> Cow<'static, str> {
+    let path = match (kind, name) {
+        ("Event", "source") => "/source/component".to_owned(),
+        ("Event", "reportingController") => "/reportingComponent".to_owned(),
+        ("Job", "status.successful") => "/status/succeeded".to_owned(),
+        _ => format!("/{}", name.replace("regarding.", "involvedObject.").replace('.', "/")),
+    };
+    Cow::Owned(path)
+}
+
+fn absent(kind: &str, name: &str) -> Absent {
     match (kind, name) {
-        ("Event", "source") => "/source/component".to_string(),
-        ("Job", "status.successful") => "/status/succeeded".to_string(),
-        _ => format!("/{}", name.replace('.', "/")),
+        ("Pod", "spec.hostNetwork") | ("Node", _) => Absent::Text("false"),
+        ("Job" | "ReplicaSet" | "ReplicationController", _) => Absent::Text("0"),
+        ("Event", "source") => Absent::Path("/reportingComponent"),
+        _ => Absent::Text(""),
     }
-}
-
-pub(super) fn value(resource: &Resource, obj: &Value, name: &str) -> Option<String> {
-    match name {
-        "metadata.name" => return Some(object::name(obj).to_string()),
-        "metadata.namespace" if resource.namespaced => return Some(object::namespace(obj).to_string()),
-        _ => {}
-    }
-    let s = resource.selectable.iter().find(|s| s.name == name)?;
-    let text = match object::get(obj, &s.path) {
-        Value::String(s) => s.clone(),
-        Value::Null => match (resource.kind.as_ref(), name) {
-            ("Pod", "spec.hostNetwork") | ("Node", _) => "false".to_string(),
-            ("Job" | "ReplicaSet" | "ReplicationController", _) => "0".to_string(),
-            // The two event APIs name the same things differently.
-            ("Event", n) => return Some(other_event_name(obj, n)),
-            _ => String::new(),
-        },
-        other => other.to_string(),
-    };
-    Some(text)
-}
-
-fn other_event_name(obj: &Value, name: &str) -> String {
-    let path = match name {
-        "reportingComponent" => "/reportingController".to_string(),
-        "reportingController" => "/reportingComponent".to_string(),
-        "source" => "/deprecatedSource/component".to_string(),
-        n => match (n.strip_prefix("involvedObject."), n.strip_prefix("regarding.")) {
-            (Some(f), _) => format!("/regarding/{f}"),
-            (_, Some(f)) => format!("/involvedObject/{f}"),
-            _ => return String::new(),
-        },
-    };
-    let found = object::get_str(obj, &path);
-    if found.is_empty() && name == "source" {
-        return object::get_str(obj, "/reportingComponent").to_string();
-    }
-    found.to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use crate::registry::Registry;
-    use serde_json::json;
 
     #[test]
-    fn values() {
-        let r = Registry::builtin();
-        let pods = r.find("", "v1", "pods").unwrap();
-        let p = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"nodeName": "n"}});
-        assert_eq!(pods.field_value(&p, "spec.nodeName").as_deref(), Some("n"));
-        assert_eq!(pods.field_value(&p, "status.phase").as_deref(), Some(""));
-        assert_eq!(pods.field_value(&p, "spec.hostNetwork").as_deref(), Some("false"));
-        assert_eq!(pods.field_value(&p, "spec.containers"), None);
-        assert!(pods.is_selectable("metadata.namespace"));
-        let e = json!({"regarding": {"kind": "Pod"}});
-        let events = r.find("events.k8s.io", "v1", "events").unwrap();
-        assert_eq!(events.field_value(&e, "involvedObject.kind").as_deref(), Some("Pod"));
+    fn the_stored_form_of_events_is_that_of_core() {
+        let registry = Registry::builtin();
+        let events = registry.find("events.k8s.io", "v1", "events").unwrap();
+        let path = |name| &*events.selectable.iter().find(|field| field.name == name).unwrap().path;
+        assert_eq!(path("regarding.kind"), "/involvedObject/kind");
+        assert_eq!(path("involvedObject.kind"), "/involvedObject/kind");
+        assert_eq!(path("reportingController"), "/reportingComponent");
     }
 }

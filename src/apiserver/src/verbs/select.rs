@@ -93,5 +93,5 @@ fn invalid(error: &SelectorError) -> Status {
 
 /// The selectable fields of a resource beyond name and namespace.
 pub(crate) fn paths(resource: &Resource) -> Paths {
-    Paths::new(resource.selectable.iter().map(|field| (field.name.as_ref(), field.path.as_ref())))
+    Paths::new(&resource.selectable)
 }
