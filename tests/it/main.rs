@@ -22,6 +22,7 @@ mod helm;
 mod images;
 mod joining;
 mod kubelet;
+mod kubernetes_suite;
 mod load_balancer;
 mod machine;
 mod metrics;
