@@ -40,6 +40,9 @@ pub(crate) struct RollbackArgs {
     /// The data goes back too, to the moment before the upgrade; later changes are lost
     #[arg(long)]
     pub(crate) with_data: bool,
+    /// Go back although the cluster stands still while this node restarts
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Do not ask
     #[arg(long, short)]
     pub(crate) yes: bool,
