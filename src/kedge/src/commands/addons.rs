@@ -102,8 +102,8 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
 
 pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, Failure> {
     match command {
-        AddonsCommand::List { format } => list(config, *format),
-        AddonsCommand::Info { addon, format } => info(config, addon, *format),
+        AddonsCommand::List { printed } => list(config, printed.format),
+        AddonsCommand::Info { addon, printed } => info(config, addon, printed.format),
         AddonsCommand::Repo(command) => repo(config, command),
     }
 }
@@ -186,9 +186,9 @@ fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure
 
 fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
     let repositories = repositories(config);
-    if let RepoCommand::List { format } = command {
+    if let RepoCommand::List { printed } = command {
         let list = repositories.list().context("list the repositories")?;
-        print(&list, *format, || {
+        print(&list, printed.format, || {
             for repository in &list {
                 output::say(&format!(
                     "{}  {}  {}",

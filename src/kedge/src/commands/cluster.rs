@@ -69,10 +69,10 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
     require_root()?;
     let socket = config.status_socket();
     match command {
-        TokenCommand::List { json, format } => {
+        TokenCommand::List { json, printed } => {
             let tokens: Vec<TokenSummary> =
                 control::call(&socket, "GET", "/tokens", &(), SOON).context("list the tokens")?;
-            let format = if *json { Format::Json } else { *format };
+            let format = if *json { Format::Json } else { printed.format };
             let mut short = format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
             for token in &tokens {
                 let id: String = token.id.chars().take(10).collect();

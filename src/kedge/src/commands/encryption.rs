@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(300);
 pub(crate) fn run(config: &Config, command: &EncryptionCommand) -> Result<ExitCode, Failure> {
     require_root()?;
     match command {
-        EncryptionCommand::Status { format } => show(config, *format),
+        EncryptionCommand::Status { printed } => show(config, printed.format),
         EncryptionCommand::Enable { resources, waiting } => {
             let resources: BTreeSet<String> = resources.iter().cloned().collect();
             change(config, &EncryptionWish::Enable(resources), "encrypting", "enabled", waiting.timeout)

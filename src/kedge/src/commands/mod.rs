@@ -120,7 +120,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Disable(args) => addons::disable(&load()?, &args.addons),
         Command::Addons(command) => addons::run(&load()?, &command),
         Command::Version(args) => {
-            version::run(args.format)?;
+            version::run(args.printed.format)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completion { shell } => {

@@ -63,7 +63,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
          must be stopped and join again.",
         config.node_name
     );
-    if !confirm(&question, args.yes)? {
+    if !confirm(&question, args.asked.yes)? {
         output::confirm("nothing was changed");
         output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
@@ -185,12 +185,12 @@ fn replace(
     install::for_next_start(config, given)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, args.ready.limit(), step)?;
     if !status.is_up() {
         anyhow::bail!(
             "the snapshot is restored but the node is not Ready after {} s\n{}{}\nthe log is {}; the former state \
              is in {}",
-            args.timeout,
+            args.ready.timeout,
             status.to_short(),
             service::log_tail(config, 10),
             service::log_place(config),

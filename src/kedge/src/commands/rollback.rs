@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -38,7 +37,7 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
         let verified = super::snapshot::read_whole(&file)?;
         output::write(&super::snapshot::describe(&file, &verified));
         others = other_control_planes(config, &verified)?;
-        if !confirm(&question(&version, &others), args.yes)? {
+        if !confirm(&question(&version, &others), args.asked.yes)? {
             output::confirm("nothing was changed");
             output::report("unchanged", &json!({}));
             return Ok(ExitCode::from(1));
@@ -46,7 +45,7 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
     } else {
         upgrade::may_restart(config, args.force)?;
     }
-    let limit = Duration::from_secs(args.timeout);
+    let limit = args.ready.limit();
     let mut step = Step::begin(&format!("going back to {version}"));
     let result = (|| {
         service::stop(config)?;

@@ -32,7 +32,7 @@ pub(crate) fn run(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failur
     if status.state != State::Stopped && store_answers && config.kubeconfig().exists() {
         status.addons = super::addons::enabled(config, ADDONS_LIMIT).unwrap_or_default();
     }
-    match args.format {
+    match args.printed.format {
         Format::Short => {
             output::write(&status.to_short());
             if status.state == State::Stopped {
