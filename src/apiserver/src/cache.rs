@@ -5,6 +5,7 @@
 //! recent events, so a slow one costs nothing and is cut off when the ring has moved on.
 
 mod bucket;
+mod derived;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 pub(crate) use self::bucket::{Bucket, Event, EventKind, Objects, Stored, TooOld, line};
+pub(crate) use self::derived::Derived;
 use crate::extract::Paths;
 use crate::sealing::{KeyId, Sealing, Writing};
 

@@ -236,6 +236,11 @@ impl Bucket {
         }
     }
 
+    /// The revision of the last event.
+    pub(crate) fn revision(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
     /// Wakes whenever the bucket gets a new event.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

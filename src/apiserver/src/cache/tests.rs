@@ -180,3 +180,26 @@ fn a_chunk_stays_below_its_limit_unless_a_line_is_larger() {
     }
     assert_eq!(sizes, [(2, true), (2, true), (2, true), (1, false)]);
 }
+
+#[test]
+fn what_is_made_from_buckets_is_made_anew_when_one_changes() {
+    let cache = Cache::new(HashMap::new(), Sealing::default());
+    let derived = Derived::default();
+    let made = std::cell::Cell::new(0);
+    let count = || {
+        let make = || {
+            made.set(made.get() + 1);
+            cache.bucket("pods").len() + cache.bucket("nodes").len()
+        };
+        (*derived.get(&cache, ["pods", "nodes"], make), made.get())
+    };
+    assert_eq!(derived.last(), None);
+    assert_eq!([count(), count()], [(0, 1), (0, 1)]);
+    put(&cache, "nodes//a", 1);
+    assert_eq!(derived.last().as_deref(), Some(&0));
+    assert_eq!([count(), count()], [(1, 2), (1, 2)]);
+    put(&cache, "secrets/ns/s", 2);
+    assert_eq!(count(), (1, 2), "that is not of its buckets");
+    put(&cache, "pods/ns/a", 3);
+    assert_eq!(count(), (2, 3));
+}
