@@ -4,6 +4,7 @@
 pub(crate) mod addons;
 pub(crate) mod authority;
 mod certs;
+mod change;
 pub(crate) mod cluster;
 pub(crate) mod config;
 mod encryption;
