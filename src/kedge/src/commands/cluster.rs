@@ -31,12 +31,8 @@ pub(crate) fn add_node(config: &Config, args: &AddNodeArgs) -> Result<ExitCode, 
         InvitationFormat::Short => {
             invitation.join.iter().for_each(|join| output::say(&format!("kedge join {join}")));
         }
-        InvitationFormat::Json => {
-            output::say(&serde_json::to_string_pretty(&invitation).context("write JSON")?);
-        }
-        InvitationFormat::Yaml => {
-            output::write(&serde_saphyr::to_string(&invitation).context("write YAML")?);
-        }
+        InvitationFormat::Json => print(Format::Json, "", &invitation)?,
+        InvitationFormat::Yaml => print(Format::Yaml, "", &invitation)?,
     }
     Ok(ExitCode::SUCCESS)
 }
