@@ -1,6 +1,6 @@
 //! Several nodes, each in a network namespace of its own: joining, high availability, workers, leaving.
 
-use kedge_tests::{Cluster, Network, assert_has, eventually, step};
+use kedge_tests::{Cluster, Network, assert_has, eventually, step, web};
 use serde_json::Value;
 
 /// What `kedge join` takes, from `kedge add-node`.
@@ -47,36 +47,7 @@ fn three_control_planes_and_a_worker() {
     assert_has(&first.kedge(&["status"]).ok(), &["high-availability: yes", "datastore voters:", "leader:"]);
 
     step("pods on every node reach each other, and every node's port answers");
-    first.apply(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 4
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      tolerations: [{operator: Exists}]
-      affinity:
-        podAntiAffinity:
-          requiredDuringSchedulingIgnoredDuringExecution:
-          - topologyKey: kubernetes.io/hostname
-            labelSelector: {matchLabels: {app: web}}
-      containers:
-      - name: hello
-        image: kedge.dev/hello:1.0
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-"#,
-    );
+    first.apply(&web(4, "type: NodePort"));
     first.rolled_out("deployment/web");
     let port = first.field("service/web", ".spec.ports[0].nodePort");
     for host in 1..=4 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use kedge_tests::{BUSYBOX, Cluster, Families, Network, assert_has, eventually, step};
+use kedge_tests::{BUSYBOX, Cluster, Families, Network, assert_has, eventually, step, web};
 use serde_json::{Value, json};
 
 fn name(host: usize) -> String {
@@ -32,35 +32,9 @@ fn internal_addresses(node: &Value) -> Vec<String> {
 }
 
 fn workload(replicas: usize, policy: &str) -> String {
+    let web = web(replicas, &format!("type: NodePort, ipFamilyPolicy: {policy}"));
     format!(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: web}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: web}}}}
-  template:
-    metadata: {{labels: {{app: web}}}}
-    spec:
-      affinity:
-        podAntiAffinity:
-          requiredDuringSchedulingIgnoredDuringExecution:
-          - topologyKey: kubernetes.io/hostname
-            labelSelector: {{matchLabels: {{app: web}}}}
-      containers:
-      - name: hello
-        image: kedge.dev/hello:1.0
----
-apiVersion: v1
-kind: Service
-metadata: {{name: web}}
-spec:
-  type: NodePort
-  ipFamilyPolicy: {policy}
-  selector: {{app: web}}
-  ports: [{{port: 80, targetPort: 8080}}]
----
+        r#"{web}---
 apiVersion: v1
 kind: Service
 metadata: {{name: sticky}}

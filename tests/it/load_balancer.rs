@@ -6,36 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Cluster, Families, Network, assert_has, eventually, step};
-
-const WEB: &str = r"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      tolerations: [{operator: Exists}]
-      affinity:
-        podAntiAffinity:
-          requiredDuringSchedulingIgnoredDuringExecution:
-          - topologyKey: kubernetes.io/hostname
-            labelSelector: {matchLabels: {app: web}}
-      containers:
-      - name: hello
-        image: kedge.dev/hello:1.0
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: LoadBalancer
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-";
+use kedge_tests::{Cluster, Families, Network, assert_has, eventually, step, web};
 
 /// Three control-plane nodes on the first hosts.
 pub(crate) fn three(network: &Network, settings: &[(&'static str, String)]) -> Vec<Cluster> {
@@ -85,7 +56,7 @@ fn external(node: &Cluster, service: &str) -> String {
 fn a_pool_address_moves_when_its_machine_is_lost() {
     let network = Network::new(3);
     let mut nodes = three(&network, &[]);
-    nodes[0].apply(WEB);
+    nodes[0].apply(&web(3, "type: LoadBalancer"));
     nodes[0].rolled_out("deployment/web");
     let prefix = network.address(1).rsplit_once('.').expect("IPv4").0.to_owned();
     assert_eq!(external(&nodes[0], "web"), "", "nothing is on unasked");
@@ -191,7 +162,7 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
         let string = crate::faults::invitation(&first, &[]);
         node.kedge(&["join", &string, "--worker", "--timeout", "120"]).ok();
     }
-    first.apply(WEB);
+    first.apply(&web(3, "type: LoadBalancer"));
     first.rolled_out("deployment/web");
 
     step("a program of the second machine listens on a port");
@@ -266,10 +237,7 @@ fn a_pool_of_both_families_answers_by_both() {
     let mut node = Cluster::prepare_with(&network, 1, &name, settings);
     node.run();
     node.wait_ready();
-    node.apply(
-        &WEB.replace("replicas: 3", "replicas: 1")
-            .replace("  type: LoadBalancer", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack"),
-    );
+    node.apply(&web(1, "type: LoadBalancer, ipFamilyPolicy: RequireDualStack"));
     node.rolled_out("deployment/web");
     let own = network.address(1);
     let v4 = format!("{}.200", own.rsplit_once('.').expect("IPv4").0);

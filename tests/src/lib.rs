@@ -21,6 +21,7 @@ mod load;
 mod network;
 mod registry;
 mod run;
+mod web;
 
 pub use clock::Clock;
 pub use cluster::Cluster;
@@ -33,6 +34,7 @@ pub use load::{Amount, Load};
 pub use network::{Families, Network};
 pub use registry::Registry;
 pub use run::{Out, kedge_binary, kubectl_program, run};
+pub use web::web;
 
 use std::time::{Duration, Instant};
 

@@ -49,7 +49,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use kedge_api::registry::Registry;
 use kedge_base::Tasks;
 use kedge_store::{Observer, Store};
@@ -107,13 +106,13 @@ impl Prepared {
             tokens: self.tokens,
             tasks: tasks.clone(),
             bootstrapped: watch::Sender::new(false),
-            rules: ArcSwap::from_pointee(([u64::MAX; 4], authz::rbac::RuleSet::default())),
+            rules: authz::Rules::default(),
             quota_turn: tokio::sync::Mutex::new(()),
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
-            policies: ArcSwap::default(),
-            mutating_policies: ArcSwap::default(),
-            webhooks: ArcSwap::default(),
+            policies: cache::Derived::default(),
+            mutating_policies: cache::Derived::default(),
+            webhooks: cache::Derived::default(),
             openapi: openapi::Documents::default(),
             departed: std::sync::OnceLock::new(),
             components: std::sync::OnceLock::new(),

@@ -130,7 +130,7 @@ fn rules(context: &Context, spec: &Value) -> Value {
         resource_rules.push(json!({ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }));
         path_rules.push(json!({ "verbs": ["*"], "nonResourceURLs": ["*"] }));
     }
-    for rule in authz::rules(&context.state).1.rules_for(&user.name, &user.groups, namespace) {
+    for rule in authz::rules(&context.state).rules_for(&user.name, &user.groups, namespace) {
         let rule = rule.to_value();
         if rule["nonResourceURLs"].as_array().is_some_and(|urls| !urls.is_empty()) {
             path_rules.push(rule);

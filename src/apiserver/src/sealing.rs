@@ -213,7 +213,8 @@ impl Sealing {
         if splice.is_some_and(|at| at as usize > json.len()) {
             return Err(damaged());
         }
-        let value = Value { bytes: Bytes::copy_from_slice(json), splice };
+        let json = 4..4 + json.len();
+        let value = Value { bytes: Bytes::from(buffer).slice(json), splice };
         let bytes = crate::encode::spliced(&value, entry.modified);
         Ok((Entry { bytes, splice, created: entry.created, modified: entry.modified }, id))
     }

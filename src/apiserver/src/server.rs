@@ -15,7 +15,7 @@ use http::Response;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use kedge_base::Tasks;
+use kedge_base::{Tasks, https};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
@@ -38,15 +38,7 @@ pub(crate) fn listen(state: Arc<State>, listener: TcpListener, tasks: &Tasks) {
     let connections = tasks.child("connections");
     tasks.spawn_until_stopped("listener", async move {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors, most likely: do not spin.
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+            let (stream, _) = https::accept(&listener).await;
             let (acceptor, router) = (acceptor.clone(), router.clone());
             connections.spawn_until_stopped("connection", connection(stream, acceptor, router));
         }
@@ -54,12 +46,7 @@ pub(crate) fn listen(state: Arc<State>, listener: TcpListener, tasks: &Tasks) {
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
-    let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake took too long"),
-    };
+    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(authn::from_certificate);
     let router = router.layer(axum::Extension(Peer(user)));

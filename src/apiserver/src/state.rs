@@ -11,8 +11,7 @@ use kedge_base::Tasks;
 use kedge_store::Store;
 use tokio::sync::watch;
 
-use crate::authz::rbac::RuleSet;
-use crate::cache::Cache;
+use crate::cache::{Cache, Derived};
 use crate::sealing::Sealing;
 use crate::token::Tokens;
 
@@ -69,14 +68,14 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     /// The defaults of this version are in the store.
     pub(crate) bootstrapped: watch::Sender<bool>,
-    pub(crate) rules: ArcSwap<(RulesVersion, RuleSet)>,
+    pub(crate) rules: crate::authz::Rules,
     /// Held while a write is charged to a quota, until it is committed.
     pub(crate) quota_turn: tokio::sync::Mutex<()>,
     pub(crate) inflight: crate::inflight::Limits,
     pub(crate) aggregation: crate::aggregation::Aggregation,
-    pub(crate) policies: ArcSwap<crate::admission::policy::Validating>,
-    pub(crate) mutating_policies: ArcSwap<crate::admission::policy::Mutating>,
-    pub(crate) webhooks: ArcSwap<crate::admission::webhook::Webhooks>,
+    pub(crate) policies: Derived<crate::admission::policy::Validating, 2>,
+    pub(crate) mutating_policies: Derived<crate::admission::policy::Mutating, 2>,
+    pub(crate) webhooks: Derived<crate::admission::webhook::Webhooks, 2>,
     pub(crate) openapi: crate::openapi::Documents,
     /// Says of a node's name whether that node was taken off the cluster.
     pub(crate) departed: std::sync::OnceLock<Departed>,
@@ -105,9 +104,6 @@ impl Registries {
     }
 }
 
-/// The revisions of the RBAC buckets that a rule set was made from.
-pub(crate) type RulesVersion = [u64; 4];
-
 impl State {
     /// No roles are there yet by which requests could be authorised.
     pub(crate) fn is_new(&self) -> bool {
@@ -122,9 +118,7 @@ impl State {
     pub(crate) async fn fresh_revision(&self) -> Result<u64, Status> {
         self.store.read_barrier().await.map_err(|error| unavailable(&error))
     }
-}
 
-impl State {
     /// Waits for a revision that is not there yet. False: it is none of this store's, for nobody can have seen
     /// what was never acknowledged; so it is from before the store was restored to an older state.
     pub(crate) async fn reaches(&self, revision: u64) -> Result<bool, Status> {

@@ -1,10 +1,13 @@
-//! HTTPS connections of the servers beside the API server. They share one kind of service, body and
-//! executor: HTTP/1 and HTTP/2 are compiled anew for every combination of them.
+//! Connections of HTTPS servers: how all of them are accepted, and how the servers beside the API server answer.
+//! Those share one kind of service, body and executor: HTTP/1 and HTTP/2 are compiled anew for every combination
+//! of them.
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -12,7 +15,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::Tasks;
@@ -23,6 +27,40 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// An answer on its way.
 pub type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// After a connection that could not be accepted: out of file descriptors, most likely, and going on at once would
+/// only burn CPU.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The next connection, with or without TLS, and where it comes from.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// TLS on a connection that was accepted. `None`: the client does not speak it, shows a certificate that is no good,
+/// or has not finished within `limit`.
+pub async fn handshake(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    limit: Duration,
+) -> Option<TlsStream<TcpStream>> {
+    let _ = stream.set_nodelay(true);
+    let source = stream.peer_addr().ok();
+    match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(?source, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(?source, "TLS handshake took too long"),
+    }
+    None
+}
 
 /// What answers the requests of one connection.
 #[derive(Clone)]

@@ -14,6 +14,7 @@ mod informer;
 mod key;
 pub mod load_balancer;
 mod mounted;
+pub mod node_fit;
 mod queue;
 mod watch;
 

@@ -13,9 +13,9 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
+use kedge_base::Tasks;
 use kedge_base::https::{self, Answering};
 pub use kedge_base::https::{Body, BoxError};
-use kedge_base::{Backoff, Tasks};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -65,24 +65,14 @@ struct Port {
 
 async fn accept(listener: TcpListener, port: Port) {
     let doors = Arc::new(Doors::default());
-    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
-        match listener.accept().await {
-            Ok((stream, source)) => {
-                backoff.reset();
-                let Some(stranger) = Doors::enter(&doors, source.ip().to_canonical()) else {
-                    tracing::debug!(%source, "too many connections without a certificate");
-                    continue;
-                };
-                let future = Box::pin(connection(port.clone(), stream, source, stranger));
-                port.tasks.spawn_until_stopped("cluster connection", future);
-            }
-            Err(error) => {
-                // Out of file descriptors, most likely: it passes.
-                tracing::warn!(%error, "the cluster port cannot accept a connection");
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-        }
+        let (stream, source) = https::accept(&listener).await;
+        let Some(stranger) = Doors::enter(&doors, source.ip().to_canonical()) else {
+            tracing::debug!(%source, "too many connections without a certificate");
+            continue;
+        };
+        let future = Box::pin(connection(port.clone(), stream, source, stranger));
+        port.tasks.spawn_until_stopped("cluster connection", future);
     }
 }
 
@@ -120,12 +110,7 @@ impl Drop for Stranger {
 }
 
 async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger: Stranger) {
-    let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, port.acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%source, %error, "no TLS on the cluster port"),
-        Err(_) => return tracing::debug!(%source, "TLS on the cluster port took too long"),
-    };
+    let Some(stream) = https::handshake(&port.acceptor, stream, HANDSHAKE_LIMIT).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let peer = certificates.and_then(<[_]>::first).and_then(PeerIdentity::of);
     let is_member = peer.is_some();

@@ -1,85 +1,29 @@
 //! Whether a pod may run on a node, as far as names, labels and taints say (component-helpers
 //! `scheduling/corev1`): what the scheduler's NodeName, NodeAffinity and TaintToleration would say.
 
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
-};
+use std::collections::BTreeMap;
 
-/// Upstream's ToleratesTaint.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => {
-            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
-        "Exists" => true,
-        _ => false,
-    }
-}
-
-/// Whether the tolerations cover all of the node's taints with one of `effects`.
-pub(crate) fn tolerates_all(tolerations: &[Toleration], node: &Node, effects: &[&str]) -> bool {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    taints
-        .iter()
-        .filter(|taint| effects.contains(&taint.effect.as_str()))
-        .all(|taint| tolerations.iter().any(|toleration| tolerates(toleration, taint)))
-}
-
-fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let number = |text: &str| text.parse::<i64>().ok();
-    let compare = |holds: fn(i64, i64) -> bool| {
-        let ([wanted], Some(value)) = (values, value) else { return false };
-        matches!((number(value), number(wanted)), (Some(value), Some(wanted)) if holds(value, wanted))
-    };
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(|value| values.iter().any(|wanted| wanted == value)),
-        "NotIn" => value.is_none_or(|value| values.iter().all(|wanted| wanted != value)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(|value, wanted| value > wanted),
-        "Lt" => compare(|value, wanted| value < wanted),
-        _ => false,
-    }
-}
-
-fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    // A term without requirements matches nothing.
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    let label =
-        |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
-    expressions.iter().all(|requirement| requirement_holds(requirement, label(&requirement.key)))
-        && fields.iter().all(|requirement| {
-            requirement.key == "metadata.name"
-                && requirement_holds(requirement, node.metadata.name.as_deref())
-        })
-}
-
-/// Whether one of the terms matches. No terms: nothing matches.
-pub(crate) fn selector_matches_node(selector: &NodeSelector, node: &Node) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_matches(term, node))
-}
+use k8s_openapi::api::core::v1::{Node, PodSpec, Toleration};
+use kedge_client::node_fit::{self, node_selector_matches};
 
 /// `spec.nodeSelector` and the required node affinity.
 pub(crate) fn affinity_fits(spec: &PodSpec, node: &Node) -> bool {
-    let labels = spec.node_selector.iter().flatten().all(|(key, value)| {
-        node.metadata.labels.as_ref().is_some_and(|labels| labels.get(key) == Some(value))
-    });
+    let none = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    labels && required.is_none_or(|selector| selector_matches_node(selector, node))
+    selected && required.is_none_or(|selector| node_selector_matches(selector, labels, name))
+}
+
+/// Whether the tolerations cover all of the node's taints with one of `effects`.
+pub(crate) fn tolerates_all(tolerations: &[Toleration], node: &Node, effects: &[&str]) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    node_fit::tolerates_all(tolerations, taints, effects)
 }
 
 #[cfg(test)]

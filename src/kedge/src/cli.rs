@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
@@ -138,6 +139,36 @@ pub(crate) struct Reported {
     pub(crate) output: Format,
 }
 
+/// How a command that shows something prints it.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Printed {
+    /// How to print it
+    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
+    pub(crate) format: Format,
+}
+
+/// Whether a command asks before it does what cannot be undone.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Asked {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+/// How long a command waits for the node that it started.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct UntilReady {
+    /// Seconds to wait until the node is Ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+impl UntilReady {
+    pub(crate) fn limit(self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -171,15 +202,13 @@ pub(crate) enum ImagesCommand {
     },
     /// List the images that pods on this node can use
     List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Remove images that no container of this node uses; pinned ones and Kedge's own stay
     Prune {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Write Kedge's own images to an archive: always the same bytes for the same binaries
     Build {
@@ -193,9 +222,8 @@ pub(crate) enum ImagesCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct VersionArgs {
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) printed: Printed,
 }
 
 impl Command {
@@ -228,9 +256,9 @@ impl Command {
                 | EncryptionCommand::Disable { waiting },
             ) => waiting.reported.output,
             Self::Snapshot(SnapshotCommand::Restore(args)) => args.reported.output,
-            Self::Snapshot(SnapshotCommand::Save { format, .. })
-            | Self::Images(ImagesCommand::Prune { format })
-            | Self::Certs(CertsCommand::Rotate { format }) => *format,
+            Self::Snapshot(SnapshotCommand::Save { printed, .. })
+            | Self::Images(ImagesCommand::Prune { printed })
+            | Self::Certs(CertsCommand::Rotate { printed }) => printed.format,
             _ => return None,
         };
         (format != Format::Short).then_some(format)

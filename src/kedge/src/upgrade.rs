@@ -55,13 +55,7 @@ pub(crate) fn prepare(config: &Config, force: bool, step: &mut Step) -> anyhow::
     }
     // What does not even say its version is nothing to go back to.
     let Ok(from) = version_of(&target) else { return Ok(None) };
-    let status = status::ask(&config.status_socket()).ok().flatten();
-    if let Some(status) = &status
-        && !force
-        && let Some(reason) = would_stand_still(status)
-    {
-        bail!("{reason}; mend that first, or say --force");
-    }
+    let status = may_restart(config, force)?;
     let snapshot = match &status {
         Some(status) if !status.datastore.role.is_empty() => {
             step.update("saving the cluster");
@@ -76,6 +70,18 @@ pub(crate) fn prepare(config: &Config, force: bool, step: &mut Step) -> anyhow::
         snapshot,
         alone: status.is_some_and(|status| status.datastore.members.len() < 2),
     }))
+}
+
+/// What the node says of itself before another version runs it; `None`: it does not run.
+///
+/// # Errors
+/// The cluster would stand still while it restarts, and nobody said `--force`.
+pub(crate) fn may_restart(config: &Config, force: bool) -> anyhow::Result<Option<Status>> {
+    let status = status::ask(&config.status_socket()).ok().flatten();
+    match status.as_ref().and_then(would_stand_still).filter(|_| !force) {
+        Some(reason) => bail!("{reason}; mend that first, or say --force"),
+        None => Ok(status),
+    }
 }
 
 /// One node at a time: while a voter does not answer, the others are needed.
@@ -187,13 +193,7 @@ pub(crate) fn version_of(binary: &Path) -> anyhow::Result<String> {
 
 /// Makes what is installed the previous version as well; it stays in its place until another one takes it.
 fn keep(target: &Path) -> io::Result<()> {
-    let fresh = target.with_extension("keep");
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::hard_link(target, &fresh)?;
-    fs::rename(&fresh, previous(target))?;
+    fs::rename(second_name(target)?, previous(target))?;
     sync_folder(target)
 }
 
@@ -202,15 +202,21 @@ fn keep(target: &Path) -> io::Result<()> {
 /// # Errors
 /// When there is no previous one, or it cannot be moved.
 pub(crate) fn swap(target: &Path) -> io::Result<()> {
-    let aside = target.with_extension("keep");
-    match fs::remove_file(&aside) {
+    let aside = second_name(target)?;
+    fs::rename(previous(target), target)?;
+    fs::rename(aside, previous(target))?;
+    sync_folder(target)
+}
+
+/// Gives what is installed another name beside its own; what a try that was cut off left there goes.
+fn second_name(target: &Path) -> io::Result<PathBuf> {
+    let name = target.with_extension("keep");
+    match fs::remove_file(&name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::hard_link(target, &aside)?;
-    fs::rename(previous(target), target)?;
-    fs::rename(&aside, previous(target))?;
-    sync_folder(target)
+    fs::hard_link(target, &name)?;
+    Ok(name)
 }
 
 fn sync_folder(file: &Path) -> io::Result<()> {

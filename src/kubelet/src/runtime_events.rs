@@ -82,16 +82,15 @@ async fn tell(core: &Shared, id: &str, ended: bool) {
         // A container may end before its worker has noted whose it is.
         let owner = core.owners.lock().get(id).cloned();
         let state = match core.runtime.container_status(id).await {
-            Ok(status) => Some(status.state),
+            Ok(status) => Some(status.state()),
             // A sandbox, or removed since: there is nothing to wait for.
             Err(error) if error.is_runtime_not_found() => None,
-            Err(_) => Some(ContainerState::ContainerRunning as i32),
+            Err(_) => Some(ContainerState::ContainerRunning),
         };
         if let Some(uid) = &owner {
             core.workers.wake(uid);
         }
-        let late = ended && state == Some(ContainerState::ContainerRunning as i32);
-        if state.is_none() || (owner.is_some() && !late) {
+        if !ask_again(ended, state, owner.is_some()) {
             break;
         }
     }
@@ -100,6 +99,16 @@ async fn tell(core: &Shared, id: &str, ended: bool) {
     let owner = core.owners.lock().get(id).cloned();
     if let Some(uid) = owner {
         core.workers.wake(&uid);
+    }
+}
+
+/// Is there more to come of an event? `state` is what CRI says now (`None`: it knows no such container), `owned`
+/// whether a worker has said that the container is its own.
+fn ask_again(ended: bool, state: Option<ContainerState>, owned: bool) -> bool {
+    match state {
+        None => false,
+        Some(_) if !owned => true,
+        Some(state) => ended && state == ContainerState::ContainerRunning,
     }
 }
 
@@ -129,6 +138,33 @@ mod tests {
             (Envelope { topic: "/tasks/exit".into(), ..Envelope::default() }, None),
         ] {
             assert_eq!(meant(&envelope), expected);
+        }
+    }
+    #[test]
+    fn cri_is_asked_until_it_has_heard_and_a_worker_too() {
+        use ContainerState::{ContainerCreated, ContainerExited, ContainerRunning, ContainerUnknown};
+        const OWNED: bool = true;
+        const ENDED: bool = true;
+        for (ended, state, owned, expected) in [
+            // A sandbox, or removed.
+            (ENDED, None, OWNED, false),
+            (ENDED, None, !OWNED, false),
+            (!ENDED, None, !OWNED, false),
+            // Nobody was woken yet.
+            (ENDED, Some(ContainerExited), !OWNED, true),
+            (ENDED, Some(ContainerRunning), !OWNED, true),
+            (!ENDED, Some(ContainerCreated), !OWNED, true),
+            (!ENDED, Some(ContainerRunning), !OWNED, true),
+            // Its end has not arrived.
+            (ENDED, Some(ContainerRunning), OWNED, true),
+            (ENDED, Some(ContainerExited), OWNED, false),
+            (ENDED, Some(ContainerUnknown), OWNED, false),
+            // It started, or ran out of memory and goes on.
+            (!ENDED, Some(ContainerRunning), OWNED, false),
+            (!ENDED, Some(ContainerCreated), OWNED, false),
+            (!ENDED, Some(ContainerExited), OWNED, false),
+        ] {
+            assert_eq!(ask_again(ended, state, owned), expected, "ended {ended}, {state:?}, owned {owned}");
         }
     }
 }

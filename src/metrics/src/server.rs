@@ -48,33 +48,20 @@ pub(crate) async fn listen(
         loop {
             // Those beyond the limit wait in the kernel's queue.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
-                    let tasks = connections.clone();
-                    connections.spawn_until_stopped("connection", async move {
-                        connection(api, stream, acceptor, &tasks).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    // Out of file descriptors: going on at once would only burn CPU.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let (stream, _) = https::accept(&listener).await;
+            let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
+            let tasks = connections.clone();
+            connections.spawn_until_stopped("connection", async move {
+                connection(api, stream, acceptor, &tasks).await;
+                drop(permit);
+            });
         }
     });
     Ok(())
 }
 
 async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, tasks: &Tasks) {
-    let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake took too long"),
-    };
+    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
     // rustls has checked that it is of the front proxy's authority.
     let certificates = stream.get_ref().1.peer_certificates();
     let peer: Arc<Option<String>> =

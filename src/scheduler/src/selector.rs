@@ -1,12 +1,11 @@
-//! Label selectors, node selectors and tolerations, matched without parsing anything twice.
-//! Pure functions over API types (apimachinery `labels`, component-helpers `nodeaffinity`, `corev1`).
+//! Label selectors, matched without parsing anything twice, and the taints that keep pods off.
+//! Pure functions over API types (apimachinery `labels`).
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
-};
+use k8s_openapi::api::core::v1::{Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kedge_client::node_fit::tolerates_all;
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
@@ -95,66 +94,9 @@ impl Selector {
     }
 }
 
-fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let compare = |greater: bool| {
-        let (Some(actual), [bound]) = (value.and_then(|v| v.parse::<i64>().ok()), values) else {
-            return false;
-        };
-        bound.parse::<i64>().is_ok_and(|bound| if greater { actual > bound } else { actual < bound })
-    };
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(|value| values.iter().any(|v| v == value)),
-        "NotIn" => value.is_none_or(|value| values.iter().all(|v| v != value)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(true),
-        "Lt" => compare(false),
-        _ => false,
-    }
-}
-
-/// Whether a node satisfies one term. A term without requirements matches no node.
-pub(crate) fn term_matches(term: &NodeSelectorTerm, labels: &Labels, name: &str) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions.iter().all(|r| requirement_matches(r, labels.get(&r.key).map(String::as_str)))
-        && fields.iter().all(|r| requirement_matches(r, (r.key == "metadata.name").then_some(name)))
-}
-
-/// Whether a node satisfies any of the terms.
-pub(crate) fn node_selector_matches(selector: &NodeSelector, labels: &Labels, name: &str) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_matches(term, labels, name))
-}
-
-/// corev1 `Toleration.ToleratesTaint`.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        // An empty key is only valid with Exists.
-        "" | "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
-}
-
 /// Whether every taint that keeps pods off a node is tolerated.
 pub(crate) fn tolerates_node(tolerations: &[Toleration], taints: &[Taint]) -> bool {
-    taints
-        .iter()
-        .filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute")
-        .all(|taint| tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+    tolerates_all(tolerations, taints, &["NoSchedule", "NoExecute"])
 }
 
 #[cfg(test)]
@@ -195,62 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn node_selector_terms() {
-        let node = labels(&[("disk", "ssd"), ("cores", "8")]);
-        let requirement = |key: &str, operator: &str, values: &[&str]| NodeSelectorRequirement {
-            key: key.into(),
-            operator: operator.into(),
-            values: Some(values.iter().map(|v| (*v).to_owned()).collect()),
-        };
-        let expression = |r: NodeSelectorRequirement| NodeSelectorTerm {
-            match_expressions: Some(vec![r]),
-            match_fields: None,
-        };
-        for (term, expected) in [
-            (NodeSelectorTerm::default(), false),
-            (expression(requirement("disk", "In", &["ssd"])), true),
-            (expression(requirement("disk", "NotIn", &["ssd"])), false),
-            (expression(requirement("cores", "Gt", &["4"])), true),
-            (expression(requirement("cores", "Lt", &["4"])), false),
-            (expression(requirement("disk", "Gt", &["4"])), false),
-            (
-                NodeSelectorTerm {
-                    match_expressions: None,
-                    match_fields: Some(vec![requirement("metadata.name", "In", &["n1"])]),
-                },
-                true,
-            ),
-        ] {
-            assert_eq!(term_matches(&term, &node, "n1"), expected, "{term:?}");
-        }
-    }
-
-    #[test]
-    fn tolerations() {
-        let taint = |effect: &str| Taint {
-            key: "k".into(),
-            value: Some("v".into()),
-            effect: effect.into(),
-            time_added: None,
-        };
-        let toleration = |key: &str, operator: &str, value: &str, effect: &str| Toleration {
-            key: Some(key.into()),
-            operator: Some(operator.into()),
-            value: Some(value.into()),
-            effect: Some(effect.into()),
-            toleration_seconds: None,
-        };
-        for (toleration, expected) in [
-            (toleration("k", "Equal", "v", "NoSchedule"), true),
-            (toleration("k", "", "v", ""), true),
-            (toleration("k", "Equal", "w", ""), false),
-            (toleration("k", "Exists", "", ""), true),
-            (toleration("", "Exists", "", ""), true),
-            (toleration("", "Equal", "v", ""), false),
-            (toleration("k", "Exists", "", "NoExecute"), false),
-        ] {
-            assert_eq!(tolerates(&toleration, &taint("NoSchedule")), expected, "{toleration:?}");
-        }
+    fn taints_that_keep_pods_off() {
+        let taint = |effect: &str| Taint { key: "k".into(), effect: effect.into(), ..Taint::default() };
         assert!(tolerates_node(&[], &[taint("PreferNoSchedule")]));
         assert!(!tolerates_node(&[], &[taint("NoExecute")]));
     }

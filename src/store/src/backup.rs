@@ -17,7 +17,7 @@ use crate::engine::{Engine, Pair};
 use crate::error::Error;
 use crate::membership::{self, Member};
 use crate::node::Msg;
-use crate::recover::{self, Opened, Paths, command_of};
+use crate::recover::{self, Opened, Paths};
 use crate::snapshot;
 use crate::state::{Meta, decode_object, encode_object};
 use crate::types::{Config, Entry, Revision};
@@ -178,14 +178,7 @@ pub fn inspect(config: &Config) -> Result<Inspected, Error> {
     }
     let Opened { lock: _lock, mut state, wal, .. } = recover::open(config, &paths, &Arc::default())?;
     let (_, entries) = wal.reread(state.meta.applied)?;
-    let mut changes = Vec::new();
-    for entry in entries {
-        if let Some(command) = command_of(&entry)? {
-            state.apply(&command, &mut changes);
-            changes.clear();
-        }
-        (state.meta.applied, state.meta.applied_term) = (entry.index, entry.term);
-    }
+    recover::replay(&mut state, entries)?;
     Ok(Inspected { last: Summary::of(&state.meta), members: state.members().values().cloned().collect() })
 }
 

@@ -368,13 +368,8 @@ pub(crate) fn reopen_engine(config: &Config, paths: &Paths, last: &Meta) -> Resu
     }
     let first = paths.first(config.node_id);
     let (mut engine, mut state) = rebuild(config, paths, &first)?;
-    let mut changes = Vec::new();
-    for entry in wal::read(&paths.wal, config.node_id, state.meta.applied, last.applied)? {
-        if let Some(command) = command_of(&entry)? {
-            state.apply(&command, &mut changes);
-            changes.clear();
-        }
-    }
+    let entries = wal::read(&paths.wal, config.node_id, state.meta.applied, last.applied)?;
+    replay(&mut state, entries)?;
     if state.meta.revision != last.revision || state.meta.sum != last.sum {
         let what = "rebuilt from snapshot and log it differs from what it was".into();
         return Err(Error::Engine { path: paths.engine.clone(), what });
@@ -426,14 +421,7 @@ pub(crate) fn alone(
     }
     let Opened { lock: _lock, engine, mut state, mut wal, .. } = open(config, &paths, counters)?;
     let (hard_state, entries) = wal.reread(state.meta.applied)?;
-    let mut changes = Vec::new();
-    for entry in entries {
-        if let Some(command) = command_of(&entry)? {
-            state.apply(&command, &mut changes);
-            changes.clear();
-        }
-        (state.meta.applied, state.meta.applied_term) = (entry.index, entry.term);
-    }
+    replay(&mut state, entries)?;
     if state.meta.applied == 0 {
         let what = "this node has received nothing from its group yet".into();
         return Err(Error::NoState { path: paths.dir, what });
@@ -451,7 +439,7 @@ pub(crate) fn alone(
     ops.extend(book.rewrite(&removed, &values(&state, engine.as_ref(), book)?));
     let txn = command::encode(&Txn { ops, ..Txn::default() });
     let command = command::decode(&txn).map_err(|source| Error::Entry { index: 0, source })?;
-    state.apply(&command, &mut changes);
+    state.apply(&command, &mut Vec::new());
     // An entry of its own, so that nobody else's entry can be taken for it.
     state.meta.applied += 1;
     state.meta.applied_term = hard_state.term.max(state.meta.applied_term) + 1;
@@ -485,6 +473,19 @@ pub(crate) fn alone(
     let hard_state = HardState { term, vote: config.node_id, commit: index };
     let (_engine, state) = install_with(config, &paths, &mut wal, index, term, &hard_state)?;
     Ok(crate::Recovered { index, term, revision: state.meta.revision, removed })
+}
+
+/// Brings the state to where the log's entries lead; nobody is told of the changes.
+pub(crate) fn replay(state: &mut State, entries: impl IntoIterator<Item = Entry>) -> Result<(), Error> {
+    let mut changes = Vec::new();
+    for entry in entries {
+        if let Some(command) = command_of(&entry)? {
+            state.apply(&command, &mut changes);
+            changes.clear();
+        }
+        (state.meta.applied, state.meta.applied_term) = (entry.index, entry.term);
+    }
+    Ok(())
 }
 
 /// The transaction in an entry; Raft's own entries have none.

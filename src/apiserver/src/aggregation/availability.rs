@@ -32,13 +32,13 @@ pub(crate) async fn run(state: Arc<State>) {
             changed.borrow_and_update();
             let all = remotes(&state);
             let mut healthy = true;
-            for remote in all.1.values() {
+            for remote in all.values() {
                 healthy &= check(&state, remote).await;
             }
             let next = if healthy { AGAIN } else { SOON };
             tokio::select! {
                 result = changed.changed() => if result.is_err() { break },
-                () = tokio::time::sleep(next), if !all.1.is_empty() => {}
+                () = tokio::time::sleep(next), if !all.is_empty() => {}
             }
         }
     }

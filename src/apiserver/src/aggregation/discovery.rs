@@ -20,7 +20,7 @@ pub(crate) fn add_groups(state: &State, groups: &mut Vec<(String, Vec<String>)>)
 }
 
 fn sorted(state: &State) -> Vec<Arc<Remote>> {
-    let mut all: Vec<Arc<Remote>> = remotes(state).1.values().cloned().collect();
+    let mut all: Vec<Arc<Remote>> = remotes(state).values().cloned().collect();
     all.order_by(|a, b| {
         let rank = |remote: &Remote| (remote.group_priority, remote.version_priority);
         rank(b).cmp(&rank(a)).then_with(|| a.name.cmp(&b.name))
@@ -31,7 +31,7 @@ fn sorted(state: &State) -> Vec<Arc<Remote>> {
 /// One version of a remote group in the aggregated form (KEP-3352).
 pub(crate) fn aggregated_groups(state: &State, group: &str, version: &str) -> Option<Value> {
     let remotes = remotes(state);
-    let remote = remotes.1.get(&(group.to_owned(), version.to_owned()))?;
+    let remote = remotes.get(&(group.to_owned(), version.to_owned()))?;
     let list = state.aggregation.resources.lock().get(&remote.name).cloned();
     let resources = list.map_or_else(Vec::new, |list| aggregated(&list, group, version));
     let freshness = if remote.available { "Current" } else { "Stale" };

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
 use axum::body::Body;
 use http::header::{AUTHORIZATION, CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -24,6 +23,7 @@ pub(crate) use discovery::{add_groups, aggregated_groups};
 pub(crate) use openapi::{openapi_paths, openapi_v2, user};
 
 use crate::authn::User;
+use crate::cache::Derived;
 use crate::outbound::{self, Server};
 use crate::state::State;
 use crate::verbs::read;
@@ -41,10 +41,10 @@ pub(crate) struct Remote {
     server: Result<Server, String>,
 }
 
-/// The APIServices by group and version, as of a revision, and what their servers said they have.
+/// The APIServices by group and version, and what their servers said they have.
 #[derive(Default)]
 pub(crate) struct Aggregation {
-    remotes: ArcSwap<(u64, BTreeMap<(String, String), Arc<Remote>>)>,
+    remotes: Derived<Remotes, 1>,
     /// Whether there is any: most clusters have none, and their requests look no further.
     any: AtomicBool,
     /// `APIResourceList` of each, by the APIService's name.
@@ -53,18 +53,16 @@ pub(crate) struct Aggregation {
     documents: Mutex<BTreeMap<String, openapi::Documents>>,
 }
 
-type Remotes = Arc<(u64, BTreeMap<(String, String), Arc<Remote>>)>;
+type Remotes = BTreeMap<(String, String), Arc<Remote>>;
 
 /// The remote APIs as of now; read again only after an APIService has changed.
-fn remotes(state: &State) -> Remotes {
-    let bucket = state.cache.bucket(SERVICES);
-    let version = *bucket.subscribe().borrow();
-    let current = state.aggregation.remotes.load_full();
-    if current.0 == version {
-        return current;
-    }
+fn remotes(state: &State) -> Arc<Remotes> {
+    state.aggregation.remotes.get(&state.cache, [SERVICES], || read_remotes(state))
+}
+
+fn read_remotes(state: &State) -> Remotes {
     let mut found = BTreeMap::new();
-    for stored in bucket.objects().values() {
+    for stored in state.cache.bucket(SERVICES).objects().values() {
         let Ok(service) = read::parse(&stored.bytes) else { continue };
         let spec = &service["spec"];
         if !spec["service"].is_object() {
@@ -85,9 +83,7 @@ fn remotes(state: &State) -> Remotes {
     state.aggregation.resources.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
     state.aggregation.documents.lock().retain(|name, _| found.values().any(|remote| remote.name == *name));
     state.aggregation.any.store(!found.is_empty(), Ordering::Release);
-    let fresh = Arc::new((version, found));
-    state.aggregation.remotes.store(fresh.clone());
-    fresh
+    found
 }
 
 fn server(state: &State, spec: &Value) -> Result<Server, String> {
@@ -106,7 +102,7 @@ pub(crate) fn find(state: &State, group: &str, version: &str) -> Option<Arc<Remo
         return None;
     }
     let remotes = remotes(state);
-    remotes.1.get(&(group.to_owned(), version.to_owned())).cloned()
+    remotes.get(&(group.to_owned(), version.to_owned())).cloned()
 }
 
 /// Passes a request on, as the user who sent it.

@@ -58,8 +58,8 @@ pub(crate) fn openapi_v2(state: &State) -> Vec<Bytes> {
 }
 
 fn remotes_of(state: &State) -> Vec<Arc<Remote>> {
-    let known = state.aggregation.remotes.load();
-    known.1.values().filter(|remote| remote.available).cloned().collect()
+    let known = state.aggregation.remotes.last().unwrap_or_default();
+    known.values().filter(|remote| remote.available).cloned().collect()
 }
 
 /// Looks whether a server has other documents by now. One without any is as good as before.
@@ -70,7 +70,7 @@ pub(super) async fn refresh(state: &Arc<State>, remote: &Remote) {
         v2: timely(v2(state, remote, known.v2.as_ref())).await.unwrap_or_else(|| known.v2.clone()),
     };
     // It may have been taken off meanwhile.
-    if remotes(state).1.values().any(|present| present.name == remote.name) {
+    if remotes(state).values().any(|present| present.name == remote.name) {
         state.aggregation.documents.lock().insert(remote.name.clone(), fresh);
     }
 }

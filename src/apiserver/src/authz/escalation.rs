@@ -77,7 +77,7 @@ fn may(request: &Request<'_>, verb: &str, resource: &str, namespace: &str, name:
 
 fn within(request: &Request<'_>, wanted: &[Rule]) -> Result<(), Status> {
     let current = rules(request.state);
-    let own = current.1.rules_for(&request.user.name, &request.user.groups, request.namespace);
+    let own = current.rules_for(&request.user.name, &request.user.groups, request.namespace);
     covers(&own, wanted).map_err(|missing| {
         let missing: Vec<String> = missing.iter().map(|rule| rule.to_value().to_string()).collect();
         request.forbidden(&format!(

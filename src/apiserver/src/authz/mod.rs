@@ -13,8 +13,9 @@ use kedge_api::status::Status;
 use serde_json::Value;
 
 use crate::authn::{MASTERS, User};
+use crate::cache::{Derived, Stored};
 use crate::request::RequestInfo;
-use crate::state::{RulesVersion, State};
+use crate::state::State;
 use rbac::{Attributes, Decision, RuleSet};
 
 /// The four resources that rules come from, by storage key.
@@ -25,24 +26,19 @@ const SOURCES: [&str; 4] = [
     "clusterrolebindings.rbac.authorization.k8s.io",
 ];
 
+/// The rules of all roles and bindings.
+pub(crate) type Rules = Derived<RuleSet, 4>;
+
 /// The rules as of now; parsed again only after one of the four resources has changed.
-pub(crate) fn rules(state: &State) -> Arc<(RulesVersion, RuleSet)> {
-    let buckets = SOURCES.map(|name| state.cache.bucket(name));
-    let version = [0, 1, 2, 3].map(|index: usize| *buckets[index].subscribe().borrow());
-    let current = state.rules.load_full();
-    if current.0 == version {
-        return current;
-    }
-    let objects = buckets.map(|bucket| {
-        bucket
-            .objects()
-            .values()
-            .filter_map(|stored| serde_json::from_slice::<Value>(&stored.bytes).ok())
-            .collect::<Vec<Value>>()
-    });
-    let fresh = Arc::new((version, RuleSet::new(&objects[0], &objects[1], &objects[2], &objects[3])));
-    state.rules.store(fresh.clone());
-    fresh
+pub(crate) fn rules(state: &State) -> Arc<RuleSet> {
+    state.rules.get(&state.cache, SOURCES, || {
+        let [roles, cluster_roles, bindings, cluster_bindings] = SOURCES.map(|resource| {
+            let objects = state.cache.bucket(resource).objects();
+            let parse = |stored: &Arc<Stored>| serde_json::from_slice(&stored.bytes).ok();
+            objects.values().filter_map(parse).collect::<Vec<Value>>()
+        });
+        RuleSet::new(&roles, &cluster_roles, &bindings, &cluster_bindings)
+    })
 }
 
 /// Decide about one request.
@@ -55,7 +51,7 @@ pub(crate) fn authorize(state: &State, user: &User, attributes: &Attributes<'_>)
     {
         return Decision::Allow(String::new());
     }
-    rules(state).1.allows(attributes)
+    rules(state).allows(attributes)
 }
 
 /// The attributes of a request as it came in.

@@ -1,3 +1,6 @@
+use bytes::Bytes;
+
+use super::bucket::{CHUNK_BYTES, CHUNKS, HISTORY_EVENTS, HISTORY_SHARE};
 use super::*;
 
 fn entry(text: &str, splice: Option<u32>, revision: u64) -> Entry {
@@ -93,7 +96,7 @@ fn all_histories_together_are_bounded_and_the_oldest_events_go_first() {
         }
     }
     assert!(cache.total.load(Ordering::Relaxed) <= HISTORY_TOTAL);
-    let bytes = |name: &str| cache.bucket(name).state.read().history_bytes;
+    let bytes = |name: &str| cache.bucket(name).history_bytes();
     let sum: usize = ["a", "b", "c", "d"].into_iter().map(bytes).sum();
     assert_eq!(sum, cache.total.load(Ordering::Relaxed));
     assert!(bytes("a") <= HISTORY_SHARE + (65 << 10) && bytes("d") > (3 << 20));
@@ -152,7 +155,7 @@ fn watchers_of_several_kinds_do_not_take_each_others_lines_away() {
         put(&cache, "pods/ns/a", revision);
         take(revision - 1, "ns/");
     }
-    assert_eq!(bucket.chunks.lock().len(), CHUNKS);
+    assert_eq!(bucket.kept_chunks(), CHUNKS);
     // What is not kept any more is built anew, with all that has come since.
     assert_eq!(take(0, "ns/").to, 19);
 }
@@ -176,4 +179,27 @@ fn a_chunk_stays_below_its_limit_unless_a_line_is_larger() {
         from = chunk.to;
     }
     assert_eq!(sizes, [(2, true), (2, true), (2, true), (1, false)]);
+}
+
+#[test]
+fn what_is_made_from_buckets_is_made_anew_when_one_changes() {
+    let cache = Cache::new(HashMap::new(), Sealing::default());
+    let derived = Derived::default();
+    let made = std::cell::Cell::new(0);
+    let count = || {
+        let make = || {
+            made.set(made.get() + 1);
+            cache.bucket("pods").len() + cache.bucket("nodes").len()
+        };
+        (*derived.get(&cache, ["pods", "nodes"], make), made.get())
+    };
+    assert_eq!(derived.last(), None);
+    assert_eq!([count(), count()], [(0, 1), (0, 1)]);
+    put(&cache, "nodes//a", 1);
+    assert_eq!(derived.last().as_deref(), Some(&0));
+    assert_eq!([count(), count()], [(1, 2), (1, 2)]);
+    put(&cache, "secrets/ns/s", 2);
+    assert_eq!(count(), (1, 2), "that is not of its buckets");
+    put(&cache, "pods/ns/a", 3);
+    assert_eq!(count(), (2, 3));
 }

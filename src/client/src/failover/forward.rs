@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use kedge_base::{Backoff, Tasks};
+use kedge_base::{Tasks, https};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Servers;
@@ -16,24 +16,14 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 pub fn forward(servers: &Servers, listener: TcpListener, tasks: &Tasks) {
     let (servers, group) = (servers.clone(), tasks.clone());
     tasks.spawn_until_stopped("api server forwarder", async move {
-        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    backoff.reset();
-                    let servers = servers.clone();
-                    group.spawn_until_stopped("forwarded connection", async move {
-                        if let Err(error) = pass(stream, &servers).await {
-                            tracing::debug!(%error, "forwarded connection ended");
-                        }
-                    });
+            let (stream, _) = https::accept(&listener).await;
+            let servers = servers.clone();
+            group.spawn_until_stopped("forwarded connection", async move {
+                if let Err(error) = pass(stream, &servers).await {
+                    tracing::debug!(%error, "forwarded connection ended");
                 }
-                Err(error) => {
-                    // Out of file descriptors, most likely: it passes.
-                    tracing::warn!(%error, "the forwarder cannot accept a connection");
-                    tokio::time::sleep(backoff.next_delay()).await;
-                }
-            }
+            });
         }
     });
 }

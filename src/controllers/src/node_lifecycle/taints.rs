@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use kedge_client::node_fit::tolerates;
 
-use crate::node_fit::tolerates;
 use crate::time;
 
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Format, Reported};
+use super::{Printed, Reported};
 
 #[derive(Debug, Args)]
 pub(crate) struct DisableArgs {
@@ -29,17 +29,15 @@ pub(crate) struct EnableArgs {
 pub(crate) enum AddonsCommand {
     /// List them with their health
     List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// What an addon is and which arguments it takes
     Info {
         /// Its name
         addon: String,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Folders and git repositories with more addons, on this node
     #[command(subcommand)]
@@ -78,8 +76,7 @@ pub(crate) enum RepoCommand {
     },
     /// List them
     List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
 }

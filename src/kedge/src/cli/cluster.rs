@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Format, Reported, RotateCaArgs};
+use super::{Asked, Printed, Reported, RotateCaArgs, UntilReady};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InvitationFormat {
@@ -43,9 +43,8 @@ pub(crate) enum TokenCommand {
         /// The same as --output json
         #[arg(long, hide = true)]
         json: bool,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Let nobody join with a token any more
     Revoke {
@@ -67,9 +66,8 @@ pub(crate) struct JoinArgs {
     /// Join although pods run here: they are lost with this node's own cluster
     #[arg(long)]
     pub(crate) force: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }
@@ -109,23 +107,20 @@ pub(crate) enum SnapshotCommand {
         /// One of that name gives way, once this one is whole
         #[arg(long, requires = "name")]
         replace: bool,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// List those in DATA_DIR/snapshots
     List {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Read one to its end and say what is in it
     Verify {
         /// The file, or a name from the list
         file: PathBuf,
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Make this node the only one of a cluster with what the snapshot holds
     Restore(RestoreArgs),
@@ -135,24 +130,20 @@ pub(crate) enum SnapshotCommand {
 pub(crate) struct RestoreArgs {
     /// The file, or a name from the list
     pub(crate) file: PathBuf,
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) asked: Asked,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) asked: Asked,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }
@@ -161,15 +152,13 @@ pub(crate) struct RecoverArgs {
 pub(crate) enum CertsCommand {
     /// When they expire and are renewed; exit code 1 when one has expired
     Check {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Issue all but the authorities' again; listeners use the new ones at once
     Rotate {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Replace the whole cluster's authority by a new one; the old one is trusted too until --finish
     RotateCa(RotateCaArgs),

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Format, Reported};
+use super::{Printed, Reported};
 
 #[derive(Debug, Args)]
 pub(crate) struct RotateCaArgs {
@@ -41,9 +41,8 @@ pub(crate) enum EncryptionCommand {
     },
     /// What is encrypted with which key, and how far a change is
     Status {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
     /// Encrypt everything again with a new key
     Rotate {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{Format, Reported};
+use super::{Asked, Printed, Reported, UntilReady};
 
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
@@ -19,9 +19,8 @@ pub(crate) struct InstallArgs {
     /// Only check this machine and say what is missing
     #[arg(long)]
     pub(crate) check: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     /// Return as soon as the service was started; no addon is enabled then
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -40,12 +39,13 @@ pub(crate) struct RollbackArgs {
     /// The data goes back too, to the moment before the upgrade; later changes are lost
     #[arg(long)]
     pub(crate) with_data: bool,
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    /// Go back although the cluster stands still while this node restarts
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) asked: Asked,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }
@@ -76,9 +76,8 @@ pub(crate) struct StatusArgs {
     /// Seconds to wait
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) printed: Printed,
 }
 
 impl StatusArgs {
@@ -108,17 +107,15 @@ pub(crate) struct ConfigArgs {
 pub(crate) enum ConfigCommand {
     /// Print this node's effective settings and where each was said
     Show {
-        /// How to print it
-        #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-        format: Format,
+        #[command(flatten)]
+        printed: Printed,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// How to print it
-    #[arg(long = "output", short = 'o', visible_alias = "format", value_enum, default_value_t = Format::Short)]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) printed: Printed,
     /// Write an archive for a bug report too (tar.gz); secrets are removed from it
     #[arg(long, value_name = "FILE")]
     pub(crate) tarball: Option<PathBuf>,
@@ -126,18 +123,16 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ResetArgs {
-    /// Do not ask
-    #[arg(long, short)]
-    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) asked: Asked,
     /// Reset although other nodes belong to the cluster; they are told when they answer
     #[arg(long)]
     pub(crate) force: bool,
     /// Leave a basic addon out (repeat it for more)
     #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
     pub(crate) without: Vec<String>,
-    /// Seconds to wait until the node is Ready
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) ready: UntilReady,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use kedge_addons::{Added, Listed, Manager, Repositories, Repository, State};
 use serde_json::json;
 
-use super::require_root;
+use super::{print, require_root};
 use crate::addons::{catalog, flannel, manager, parse, repositories, usage, word};
 use crate::admin::{self, block_on};
 use crate::cli::{AddonsCommand, EnableArgs, Format, RepoCommand};
@@ -102,8 +102,8 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
 
 pub(crate) fn run(config: &Config, command: &AddonsCommand) -> Result<ExitCode, Failure> {
     match command {
-        AddonsCommand::List { format } => list(config, *format),
-        AddonsCommand::Info { addon, format } => info(config, addon, *format),
+        AddonsCommand::List { printed } => list(config, printed.format),
+        AddonsCommand::Info { addon, printed } => info(config, addon, printed.format),
         AddonsCommand::Repo(command) => repo(config, command),
     }
 }
@@ -125,79 +125,61 @@ async fn listed(manager: &Manager) -> anyhow::Result<Vec<Listed>> {
     Ok(list)
 }
 
-fn print<T: serde::Serialize>(value: &T, format: Format, short: impl FnOnce()) -> Result<(), Failure> {
-    match format {
-        Format::Json => output::say(&serde_json::to_string_pretty(value).context("write JSON")?),
-        Format::Yaml => output::write(&serde_saphyr::to_string(value).context("write YAML")?),
-        Format::Short => short(),
-    }
-    Ok(())
-}
-
 fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     require_root()?;
     let list = block_on(async {
         let manager = manager(config, admin::client(config)?)?;
         listed(&manager).await.context("list the addons")
     })??;
-    print(&list, format, || {
-        let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
-        for addon in &list {
-            let state = word(addon.state);
-            output::say(&format!("{:width$}  {state:9}  {}", addon.name, addon.description));
-            for reason in &addon.reasons {
-                output::say(&format!("{:width$}  {reason}", ""));
-            }
+    let width = list.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for addon in &list {
+        let state = word(addon.state);
+        text.push_str(&format!("{:width$}  {state:9}  {}\n", addon.name, addon.description));
+        for reason in &addon.reasons {
+            text.push_str(&format!("{:width$}  {reason}\n", ""));
         }
-    })?;
+    }
+    print(format, &text, &list)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure> {
     let catalog = catalog(config)?;
     let addon = catalog.get(name).map_err(usage)?;
-    print(addon, format, || {
-        output::say(&format!("{} {}\n{}", addon.name, addon.version, addon.description));
-        for (title, list) in [("requires", &addon.requires), ("architectures", &addon.architectures)] {
-            if !list.is_empty() {
-                output::say(&format!("{title}: {}", list.join(", ")));
-            }
+    let mut text = format!("{} {}\n{}\n", addon.name, addon.version, addon.description);
+    for (title, list) in [("requires", &addon.requires), ("architectures", &addon.architectures)] {
+        if !list.is_empty() {
+            text.push_str(&format!("{title}: {}\n", list.join(", ")));
         }
-        if !addon.arguments.is_empty() {
-            output::say("arguments:");
-        }
-        for argument in &addon.arguments {
-            let values = if argument.values.is_empty() {
-                String::new()
-            } else {
-                format!(" [{}]", argument.values.join("|"))
-            };
-            output::say(&format!(
-                "  {}{values} (default {}): {}",
-                argument.name, argument.default, argument.description
-            ));
-        }
-        if !addon.notes.trim().is_empty() {
-            output::say(addon.notes.trim());
-        }
-    })?;
+    }
+    if !addon.arguments.is_empty() {
+        text.push_str("arguments:\n");
+    }
+    for argument in &addon.arguments {
+        let values = if argument.values.is_empty() {
+            String::new()
+        } else {
+            format!(" [{}]", argument.values.join("|"))
+        };
+        text.push_str(&format!(
+            "  {}{values} (default {}): {}\n",
+            argument.name, argument.default, argument.description
+        ));
+    }
+    if !addon.notes.trim().is_empty() {
+        text.push_str(&format!("{}\n", addon.notes.trim()));
+    }
+    print(format, &text, addon)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
     let repositories = repositories(config);
-    if let RepoCommand::List { format } = command {
+    if let RepoCommand::List { printed } = command {
         let list = repositories.list().context("list the repositories")?;
-        print(&list, *format, || {
-            for repository in &list {
-                output::say(&format!(
-                    "{}  {}  {}",
-                    repository.name,
-                    repository.source,
-                    repository.addons.join(", ")
-                ));
-            }
-        })?;
+        let line = |own: &Repository| format!("{}  {}  {}\n", own.name, own.source, own.addons.join(", "));
+        print(printed.format, &list.iter().map(line).collect::<String>(), &list)?;
         return Ok(ExitCode::SUCCESS);
     }
     require_root()?;

@@ -2,26 +2,24 @@
 //! command waits and shows how far it is.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kedge_cluster::AuthorityStage;
 
+use super::change::{self, Change};
 use super::require_root;
 use crate::cli::RotateCaArgs;
 use crate::config::Config;
-use crate::control::{self, CallError};
+use crate::control::CallError;
 use crate::failure::Failure;
 use crate::node::authority::{AuthorityStatus, AuthorityWish};
-use crate::output::{self, Step};
+use crate::output;
 
 const PATH: &str = "/certs/authority";
-const SOON: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// How far the replacement is, if the node can say.
 pub(super) fn now(config: &Config) -> Result<AuthorityStatus, CallError> {
-    control::call(&config.status_socket(), "GET", PATH, &(), SOON)
+    change::ask(config, PATH)
 }
 
 /// Start or go on, finish, give up.
@@ -32,33 +30,13 @@ pub(super) fn run(config: &Config, args: &RotateCaArgs) -> Result<ExitCode, Fail
         (_, true) => (AuthorityWish::Abort, "forgetting the new authority", "aborted"),
         _ => (AuthorityWish::Start, "replacing the cluster's authority", "issued"),
     };
-    let until = Instant::now() + Duration::from_secs(args.timeout);
-    let mut step = Step::begin(doing);
-    let asked = control::call::<AuthorityStatus>(&config.status_socket(), "POST", PATH, &wish, SOON);
-    let mut status = match asked {
-        Ok(status) => status,
-        Err(error) => {
-            step.abandon();
-            return Err(Failure::Failed(anyhow::Error::from(error).context("replace the authority")));
-        }
-    };
-    while !is_done(&status, wish) {
-        if Instant::now() >= until {
-            step.abandon();
-            return Err(Failure::Failed(anyhow::anyhow!(
-                "it is not done after {} s ({}); it goes on by itself: kedge certs check shows how far it is",
-                args.timeout,
-                line(&status)
-            )));
-        }
-        step.update(&line(&status));
-        std::thread::sleep(LOOK_AGAIN);
-        // The node may be starting again meanwhile; it goes on then.
-        if let Ok(found) = now(config) {
-            status = found;
-        }
-    }
-    step.abandon();
+    let action = "replace the authority";
+    let shown_by = "kedge certs check";
+    let status = Change { path: PATH, wish: &wish, doing, action, shown_by, timeout: args.timeout }.run(
+        config,
+        |status: &AuthorityStatus| is_done(status, wish),
+        line,
+    )?;
     output::write(&format!("{}\n", line(&status)));
     if status.stage == AuthorityStage::Issuing {
         output::write(

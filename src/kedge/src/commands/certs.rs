@@ -25,8 +25,8 @@ const SIGNED: Duration = Duration::from_secs(120);
 pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, Failure> {
     require_root()?;
     match command {
-        CertsCommand::Check { format } => {
-            let found = show(config, *format)?;
+        CertsCommand::Check { printed } => {
+            let found = show(config, printed.format)?;
             let expired = found.iter().any(|certificate| certificate.days_left < 0);
             Ok(if expired { ExitCode::from(1) } else { ExitCode::SUCCESS })
         }

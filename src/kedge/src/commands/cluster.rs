@@ -31,12 +31,8 @@ pub(crate) fn add_node(config: &Config, args: &AddNodeArgs) -> Result<ExitCode, 
         InvitationFormat::Short => {
             invitation.join.iter().for_each(|join| output::say(&format!("kedge join {join}")));
         }
-        InvitationFormat::Json => {
-            output::say(&serde_json::to_string_pretty(&invitation).context("write JSON")?);
-        }
-        InvitationFormat::Yaml => {
-            output::write(&serde_saphyr::to_string(&invitation).context("write YAML")?);
-        }
+        InvitationFormat::Json => print(Format::Json, "", &invitation)?,
+        InvitationFormat::Yaml => print(Format::Yaml, "", &invitation)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -69,10 +65,10 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
     require_root()?;
     let socket = config.status_socket();
     match command {
-        TokenCommand::List { json, format } => {
+        TokenCommand::List { json, printed } => {
             let tokens: Vec<TokenSummary> =
                 control::call(&socket, "GET", "/tokens", &(), SOON).context("list the tokens")?;
-            let format = if *json { Format::Json } else { *format };
+            let format = if *json { Format::Json } else { printed.format };
             let mut short = format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
             for token in &tokens {
                 let id: String = token.id.chars().take(10).collect();

@@ -9,8 +9,8 @@ use crate::{kubeconfig, output, preflight, status};
 
 /// Print the kubeconfig with the URLs given, or with the address that other machines can reach.
 pub(crate) fn run(config: &Config, args: &ConfigArgs) -> Result<ExitCode, Failure> {
-    if let Some(ConfigCommand::Show { format }) = &args.command {
-        super::print(*format, &config.show(), &config.effective())?;
+    if let Some(ConfigCommand::Show { printed }) = &args.command {
+        super::print(printed.format, &config.show(), &config.effective())?;
         return Ok(ExitCode::SUCCESS);
     }
     let servers = args.server.as_slice();

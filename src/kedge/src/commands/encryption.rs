@@ -4,28 +4,25 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kedge_cluster::{EncryptionStage, EncryptionWish};
 
+use super::change::{self, Change};
 use super::{print, require_root};
 use crate::cli::{EncryptionCommand, Format};
 use crate::config::Config;
-use crate::control;
 use crate::failure::Failure;
 use crate::node::encryption::EncryptionStatus;
-use crate::output::{self, Step};
+use crate::output;
 
 const PATH: &str = "/secrets-encryption";
-const SOON: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Enable, show, rotate, disable.
 pub(crate) fn run(config: &Config, command: &EncryptionCommand) -> Result<ExitCode, Failure> {
     require_root()?;
     match command {
-        EncryptionCommand::Status { format } => show(config, *format),
+        EncryptionCommand::Status { printed } => show(config, printed.format),
         EncryptionCommand::Enable { resources, waiting } => {
             let resources: BTreeSet<String> = resources.iter().cloned().collect();
             change(config, &EncryptionWish::Enable(resources), "encrypting", "enabled", waiting.timeout)
@@ -39,12 +36,8 @@ pub(crate) fn run(config: &Config, command: &EncryptionCommand) -> Result<ExitCo
     }
 }
 
-fn ask(config: &Config) -> anyhow::Result<EncryptionStatus> {
-    control::call(&config.status_socket(), "GET", PATH, &(), SOON).context("ask how objects are stored")
-}
-
 fn show(config: &Config, format: Format) -> Result<ExitCode, Failure> {
-    let status = ask(config)?;
+    let status: EncryptionStatus = change::ask(config, PATH).context("ask how objects are stored")?;
     print(format, &text(&status), &status)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -56,33 +49,13 @@ fn change(
     done: &str,
     timeout: u64,
 ) -> Result<ExitCode, Failure> {
-    let until = Instant::now() + Duration::from_secs(timeout);
-    let mut step = Step::begin(doing);
-    let asked = control::call(&config.status_socket(), "POST", PATH, wish, SOON);
-    let mut status: EncryptionStatus = match asked {
-        Ok(status) => status,
-        Err(error) => {
-            step.abandon();
-            return Err(Failure::Failed(anyhow::Error::from(error).context("change how objects are stored")));
-        }
-    };
-    while status.stage != EncryptionStage::Settled {
-        if Instant::now() >= until {
-            step.abandon();
-            return Err(Failure::Failed(anyhow::anyhow!(
-                "it is not done after {timeout} s ({}); it goes on by itself: kedge secrets-encryption status shows how \
-                 far it is",
-                progress(&status)
-            )));
-        }
-        step.update(&progress(&status));
-        std::thread::sleep(LOOK_AGAIN);
-        // The node may be starting again meanwhile; it goes on then.
-        if let Ok(now) = ask(config) {
-            status = now;
-        }
-    }
-    step.abandon();
+    let action = "change how objects are stored";
+    let shown_by = "kedge secrets-encryption status";
+    let status = Change { path: PATH, wish, doing, action, shown_by, timeout }.run(
+        config,
+        |status: &EncryptionStatus| status.stage == EncryptionStage::Settled,
+        progress,
+    )?;
     output::write(&text(&status));
     output::report(done, &status);
     Ok(ExitCode::SUCCESS)

@@ -29,9 +29,9 @@ pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, F
         )));
     }
     match command {
-        ImagesCommand::List { format } => {
+        ImagesCommand::List { printed } => {
             let images = block_on(kedge_kubelet::describe_images(&socket))?.context("list images")?;
-            super::print(format, &table(&images), &images)?;
+            super::print(printed.format, &table(&images), &images)?;
         }
         ImagesCommand::Import { files, .. } => {
             let mut all = Vec::new();

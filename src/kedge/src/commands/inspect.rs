@@ -27,7 +27,7 @@ pub(crate) fn run(config: &Config, args: &InspectArgs) -> Result<ExitCode, Failu
         };
         output::paint(hue, word)
     };
-    super::print(args.format, &inspect::to_text(&findings, &paint), &findings)?;
+    super::print(args.printed.format, &inspect::to_text(&findings, &paint), &findings)?;
     if let Some(file) = &args.tarball {
         super::require_root()?;
         let mut step = Step::begin(&format!("writing {}", file.display()));

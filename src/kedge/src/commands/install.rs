@@ -51,7 +51,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     }
     let (config, given) = (&config, &given);
 
-    let limit = Duration::from_secs(args.timeout);
+    let limit = args.ready.limit();
     let mut step = Step::begin("installing the service");
     let upgrade = match upgrade::prepare(config, args.force, &mut step) {
         Ok(upgrade) => upgrade,
@@ -86,7 +86,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         Ok(status) if status.state == State::Ready => {
             step.done(&format!("node {} is Ready", status.node));
             if first {
-                basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+                basic_addons(config, &args.without, limit)?;
             }
             output::confirm(next_steps(config).trim_end());
             output::report(
@@ -96,7 +96,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
-            let error = not_ready(config, &status, args.timeout);
+            let error = not_ready(config, &status, args.ready.timeout);
             Err(or_step_back(config, upgrade.as_ref(), error, limit, step))
         }
         Err(error) => Err(or_step_back(config, upgrade.as_ref(), error, limit, step)),

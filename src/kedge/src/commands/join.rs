@@ -96,7 +96,7 @@ fn replace(
 
     step.update("starting");
     let status = service::start(config)
-        .and_then(|_| wait_started(config, Duration::from_secs(args.timeout), step))
+        .and_then(|_| wait_started(config, args.ready.limit(), step))
         .map_err(|error| {
             anyhow::anyhow!(
                 "{error:#}\nthe node was admitted: when the cause is gone, kedge start goes on with it; kedge leave \
@@ -107,7 +107,7 @@ fn replace(
         anyhow::bail!(
             "the node was admitted but is not Ready after {} s\n{}{}\nit goes on trying; see kedge status and the \
              log ({}), or take it back with kedge leave",
-            args.timeout,
+            args.ready.timeout,
             status.to_short(),
             service::log_tail(config, 10),
             service::log_place(config)

@@ -4,6 +4,7 @@
 pub(crate) mod addons;
 pub(crate) mod authority;
 mod certs;
+mod change;
 pub(crate) mod cluster;
 pub(crate) mod config;
 mod encryption;
@@ -120,7 +121,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Disable(args) => addons::disable(&load()?, &args.addons),
         Command::Addons(command) => addons::run(&load()?, &command),
         Command::Version(args) => {
-            version::run(args.format)?;
+            version::run(args.printed.format)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completion { shell } => {

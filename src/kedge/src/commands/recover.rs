@@ -58,7 +58,7 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
                     "this node is the only member already: there is nothing to recover"
                 )));
             }
-            confirm("Go on with this node's copy alone?", args.yes)
+            confirm("Go on with this node's copy alone?", args.asked.yes)
         });
     if !matches!(go_on, Ok(true)) {
         if ran {
@@ -152,11 +152,11 @@ fn rebuild(
     step.update("starting");
     let back = || format!("the datastore is recovered, but the node is not Ready\n{}", way_back(config));
     service::start(config).with_context(back)?;
-    let status = wait_started(config, Duration::from_secs(args.timeout), step).with_context(back)?;
+    let status = wait_started(config, args.ready.limit(), step).with_context(back)?;
     if !status.is_up() {
         anyhow::bail!(
             "the datastore is recovered but the node is not Ready after {} s\n{}the log is {}\n{}",
-            args.timeout,
+            args.ready.timeout,
             status.to_short(),
             service::log_place(config),
             way_back(config)

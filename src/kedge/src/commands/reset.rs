@@ -42,7 +42,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
         config.node_name,
         config.data_dir.display()
     );
-    if !confirm(&question, args.yes)? {
+    if !confirm(&question, args.asked.yes)? {
         output::confirm("nothing was changed");
         output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
@@ -68,7 +68,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
         }
     }
     if config.own_pod_network {
-        install::basic_addons(config, &args.without, Duration::from_secs(args.timeout))?;
+        install::basic_addons(config, &args.without, args.ready.limit())?;
     }
     output::report("reset", &json!({ "node": config.node_name }));
     Ok(ExitCode::SUCCESS)
@@ -81,11 +81,11 @@ fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, args.ready.limit(), step)?;
     if !status.is_up() {
         anyhow::bail!(
             "the node was emptied but is not Ready after {} s\n{}it goes on trying; see kedge status and the log ({})",
-            args.timeout,
+            args.ready.timeout,
             status.to_short(),
             service::log_place(config)
         );

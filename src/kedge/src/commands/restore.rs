@@ -63,7 +63,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
          must be stopped and join again.",
         config.node_name
     );
-    if !confirm(&question, args.yes)? {
+    if !confirm(&question, args.asked.yes)? {
         output::confirm("nothing was changed");
         output::report("unchanged", &json!({}));
         return Ok(ExitCode::from(1));
@@ -185,12 +185,12 @@ fn replace(
     install::for_next_start(config, given)?;
     step.update("starting");
     service::start(config)?;
-    let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
+    let status = wait_started(config, args.ready.limit(), step)?;
     if !status.is_up() {
         anyhow::bail!(
             "the snapshot is restored but the node is not Ready after {} s\n{}{}\nthe log is {}; the former state \
              is in {}",
-            args.timeout,
+            args.ready.timeout,
             status.to_short(),
             service::log_tail(config, 10),
             service::log_place(config),
@@ -222,15 +222,7 @@ fn build(config: &Config, given: &Settings, verified: &Verified, same: bool) -> 
         Some((_, found)) => found.last.revision,
         None => header.revision + UNKNOWN,
     };
-    let mut book = Vec::new();
-    verified.store.read(&mut |key, bytes| {
-        if key.starts_with("nodes.")
-            && Replica::owns(key)
-            && let Ok(record) = serde_json::from_slice::<NodeRecord>(bytes)
-        {
-            book.push(record);
-        }
-    })?;
+    let book = book(verified)?;
     let gone = |record: &&NodeRecord| record.role == Role::ControlPlane || record.name == config.node_name;
     let ids: BTreeSet<NodeId> = book.iter().filter(gone).map(|record| record.id).collect();
     let keep = |key: &str, bytes: &[u8]| !Replica::owns(key) || keep_record(key, bytes, &ids, pki.node_id());
@@ -255,14 +247,29 @@ fn build(config: &Config, given: &Settings, verified: &Verified, same: bool) -> 
     };
     switch::commit(&config.data_dir, &plan).context("put what was restored in place")?;
     let aside = config.data_dir.join(aside);
-    let mut dropped: BTreeSet<String> = book
-        .iter()
-        .filter(|record| record.role == Role::ControlPlane)
-        .map(|record| record.name.clone())
-        .collect();
+    let mut dropped = control_planes(&book);
     dropped.extend(others);
     dropped.remove(&config.node_name);
     Ok(Done { restored, aside, dropped })
+}
+
+/// The nodes that were in the snapshot's cluster.
+pub(super) fn book(verified: &Verified) -> anyhow::Result<Vec<NodeRecord>> {
+    let mut book = Vec::new();
+    verified.store.read(&mut |key, bytes| {
+        if key.starts_with("nodes.")
+            && Replica::owns(key)
+            && let Ok(record) = serde_json::from_slice::<NodeRecord>(bytes)
+        {
+            book.push(record);
+        }
+    })?;
+    Ok(book)
+}
+
+pub(super) fn control_planes(book: &[NodeRecord]) -> BTreeSet<String> {
+    let control_planes = book.iter().filter(|record| record.role == Role::ControlPlane);
+    control_planes.map(|record| record.name.clone()).collect()
 }
 
 /// Tokens go; so do the nodes that are not in the new group, with their claims; and the note that this node
@@ -315,15 +322,20 @@ fn make_keys(config: &Config, target: &Path, verified: &Verified, keep_own: bool
     Ok(())
 }
 
-/// Nodes that the snapshot knows and that may not be there.
-fn say_others(config: &Config, done: &Done) {
-    if !done.dropped.is_empty() {
-        let names: Vec<&str> = done.dropped.iter().map(String::as_str).collect();
+/// What is left to be done on the control-plane nodes that were dropped.
+pub(super) fn say_dropped(dropped: &BTreeSet<String>) {
+    if !dropped.is_empty() {
+        let names: Vec<&str> = dropped.iter().map(String::as_str).collect();
         output::say(&format!(
             "control-plane nodes that are none any more: {}; on each run kedge leave --force, then join again",
             names.join(", ")
         ));
     }
+}
+
+/// Nodes that the snapshot knows and that may not be there.
+fn say_others(config: &Config, done: &Done) {
+    say_dropped(&done.dropped);
     let limit = Duration::from_secs(30);
     let state = control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), limit);
     if let Ok(state) = state

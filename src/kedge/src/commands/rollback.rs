@@ -1,19 +1,20 @@
 //! `kedge rollback`: the version before the last upgrade runs again, with the data as it is or as it was.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use super::status::wait_started;
-use super::{confirm, require_root};
+use super::{confirm, require_root, restore};
 use crate::cli::RollbackArgs;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
-use crate::{service, snapshot, upgrade};
+use crate::snapshot::{self, Verified};
+use crate::{service, status, upgrade};
 
 /// Look, ask when data goes back, swap, start, wait. Repeating it goes forward again.
 pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Failure> {
@@ -29,19 +30,22 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
     }
     let version = upgrade::version_of(&previous)?;
     let name = upgrade::snapshot_of(&version);
+    let mut others = BTreeSet::new();
     if args.with_data {
         // Found out now, not when the node is stopped.
         let file = snapshot::find(&config.snapshot_dir(), name.as_ref());
         let verified = super::snapshot::read_whole(&file)?;
         output::write(&super::snapshot::describe(&file, &verified));
-        let question = format!("Go back to {version} and to this data? Later changes are lost.");
-        if !confirm(&question, args.yes)? {
+        others = other_control_planes(config, &verified)?;
+        if !confirm(&question(&version, &others), args.asked.yes)? {
             output::confirm("nothing was changed");
             output::report("unchanged", &json!({}));
             return Ok(ExitCode::from(1));
         }
+    } else {
+        upgrade::may_restart(config, args.force)?;
     }
-    let limit = Duration::from_secs(args.timeout);
+    let limit = args.ready.limit();
     let mut step = Step::begin(&format!("going back to {version}"));
     let result = (|| {
         service::stop(config)?;
@@ -64,8 +68,34 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
     }
     let data = if args.with_data { ", with the data from before the upgrade" } else { "" };
     step.done(&format!("{version} runs again{data}; kedge rollback goes forward again"));
-    output::report("rolled back", &json!({ "version": version, "withData": args.with_data }));
+    restore::say_dropped(&others);
+    output::report(
+        "rolled back",
+        &json!({ "version": version, "withData": args.with_data, "dropped": others }),
+    );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The other control-plane nodes: of now, if this node can tell, and of when the snapshot was saved.
+fn other_control_planes(config: &Config, verified: &Verified) -> anyhow::Result<BTreeSet<String>> {
+    let mut names = restore::control_planes(&restore::book(verified)?);
+    if let Ok(Some(status)) = status::ask(&config.status_socket()) {
+        names.extend(status.datastore.members.into_iter().map(|member| member.name));
+    }
+    names.remove(&config.node_name);
+    Ok(names)
+}
+
+fn question(version: &str, others: &BTreeSet<String>) -> String {
+    let mut text = format!("Go back to {version} and to this data? Later changes are lost.");
+    if !others.is_empty() {
+        let names: Vec<&str> = others.iter().map(String::as_str).collect();
+        text.push_str(&format!(
+            " This node becomes the only control-plane node: the others ({}) must be stopped and join again.",
+            names.join(", ")
+        ));
+    }
+    text
 }
 
 /// Who owns the binary keeps the one before.
@@ -80,4 +110,19 @@ fn refuse_others_files() -> Result<(), Failure> {
     Err(Failure::Failed(anyhow::anyhow!(
         "{how}; then kedge snapshot restore before-upgrade-from-VERSION if the data must go back too"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_to_join_again_is_named_before_it_is_done() {
+        let alone = "Go back to v1 and to this data? Later changes are lost.";
+        let others = " This node becomes the only control-plane node: the others (b, c) must be stopped and join \
+                      again.";
+        for (names, expected) in [(&[][..], alone.to_owned()), (&["c", "b"], format!("{alone}{others}"))] {
+            assert_eq!(question("v1", &names.iter().map(|name| (*name).to_owned()).collect()), expected);
+        }
+    }
 }

@@ -26,8 +26,8 @@ pub(crate) fn run(config: &Config, command: &SnapshotCommand) -> Result<ExitCode
         SnapshotCommand::Save { file, name, replace, .. } => {
             save(config, file.as_deref(), name.as_deref(), *replace)
         }
-        SnapshotCommand::List { format } => list(config, *format),
-        SnapshotCommand::Verify { file, format } => verify(config, file, *format),
+        SnapshotCommand::List { printed } => list(config, printed.format),
+        SnapshotCommand::Verify { file, printed } => verify(config, file, printed.format),
         SnapshotCommand::Restore(_) => Err(Failure::Usage("restore is a command of its own".into())),
     }
 }

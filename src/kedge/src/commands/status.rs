@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use jiff::Timestamp;
 
+use super::print;
 use crate::cli::{Format, StatusArgs};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -32,18 +33,13 @@ pub(crate) fn run(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failur
     if status.state != State::Stopped && store_answers && config.kubeconfig().exists() {
         status.addons = super::addons::enabled(config, ADDONS_LIMIT).unwrap_or_default();
     }
-    match args.format {
-        Format::Short => {
-            output::write(&status.to_short());
-            if status.state == State::Stopped {
-                output::complain(&format!(
-                    "kedge does not run; start it with kedge start (log: {})",
-                    service::log_place(config)
-                ));
-            }
-        }
-        Format::Json => output::say(&serde_json::to_string_pretty(&status).context("write JSON")?),
-        Format::Yaml => output::write(&serde_saphyr::to_string(&status).context("write YAML")?),
+    let format = args.printed.format;
+    print(format, &status.to_short(), &status)?;
+    if format == Format::Short && status.state == State::Stopped {
+        output::complain(&format!(
+            "kedge does not run; start it with kedge start (log: {})",
+            service::log_place(config)
+        ));
     }
     if status.state == State::Ready {
         return Ok(ExitCode::SUCCESS);

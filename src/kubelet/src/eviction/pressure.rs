@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::{Pod, Taint};
+use kedge_client::node_fit::tolerates;
 use tokio::time::Instant;
 
 use super::{Eviction, Floor, Levels, Signal};
@@ -134,9 +135,14 @@ pub(crate) fn refusal(target: &Pod, conditions: &[Condition]) -> Option<Verdict>
         return None;
     }
     if *conditions == [Condition::Memory] {
-        let tolerations = target.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+        let taint = Taint {
+            key: "node.kubernetes.io/memory-pressure".into(),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        };
+        let mut tolerations = target.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
         if resources::qos(target) != Qos::BestEffort
-            || tolerations.into_iter().any(|it| tolerates(it, "node.kubernetes.io/memory-pressure"))
+            || tolerations.any(|toleration| tolerates(toleration, &taint))
         {
             return None;
         }
@@ -147,20 +153,6 @@ pub(crate) fn refusal(target: &Pod, conditions: &[Condition]) -> Option<Verdict>
         message: format!("Pod was rejected: The node had condition: [{}]. ", names.join(" ")),
         ..Verdict::default()
     })
-}
-
-/// Whether it is about this taint, which has no value and the effect `NoSchedule`.
-fn tolerates(toleration: &Toleration, taint: &str) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
-    if (!effect.is_empty() && effect != "NoSchedule") || (!key.is_empty() && key != taint) {
-        return false;
-    }
-    match text(&toleration.operator).as_str() {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && text(&toleration.value).is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

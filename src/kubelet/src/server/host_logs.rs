@@ -1,13 +1,17 @@
 //! `/logs/`: the files of the host's log folder, as Go's file server shows them (upstream `server.go`,
 //! `enableSystemLogHandler`). Links that lead out of the folder are not followed: pods may write there.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use nix::libc;
 use tokio::sync::mpsc;
 
 use super::{Answer, LOG_CHUNKS, Refusal, text};
@@ -18,7 +22,7 @@ const CHUNK: usize = 64 << 10;
 
 enum Found {
     Folder(Vec<(String, bool)>),
-    File(std::fs::File, u64),
+    File(File, u64),
 }
 
 /// The file or folder below the log folder that `path` (`/logs/...`, percent-encoded) names.
@@ -52,20 +56,31 @@ pub(super) async fn answer(core: &Shared, path: &str) -> Result<Answer, Refusal>
 }
 
 fn find(root: &Path, relative: &str) -> Option<Found> {
+    show(&handle(root, relative)?)
+}
+
+/// What is there, without opening it: a pod may put a link, a pipe or a device in a file's place at any moment.
+/// Whatever the path was, the kernel says where what we hold lies. (openat2 refuses the links with whole paths
+/// that lead to pods' logs.)
+fn handle(root: &Path, relative: &str) -> Option<File> {
     let root = root.canonicalize().ok()?;
-    let path: PathBuf = root.join(relative).canonicalize().ok()?;
-    if !path.starts_with(&root) {
-        return None;
-    }
-    let kind = path.metadata().ok()?;
+    let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(root.join(relative)).ok()?;
+    fs::read_link(in_proc(&handle)).ok()?.starts_with(&root).then_some(handle)
+}
+
+fn show(handle: &File) -> Option<Found> {
+    let kind = handle.metadata().ok()?;
+    let place = in_proc(handle);
     if kind.is_file() {
-        return Some(Found::File(std::fs::File::open(&path).ok()?, kind.len()));
+        // A pod that leases the file must not keep us waiting.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(place).ok()?;
+        return Some(Found::File(file, kind.len()));
     }
     // Not devices or pipes: they may never end.
     if !kind.is_dir() {
         return None;
     }
-    let mut entries: Vec<(String, bool)> = std::fs::read_dir(&path)
+    let mut entries: Vec<(String, bool)> = fs::read_dir(place)
         .ok()?
         .flatten()
         .map(|entry| {
@@ -75,6 +90,11 @@ fn find(root: &Path, relative: &str) -> Option<Found> {
         .collect();
     entries.sort();
     Some(Found::Folder(entries))
+}
+
+/// The way to what `handle` holds, whatever has its name by now.
+fn in_proc(handle: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
 }
 
 fn listing(entries: &[(String, bool)]) -> String {
@@ -89,7 +109,7 @@ fn listing(entries: &[(String, bool)]) -> String {
 }
 
 /// The file's bytes as they are now; what is written later is not waited for.
-fn stream(core: &Shared, file: std::fs::File, size: u64) -> Answer {
+fn stream(core: &Shared, file: File, size: u64) -> Answer {
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(LOG_CHUNKS);
     core.tasks.spawn_until_stopped("host log", async move {
         let sent = volumes::blocking(move || {
@@ -164,9 +184,9 @@ mod tests {
     fn only_what_is_below_the_folder() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let root = dir.path().join("log");
-        std::fs::create_dir_all(root.join("pods")).expect("a folder");
-        std::fs::write(root.join("a.log"), "a\n").expect("written");
-        std::fs::write(dir.path().join("secret"), "s\n").expect("written");
+        fs::create_dir_all(root.join("pods")).expect("a folder");
+        fs::write(root.join("a.log"), "a\n").expect("written");
+        fs::write(dir.path().join("secret"), "s\n").expect("written");
         std::os::unix::fs::symlink(dir.path().join("secret"), root.join("out")).expect("a link");
         std::os::unix::fs::symlink(root.join("a.log"), root.join("in")).expect("a link");
         for (path, expected) in [
@@ -186,6 +206,41 @@ mod tests {
         assert!(
             page.contains("<a href=\"a.log\">a.log</a>\n") && page.contains("<a href=\"pods/\">pods/</a>\n")
         );
+    }
+
+    #[test]
+    fn what_takes_a_files_place_is_not_opened() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = dir.path().join("log");
+        fs::create_dir_all(root.join("pods")).expect("a folder");
+        fs::write(root.join("a.log"), "a\n").expect("written");
+        fs::write(dir.path().join("secret"), "s\n").expect("written");
+        let fifo = root.join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        std::os::unix::fs::symlink(&fifo, root.join("to-fifo")).expect("a link");
+        std::os::unix::fs::symlink("/dev/zero", root.join("device")).expect("a link");
+        std::os::unix::fs::symlink(dir.path(), root.join("out")).expect("a link");
+        // Nobody writes to the pipe: to open it would take for ever.
+        for (path, folder) in [
+            ("a.log", Some(false)),
+            ("pods", Some(true)),
+            ("pods/", Some(true)),
+            ("fifo", None),
+            ("to-fifo", None),
+            ("device", None),
+            ("out", None),
+            ("out/secret", None),
+            ("out/log/a.log", Some(false)),
+        ] {
+            let found = find(&root, path).map(|found| matches!(found, Found::Folder(_)));
+            assert_eq!(found, folder, "{path}");
+        }
+        let held = handle(&root, "a.log").expect("a file");
+        fs::rename(root.join("out"), root.join("a.log")).expect("swapped in");
+        let Some(Found::File(mut file, size)) = show(&held) else { panic!("a file") };
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("read");
+        assert_eq!((text.as_str(), size), ("a\n", 2));
     }
 
     #[test]

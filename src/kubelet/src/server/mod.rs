@@ -67,29 +67,16 @@ pub(crate) async fn listen(core: &Shared) -> Result<(), Error> {
     let core = core.clone();
     core.tasks.clone().spawn_until_stopped("server", async move {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let (core, acceptor) = (core.clone(), acceptor.clone());
-                    let connection = connection(core, stream, acceptor, connections.clone());
-                    connections.spawn_until_stopped("connection", connection);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let (stream, _) = https::accept(&listener).await;
+            let connection = connection(core.clone(), stream, acceptor.clone(), connections.clone());
+            connections.spawn_until_stopped("connection", connection);
         }
     });
     Ok(())
 }
 
 async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor, tasks: Tasks) {
-    let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake took too long"),
-    };
+    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let peer =
         Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));

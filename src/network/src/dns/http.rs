@@ -14,7 +14,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kedge_base::Tasks;
+use kedge_base::{Tasks, https};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -33,20 +33,12 @@ pub(crate) fn serve(listener: TcpListener, path: &'static str, page: Page, tasks
         loop {
             // Those beyond the limit wait in the kernel's queue.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let page = page.clone();
-                    connections.spawn_until_stopped("http connection", async move {
-                        connection(stream, path, page).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(path, %error, "a connection could not be accepted");
-                    // Out of file descriptors: going on at once would only burn CPU.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let (stream, _) = https::accept(&listener).await;
+            let page = page.clone();
+            connections.spawn_until_stopped("http connection", async move {
+                connection(stream, path, page).await;
+                drop(permit);
+            });
         }
     });
 }

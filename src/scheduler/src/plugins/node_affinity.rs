@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::NodeSelector;
+use kedge_client::node_fit::{node_selector_matches, term_matches};
 
 use crate::framework::{
     Cluster, CycleState, Events, NODE_ADDED, NODE_LABELS, Plugin, PreFilter, Rejection, scale,
 };
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::selector::{node_selector_matches, term_matches};
 
 pub(crate) struct NodeAffinity;
 

@@ -1,11 +1,11 @@
 //! NodeUnschedulable: cordoned nodes take pods only that tolerate it.
 
 use k8s_openapi::api::core::v1::Taint;
+use kedge_client::node_fit::tolerates;
 
 use crate::framework::{Cluster, CycleState, Events, NODE_ADDED, NODE_TAINTS, Plugin, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::selector::tolerates;
 
 pub(crate) struct NodeUnschedulable;
 

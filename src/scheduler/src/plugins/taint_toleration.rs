@@ -1,9 +1,11 @@
 //! TaintToleration: taints keep pods off (NoSchedule, NoExecute) or are avoided (PreferNoSchedule).
 
+use kedge_client::node_fit::tolerates;
+
 use crate::framework::{Cluster, CycleState, Events, NODE_ADDED, NODE_TAINTS, Plugin, Rejection, scale};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::selector::{tolerates, tolerates_node};
+use crate::selector::tolerates_node;
 
 pub(crate) struct TaintToleration;
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kedge_api::quantity::Quantity;
+use kedge_client::node_fit::node_selector_matches;
 
 use crate::framework::{
     Cluster, CycleState, Events, NODE_ADDED, NODE_LABELS, Plugin, PreFilter, Rejection, VOLUMES,
 };
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::selector::{Selector, node_selector_matches};
+use crate::selector::Selector;
 
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";

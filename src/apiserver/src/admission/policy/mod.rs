@@ -105,11 +105,6 @@ fn program(value: &Value) -> Result<Program, Error> {
     Program::compile(value.as_str().unwrap_or_default())
 }
 
-/// The revisions of the policies and of their bindings.
-fn version(state: &State, names: [&str; 2]) -> [u64; 2] {
-    names.map(|name| *state.cache.bucket(name).subscribe().borrow())
-}
-
 /// All bindings with their policies.
 fn bound<P>(
     state: &State,

@@ -12,7 +12,7 @@ use kedge_api::schema::{Cursor, ListType, Shape};
 use kedge_api::status::{Cause, Status};
 use serde_json::{Value, json};
 
-use super::{Bound, Definition, bound, list, params, program, seen, shown, text, version};
+use super::{Bound, Definition, bound, list, params, program, seen, shown, text};
 use crate::admission::webhook::rules::converted;
 use crate::admission::{Operation, Request};
 use crate::state::State;
@@ -22,10 +22,9 @@ const NAMES: [&str; 2] = [
     "mutatingadmissionpolicybindings.admissionregistration.k8s.io",
 ];
 
-/// All policies that are bound, and the revisions they were read at.
+/// All policies that are bound.
 #[derive(Default)]
 pub(crate) struct Policies {
-    version: [u64; 2],
     bound: Vec<Bound<Policy>>,
 }
 
@@ -58,15 +57,8 @@ impl Policy {
 }
 
 fn policies(state: &State) -> Arc<Policies> {
-    let version = version(state, NAMES);
-    let current = state.mutating_policies.load_full();
-    if current.version == version {
-        return current;
-    }
-    let bound = bound(state, NAMES, Policy::new, |policy| &policy.definition.name);
-    let fresh = Arc::new(Policies { version, bound });
-    state.mutating_policies.store(fresh.clone());
-    fresh
+    let bound = || bound(state, NAMES, Policy::new, |policy| &policy.definition.name);
+    state.mutating_policies.get(&state.cache, NAMES, || Policies { bound: bound() })
 }
 
 /// The policies that were asked, and what each left behind: it is asked again if somebody changed that after.

@@ -6,7 +6,7 @@ use kedge_api::cel::{Budget, Error, Program, Scope, Value as Cel, Variables, dyn
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
-use super::{Binding, Bound, Definition, bound, list, params, program, seen, shown, text, version};
+use super::{Binding, Bound, Definition, bound, list, params, program, seen, shown, text};
 use crate::admission::Request;
 use crate::state::State;
 
@@ -15,10 +15,8 @@ const NAMES: [&str; 2] = [
     "validatingadmissionpolicybindings.admissionregistration.k8s.io",
 ];
 
-/// All policies that are bound, and the revisions they were read at.
-#[derive(Default)]
+/// All policies that are bound.
 pub(crate) struct Policies {
-    version: [u64; 2],
     bound: Vec<Bound<Policy>>,
 }
 
@@ -52,15 +50,8 @@ impl Policy {
 }
 
 fn policies(state: &State) -> Arc<Policies> {
-    let version = version(state, NAMES);
-    let current = state.policies.load_full();
-    if current.version == version {
-        return current;
-    }
-    let bound = bound(state, NAMES, Policy::new, |policy| &policy.definition.name);
-    let fresh = Arc::new(Policies { version, bound });
-    state.policies.store(fresh.clone());
-    fresh
+    let bound = || bound(state, NAMES, Policy::new, |policy| &policy.definition.name);
+    state.policies.get(&state.cache, NAMES, || Policies { bound: bound() })
 }
 
 /// Asks all policies that mean the request.

@@ -21,10 +21,9 @@ use crate::state::State;
 const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
 const VALIDATING: &str = "validatingwebhookconfigurations.admissionregistration.k8s.io";
 
-/// All webhooks of the cluster, and the revisions of the configurations they were read from.
+/// All webhooks of the cluster.
 #[derive(Default)]
 pub(crate) struct Webhooks {
-    version: [u64; 2],
     mutating: Vec<Webhook>,
     validating: Vec<Webhook>,
 }
@@ -65,19 +64,13 @@ impl Webhook {
 
 /// The webhooks as of now; read again only after a configuration has changed.
 fn webhooks(state: &State) -> Arc<Webhooks> {
-    let version = [MUTATING, VALIDATING].map(|name| *state.cache.bucket(name).subscribe().borrow());
-    let current = state.webhooks.load_full();
-    if current.version == version {
-        return current;
-    }
     let all = |key: &str| {
         let list = rules::configurations(state, key);
         let hooks = list.iter().flat_map(|own| own["webhooks"].as_array().into_iter().flatten());
         hooks.map(|value| Webhook::new(state, value)).collect()
     };
-    let fresh = Arc::new(Webhooks { version, mutating: all(MUTATING), validating: all(VALIDATING) });
-    state.webhooks.store(fresh.clone());
-    fresh
+    let make = || Webhooks { mutating: all(MUTATING), validating: all(VALIDATING) };
+    state.webhooks.get(&state.cache, [MUTATING, VALIDATING], make)
 }
 
 /// Webhooks may not lock the door to their own configuration.
