@@ -227,12 +227,7 @@ async fn ask(
     let called = match conditions {
         Ok(false) => return Ok(None),
         Err(error) => Err(error),
-        Ok(true) => {
-            match tokio::time::timeout(webhook.timeout, call(webhook, request.state, &review)).await {
-                Ok(result) => result,
-                Err(_) => Err("context deadline exceeded".to_owned()),
-            }
-        }
+        Ok(true) => call(webhook, request.state, &review).await,
     };
     match called {
         Ok(answer) => Ok(Some(answer)),
@@ -251,7 +246,7 @@ async fn call(webhook: &Webhook, state: &State, review: &Value) -> Result<Value,
     let (server, path) = webhook.server.as_ref().map_err(Clone::clone)?;
     let separator = if path.contains('?') { '&' } else { '?' };
     let path = format!("{path}{separator}timeout={}s", webhook.timeout.as_secs());
-    let mut answer = server.post(state, &path, review).await?;
+    let mut answer = server.post(state, &path, review, webhook.timeout).await?;
     if answer["kind"] != "AdmissionReview" || answer["apiVersion"] != "admission.k8s.io/v1" {
         return Err(format!(
             "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}, Kind={}",
