@@ -106,8 +106,7 @@ pub(super) fn validate_range(obj: &Value, errors: &mut Vec<FieldError>) {
     if let [(first, _), (second, _)] = parsed.as_slice()
         && first.is_ipv4() == second.is_ipv4()
     {
-        let what =
-            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        let what = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
         errors.push(FieldError::invalid(CIDRS, all.to_vec(), what));
     }
 }

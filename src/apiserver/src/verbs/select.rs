@@ -75,7 +75,9 @@ impl Selection {
         let Some(paths) = &self.late else { return true };
         let extracted = paths.extract(shown);
         self.fields.iter().all(|(field, equal, value)| match field {
-            FieldRef::Late(index) => (extracted.fields.get(*index).map_or("", |text| text) == value) == *equal,
+            FieldRef::Late(index) => {
+                (extracted.fields.get(*index).map_or("", |text| text) == value) == *equal
+            }
             _ => true,
         })
     }

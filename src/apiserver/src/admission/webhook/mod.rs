@@ -148,7 +148,10 @@ async fn ask_to_change(
         .decode(patch)
         .map_err(|error| failed(format!("patch is not base64: {error}")))?;
     let shown = rules::converted(request.state, request.resource, &resource, value).await?;
-    let patched = kedge_api::patch::json_patch(&shown, &patch)?;
+    let patched = match request.operation {
+        Operation::Connect => kedge_api::patch::json_patch(&shown, &patch)?,
+        _ => kedge_api::patch::json_patch_of(&resource.schema, &shown, &patch)?,
+    };
     let mut patched = rules::converted(request.state, &resource, request.resource, &patched).await?;
     if request.resource.custom {
         // What the webhook has added beyond the schema goes, as with what a client sends.
