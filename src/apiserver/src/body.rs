@@ -3,8 +3,12 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use kedge_api::decode::{self, FieldValidation};
+use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use serde_json::Value;
+
+use crate::yaml;
 
 /// Upstream's limit (`MaxRequestBodyBytes`).
 const LIMIT: usize = 3 << 20;
@@ -31,15 +35,36 @@ pub(crate) fn json_text(content_type: &str, body: &Bytes) -> Result<Bytes, Statu
     }
 }
 
+/// The body as an object of the resource, and warnings (apimachinery `serializer/json`, strict decoding).
+pub(crate) fn object(
+    content_type: &str,
+    body: &Bytes,
+    resource: &Resource,
+    mode: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
+    let twice = match content_type {
+        "application/yaml" => yaml::parse(body)?.1.told().filter(|_| mode != FieldValidation::Ignore),
+        _ => None,
+    };
+    let text = json_text(content_type, body)?;
+    let Some(twice) = twice else { return decode::decode(&text, "application/json", resource, mode) };
+    let (value, mut warnings) = decode::decode(&text, "application/json", resource, FieldValidation::Warn)?;
+    warnings.insert(0, twice);
+    if mode == FieldValidation::Strict {
+        return Err(Status::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
+            resource.version,
+            warnings.join(", "),
+            kind = resource.kind,
+        )));
+    }
+    Ok((value, warnings))
+}
+
 /// The body as a value.
 pub(crate) fn value(content_type: &str, body: &[u8]) -> Result<Value, Status> {
     match content_type {
-        "application/yaml" | "application/apply-patch+yaml" => {
-            let text = std::str::from_utf8(body)
-                .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
-            serde_saphyr::from_str(text)
-                .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
-        }
+        "application/yaml" | "application/apply-patch+yaml" => Ok(yaml::parse(body)?.0),
         "application/json"
         | ""
         | "application/merge-patch+json"

@@ -89,10 +89,7 @@ async fn convert(
         "request": { "uid": object::new_uid(), "desiredAPIVersion": wanted, "objects": asked },
     });
     let path = format!("{path}{}timeout={}s", if path.contains('?') { '&' } else { '?' }, PATIENCE.as_secs());
-    let answer = match tokio::time::timeout(PATIENCE, server.post(state, &path, &review)).await {
-        Ok(answer) => answer.map_err(&failed)?,
-        Err(_) => return Err(failed("context deadline exceeded".to_owned())),
-    };
+    let answer = server.post(state, &path, &review, PATIENCE).await.map_err(&failed)?;
     let mut converted = converted(answer, &review, &asked).map_err(&failed)?.into_iter();
     Ok(objects
         .iter()

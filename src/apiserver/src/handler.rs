@@ -15,7 +15,7 @@ use crate::authz::{self, rbac::Attributes};
 use crate::request::{Query, RequestInfo};
 use crate::state::State;
 use crate::verbs::{self, Context};
-use crate::{aggregation, body, components, discovery, protobuf, proxy, respond, review};
+use crate::{aggregation, body, components, discovery, protobuf, proxy, respond, review, stream};
 
 /// Answer a request. `peer` is the user of a verified client certificate, or the component of this
 /// process that asks.
@@ -43,7 +43,7 @@ pub(crate) async fn handle(state: Arc<State>, request: Request<Body>, peer: Opti
 
 async fn answer(
     state: &Arc<State>,
-    request: Request<Body>,
+    mut request: Request<Body>,
     peer: Option<User>,
 ) -> Result<Response<Body>, Status> {
     let query = Query::parse(request.uri());
@@ -73,11 +73,19 @@ async fn answer(
         return Ok(no_such_path());
     };
     let is_stream = proxy::is_stream(&info.group, &info.resource, &info.subresource);
+    let is_watch = info.verb == "watch";
+    let reader = if is_watch || (is_stream && info.subresource == "log") {
+        stream::Reader::take(&mut request, is_watch)
+    } else {
+        None
+    };
     // What a proxy or stream answers is not ours to negotiate.
     let accepted = if is_stream {
         respond::Accepted::JSON
     } else {
-        let accepted = respond::negotiate(request.headers())?;
+        let mut accepted = respond::negotiate(request.headers())?;
+        // The messages of a watch are text.
+        accepted.protobuf &= reader.is_none();
         let metadata = accepted.form == respond::Form::Metadata;
         if accepted.protobuf
             && !metadata
@@ -109,10 +117,14 @@ async fn answer(
     }
     if is_stream {
         let context = Arc::new(context);
-        return proxy::run(&context, request).await;
+        let response = proxy::run(&context, request).await?;
+        return Ok(match reader {
+            Some(reader) => reader.answer(&state.tasks, response),
+            None => response,
+        });
     }
     let body = body::collect(request.into_body()).await?;
-    let (takes_protobuf, is_watch) = (accepted.protobuf, context.info.verb == "watch");
+    let takes_protobuf = accepted.protobuf;
     let response = if context.resource.stored {
         verbs::run(context, body).await?
     } else if context.resource.group.is_empty() && context.resource.plural == "componentstatuses" {
@@ -123,6 +135,9 @@ async fn answer(
         // What is only answered has no table and no bare metadata.
         return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
     };
+    if let Some(reader) = reader {
+        return Ok(reader.answer(&state.tasks, response));
+    }
     if takes_protobuf { protobuf::answer(response, is_watch).await } else { Ok(response) }
 }
 

@@ -43,6 +43,7 @@ mod stream;
 mod subresource;
 mod token;
 mod verbs;
+mod yaml;
 
 use std::collections::HashMap;
 use std::io;

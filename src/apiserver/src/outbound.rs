@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use base64::Engine as _;
@@ -74,10 +75,29 @@ impl Server {
         Ok((Self::of_service(text("namespace"), text("name"), port, tls), path))
     }
 
-    /// Posts JSON and reads the JSON of the answer.
-    pub(crate) async fn post(&self, state: &State, path: &str, body: &Value) -> Result<Value, String> {
+    /// Posts JSON and reads the JSON of the answer, which has to be there in this time.
+    pub(crate) async fn post(
+        &self,
+        state: &State,
+        path: &str,
+        body: &Value,
+        patience: Duration,
+    ) -> Result<Value, String> {
         let url = format!("https://{}:{}{path}", self.host, self.port);
         let failed = |error: String| format!("Post {url:?}: {error}");
+        match tokio::time::timeout(patience, self.posted(state, path, body, &failed)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(failed("context deadline exceeded".to_owned())),
+        }
+    }
+
+    async fn posted(
+        &self,
+        state: &State,
+        path: &str,
+        body: &Value,
+        failed: &(impl Fn(String) -> String + Sync),
+    ) -> Result<Value, String> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
@@ -86,7 +106,7 @@ impl Server {
             .header(header::USER_AGENT, "kube-apiserver-admission")
             .body(Body::from(body.to_string()))
             .map_err(|error| failed(error.to_string()))?;
-        let response = self.send(state, request).await.map_err(&failed)?;
+        let response = self.send(state, request).await.map_err(failed)?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
         let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();

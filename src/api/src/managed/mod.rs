@@ -9,6 +9,7 @@
 mod apply;
 mod entries;
 mod set;
+mod typed;
 mod walk;
 
 use serde_json::Value;
@@ -19,6 +20,7 @@ use crate::schema::SchemaRef;
 pub use apply::{apply, conflicts_message};
 pub use entries::{Entry, Operation, decode_entries};
 pub use set::FieldSet;
+pub use typed::{mismatches, told};
 pub use walk::{Changes, compare, field_set, merge};
 
 /// Who writes.

@@ -1,12 +1,14 @@
 //! The three client-side patches: JSON patch (RFC 6902), merge patch (RFC 7396)
 //! and Kubernetes' strategic merge patch.
 
+mod present;
 mod strategic;
 
 use json_patch::PatchOperation;
 use serde_json::Value;
 
 use crate::object::{self, MAX_NESTING};
+use crate::schema::SchemaRef;
 use crate::status::Status;
 
 pub use strategic::strategic_merge_patch;
@@ -23,6 +25,18 @@ const MAX_COPIED: usize = 3 << 20;
 /// Applies a JSON patch.
 pub fn json_patch(current: &Value, patch: &[u8]) -> Result<Value, Status> {
     patched(current, patch)?.map_err(|path| unprocessable(&format!("testing value {path} failed")))
+}
+
+/// Applies a JSON patch to an object of that type; a built-in one has the empty structs that Go writes.
+pub fn json_patch_of(schema: &SchemaRef, current: &Value, patch: &[u8]) -> Result<Value, Status> {
+    if !schema.set().is_builtin() {
+        return json_patch(current, patch);
+    }
+    let mut full = current.clone();
+    present::fill(schema, &mut full);
+    let mut out = json_patch(&full, patch)?;
+    present::strip(schema, &mut out, current);
+    Ok(out)
 }
 
 /// Applies a JSON patch; `None` when one of its tests fails.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Rules, config, crd, expressions, jobs, network, pod, rbac, storage, workloads};
+use super::{Rules, addresses, config, crd, expressions, jobs, network, pod, rbac, storage, workloads};
 use crate::names;
 
 /// Kinds whose `metadata.generation` counts changes.
@@ -137,6 +137,16 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         },
         ("networking.k8s.io", "NetworkPolicy") => Rules { default: network::default_network_policy, ..base },
         ("networking.k8s.io", "IngressClass") => Rules { default: network::default_ingress_class, ..base },
+        ("networking.k8s.io", "IPAddress") => Rules {
+            name: addresses::address_name,
+            validate: addresses::validate_address,
+            validate_update: addresses::update_address,
+            ..base
+        },
+        ("networking.k8s.io", "ServiceCIDR") => {
+            let (validate_create, validate_update) = (addresses::validate_range, addresses::update_range);
+            Rules { validate_create, validate_update, ..base }
+        }
         ("", "ConfigMap") => Rules {
             validate: config::validate_config_map,
             validate_update: config::update_config_map,

@@ -2,6 +2,7 @@
 //! creates and updates, validation. [`Generic`] is the one implementation; what
 //! is particular to a kind is a row of functions, [`Rules`].
 
+mod addresses;
 mod config;
 mod crd;
 mod expressions;

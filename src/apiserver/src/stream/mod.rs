@@ -1,10 +1,12 @@
 //! Streams of clients that use WebSockets (KEP-4006), for kubelets and container runtimes that speak
 //! SPDY: exec and attach over `v5.channel.k8s.io` are translated, port-forward over
 //! `SPDY/3.1+portforward.k8s.io` is taken out of its messages. The older subprotocols need nothing of
-//! this: container runtimes speak them, so their bytes pass through (`proxy`).
+//! this: container runtimes speak them, so their bytes pass through (`proxy`). Watches and logs come over
+//! WebSockets too (`reader`).
 
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod reader;
 mod spdy;
 mod translate;
 mod tunnel;
@@ -34,6 +36,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::respond;
 
+pub(crate) use reader::Reader;
 pub(crate) use translate::Wanted;
 
 /// The subprotocol in which a client can close one channel.

@@ -28,9 +28,8 @@ const CHOICES: usize = 16;
 
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
-    let text = crate::body::json_text(context.content_type(), body)?;
     let (value, warnings) =
-        kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
+        crate::body::object(context.content_type(), body, &context.resource, options.validation)?;
     let namespace = context.info.namespace.clone();
     let created = Creation { state: &context.state, user: &context.user, resource: &context.resource };
     let (bytes, more) = created.run(&namespace, value, &options).await?;

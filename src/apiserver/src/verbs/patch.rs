@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kedge_api::decode::FieldValidation;
 use kedge_api::managed;
 use kedge_api::object;
+use kedge_api::registry::Resource;
 use kedge_api::status::Status;
 use serde_json::Value;
 
@@ -61,7 +63,7 @@ pub(crate) async fn patch(
     let change = Change { state: &context.state, user: &context.user, resource: &context.resource, target };
     let mut edit = |old: &Value| {
         let mut value = match &patch {
-            Patch::Json(operations) => kedge_api::patch::json_patch(old, operations)?,
+            Patch::Json(operations) => kedge_api::patch::json_patch_of(&resource.schema, old, operations)?,
             Patch::Merge(patch) => kedge_api::patch::merge_patch(old, patch)?,
             Patch::Strategic(patch) => kedge_api::patch::strategic_merge_patch(&resource.schema, old, patch)?,
         };
@@ -90,9 +92,23 @@ async fn apply(
             vec![kedge_api::field::FieldError::required("fieldManager", "is required for apply patch")],
         ));
     }
-    let text = crate::body::json_text("application/apply-patch+yaml", body)?;
-    let (mut applied, warnings) =
-        kedge_api::decode::decode(&text, "application/json", resource, options.validation)?;
+    let (applied, twice) = crate::yaml::parse(body)?;
+    fits(resource, &applied)?;
+    // What the type does not have is refused by then, whatever the client wants validated.
+    let text = applied.to_string();
+    let (mut applied, mut warnings) =
+        kedge_api::decode::decode(text.as_bytes(), "application/json", resource, FieldValidation::Ignore)?;
+    if let Some(twice) = twice.told() {
+        match options.validation {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => warnings.push(format!("error converting YAML to JSON: {twice}")),
+            FieldValidation::Strict => {
+                return Err(Status::bad_request(format!(
+                    "error strict decoding YAML: error converting YAML to JSON: {twice}"
+                )));
+            }
+        }
+    }
     let own = object::name(&applied).to_owned();
     if !own.is_empty() && own != info.name {
         return Err(Status::bad_request(format!(
@@ -136,6 +152,30 @@ async fn apply(
     respond::add_warnings(&mut response, &warnings);
     respond::add_warnings(&mut response, &more);
     Ok(response)
+}
+
+/// A configuration that does not fit its type is refused (apimachinery `managedfields/internal/structuredmerge.go`);
+/// one that names another type is told so when it is decoded.
+fn fits(resource: &Resource, applied: &Value) -> Result<(), Status> {
+    let same = |field: &str, own: &str| applied[field].as_str().is_none_or(|named| named == own);
+    let is_named = same("apiVersion", &resource.api_version()) && same("kind", &resource.kind);
+    if !applied.is_object() || !is_named || object::nests_deeper_than(applied, object::MAX_NESTING) {
+        return Ok(());
+    }
+    let found = managed::mismatches(&resource.schema, applied);
+    if found.is_empty() {
+        return Ok(());
+    }
+    let about = format!(
+        "{}/{}; {}/{}, Kind={}",
+        object::namespace(applied),
+        object::name(applied),
+        resource.group,
+        resource.version,
+        resource.kind
+    );
+    let message = format!("failed to create typed patch object ({about}): {}", managed::told(&found));
+    Err(Status::plain(500, "", message))
 }
 
 fn unsupported() -> Status {

@@ -206,6 +206,13 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
     let mut remaining = 0;
     let first = matches!(view, View::Whole(_));
     let start = start.max(prefix.clone());
+    let view = if selection.is_late() {
+        let here = view.from(&start).take_while(|stored| stored.key.starts_with(&prefix));
+        let candidates = here.filter(|stored| selection.matches(stored)).cloned().collect();
+        View::Pinned(selection.keep(context, candidates).await?.into())
+    } else {
+        view
+    };
     for stored in view.from(&start).take_while(|stored| stored.key.starts_with(&prefix)) {
         if next.is_none() {
             if !selection.matches(stored) {

@@ -59,9 +59,8 @@ pub(crate) async fn update(
     target: Target,
 ) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
-    let text = crate::body::json_text(context.content_type(), body)?;
     let (mut value, mut warnings) =
-        kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
+        crate::body::object(context.content_type(), body, &context.resource, options.validation)?;
     set_namespace(&context.resource, &context.info.namespace, &mut value)?;
     if object::name(&value) != context.info.name {
         return Err(Status::bad_request(format!(

@@ -1,6 +1,6 @@
 //! WATCH: a cursor into the bucket's ring of events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ struct Watcher {
     sent_at: Option<Instant>,
     ended: bool,
     first_table: bool,
+    /// The keys of the objects that are selected, where that is seen in converted objects only.
+    chosen: HashSet<Arc<str>>,
     /// What a conversion webhook has made of the objects that are sent next, by revision and key.
     converted: HashMap<(u64, Arc<str>), Result<Bytes, Status>>,
 }
@@ -115,6 +117,14 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         refused = refusal.map(|status| line("ERROR", &status.to_value()));
         (asked, std::collections::VecDeque::new())
     };
+    let (mut chosen, mut initial) = (HashSet::new(), initial);
+    if selection.is_late() {
+        let now: Vec<Arc<Stored>> =
+            bucket.objects().values().filter(|stored| selection.matches(stored)).cloned().collect();
+        chosen.extend(selection.keep(context, now).await?.iter().map(|stored| stored.key.clone()));
+        initial = selection.keep(context, initial.into()).await?.into();
+        chosen.extend(initial.iter().map(|stored| stored.key.clone()));
+    }
     let seconds = match query.get("timeoutSeconds").and_then(|text| text.parse::<u64>().ok()) {
         Some(seconds) if seconds > 0 => seconds,
         // Spread the ends of long watches so that clients do not all come back at once.
@@ -135,6 +145,7 @@ pub(crate) async fn watch(context: &Arc<Context>) -> Result<Response<Body>, Stat
         sent_at: None,
         ended: false,
         first_table: true,
+        chosen,
         converted: HashMap::new(),
     };
     let body = match refused {
@@ -278,6 +289,8 @@ impl Watcher {
         let before =
             event.previous.as_ref().is_some_and(|previous| self.selection.matches_with(object, previous));
         let after = event.kind != EventKind::Deleted && self.selection.matches(object);
+        let (before, after) =
+            if self.selection.is_late() { self.seen(event, before, after) } else { (before, after) };
         let kind = match (before, after) {
             (false, false) => return,
             (false, true) => EventKind::Added,
@@ -285,6 +298,23 @@ impl Watcher {
             (true, false) => EventKind::Deleted,
         };
         self.write(out, kind, object);
+    }
+
+    /// The same by the fields of the converted object. The one before is not converted: what was selected is
+    /// remembered.
+    fn seen(&mut self, event: &Event, before: bool, after: bool) -> (bool, bool) {
+        let object = &event.object;
+        let shown = match self.converted.get(&place(object)) {
+            Some(bytes) => bytes.clone(),
+            None => converted(&self.context.resource, &object.bytes),
+        };
+        // What cannot be converted is told as an error.
+        let matches = shown.map_or(true, |shown| self.selection.matches_shown(&shown));
+        let was = self.chosen.remove(&object.key);
+        if after && matches {
+            self.chosen.insert(object.key.clone());
+        }
+        (before && (was || (event.kind == EventKind::Deleted && matches)), after && matches)
     }
 
     fn write(&mut self, out: &mut Vec<u8>, kind: EventKind, stored: &Stored) {

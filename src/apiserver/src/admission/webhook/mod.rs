@@ -141,7 +141,10 @@ async fn ask_to_change(
         .decode(patch)
         .map_err(|error| failed(format!("patch is not base64: {error}")))?;
     let shown = rules::converted(request.state, request.resource, &resource, value).await?;
-    let patched = kedge_api::patch::json_patch(&shown, &patch)?;
+    let patched = match request.operation {
+        Operation::Connect => kedge_api::patch::json_patch(&shown, &patch)?,
+        _ => kedge_api::patch::json_patch_of(&resource.schema, &shown, &patch)?,
+    };
     let mut patched = rules::converted(request.state, &resource, request.resource, &patched).await?;
     if request.resource.custom {
         // What the webhook has added beyond the schema goes, as with what a client sends.
@@ -220,12 +223,7 @@ async fn ask(
     let called = match conditions {
         Ok(false) => return Ok(None),
         Err(error) => Err(error),
-        Ok(true) => {
-            match tokio::time::timeout(webhook.timeout, call(webhook, request.state, &review)).await {
-                Ok(result) => result,
-                Err(_) => Err("context deadline exceeded".to_owned()),
-            }
-        }
+        Ok(true) => call(webhook, request.state, &review).await,
     };
     match called {
         Ok(answer) => Ok(Some(answer)),
@@ -244,7 +242,7 @@ async fn call(webhook: &Webhook, state: &State, review: &Value) -> Result<Value,
     let (server, path) = webhook.server.as_ref().map_err(Clone::clone)?;
     let separator = if path.contains('?') { '&' } else { '?' };
     let path = format!("{path}{separator}timeout={}s", webhook.timeout.as_secs());
-    let mut answer = server.post(state, &path, review).await?;
+    let mut answer = server.post(state, &path, review, webhook.timeout).await?;
     if answer["kind"] != "AdmissionReview" || answer["apiVersion"] != "admission.k8s.io/v1" {
         return Err(format!(
             "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}, Kind={}",

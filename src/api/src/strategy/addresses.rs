@@ -1,0 +1,199 @@
+//! IPAddresses and ServiceCIDRs (upstream's `pkg/apis/networking/validation`).
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::meta::immutable;
+use super::util::{list, text};
+use crate::field::{FieldError, index};
+use crate::names;
+use crate::object;
+
+const IMMUTABLE: &str = "field is immutable";
+const CIDRS: &str = "spec.cidrs";
+
+/// An IPAddress is named by its address, which has one form.
+pub(super) fn address_name(name: &str) -> Vec<String> {
+    match name.parse::<IpAddr>() {
+        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
+            vec!["must not be an IPv4-mapped IPv6 address".to_owned()]
+        }
+        Ok(ip) if ip.to_string() != name => vec![format!("must be in canonical form ({:?})", ip.to_string())],
+        Ok(_) => Vec::new(),
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
+    }
+}
+
+pub(super) fn validate_address(obj: &Value, errors: &mut Vec<FieldError>) {
+    let parent = object::get(obj, "/spec/parentRef");
+    if !parent.is_object() {
+        return errors.push(FieldError::required("spec.parentRef", ""));
+    }
+    let mut check = |field: &str, rule: fn(&str) -> Vec<String>, required: bool| {
+        let (path, value) = (format!("spec.parentRef.{field}"), text(parent, field));
+        if !value.is_empty() {
+            errors.extend(rule(value).into_iter().map(|m| FieldError::invalid(path.as_str(), value, m)));
+        } else if required {
+            errors.push(FieldError::required(path, ""));
+        }
+    };
+    // The core group has no name.
+    check("group", names::dns1123_subdomain, false);
+    check("resource", names::path_segment, true);
+    check("name", names::path_segment, true);
+    check("namespace", names::path_segment, false);
+}
+
+pub(super) fn update_address(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    immutable(new, old, "/spec/parentRef", errors);
+}
+
+fn cidrs(obj: &Value) -> &[Value] {
+    list(object::get(obj, "/spec"), "cidrs")
+}
+
+/// The address and the length of its prefix.
+fn parse(cidr: &str) -> Option<(IpAddr, u32)> {
+    let (address, length) = cidr.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    let length = length.parse().ok().filter(|length| *length <= bits && !cidr.contains('+'))?;
+    Some((address, length))
+}
+
+/// The range with no bits after its prefix, as it is written.
+fn canonical((address, length): (IpAddr, u32)) -> String {
+    let network = match address {
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) & u32::MAX.checked_shl(32 - length).unwrap_or(0)).into()),
+        IpAddr::V6(ip) => {
+            IpAddr::V6((u128::from(ip) & u128::MAX.checked_shl(128 - length).unwrap_or(0)).into())
+        }
+    };
+    format!("{network}/{length}")
+}
+
+pub(super) fn validate_range(obj: &Value, errors: &mut Vec<FieldError>) {
+    let all = cidrs(obj);
+    if all.is_empty() {
+        return errors.push(FieldError::required(CIDRS, "at least one CIDR required"));
+    }
+    if all.len() > 2 {
+        let spec = object::get(obj, "/spec").clone();
+        return errors.push(FieldError::invalid(CIDRS, spec, "may only hold up to 2 values"));
+    }
+    let mut parsed = Vec::new();
+    for (i, cidr) in all.iter().enumerate() {
+        let cidr = cidr.as_str().unwrap_or_default();
+        let message = match parse(cidr) {
+            None => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned(),
+            Some(range) => {
+                parsed.push(range);
+                let wanted = canonical(range);
+                if wanted == cidr {
+                    continue;
+                }
+                let host = format!("{}/{}", range.0, range.1);
+                if host == cidr {
+                    format!("must not have bits set beyond the prefix length (use {wanted:?})")
+                } else {
+                    format!("must be in canonical form ({wanted:?})")
+                }
+            }
+        };
+        errors.push(FieldError::invalid(index(CIDRS, i), cidr, message));
+    }
+    if let [(first, _), (second, _)] = parsed.as_slice()
+        && first.is_ipv4() == second.is_ipv4()
+    {
+        let what = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        errors.push(FieldError::invalid(CIDRS, all.to_vec(), what));
+    }
+}
+
+/// A range stays as it is; it may get a second family.
+pub(super) fn update_range(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let (changed, new, old) = (new, cidrs(new), cidrs(old));
+    if new.len() != old.len() {
+        validate_range(changed, errors);
+    }
+    if new.len() != old.len() && (old.len() != 1 || new.len() != 2) {
+        return errors.push(FieldError::invalid(CIDRS, new.to_vec(), IMMUTABLE));
+    }
+    for (i, (new, old)) in new.iter().zip(old).enumerate() {
+        if new != old {
+            errors.push(FieldError::invalid(index(CIDRS, i), new.clone(), IMMUTABLE));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn told(check: impl FnOnce(&mut Vec<FieldError>)) -> String {
+        let mut errors = Vec::new();
+        check(&mut errors);
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn addresses_have_one_form() {
+        for (name, right) in [
+            ("10.0.0.1", true),
+            ("255.255.255.255", true),
+            ("fe80::42:1dff:fe84:f9e2", true),
+            ("fe80:0:0:0:42:1dff:fe84:f9e2", false),
+            ("FE80::1", false),
+            ("::ffff:10.0.0.1", false),
+            ("10.0.0.01", false),
+            ("name", false),
+        ] {
+            assert_eq!(address_name(name).is_empty(), right, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_belongs_to_something() {
+        let of = |parent: Value| told(|e| validate_address(&json!({ "spec": { "parentRef": parent } }), e));
+        assert_eq!(of(json!({ "resource": "services", "name": "a", "namespace": "b" })), "");
+        assert!(of(Value::Null).contains("spec.parentRef: Required"));
+        let missing = of(json!({ "group": "-" }));
+        for field in ["group: Invalid", "resource: Required", "name: Required"] {
+            assert!(missing.contains(field), "{missing}");
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        let of = |list: Value| told(|e| validate_range(&json!({ "spec": { "cidrs": list } }), e));
+        for (list, wanted) in [
+            (json!(["10.0.0.0/16"]), ""),
+            (json!(["10.0.0.0/16", "fd00::/112"]), ""),
+            (json!(["0.0.0.0/0", "::/0"]), ""),
+            (json!([]), "at least one"),
+            (json!(["10.0.0.0/16", "fd00::/112", "fd01::/112"]), "up to 2"),
+            (json!(["10.0.0.0/33"]), "valid CIDR"),
+            (json!(["10.0.0.1/16"]), "beyond the prefix length (use \"10.0.0.0/16\")"),
+            (json!(["10.0.0.0/16", "10.1.0.0/16"]), "no more than one IP for each"),
+        ] {
+            let got = of(list.clone());
+            assert!(if wanted.is_empty() { got.is_empty() } else { got.contains(wanted) }, "{list}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_range_may_get_its_second_family() {
+        let of = |new: Value, old: Value| {
+            let spec = |list: Value| json!({ "spec": { "cidrs": list } });
+            told(|e| update_range(&spec(new), &spec(old), e)).is_empty()
+        };
+        let (four, six) = ("10.0.0.0/16", "fd00::/112");
+        assert!(of(json!([four]), json!([four])));
+        assert!(of(json!([four, six]), json!([four])));
+        assert!(!of(json!([six, four]), json!([four])));
+        assert!(!of(json!([four]), json!([four, six])));
+        assert!(!of(json!([six]), json!([four])));
+    }
+}
