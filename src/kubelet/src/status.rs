@@ -146,9 +146,8 @@ fn container_status(
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..ContainerState::default()
     };
-    let waits = if init { real.containers.is_empty() } else { !initialized(target, real) };
     let has_init = !pod::init_containers(target).is_empty();
-    let default_reason = if has_init && waits { "PodInitializing" } else { "ContainerCreating" };
+    let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
     match all.first() {
         None => {
             if let Some(old) = old {
@@ -174,6 +173,17 @@ fn container_status(
                             Some(ContainerState { terminated: Some(lost), ..ContainerState::default() });
                     }
                 }
+            }
+            if status.state.is_none() && init && !pod::is_sidecar(container) && initialized(target, real) {
+                // The pod's containers were made, so this one had ended well before.
+                let end = ContainerStateTerminated {
+                    reason: Some("Completed".into()),
+                    message: Some(
+                        "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally".into(),
+                    ),
+                    ..ContainerStateTerminated::default()
+                };
+                status.state = Some(ContainerState { terminated: Some(end), ..ContainerState::default() });
             }
             if status.state.is_none() {
                 status.state = Some(waiting(default_reason, None));

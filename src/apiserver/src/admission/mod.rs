@@ -97,6 +97,9 @@ pub(crate) async fn mutate(
         service_account::mutate(request, value)?;
         pod::mutate(request, value)?;
     }
+    if request.is("", "pods") && request.operation == Operation::Update {
+        pod::mutate_update(request, value);
+    }
     if request.is("", "nodes") && request.operation == Operation::Create {
         node::taint_new(value);
     }

@@ -1,4 +1,4 @@
-//! Priority and DefaultTolerationSeconds for new pods.
+//! Priority, DefaultTolerationSeconds and RuntimeClass for pods.
 
 use kedge_api::status::Status;
 use serde_json::{Value, json};
@@ -12,6 +12,24 @@ pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Statu
     priority(request, pod)?;
     default_tolerations(pod);
     runtime_class(request, pod)
+}
+
+/// Updates: what admission set when the pod was made stays where the client leaves it out (`plugin/pkg/admission/
+/// priority` and `defaulttolerationseconds` are for updates too).
+pub(super) fn mutate_update(request: &Request<'_>, pod: &mut Value) {
+    if let Some(old) = request.old {
+        keep_priority(pod, old);
+    }
+    default_tolerations(pod);
+}
+
+fn keep_priority(pod: &mut Value, old: &Value) {
+    for field in ["priority", "preemptionPolicy"] {
+        let before = &old["spec"][field];
+        if pod["spec"][field].is_null() && !before.is_null() {
+            pod["spec"][field] = before.clone();
+        }
+    }
 }
 
 /// `plugin/pkg/admission/runtimeclass`: the class must exist; its overhead and where it can run become the
@@ -130,6 +148,17 @@ fn default_tolerations(pod: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_update_that_leaves_the_priority_out_keeps_it() {
+        let old = json!({"spec": {"priority": 7, "preemptionPolicy": "Never"}});
+        let mut pod = json!({"spec": {}});
+        keep_priority(&mut pod, &old);
+        assert_eq!(pod, old);
+        let mut pod = json!({"spec": {"priority": 8, "preemptionPolicy": "Never"}});
+        keep_priority(&mut pod, &old);
+        assert_eq!(pod["spec"]["priority"], 8, "validation refuses it");
+    }
 
     #[test]
     fn tolerations_are_added_unless_the_pod_has_its_own() {
