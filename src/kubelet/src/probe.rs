@@ -51,6 +51,8 @@ struct Entry {
     started: watch::Sender<bool>,
     failed: Option<&'static str>,
     stop: CancellationToken,
+    /// Of those that do not matter any more when the pod terminates; a child of `stop`.
+    stop_restarting: CancellationToken,
 }
 
 impl Drop for Entry {
@@ -83,12 +85,17 @@ impl Probes {
         container.readiness_probe.is_none() || self.0.lock().get(id).is_some_and(|entry| entry.ready)
     }
 
+    /// The pod terminates: nothing is restarted any more. Readiness probes go on, so that endpoints
+    /// show whether the pod still serves (upstream `prober/worker.go`).
     pub(crate) fn remove_pod(&self, uid: &str) {
-        // Readiness probes go on while a pod terminates, upstream says; here what was ready stays
-        // so until the container ends, which endpoints do not show: the pod is marked as deleted.
         for entry in self.0.lock().values_mut().filter(|entry| entry.uid == uid) {
-            entry.stop.cancel();
+            entry.stop_restarting.cancel();
         }
+    }
+
+    /// What the probes say of a container that has some.
+    pub(crate) fn readiness(&self, id: &str) -> Option<bool> {
+        self.0.lock().get(id).map(|entry| entry.ready)
     }
 
     pub(crate) fn remove_container(&self, id: &str) {
@@ -113,14 +120,17 @@ impl Probes {
                 told.into_iter().find(|told| told.container_id.as_deref() == Some(id.as_str()));
             let started =
                 container.startup_probe.is_none() || before.is_some_and(|told| told.started == Some(true));
+            let stop = CancellationToken::new();
             let entry = Entry {
                 uid: uid.clone(),
                 ready: before.is_some_and(|told| told.ready),
                 started: watch::Sender::new(started),
                 failed: None,
-                stop: CancellationToken::new(),
+                stop_restarting: stop.child_token(),
+                stop,
             };
-            let (stop, ready_to_go) = (entry.stop.clone(), entry.started.clone());
+            let (stop, restarting) = (entry.stop.clone(), entry.stop_restarting.clone());
+            let ready_to_go = entry.started.clone();
             self.0.lock().insert(current.id.clone(), entry);
             for (kind, probe) in [
                 (Kind::Startup, container.startup_probe.clone().filter(|_| !started)),
@@ -138,7 +148,8 @@ impl Probes {
                     kind,
                     probe,
                 };
-                let (stop, mut gate) = (stop.clone(), ready_to_go.subscribe());
+                let stop = if kind == Kind::Readiness { stop.clone() } else { restarting.clone() };
+                let mut gate = ready_to_go.subscribe();
                 core.tasks.spawn_until_stopped("probe", async move {
                     let run = async {
                         if kind != Kind::Startup && gate.wait_for(|started| *started).await.is_err() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::core::{Core, Shared};
@@ -22,15 +23,38 @@ pub(crate) async fn stop_pod(
     grace: i64,
     memory: &mut Memory,
     verdict: Option<&Verdict>,
+    wake: &Notify,
 ) -> Result<(), Error> {
     let uid = pod::uid(target);
     let real = core.runtime.pod(&uid).await?;
-    let reported = status::generate(core, target, &real, memory, true, verdict);
-    // A terminal phase may be told only when nothing runs any more.
-    if !real.is_active() || !pod::is_terminal_phase(reported.phase.as_deref().unwrap_or("")) {
-        core.statuses.set(target, reported);
+    let report = |memory: &Memory| {
+        let reported = status::generate(core, target, &real, memory, true, verdict);
+        // A terminal phase may be told only when nothing runs any more.
+        if !real.is_active() || !pod::is_terminal_phase(reported.phase.as_deref().unwrap_or("")) {
+            core.statuses.set(target, reported);
+        }
+    };
+    report(memory);
+    let readiness =
+        || real.containers.iter().map(|c| core.probes.readiness(&c.id)).collect::<Vec<Option<bool>>>();
+    let mut known = readiness();
+    let stopping = stop_all(core, target, &real, grace);
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            stopped = &mut stopping => break stopped?,
+            () = wake.notified() => {
+                let now = readiness();
+                // Containers that have ended are reported when all have.
+                let changed =
+                    known.iter().zip(&now).any(|(old, new)| new.is_some() && old.is_some() && old != new);
+                if changed {
+                    report(memory);
+                }
+                known = now;
+            }
+        }
     }
-    stop_all(core, target, &real, grace).await?;
     let real = core.runtime.pod(&uid).await?;
     if real.is_active() {
         return Err(Error::other("a container of the pod still runs"));
@@ -83,7 +107,6 @@ pub(crate) async fn stop_container(
     } else {
         message.to_owned()
     };
-    core.probes.remove_container(&container.id);
     core.normal(target, Some(&container.name), "Killing", text);
     let mut left = grace;
     if container.is_running() && grace > 0 {
@@ -118,7 +141,9 @@ pub(crate) async fn stop_container(
             left = (grace - used).max(MINIMUM_GRACE);
         }
     }
-    core.runtime.stop_container(&container.id, left).await
+    core.runtime.stop_container(&container.id, left).await?;
+    core.probes.remove_container(&container.id);
+    Ok(())
 }
 
 /// After the containers: volumes, tokens and cgroups.

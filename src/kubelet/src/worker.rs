@@ -271,7 +271,7 @@ async fn stop_all(core: &Shared, handle: &Handle, memory: &mut Memory, verdict: 
         let order = orders.borrow_and_update().clone();
         let grace = effective_grace(&order);
         let target = core.allocations.apply(&order.pod);
-        let stop = terminate::stop_pod(core, &target, grace, memory, verdict);
+        let stop = terminate::stop_pod(core, &target, grace, memory, verdict, &handle.wake);
         let ended = tokio::select! {
             ended = stop => Some(ended),
             () = shorter(&handle.orders, grace) => None,

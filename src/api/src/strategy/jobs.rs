@@ -143,12 +143,66 @@ pub(super) fn update_job(new: &Value, old: &Value, errors: &mut Vec<FieldError>)
     ] {
         immutable(new, old, &format!("/spec/{f}"), errors);
     }
-    // A suspended job that never started may still be rescheduled elsewhere.
-    let suspended = object::get(old, "/spec/suspend").as_bool() == Some(true)
-        && object::get(old, "/status/startTime").is_null();
-    if !suspended {
+    update_job_template(new, old, errors);
+}
+
+/// Where the pods of a suspended job go and what they take may change while none of them is there; the rest
+/// of the template never (MutableSchedulingDirectivesForSuspendedJobs and
+/// MutablePodResourcesForSuspendedJobs, on from 1.36).
+fn update_job_template(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let status = &old["status"];
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told = conditions.iter().any(|c| text(c, "type") == "Suspended" && text(c, "status") == "True");
+    let is_free = old["spec"]["suspend"].as_bool() == Some(true)
+        && (status["startTime"].is_null() || told)
+        && status["active"].as_i64().unwrap_or(0) == 0;
+    if !is_free {
         immutable(new, old, "/spec/template", errors);
+        return;
     }
+    let wanted = object::get(new, "/spec/template/spec");
+    let mut allowed = object::get(old, "/spec/template/spec").clone();
+    for field in ["nodeSelector", "tolerations", "schedulingGates"] {
+        take(&mut allowed, wanted, field);
+    }
+    let mut affinity = allowed["affinity"].take();
+    take(&mut affinity, &wanted["affinity"], "nodeAffinity");
+    let is_empty = affinity.as_object().is_none_or(Map::is_empty) && wanted["affinity"].is_null();
+    take(&mut allowed, &json!({ "affinity": if is_empty { Value::Null } else { affinity } }), "affinity");
+    for list in ["containers", "initContainers"] {
+        let (Some(allowed), Some(wanted)) = (allowed[list].as_array_mut(), wanted[list].as_array()) else {
+            continue;
+        };
+        if allowed.len() == wanted.len() {
+            for (allowed, wanted) in allowed.iter_mut().zip(wanted).filter(|(a, w)| a["name"] == w["name"]) {
+                take(allowed, wanted, "resources");
+            }
+        }
+    }
+    if &without_nulls(allowed) != wanted {
+        errors.push(FieldError::invalid("spec.template.spec", wanted.clone(), "field is immutable"));
+    }
+}
+
+/// `to`'s field becomes what it is in `from`, absent included.
+fn take(to: &mut Value, from: &Value, field: &str) {
+    match from.get(field).filter(|value| !value.is_null()) {
+        Some(value) if to.is_null() => *to = json!({ field: value }),
+        Some(value) => to[field] = value.clone(),
+        None => {
+            if let Some(to) = to.as_object_mut() {
+                to.remove(field);
+            }
+        }
+    }
+}
+
+/// Indexing an object to change it leaves nulls behind.
+fn without_nulls(mut object: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
+    object
 }
 
 pub(super) fn validate_cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
@@ -263,6 +317,49 @@ mod tests {
         assert_eq!(j["spec"]["backoffLimit"], 6);
         assert_eq!(j["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
         assert_eq!(errors(&j, validate_job), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_template_of_a_suspended_job() {
+        let container =
+            |cpu: &str| json!([{ "name": "c", "image": "i", "resources": { "requests": { "cpu": cpu } } }]);
+        let job = |suspend: bool, status: Value, pod: Value| json!({ "status": status, "spec": { "suspend": suspend, "template": { "spec": pod } } });
+        let old = json!({ "containers": container("1") });
+        let more_cpu = json!({ "containers": container("2") });
+        let elsewhere = json!({ "containers": container("1"), "nodeSelector": { "a": "b" }, "affinity": { "nodeAffinity": {} } });
+        let other_image = json!({ "containers": [{ "name": "c", "image": "j", "resources": { "requests": { "cpu": "1" } } }] });
+        let apart = json!({ "containers": container("1"), "affinity": { "podAntiAffinity": {} } });
+        let suspended =
+            json!({ "startTime": "t", "conditions": [{ "type": "Suspended", "status": "True" }] });
+        let active = json!({ "active": 1, "startTime": "t", "conditions": [{ "type": "Suspended", "status": "True" }] });
+        for (what, suspend, status, new, allowed) in [
+            ("resources, never started", true, json!({}), &more_cpu, true),
+            ("resources, suspended again", true, suspended.clone(), &more_cpu, true),
+            ("resources, pods are still there", true, active, &more_cpu, false),
+            (
+                "resources, the controller has not seen it",
+                true,
+                json!({ "startTime": "t" }),
+                &more_cpu,
+                false,
+            ),
+            ("resources, running", false, json!({}), &more_cpu, false),
+            ("node", true, suspended.clone(), &elsewhere, true),
+            ("image", true, json!({}), &other_image, false),
+            ("other affinity", true, json!({}), &apart, false),
+            ("nothing", true, suspended, &old, true),
+        ] {
+            let mut found = Vec::new();
+            update_job(
+                &job(suspend, status.clone(), new.clone()),
+                &job(suspend, status, old.clone()),
+                &mut found,
+            );
+            assert_eq!(found.is_empty(), allowed, "{what}: {found:?}");
+        }
+        let mut found = Vec::new();
+        update_job(&job(true, json!({}), old), &job(true, json!({}), elsewhere), &mut found);
+        assert!(found.is_empty(), "taken away again: {found:?}");
     }
 
     #[test]

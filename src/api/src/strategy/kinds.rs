@@ -117,7 +117,8 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             ..base
         },
         ("", "Service") => Rules {
-            name: names::dns1035_label,
+            // RelaxedServiceNameValidation (KEP-5311), on from 1.36: a digit may come first.
+            name: names::dns1123_label,
             default: network::default_service,
             validate: network::validate_service,
             status: || Some(json!({"loadBalancer": {}})),

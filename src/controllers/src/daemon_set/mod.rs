@@ -159,6 +159,8 @@ impl Controller {
         let hash = current.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION_LABEL));
         let hash = hash.map(String::as_str).unwrap_or_default();
         let nodes = self.nodes.list();
+        // Asked before the pods are listed: what is seen in between must not make an older list count.
+        let caught_up = self.expectations.satisfied(key);
         let pods = claim(
             &self.ctx.client,
             &set.metadata,
@@ -171,7 +173,6 @@ impl Controller {
         let now = Timestamp::now();
         let view = View { set: &set, nodes: &nodes, pods: by_node(pods.clone()), hash, now };
         let (mut again, mut failure) = (None, None);
-        let caught_up = self.expectations.satisfied(key);
         if caught_up {
             let result = self.work(key, &set, &view).await;
             match result {
@@ -225,8 +226,11 @@ impl Controller {
     ) -> Result<Option<Duration>, Error> {
         let mut work = view.manage();
         let wait = self.finish(set, &mut work);
+        // The view does not know what is created and deleted now: a node whose pod has just been made
+        // would not count as unavailable. The update goes on when those pods are seen.
+        let is_settled = work == Work::default();
         self.apply(key, set, view.hash, work).await?;
-        if view.is_rolling() && self.expectations.satisfied(key) {
+        if is_settled && view.is_rolling() {
             self.apply(key, set, view.hash, view.roll()).await?;
         }
         Ok(wait)

@@ -74,6 +74,21 @@ pub(crate) fn prepare_ipv6() -> Result<(), Error> {
     if bridge.exists() { set(bridge, "1") } else { Ok(()) }
 }
 
+/// Half-closed connections through address translation are kept for an hour, as kube-proxy does: some
+/// servers answer late, and the kernel's minute would cut them off. A longer time stays. To be called
+/// when connection tracking is loaded, which the proxy's table sees to.
+pub(crate) fn prepare_connection_tracking() -> Result<(), Error> {
+    raise(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"), 3600)
+}
+
+fn raise(path: &Path, least: u64) -> Result<(), Error> {
+    let current = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
+    if current.trim().parse().is_ok_and(|current: u64| current >= least) {
+        return Ok(());
+    }
+    set(path, &least.to_string())
+}
+
 fn set(path: &Path, wanted: &str) -> Result<(), Error> {
     let current = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
     if current.trim() == wanted {
@@ -98,6 +113,11 @@ mod tests {
         std::fs::write(&path, "1\n").unwrap();
         set(&path, "1").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n", "not written again");
+        for (before, after) in [("60\n", "3600"), ("3600\n", "3600\n"), ("7200\n", "7200\n")] {
+            std::fs::write(&path, before).unwrap();
+            raise(&path, 3600).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after, "never lowered");
+        }
         let error = set(&folder.path().join("missing"), "1").unwrap_err();
         assert!(error.to_string().ends_with("missing"), "{error}");
     }

@@ -21,6 +21,7 @@ use super::health::HealthServers;
 use super::model::Name;
 use super::rules::{SERVICES_CHAIN, fixed_chains};
 use super::table::{Delta, Garbage, Table};
+use crate::host::prepare_connection_tracking;
 use crate::nft::{Batch, Noticed, Remembered, TransactionError, Watcher, Writer};
 
 /// Heals that follow each other closer than this are slowed down: somebody fights for the table.
@@ -95,6 +96,9 @@ impl ProxyWriter {
         self.needs_full = false;
         if was_full {
             self.garbage = Garbage::default();
+            if let Err(error) = prepare_connection_tracking() {
+                tracing::debug!(error = %Chain(&error), "half-closed connections are kept for the kernel's time only");
+            }
         }
         Ok(true)
     }
