@@ -36,7 +36,14 @@ impl Direct {
         Some(Self { file, buffer: Vec::new(), tail: Vec::new(), tail_end: u64::MAX })
     }
 
-    /// Whether such a write is for this.
+    /// A device that is full.
+    #[cfg(test)]
+    pub(super) fn failing() -> Self {
+        let file = OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        Self { file, buffer: Vec::new(), tail: Vec::new(), tail_end: u64::MAX }
+    }
+
+    /// Whether the page cache need not be used for such a write.
     pub(super) fn fits(at: u64, until: u64, size: u64) -> bool {
         let end = until.next_multiple_of(SECTOR);
         end <= size && end - at <= LONGEST
