@@ -1,5 +1,5 @@
 //! A small HTTP/1.1 client over mutual TLS: one connection a client, no retries, no hidden work, so that
-//! what is measured is the server. It reads all bytes of every answer; of events it also looks at the order.
+//! what is measured is the server. It reads all bytes of every answer. Events that are only counted: `stream.rs`.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::events::Events;
+use crate::stream::Stream;
 
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -35,6 +35,7 @@ pub(crate) struct Target {
     port: u16,
     /// The server's process.
     pub(crate) pid: u32,
+    tls: Arc<rustls::ClientConfig>,
     connector: TlsConnector,
     tasks: Tasks,
 }
@@ -74,12 +75,18 @@ impl Target {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .context("use the client's certificate")?;
-        Ok(Self { port, pid, connector: TlsConnector::from(Arc::new(tls)), tasks })
+        let tls = Arc::new(tls);
+        Ok(Self { port, pid, connector: TlsConnector::from(tls.clone()), tls, tasks })
     }
 
     /// Where the driver's own tasks live.
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.tasks
+    }
+
+    /// Opens a watch of which the events are only counted, over a connection of its own.
+    pub(crate) async fn stream(&self, path: &str) -> anyhow::Result<Stream> {
+        Stream::open(self.tls.clone(), self.port, path).await.with_context(|| format!("watch {path}"))
     }
 
     /// A new connection.
@@ -161,7 +168,7 @@ impl Client {
         if !response.status().is_success() {
             bail!("watch {path}: {}", response.status());
         }
-        Ok(Watch { body: response.into_body(), buffer: Vec::new(), events: Events::default(), _client: self })
+        Ok(Watch { body: response.into_body(), buffer: Vec::new(), _client: self })
     }
 
     async fn send(
@@ -188,22 +195,11 @@ impl Client {
 pub(crate) struct Watch {
     body: Incoming,
     buffer: Vec<u8>,
-    events: Events,
     /// Dropping the sender would let the connection end.
     _client: Client,
 }
 
 impl Watch {
-    /// Counts the events in the next piece of the answer, and checks that none is older than the one before.
-    pub(crate) async fn count(&mut self) -> anyhow::Result<usize> {
-        loop {
-            let frame = self.body.frame().await.context("the watch ended")?.context("read the watch")?;
-            if let Ok(data) = frame.into_data() {
-                return self.events.take(&data);
-            }
-        }
-    }
-
     /// The next event, parsed.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Value> {
         loop {

@@ -14,6 +14,8 @@ pub(crate) struct Events {
     begun: Vec<u8>,
     /// The revision of the last event.
     last: u64,
+    /// How far before its line's end it stood there, with what is around it.
+    place: usize,
 }
 
 impl Events {
@@ -25,15 +27,16 @@ impl Events {
         let (mut start, mut count) = (0, 0);
         for end in memchr_iter(b'\n', piece) {
             let line = &piece[start..end];
-            let revision = if self.begun.is_empty() {
-                revision(line)
+            let found = if self.begun.is_empty() {
+                revision(line, self.place)
             } else {
                 self.begun.extend_from_slice(line);
-                let revision = revision(&self.begun);
+                let found = revision(&self.begun, self.place);
                 self.begun.clear();
-                revision
+                found
             };
-            let revision = revision.context("an event without a revision")?;
+            let (revision, place) = found.context("an event without a revision")?;
+            self.place = place;
             ensure!(revision > self.last, "event {revision} came after {}", self.last);
             self.last = revision;
             (start, count) = (end + 1, count + 1);
@@ -43,15 +46,19 @@ impl Events {
     }
 }
 
-fn revision(line: &[u8]) -> Option<u64> {
-    let near = &line[line.len().saturating_sub(NEAR)..];
-    let digits = after(near).or_else(|| after(line))?;
+/// A line's revision and how far before its end it stands. Most lines have it where the one before had it.
+fn revision(line: &[u8], place: usize) -> Option<(u64, usize)> {
+    let at = line.len().checked_sub(place).filter(|at| line[*at..].starts_with(REVISION));
+    let at = at.or_else(|| {
+        let near = line.len().saturating_sub(NEAR);
+        memmem::rfind(&line[near..], REVISION)
+            .map(|at| near + at)
+            .or_else(|| memmem::rfind(line, REVISION))
+    })?;
+    let digits = &line[at + REVISION.len()..];
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
-    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
-}
-
-fn after(text: &[u8]) -> Option<&[u8]> {
-    memmem::rfind(text, REVISION).map(|at| &text[at + REVISION.len()..])
+    let revision = std::str::from_utf8(&digits[..end]).ok()?.parse().ok()?;
+    Some((revision, line.len() - at))
 }
 
 #[cfg(test)]

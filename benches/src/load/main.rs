@@ -25,6 +25,7 @@ mod schedule;
 mod services;
 mod soak;
 mod start;
+mod stream;
 mod table;
 mod watch;
 

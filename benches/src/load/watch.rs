@@ -25,8 +25,7 @@ pub(crate) async fn measure(target: &Target, table: &mut Table) -> anyhow::Resul
 
     let mut watchers = Vec::new();
     for _ in 0..WATCHERS {
-        let mut watch =
-            target.connect().await?.watch(&format!("{path}?watch=1&resourceVersion={revision}")).await?;
+        let mut watch = target.stream(&format!("{path}?watch=1&resourceVersion={revision}")).await?;
         watchers.push(target.tasks().spawn("watcher", async move {
             let mut seen = 0;
             while seen < CHANGES {

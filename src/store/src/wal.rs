@@ -6,6 +6,7 @@
 //! follows it: it was never acknowledged and is cut off. Otherwise the disk lost what it had promised to
 //! keep, and the start fails with the name of the file. [`format`] describes the bytes.
 
+mod direct;
 mod format;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use raft::eraftpb::{Entry, HardState};
 
+use self::direct::Direct;
 use self::format::{FRAME_HEADER, Header, Record, SEGMENT_HEADER};
 use crate::error::Error;
 use crate::numbered::numbered;
@@ -53,6 +55,8 @@ pub(crate) struct Wal {
     /// Never empty; the last one is written to.
     segments: VecDeque<Segment>,
     file: File,
+    /// Appends past the page cache, where that can be done.
+    direct: Option<Direct>,
     position: u64,
     size: u64,
     /// Bytes before this offset have been written before: overwriting them changes no metadata.
@@ -257,6 +261,7 @@ impl Wal {
             segment_bytes,
             segments: scan.segments,
             file,
+            direct: Direct::open(&path),
             position: scan.end,
             size,
             zeroed_to: scan.end,
@@ -302,6 +307,7 @@ impl Wal {
             .map_err(Error::io("open", &segment.path))?;
         self.size = file.metadata().map_err(Error::io("inspect", &segment.path))?.len();
         self.file = file;
+        self.direct = Direct::open(&segment.path);
         if let Some(last) = self.segments.back_mut() {
             last.used = self.position;
         }
@@ -337,23 +343,27 @@ impl Wal {
         if until > self.zeroed_to && self.buffer.len() < SMALL_FRAME {
             until = until.next_multiple_of(ZERO_AHEAD).min(self.size);
         }
-        // Zeros after the frame mark the clean end of the log.
-        self.buffer.resize((until - self.position) as usize, 0);
-        let path = &self.segments[self.segments.len() - 1].path;
+        let path = self.segments[self.segments.len() - 1].path.clone();
         let started = Instant::now();
-        let written = self.file.write_all_at(&self.buffer, self.position).map_err(Error::io("write", path));
-        let synced = written.and_then(|()| self.file.sync_data().map_err(Error::io("sync", path)));
-        if let Err(error) = synced {
-            // What failed must not come back after a restart; where even this fails, the next append
-            // takes the same place.
-            let _ = self.file.write_all_at(&[0; FRAME_HEADER], self.position);
-            return Err(error);
-        }
+        let written = self.write(until).map_err(Error::io("write", &path));
+        let synced = written.and_then(|until| {
+            self.file.sync_data().map_err(Error::io("sync", &path))?;
+            Ok(until)
+        });
+        let until = match synced {
+            Ok(until) => until,
+            Err(error) => {
+                // What failed must not come back after a restart; where even this fails, the next append
+                // takes the same place.
+                let _ = self.file.write_all_at(&[0; FRAME_HEADER], self.position);
+                return Err(error);
+            }
+        };
         self.counters.synced(started.elapsed());
-        if until > self.zeroed_to.max(end + FRAME_HEADER as u64) {
+        if self.direct.is_none() && until > self.zeroed_to.max(end + FRAME_HEADER as u64) {
             forget_cached(&self.file, self.position, until);
         }
-        self.counters.bytes_written.fetch_add(self.buffer.len() as u64, Relaxed);
+        self.counters.bytes_written.fetch_add(until - self.position, Relaxed);
         self.counters.wal_bytes.fetch_add(frame, Relaxed);
         if self.buffer.capacity() > KEEP_BUFFER {
             self.buffer = Vec::new();
@@ -368,6 +378,22 @@ impl Wal {
             self.last_term = entry.term;
         }
         Ok(frame)
+    }
+
+    /// Writes the frame in the buffer and zeros up to `until` or a little further, which mark the clean end of
+    /// the log. Returns up to where.
+    fn write(&mut self, until: u64) -> io::Result<u64> {
+        if Direct::fits(self.position, until, self.size)
+            && let Some(direct) = &mut self.direct
+        {
+            match direct.write(&self.file, &self.buffer, self.position, until) {
+                Err(error) if Direct::is_refusal(&error) => self.direct = None,
+                result => return result,
+            }
+        }
+        self.buffer.resize((until - self.position) as usize, 0);
+        self.file.write_all_at(&self.buffer, self.position)?;
+        Ok(until)
     }
 
     /// Starts anew after entry `index`: a snapshot took the place of everything before, and what follows

@@ -175,3 +175,71 @@ fn an_end_that_was_replaced_after_the_log_was_cut_is_no_damage() {
     assert!(recovered.previous_index <= begins);
     assert_eq!(recovered.entries.iter().map(|e| e.term).collect::<Vec<_>>(), [2, 2, 2]);
 }
+
+/// The bytes of all segments.
+fn content(dir: &Path) -> Vec<Vec<u8>> {
+    list(dir).unwrap().into_iter().map(|(_, path)| fs::read(path).unwrap()).collect()
+}
+
+/// Sizes around those of sectors, pages, what is written ahead, and a whole segment.
+const SIZES: [usize; 14] = [1, 300, 400, 512, 700, 3, 4096, 20_000, 90, 4000, 70_000, 511, 17_000, 1000];
+
+#[test]
+fn past_the_page_cache_or_through_it_the_file_is_the_same() {
+    let ways: [fn(u64) -> bool; 4] = [|_| true, |_| false, |i| i % 2 == 0, |i| i % 7 < 4];
+    let mut first = None;
+    for way in ways {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut wal, _) = open(dir.path(), 0).unwrap();
+        for i in 1..=60 {
+            let path = wal.last().path.clone();
+            wal.direct = way(i).then(|| Direct::open(&path)).flatten();
+            let size = SIZES[i as usize % SIZES.len()];
+            wal.append(Some(&state(1, i - 1)), &[entry(1, i, &vec![i as u8; size])]).unwrap();
+            if i % 13 == 0 {
+                drop(wal);
+                wal = open(dir.path(), 0).unwrap().0;
+            }
+        }
+        drop(wal);
+        let recovered = open(dir.path(), 0).unwrap().1;
+        assert_eq!(recovered.entries.len(), 60);
+        let content = content(dir.path());
+        assert!(first.get_or_insert_with(|| content.clone()) == &content, "the bytes differ");
+    }
+}
+
+#[test]
+fn after_a_write_that_failed_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = filled(dir.path(), 5, 300);
+    let path = wal.last().path.clone();
+    wal.direct = Some(Direct::failing());
+    let error = wal.append(None, &[entry(1, 6, b"lost")]).unwrap_err();
+    assert!(error.is_full(), "{error}");
+    wal.direct = Direct::open(&path);
+    wal.append(None, &[entry(1, 6, b"kept")]).unwrap();
+    drop(wal);
+    let recovered = open(dir.path(), 0).unwrap().1;
+    assert_eq!(recovered.entries.len(), 6);
+    assert_eq!(recovered.entries[4], entry(1, 5, &[5; 300]));
+    assert_eq!(recovered.entries[5], entry(1, 6, b"kept"));
+}
+
+#[test]
+fn where_the_page_cache_is_needed_it_is_used() {
+    for kind in [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported] {
+        assert!(Direct::is_refusal(&kind.into()), "{kind}");
+    }
+    assert!(!Direct::is_refusal(&io::ErrorKind::StorageFull.into()));
+    let full = 1 << 20;
+    for (at, until, size, fits) in [
+        (100, 1000, full, true),
+        (100, 1000, 1000, false),
+        (100, 1024, 1024, true),
+        (0, 256 << 10, full, true),
+        (0, (256 << 10) + 1, full, false),
+    ] {
+        assert_eq!(Direct::fits(at, until, size), fits, "{at} to {until} of {size}");
+    }
+}
