@@ -108,6 +108,9 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
         if !resource.categories.is_empty() {
             entry["categories"] = json!(resource.categories);
         }
+        if resource.stored {
+            entry["storageVersionHash"] = json!(storage_version_hash(resource.as_ref()));
+        }
         list.push(entry);
         for sub in &resource.subresources {
             let mut entry = json!({
@@ -132,6 +135,15 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     Some(
         json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }),
     )
+}
+
+/// By which clients see that objects are stored in another version now (apiserver `endpoints/discovery`).
+fn storage_version_hash(resource: &Resource) -> String {
+    use base64::Engine as _;
+    let (group, version) = &resource.storage_version;
+    let name = format!("{group}/{version}/{}", resource.kind);
+    let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(&digest.as_ref()[..8])
 }
 
 fn aggregated(state: &State, headers: &HeaderMap, registry: &Registry, core: bool) -> Response<Body> {

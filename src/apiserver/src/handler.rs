@@ -49,6 +49,7 @@ async fn answer(
     let query = Query::parse(request.uri());
     let info = RequestInfo::parse(request.method(), request.uri(), &query);
     let user = authn::authenticate(state, request.headers(), peer.as_ref())?;
+    check_timeout(&info, &query)?;
     let user = impersonated(state, user, request.headers())?;
     if state.is_new() && !user.is_in(authn::MASTERS) && info.is_resource {
         return Err(Status::service_unavailable("the API server is starting"));
@@ -79,11 +80,13 @@ async fn answer(
     } else {
         None
     };
+    let mut is_beta = false;
     // What a proxy or stream answers is not ours to negotiate.
     let accepted = if is_stream {
         respond::Accepted::JSON
     } else {
         let mut accepted = respond::negotiate(request.headers())?;
+        is_beta = accepted.beta;
         // The messages of a watch are text.
         accepted.protobuf &= reader.is_none();
         let metadata = accepted.form == respond::Form::Metadata;
@@ -135,6 +138,7 @@ async fn answer(
         // What is only answered has no table and no bare metadata.
         return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
     };
+    let response = if is_beta { respond::as_beta(response, is_watch).await? } else { response };
     if let Some(reader) = reader {
         return Ok(reader.answer(&state.tasks, response));
     }
@@ -160,6 +164,23 @@ fn impersonated(state: &State, user: User, headers: &HeaderMap) -> Result<User, 
         authz::require(state, &user, &attributes)?;
     }
     Ok(wanted.user)
+}
+
+/// What is wrong with the time-out that a client asks for (apiserver `filters/request_deadline.go`); requests that
+/// live long have none.
+fn check_timeout(info: &RequestInfo, query: &Query) -> Result<(), Status> {
+    let lives_long = info.verb == "watch"
+        || proxy::is_stream(&info.group, &info.resource, &info.subresource)
+        || info.path.starts_with("/proxy");
+    let Some(timeout) = query.get("timeout").filter(|timeout| !lives_long && !timeout.is_empty()) else {
+        return Ok(());
+    };
+    if kedge_api::cel::is_duration(timeout) {
+        return Ok(());
+    }
+    Err(Status::bad_request(format!(
+        "invalid timeout specified in the request URL - time: invalid duration {timeout:?}"
+    )))
 }
 
 /// `/apis/GROUP/VERSION`
@@ -201,6 +222,7 @@ fn plain(
         "/readyz" | "/readyz/ping" => ready(state, query),
         "/version" => respond::json(StatusCode::OK, &version()),
         "/metrics" => metrics(state),
+        "/metrics/slis" => health_metrics(state),
         "/openid/v1/jwks" => respond::json(StatusCode::OK, &state.tokens.jwks()),
         "/.well-known/openid-configuration" => respond::json(
             StatusCode::OK,
@@ -245,6 +267,24 @@ fn version() -> serde_json::Value {
         "compiler": "rustc",
         "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
     })
+}
+
+/// Prometheus text: what the health checks say (component-base `metrics/prometheus/slis`).
+fn health_metrics(state: &State) -> Response<Body> {
+    use std::fmt::Write as _;
+    let mut text = String::from(
+        "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+         # TYPE kubernetes_healthcheck gauge\n",
+    );
+    let bootstrapped = i32::from(*state.bootstrapped.borrow());
+    let checks = [("ping", "healthz", 1), ("ping", "livez", 1), ("ping", "readyz", 1)];
+    for (name, kind, result) in
+        checks.into_iter().chain([("poststarthook/bootstrap", "readyz", bootstrapped)])
+    {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "kubernetes_healthcheck{{name=\"{name}\",type=\"{kind}\"}} {result}");
+    }
+    respond::text(StatusCode::OK, text)
 }
 
 /// Prometheus text: how many objects there are and what the store does.

@@ -22,11 +22,13 @@ pub(crate) struct Accepted {
     pub(crate) yaml: bool,
     /// Answers are written as JSON, and turned into protobuf at the end.
     pub(crate) protobuf: bool,
+    /// Tables and bare metadata as `meta.k8s.io/v1beta1`, which is the same but for its name.
+    pub(crate) beta: bool,
 }
 
 impl Accepted {
     /// Plain JSON.
-    pub(crate) const JSON: Self = Self { form: Form::Object, yaml: false, protobuf: false };
+    pub(crate) const JSON: Self = Self { form: Form::Object, yaml: false, protobuf: false, beta: false };
 }
 
 /// The first media type of `Accept` that can be answered; 406 when there is none. Protobuf, which not every
@@ -46,17 +48,20 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
             _ if is_protobuf => false,
             _ => continue,
         };
+        // Protobuf and YAML of the older version nobody asks for.
+        let is_beta = get("v") == Some("v1beta1") && !is_protobuf && !yaml;
+        let has_version = get("v") == Some("v1") || is_beta;
         let form = match (get("as"), get("g")) {
             (None, _) => Form::Object,
-            (Some("Table"), Some("meta.k8s.io")) if get("v") == Some("v1") => Form::Table,
+            (Some("Table"), Some("meta.k8s.io")) if has_version => Form::Table,
             (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), Some("meta.k8s.io"))
-                if get("v") == Some("v1") =>
+                if has_version =>
             {
                 Form::Metadata
             }
             _ => continue,
         };
-        let accepted = Accepted { form, yaml, protobuf: is_protobuf };
+        let accepted = Accepted { form, yaml, protobuf: is_protobuf, beta: form != Form::Object && is_beta };
         if !is_protobuf {
             return Ok(accepted);
         }
@@ -68,6 +73,27 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<Accepted, Status> {
     protobuf.ok_or_else(|| {
         Status::not_acceptable(&["application/json", "application/yaml", kedge_api::protobuf::CONTENT_TYPE])
     })
+}
+
+/// An answer of `meta.k8s.io/v1` under the name of its older version.
+pub(crate) async fn as_beta(response: Response<Body>, is_watch: bool) -> Result<Response<Body>, Status> {
+    const NEW: &str = r#""apiVersion":"meta.k8s.io/v1""#;
+    const OLD: &str = r#""apiVersion":"meta.k8s.io/v1beta1""#;
+    // Within a string the quotes would be escaped.
+    let renamed = |bytes: Bytes| match std::str::from_utf8(&bytes) {
+        Ok(text) => Bytes::from(text.replace(NEW, OLD)),
+        Err(_) => bytes,
+    };
+    let (mut parts, body) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    if is_watch {
+        use futures::StreamExt as _;
+        let lines = body.into_data_stream().map(move |chunk| chunk.map(renamed));
+        return Ok(Response::from_parts(parts, Body::from_stream(lines)));
+    }
+    let bytes = axum::body::to_bytes(body, usize::MAX).await;
+    let bytes = bytes.map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Response::from_parts(parts, Body::from(renamed(bytes))))
 }
 
 /// Bytes that already are JSON.

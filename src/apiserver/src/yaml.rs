@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_last_of_two_counts_and_is_told() {
-        let text = "\na: 1\nspec:\n  foo: one\n  bar: [1, 2.5, true, null, ~]\n  foo: two\n1: one\na: {b: \"2\"}\n";
+        let text =
+            "\na: 1\nspec:\n  foo: one\n  bar: [1, 2.5, true, null, ~]\n  foo: two\n1: one\na: {b: \"2\"}\n";
         let (value, twice) = parse(text.as_bytes()).unwrap();
         assert_eq!(
             value,

@@ -29,7 +29,7 @@ pub(crate) use self::files::{
     generate, node_key, parse_request, public_key_hash, read_text, request, signed_by, write,
 };
 use crate::identity::Own;
-use crate::issue::{Leaf, NodeIdentity, Profile, Usage, seal};
+use crate::issue::{BACK_DATED, Leaf, NodeIdentity, Profile, Usage, seal};
 use crate::tls::Slot;
 use crate::trust::{Trust, authority_hash};
 use crate::wire::ControlPlaneKeys;
@@ -397,7 +397,12 @@ impl Pki {
         request.params.is_ca = IsCa::ExplicitNoCa;
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         request.params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
-        seal(&mut request.params, self.clock.now(), ttl)?;
+        let now = self.clock.now();
+        seal(&mut request.params, now, ttl)?;
+        // What was asked to be short-lived is not a day longer for it.
+        let back_dated = BACK_DATED.min(ttl.as_secs() / 12);
+        request.params.not_before =
+            rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now.saturating_sub(back_dated));
         let certificate = request
             .signed_by(&self.authorities()?.ca().issuer)
             .map_err(|error| Error::Request(error.to_string()))?;

@@ -46,10 +46,12 @@ impl Walk {
             (Shape::Any, _) | (_, Value::Null) => {}
             (Shape::Object | Shape::Map, Value::Object(map)) => self.object(at, map, preserves),
             (Shape::Object | Shape::Map, other) => {
-                self.tell(&format!("expected map, got &{{{}}}", go(other)))
+                self.tell(&format!("expected map, got &{{{}}}", go(other)));
             }
             (Shape::Array, Value::Array(items)) => self.list(at, items, preserves),
-            (Shape::Array, other) => self.tell(&format!("expected list, got &{{{}}}", go(other))),
+            (Shape::Array, other) => {
+                self.tell(&format!("expected list, got &{{{}}}", go(other)));
+            }
             (shape, value) => self.scalar(at, shape, value),
         }
     }

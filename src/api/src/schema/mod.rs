@@ -179,6 +179,8 @@ pub struct SchemaSet {
     gvks: Vec<Gvk>,
     /// Some node has validation rules.
     has_rules: bool,
+    /// Some rule looks at the value before.
+    has_transitions: bool,
     /// True for the built-in types, whose decoding follows Go's `omitempty`.
     builtin: bool,
 }

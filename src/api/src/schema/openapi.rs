@@ -164,6 +164,7 @@ fn add(
     };
     let l = limits(set, m, path, depth)?;
     set.has_rules |= !l.validations.is_empty();
+    set.has_transitions |= l.validations.iter().any(super::Rule::is_transition);
     let required: Vec<Name> = l.required.clone();
     node.limits = Some(Box::new(l));
     if let Some(props) = m.get("properties").and_then(Value::as_object) {

@@ -30,6 +30,11 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// It looks at the value before.
+    pub(super) fn is_transition(&self) -> bool {
+        self.transition
+    }
+
     /// One that cannot be compiled is told about, and never checked.
     fn program(&self) -> &Result<Program, Error> {
         self.program.get_or_init(|| Program::compile(&self.source))
@@ -158,7 +163,16 @@ pub(super) fn check(
     path: &str,
     errors: &mut Vec<FieldError>,
 ) {
-    walk(at, value, old, path, &mut Budget::validation(), errors);
+    walk(at, value, old, path, Only::All, &mut Budget::validation(), errors);
+}
+
+/// Which rules are checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Only {
+    All,
+    /// Nothing has changed here: what was wrong before may stay (ratcheting, KEP-4008), but not what rules say
+    /// about the step from the old to the new value.
+    Transitions,
 }
 
 /// All rules of an object share one budget; nothing is checked any more once it is spent.
@@ -167,27 +181,31 @@ fn walk(
     value: &Value,
     old: Option<&Value>,
     path: &str,
+    only: Only,
     budget: &mut Budget,
     errors: &mut Vec<FieldError>,
 ) {
-    if old == Some(value) || value.is_null() || budget.is_spent() {
+    let only = if only == Only::All && old == Some(value) { Only::Transitions } else { only };
+    if (only == Only::Transitions && !at.set.has_transitions) || value.is_null() || budget.is_spent() {
         return;
     }
-    if let Some(limits) = at.node.limits.as_ref().filter(|limits| !limits.validations.is_empty()) {
-        rules(&limits.validations, at, value, old, path, budget, errors);
+    let own = at.node.limits.iter().flat_map(|limits| limits.validations.iter());
+    let own: Vec<&Rule> = own.filter(|rule| only == Only::All || rule.transition).collect();
+    if !own.is_empty() {
+        rules(&own, at, value, old, path, budget, errors);
     }
     match value {
         Value::Object(map) => {
             for (name, value) in map {
                 let Some(child) = at.child(name) else { continue };
                 let path = if at.node.field(name).is_some() { join(path, name) } else { key(path, name) };
-                walk(child, value, old.and_then(|old| old.get(name)), &path, budget, errors);
+                walk(child, value, old.and_then(|old| old.get(name)), &path, only, budget, errors);
             }
         }
         Value::Array(items) => {
             let Some(item) = at.item() else { return };
             for (i, value) in items.iter().enumerate() {
-                walk(item, value, same_item(at, old, value), &index(path, i), budget, errors);
+                walk(item, value, same_item(at, old, value), &index(path, i), only, budget, errors);
             }
         }
         _ => {}
@@ -196,7 +214,7 @@ fn walk(
 
 /// The rules of one place, which see the same values.
 fn rules(
-    rules: &[Rule],
+    rules: &[&Rule],
     at: Cursor<'_>,
     value: &Value,
     old: Option<&Value>,
@@ -324,6 +342,19 @@ mod tests {
             ["spec: Invalid value: \"object\": min is immutable"]
         );
         assert_eq!(unenforced(&s).len(), 1);
+    }
+
+    #[test]
+    fn what_does_not_change_is_asked_about_transitions_only() {
+        let s = SchemaRef::from_openapi(&json!({"type": "object", "properties": {"map": {"type": "object",
+            "additionalProperties": {"type": "object", "properties": {"a": {"type": "string", "x-kubernetes-validations":
+                [{"rule": "self != oldSelf", "message": "must change"}, {"rule": "self == 'x'", "message": "must be x"}]}}}}}}))
+        .unwrap();
+        let at = |label: &str| json!({"metadata": {"labels": {"l": label}}, "map": {"k": {"a": "y"}}});
+        assert_eq!(
+            texts(&validate_schema_update(&s, &at("new"), Some(&at("old")))),
+            ["map[k].a: Invalid value: \"string\": must change"]
+        );
     }
 
     #[test]

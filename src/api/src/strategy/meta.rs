@@ -123,12 +123,19 @@ fn finalizer(f: &str, errors: &mut Vec<FieldError>) {
     for m in &found {
         errors.push(FieldError::invalid("metadata.finalizers", f, m.as_str()));
     }
-    if found.is_empty() && !f.contains('/') && !matches!(f, "orphan" | "foregroundDeletion" | "kubernetes") {
-        errors.push(FieldError::invalid(
-            "metadata.finalizers",
-            f,
-            "name is neither a standard finalizer name nor is it fully qualified",
-        ));
+}
+
+/// What built-in kinds demand of finalizers beyond that (core `validation.ValidateObjectMeta`).
+pub fn standard_finalizers(obj: &Value, errors: &mut Vec<FieldError>) {
+    for f in object::finalizers(obj) {
+        let is_known = f.contains('/') || matches!(f, "orphan" | "foregroundDeletion" | "kubernetes");
+        if !is_known && names::qualified_name(f).is_empty() {
+            errors.push(FieldError::invalid(
+                "metadata.finalizers",
+                f,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            ));
+        }
     }
 }
 

@@ -253,6 +253,9 @@ impl Strategy for Generic {
     fn validate(&self, obj: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
+        if self.schema.set().is_builtin() {
+            meta::standard_finalizers(obj, &mut errors);
+        }
         errors.extend(validate_schema(&self.schema, obj));
         (self.rules.validate)(obj, &mut errors);
         (self.rules.validate_create)(obj, &mut errors);
@@ -263,6 +266,9 @@ impl Strategy for Generic {
         let mut errors = Vec::new();
         meta::validate_update(obj, old, &mut errors);
         meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
+        if self.schema.set().is_builtin() {
+            meta::standard_finalizers(obj, &mut errors);
+        }
         errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         (self.rules.validate)(obj, &mut errors);
         (self.rules.validate_update)(obj, old, &mut errors);

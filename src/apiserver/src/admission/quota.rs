@@ -46,8 +46,15 @@ pub(crate) async fn charge<'a>(
     let resize = (group, plural, request.subresource) == ("", "pods", "resize");
     let concerned = match request.operation {
         Operation::Create => request.subresource.is_empty(),
-        // Of what can be changed only these are charged by what they say.
-        Operation::Update => resize || request.is("", "services") || request.is("", "persistentvolumeclaims"),
+        // Of what can be changed only these are charged by what they say; a pod that gets a deadline, or loses
+        // it, changes over to other quotas.
+        Operation::Update => {
+            let ends = |pod: &serde_json::Value| pod["spec"]["activeDeadlineSeconds"].is_i64();
+            let moves = request.is("", "pods")
+                && request.subresource.is_empty()
+                && request.old.is_some_and(|old| ends(old) != ends(value));
+            resize || moves || request.is("", "services") || request.is("", "persistentvolumeclaims")
+        }
         Operation::Delete | Operation::Connect => false,
     };
     let state = request.state;

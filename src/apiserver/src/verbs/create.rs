@@ -60,9 +60,6 @@ impl Creation<'_> {
             return Err(Status::method_not_supported(&resource.group_resource(), "create"));
         }
         set_namespace(resource, namespace, &mut value)?;
-        if !object::resource_version(&value).is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-        }
         let generated = object::name(&value).is_empty();
         if generated && object::generate_name(&value).is_empty() {
             return Err(Status::invalid(
@@ -108,6 +105,7 @@ impl Creation<'_> {
         options: &WriteOptions,
     ) -> Result<Option<(Bytes, Vec<String>)>, Status> {
         let (state, resource) = (self.state, self.resource);
+        let names_version = !object::resource_version(&value).is_empty();
         let strategy = &resource.strategy;
         strategy.default(&mut value);
         let name = object::name(&value).to_owned();
@@ -134,6 +132,10 @@ impl Creation<'_> {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, errors));
         }
         admission::validate(&request, &value, &mut warnings).await?;
+        // Upstream's store finds this, after everybody else has had a say.
+        if names_version {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
         warnings.extend(strategy.warnings(&value));
         crate::crd::warn(resource, &value, &mut warnings);
         let charges = admission::quota::charge(&request, &value).await?;

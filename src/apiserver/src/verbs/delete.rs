@@ -222,7 +222,7 @@ impl Deletion<'_> {
 fn mark(resource: &Resource, value: &mut Value, options: &DeleteOptions) -> Result<bool, Status> {
     let was_deleting = value["metadata"]["deletionTimestamp"].is_string();
     let grace = grace_period(resource, value, options);
-    set_finalizers(value, options);
+    set_finalizers(resource, value, options);
     if crd::is_definition(resource) && !was_deleting {
         crd::mark_deleted(value);
     }
@@ -280,18 +280,29 @@ fn grace_period(resource: &Resource, value: &Value, options: &DeleteOptions) -> 
     if seconds < 0 { 1 } else { seconds }
 }
 
+/// Whose pods stay when a client does not say what is to become of them, as they did before there was a garbage
+/// collector (`DefaultGarbageCollectionPolicy`).
+fn orphans_by_default(resource: &Resource) -> bool {
+    matches!(
+        (&*resource.group, &*resource.version, &*resource.plural),
+        ("", "v1", "replicationcontrollers") | ("batch", "v1", "jobs")
+    )
+}
+
 /// `deletionFinalizersForGarbageCollection`: foreground and orphan deletion are the garbage collector's work.
-fn set_finalizers(value: &mut Value, options: &DeleteOptions) {
-    let policy = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
-        (Some(policy), _) => policy.to_owned(),
-        (None, Some(true)) => "Orphan".to_owned(),
-        (None, Some(false)) => "Background".to_owned(),
-        (None, None) => return,
-    };
+fn set_finalizers(resource: &Resource, value: &mut Value, options: &DeleteOptions) {
     let mut finalizers: Vec<String> = value["metadata"]["finalizers"]
         .as_array()
         .map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
         .unwrap_or_default();
+    let policy = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
+        (Some(policy), _) => policy.to_owned(),
+        (None, Some(true)) => "Orphan".to_owned(),
+        (None, Some(false)) => "Background".to_owned(),
+        (None, None) if finalizers.iter().any(|name| name == ORPHAN || name == FOREGROUND) => return,
+        (None, None) if orphans_by_default(resource) => "Orphan".to_owned(),
+        (None, None) => return,
+    };
     finalizers.retain(|name| name != ORPHAN && name != FOREGROUND);
     match policy.as_str() {
         "Orphan" => finalizers.push(ORPHAN.to_owned()),

@@ -81,8 +81,10 @@ async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor, task
     let peer =
         Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));
     let protocols = https::protocols(&tasks);
-    let answering = Answering::new(move |request| {
+    let answering = Answering::new(move |request: Request<Incoming>| {
+        let is_head = *request.method() == Method::HEAD;
         let answer = handle(core.clone(), request, peer.clone());
+        let answer = async move { if is_head { without_body(answer.await) } else { answer.await } };
         async move { answer.await.map(|body| body.map_err(https::BoxError::from).boxed_unsync()) }
     });
     let served = https::serve(protocols, stream, answering).await;
@@ -139,6 +141,11 @@ fn text(code: StatusCode, words: impl Into<String>) -> Answer {
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+/// The answer to HEAD: over HTTP/2 hyper would send what body there is, and clients break off.
+fn without_body(answer: Answer) -> Answer {
+    answer.map(|_| Full::new(Bytes::new()).map_err(|never| match never {}).boxed())
 }
 
 fn json(value: &serde_json::Value) -> Answer {

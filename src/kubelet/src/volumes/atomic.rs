@@ -16,6 +16,8 @@ use crate::Error;
 pub(crate) struct Item {
     pub(crate) bytes: Vec<u8>,
     pub(crate) mode: u32,
+    /// The user who owns the file; else who writes it.
+    pub(crate) owner: Option<u32>,
 }
 
 /// Relative path to file.
@@ -49,6 +51,9 @@ pub(crate) fn write(dir: &Path, content: &Content, group: Option<i64>) -> Result
         }
         std::fs::write(&file, &item.bytes).map_err(failed)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(item.mode)).map_err(failed)?;
+        if let Some(owner) = item.owner {
+            std::os::unix::fs::lchown(&file, Some(owner), None).map_err(failed)?;
+        }
     }
     if let Some(group) = group {
         give_to_group(&fresh, group, false)?;
@@ -134,7 +139,7 @@ mod tests {
     use super::*;
 
     fn content(files: &[(&str, &str)]) -> Content {
-        let item = |text: &str| Item { bytes: text.as_bytes().to_vec(), mode: 0o644 };
+        let item = |text: &str| Item { bytes: text.as_bytes().to_vec(), mode: 0o644, owner: None };
         files.iter().map(|(path, text)| ((*path).to_owned(), item(text))).collect()
     }
 

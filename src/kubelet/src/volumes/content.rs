@@ -62,8 +62,9 @@ pub(crate) async fn of(
         } else if let Some(projection) = &part.service_account_token {
             let (token, again) = core.tokens.get(&core.client, target, projection).await?;
             *refresh_at = Some(refresh_at.map_or(again, |known| known.min(again)));
-            let mode = token_mode(target, mode);
-            content.insert(projection.path.clone(), Item { bytes: token.into_bytes(), mode });
+            let owner = only_user(target);
+            let mode = token_mode(target, owner, mode);
+            content.insert(projection.path.clone(), Item { bytes: token.into_bytes(), mode, owner });
         } else if part.cluster_trust_bundle.is_some() {
             return Err(Error::other("clusterTrustBundle projections are not supported on this node"));
         } else if part.pod_certificate.is_some() {
@@ -73,10 +74,24 @@ pub(crate) async fn of(
     Ok(content)
 }
 
-/// A token is for the containers' user only, unless a group is named for it (upstream does the same).
-fn token_mode(target: &Pod, default_mode: i32) -> u32 {
+/// The user whom all containers run as, where the pod says so of each (volume `util.FsUserFrom`).
+fn only_user(target: &Pod) -> Option<u32> {
     let spec = pod::spec(target);
-    if spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some()) {
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let init = spec.init_containers.iter().flatten().map(|container| &container.security_context);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| &container.security_context);
+    let all =
+        spec.containers.iter().map(|container| &container.security_context).chain(init).chain(ephemeral);
+    let mut users = all.map(|context| context.as_ref().and_then(|context| context.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
+}
+
+/// A token is for the containers' user only, or for the pod's group, where one is named (upstream
+/// `pkg/volume/projected`).
+fn token_mode(target: &Pod, owner: Option<u32>, default_mode: i32) -> u32 {
+    let spec = pod::spec(target);
+    if owner.is_some() || spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some()) {
         return 0o600;
     }
     mode_bits(default_mode)
@@ -102,7 +117,7 @@ async fn object(
     };
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         for (key, bytes) in &found.data {
-            content.insert(key.clone(), Item { bytes: bytes.clone(), mode: mode_bits(mode) });
+            content.insert(key.clone(), Item { bytes: bytes.clone(), mode: mode_bits(mode), owner: None });
         }
         return Ok(());
     };
@@ -110,7 +125,7 @@ async fn object(
         match found.data.get(&item.key) {
             Some(bytes) => {
                 let mode = mode_bits(item.mode.unwrap_or(mode));
-                content.insert(item.path.clone(), Item { bytes: bytes.clone(), mode });
+                content.insert(item.path.clone(), Item { bytes: bytes.clone(), mode, owner: None });
             }
             None if optional => {}
             None => return Err(Error::other(format!("references non-existent {kind} key: {}", item.key))),
@@ -135,7 +150,7 @@ fn downward(
             continue;
         };
         let mode = mode_bits(item.mode.unwrap_or(mode));
-        content.insert(item.path.clone(), Item { bytes: text.into_bytes(), mode });
+        content.insert(item.path.clone(), Item { bytes: text.into_bytes(), mode, owner: None });
     }
     Ok(())
 }
