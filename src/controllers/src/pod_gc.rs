@@ -161,11 +161,12 @@ impl Collector {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let api = self.ctx.api::<Pod>(namespace);
         if !pods::is_finished(pod) {
-            let mut status = json!({ "phase": "Failed" });
+            let mut status = json!({ "phase": "Failed", "observedGeneration": pod.metadata.generation });
             if let Some(text) = disruption {
                 status["conditions"] = json!([{
                     "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
                     "message": text, "lastTransitionTime": time::now(),
+                    "observedGeneration": pod.metadata.generation,
                 }]);
             }
             let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": status });

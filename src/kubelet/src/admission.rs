@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::core::Core;
 use crate::worker::Verdict;
@@ -26,6 +26,7 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         ..Verdict::default()
     };
     let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
+    kind_of_node(target, &node).map_err(|(reason, message)| verdict(reason.into(), message.into()))?;
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let wanted = target.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
     if wanted.iter().any(|(key, value)| labels.get(key) != Some(value)) {
@@ -57,6 +58,34 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         others.iter().map(|other| state.charged(other)).collect()
     };
     fits(target, &others, &allocatable).map_err(|(reason, message)| verdict(reason, message))
+}
+
+/// What no preemption would help: another operating system, or groups as this runtime cannot set them.
+fn kind_of_node(target: &Pod, node: &Node) -> Result<(), (&'static str, &'static str)> {
+    let label = target.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if label.is_some_and(|os| os != "linux") {
+        return Err((
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
+    let spec = target.spec.as_ref();
+    if spec.and_then(|spec| spec.os.as_ref()).is_some_and(|os| os.name != "linux") {
+        return Err(("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
+    }
+    let policy = spec
+        .and_then(|spec| spec.security_context.as_ref())
+        .and_then(|context| context.supplemental_groups_policy.as_deref());
+    let features = node.status.as_ref().and_then(|status| status.features.as_ref());
+    if policy == Some("Strict")
+        && features.and_then(|features| features.supplemental_groups_policy) != Some(true)
+    {
+        return Err((
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether there is room beside the others; `Err` is a reason and a message.
@@ -194,6 +223,23 @@ mod tests {
 
     fn pod_of(spec: serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn pods_for_another_kind_of_node_are_refused() {
+        let node = |strict| -> Node {
+            serde_json::from_value(json!({
+                "status": {"features": {"supplementalGroupsPolicy": strict}}
+            }))
+            .expect("a node")
+        };
+        let reason =
+            |spec, strict| kind_of_node(&pod_of(spec), &node(strict)).err().map(|(reason, _)| reason);
+        let strict = json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}});
+        assert_eq!(reason(json!({"os": {"name": "linux"}}), false), None);
+        assert_eq!(reason(json!({"os": {"name": "windows"}}), false), Some("PodOSNotSupported"));
+        assert_eq!(reason(strict.clone(), false), Some("SupplementalGroupsPolicyNotSupported"));
+        assert_eq!(reason(strict, true), None);
     }
 
     #[test]

@@ -314,7 +314,7 @@ async fn start(
         next.at(at);
         return Ok(());
     }
-    match create_and_start(core, target, &container, real, sandbox, config, paths).await {
+    match create_and_start(core, target, &container, real, sandbox, config, paths, &memory.starting).await {
         Ok(()) => {
             memory.waiting.remove(name);
         }
@@ -409,6 +409,7 @@ fn probe_grace(target: &Pod, name: &str, message: &str) -> i64 {
         .unwrap_or_else(|| pod::grace_period(target))
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn create_and_start(
     core: &Shared,
     target: &Pod,
@@ -417,6 +418,7 @@ async fn create_and_start(
     sandbox: &str,
     config: &cri::PodSandboxConfig,
     paths: &HashMap<String, PathBuf>,
+    starting: &tokio::sync::Mutex<()>,
 ) -> Result<(), Error> {
     let name = Some(container.name.as_str());
     let image = core.images.ensure(core, target, container, config).await?;
@@ -450,6 +452,7 @@ async fn create_and_start(
     })?;
     let logs = PathBuf::from(&config.log_directory).join(&container.name);
     volumes::blocking(move || volumes::make_dir(&logs, 0o755)).await?;
+    let whole = starting.lock().await;
     let created = core.runtime.create_container(sandbox, made, config.clone()).await;
     let id = created
         .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
@@ -458,6 +461,7 @@ async fn create_and_start(
     if let Err(error) = core.runtime.start_container(&id).await {
         return Err(Error::Container { reason: "RunContainerError", message: error.text() });
     }
+    drop(whole);
     core.allocations.actuate(
         &pod::uid(target),
         &container.name,

@@ -308,7 +308,16 @@ impl Task {
                 return Answer::Error("couldn't find port".to_owned());
             };
             return match http::get(&request, timeout).await {
-                Ok((code, _)) if (200..400).contains(&code) => Answer::Good,
+                Ok((code, _)) if (200..300).contains(&code) => Answer::Good,
+                Ok((code, body)) if (300..400).contains(&code) => {
+                    let message = format!(
+                        "{} probe warning: Probe terminated redirects, Response body: {}",
+                        self.kind.title(),
+                        short(&String::from_utf8_lossy(&body))
+                    );
+                    self.core.warning(&self.pod, Some(&self.container.name), "ProbeWarning", message);
+                    Answer::Good
+                }
                 Ok((code, _)) => Answer::Bad(format!("HTTP probe failed with statuscode: {code}")),
                 Err(text) => Answer::Bad(text),
             };

@@ -59,6 +59,9 @@ pub(crate) struct Memory {
     pub(crate) resized: HashSet<String>,
     /// Waiting reasons of containers that could not be started.
     pub(crate) waiting: HashMap<String, (String, String)>,
+    /// Held while the runtime starts a container: cut short, the container would have ended by an error of the
+    /// runtime's own and not by its grace period.
+    pub(crate) starting: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Restart back-off of one container.
@@ -183,10 +186,15 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
             order.evicted
         } else {
             // A long round (an image pull) is cut short when the pod must end.
+            let starting = memory.starting.clone();
+            let cut = async {
+                ends(&handle.orders).await;
+                drop(starting.lock().await);
+            };
             let round = launch::sync(core, &order.pod, &mut memory);
             let outcome = tokio::select! {
                 outcome = round => Some(outcome),
-                () = ends(&handle.orders) => None,
+                () = cut => None,
             };
             match outcome {
                 None => continue,

@@ -95,6 +95,7 @@ pub(crate) async fn mark_unscheduled(
         "status": "False",
         "reason": reason,
         "message": message,
+        "observedGeneration": pod.pod.metadata.generation,
         "lastProbeTime": null,
         "lastTransitionTime": since,
     }] });
@@ -114,6 +115,7 @@ pub(crate) async fn evict(client: &kube::Client, victim: &PodInfo, scheduler: &s
         "status": "True",
         "reason": "PreemptionByScheduler",
         "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+        "observedGeneration": victim.pod.metadata.generation,
         "lastTransitionTime": Time(Timestamp::now()),
     }] } });
     let marked = api.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch)).await;

@@ -60,6 +60,7 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             create: pod::create,
             validate: pod::validate,
             validate_update: pod::validate_update,
+            update_status: pod::update_status,
             ..base
         },
         ("", "PodTemplate") => Rules { default: pod::default_pod_template, ..base },

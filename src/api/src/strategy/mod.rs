@@ -64,6 +64,8 @@ pub struct Rules {
     /// Of new objects only.
     pub validate_create: fn(&Value, &mut Vec<FieldError>),
     pub validate_update: fn(&Value, &Value, &mut Vec<FieldError>),
+    /// After the generic preparation of an update of the status.
+    pub update_status: fn(&mut Value, &Value),
     /// The status of a new object, where the kind has one.
     pub status: fn() -> Option<Value>,
     /// `metadata.generation` counts changes of the specification.
@@ -88,6 +90,7 @@ impl Rules {
         validate: |_, _| {},
         validate_create: |_, _| {},
         validate_update: |_, _, _| {},
+        update_status: |_, _| {},
         status: no_status,
         generation: false,
         status_keeps: &[],
@@ -214,6 +217,7 @@ impl Strategy for Generic {
             "status" => {
                 keep(&mut next, obj, "status");
                 self.keep_status_metadata(&mut next, obj);
+                (self.rules.update_status)(&mut next, old);
             }
             "finalize" => {
                 let list = object::get(obj, "/spec/finalizers").clone();

@@ -211,6 +211,30 @@ fn default_volume(v: &mut Map<String, Value>) {
     });
 }
 
+/// What clients that do not know these fields would clear stays (`registry/core/pod/strategy.go`): the class of
+/// service, and which generation the status and its conditions are about.
+pub(super) fn update_status(new: &mut Value, old: &Value) {
+    if !new["status"].is_object() {
+        return;
+    }
+    let before = &old["status"];
+    if new["status"]["qosClass"].as_str().unwrap_or_default().is_empty() && before["qosClass"].is_string() {
+        new["status"]["qosClass"] = before["qosClass"].clone();
+    }
+    let unset = |of: &Value| of["observedGeneration"].as_i64().unwrap_or(0) == 0;
+    if unset(&new["status"]) && !unset(before) {
+        new["status"]["observedGeneration"] = before["observedGeneration"].clone();
+    }
+    let mut left: Vec<&Value> = before["conditions"].as_array().into_iter().flatten().collect();
+    for condition in new["status"]["conditions"].as_array_mut().into_iter().flatten() {
+        let Some(at) = left.iter().position(|known| known["type"] == condition["type"]) else { continue };
+        let known = left.remove(at);
+        if unset(condition) && !unset(known) {
+            condition["observedGeneration"] = known["observedGeneration"].clone();
+        }
+    }
+}
+
 pub(super) fn create(obj: &mut Value) {
     let qos = qos_class(obj);
     if let Value::Object(m) = obj {
@@ -339,6 +363,21 @@ fn same_toleration(a: &Value, b: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_without_observed_generations_keeps_them() {
+        let old = json!({"status": {"observedGeneration": 3, "qosClass": "BestEffort", "conditions": [
+            {"type": "Ready", "observedGeneration": 2}, {"type": "Mine", "observedGeneration": 1}]}});
+        let mut new = json!({"status": {"conditions": [
+            {"type": "Mine"}, {"type": "Ready", "observedGeneration": 3}, {"type": "New"}]}});
+        update_status(&mut new, &old);
+        assert_eq!(
+            new,
+            json!({"status": {"observedGeneration": 3, "qosClass": "BestEffort", "conditions": [
+                {"type": "Mine", "observedGeneration": 1}, {"type": "Ready", "observedGeneration": 3},
+                {"type": "New"}]}})
+        );
+    }
 
     #[test]
     fn defaults() {

@@ -13,8 +13,22 @@ pub(super) fn mutate(request: &Request<'_>, value: &mut Value) -> Result<(), Sta
     }
     if request.is("", "persistentvolumeclaims") {
         default_class(request, value);
+        protect(value, "kubernetes.io/pvc-protection");
+    }
+    if request.is("", "persistentvolumes") {
+        protect(value, "kubernetes.io/pv-protection");
     }
     Ok(())
+}
+
+/// From its first moment: the controllers take the finalizer away when nobody uses the object any more.
+fn protect(object: &mut Value, finalizer: &str) {
+    let finalizers = &mut object["metadata"]["finalizers"];
+    match finalizers.as_array_mut() {
+        Some(list) if list.iter().any(|known| known == finalizer) => {}
+        Some(list) => list.push(json!(finalizer)),
+        None => *finalizers = json!([finalizer]),
+    }
 }
 
 /// The newest default class; of equally new ones the first by name.
@@ -39,5 +53,21 @@ fn default_class(request: &Request<'_>, claim: &mut Value) {
         });
     if let Some(class) = default {
         claim["spec"]["storageClassName"] = json!(class["metadata"]["name"]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finalizers_are_added_once() {
+        let mut object = json!({"metadata": {"name": "a"}});
+        protect(&mut object, "x/y");
+        assert_eq!(object["metadata"]["finalizers"], json!(["x/y"]));
+        object["metadata"]["finalizers"] = json!(["own/one"]);
+        protect(&mut object, "x/y");
+        protect(&mut object, "x/y");
+        assert_eq!(object["metadata"]["finalizers"], json!(["own/one", "x/y"]));
     }
 }

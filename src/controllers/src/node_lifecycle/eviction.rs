@@ -116,7 +116,7 @@ impl Controller {
                 "status": { "conditions": [{
                     "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
                     "message": "Taint manager: deleting due to NoExecute taint",
-                    "lastTransitionTime": time::now(),
+                    "lastTransitionTime": time::now(), "observedGeneration": pod.metadata.generation,
                 }] },
             });
             ignore_not_found(

@@ -16,6 +16,10 @@ pub(crate) struct Usage {
     pub(crate) memory: u64,
     /// Bytes that cannot be had back by dropping files that have not been used for a while.
     pub(crate) working_set: u64,
+    /// Bytes that belong to processes alone and to no file.
+    pub(crate) rss: Option<u64>,
+    pub(crate) page_faults: Option<u64>,
+    pub(crate) major_page_faults: Option<u64>,
 }
 
 impl Cgroups {
@@ -43,19 +47,30 @@ impl Cgroups {
     }
 
     fn usage(&self, path: &str) -> Option<Usage> {
-        let (cpu, memory, inactive) = if self.unified {
+        let (cpu, memory, file) = if self.unified {
             let dir = self.mount.join(path);
             let micros = entry(&dir.join("cpu.stat"), "usage_usec")?;
             // The root has no such file; the machine's own figures stand for it.
             let memory = number(&dir.join("memory.current")).or_else(|| used("/proc/meminfo".as_ref()))?;
-            (micros * 1000, memory, entry(&dir.join("memory.stat"), "inactive_file"))
+            (micros * 1000, memory, dir.join("memory.stat"))
         } else {
             let dir = self.dir("memory", path);
             let cpu = number(&self.dir("cpuacct", path).join("cpuacct.usage"))?;
             let memory = number(&dir.join("memory.usage_in_bytes"))?;
-            (cpu, memory, entry(&dir.join("memory.stat"), "total_inactive_file"))
+            (cpu, memory, dir.join("memory.stat"))
         };
-        Some(Usage { cpu, memory, working_set: memory.saturating_sub(inactive.unwrap_or(0)) })
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        // The first hierarchy counts the group alone and, under these names, with those below it.
+        let of = |v2: &str, v1: &str| line(&text, if self.unified { v2 } else { v1 });
+        let inactive = of("inactive_file", "total_inactive_file").unwrap_or(0);
+        Some(Usage {
+            cpu,
+            memory,
+            working_set: memory.saturating_sub(inactive),
+            rss: of("anon", "total_rss"),
+            page_faults: of("pgfault", "total_pgfault"),
+            major_page_faults: of("pgmajfault", "total_pgmajfault"),
+        })
     }
 }
 
@@ -65,7 +80,10 @@ fn number(file: &Path) -> Option<u64> {
 
 /// A line `KEY VALUE` of a file.
 fn entry(file: &Path, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
+    line(&std::fs::read_to_string(file).ok()?, key)
+}
+
+fn line(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
@@ -104,7 +122,7 @@ mod tests {
                 ("memory/kubepods/besteffort/podu/memory.usage_in_bytes", "1000\n"),
                 (
                     "memory/kubepods/besteffort/podu/memory.stat",
-                    "inactive_file 1\ntotal_inactive_file 300\nx 1\n",
+                    "inactive_file 1\ntotal_inactive_file 300\ntotal_rss 5\ntotal_pgfault 7\n",
                 ),
             ],
         );
@@ -115,7 +133,7 @@ mod tests {
                 ("cgroup.controllers", "cpu memory"),
                 ("kubepods/besteffort/podu/cpu.stat", "usage_usec 1500000\nuser_usec 1\n"),
                 ("kubepods/besteffort/podu/memory.current", "1000\n"),
-                ("kubepods/besteffort/podu/memory.stat", "anon 5\ninactive_file 300\n"),
+                ("kubepods/besteffort/podu/memory.stat", "anon 5\ninactive_file 300\npgfault 7\n"),
                 ("cpu.stat", "usage_usec 9\n"),
             ],
         );
@@ -123,7 +141,14 @@ mod tests {
             // The first look at v2 writes weights into files that a real one has.
             write(dir, &[("kubepods/besteffort/cpu.weight", "")]);
             let cgroups = Cgroups::at(dir, "kubepods").expect("controllers");
-            let expected = Usage { cpu: 1_500_000_000, memory: 1000, working_set: 700 };
+            let expected = Usage {
+                cpu: 1_500_000_000,
+                memory: 1000,
+                working_set: 700,
+                rss: Some(5),
+                page_faults: Some(7),
+                major_page_faults: None,
+            };
             assert_eq!(cgroups.pod_usage(&pod), Some(expected), "{}", dir.display());
             let mut other = pod.clone();
             other.metadata.uid = Some("other".into());

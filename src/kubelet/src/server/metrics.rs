@@ -50,6 +50,8 @@ struct ContainerUse {
     nano_cores: Option<u64>,
     /// Bytes, and when.
     working_set: Option<(u64, i64)>,
+    /// All of it, as the runtime says it.
+    memory: Option<cri::MemoryUsage>,
 }
 
 /// Namespace, pod, uid and container of a statistic.
@@ -114,6 +116,7 @@ fn assemble(
             cpu: used,
             nano_cores: cpu.and_then(|cpu| cpu.usage_nano_cores.as_ref()).map(|cores| cores.value),
             working_set,
+            memory: stat.memory,
         });
     }
     let mut failed = node.is_none();
@@ -267,7 +270,20 @@ impl Snapshot {
     }
 
     fn memory(&self, usage: Usage) -> Value {
-        json!({ "time": moment(self.at), "usageBytes": usage.memory, "workingSetBytes": usage.working_set })
+        let mut memory = json!({
+            "time": moment(self.at), "usageBytes": usage.memory, "workingSetBytes": usage.working_set,
+        });
+        let more = [
+            ("rssBytes", usage.rss),
+            ("pageFaults", usage.page_faults),
+            ("majorPageFaults", usage.major_page_faults),
+        ];
+        for (field, value) in more {
+            if let Some(value) = value {
+                memory[field] = json!(value);
+            }
+        }
+        memory
     }
 
     fn pod_summaries(&self) -> Vec<Value> {
@@ -298,8 +314,21 @@ fn container_summary(container: &ContainerUse) -> Value {
             summary["cpu"]["usageNanoCores"] = json!(cores);
         }
     }
-    if let Some((bytes, at)) = container.working_set {
-        summary["memory"] = json!({ "time": moment(at), "workingSetBytes": bytes });
+    if let Some(memory) = &container.memory {
+        summary["memory"] = json!({ "time": moment(memory.timestamp) });
+        let fields = [
+            ("availableBytes", &memory.available_bytes),
+            ("usageBytes", &memory.usage_bytes),
+            ("workingSetBytes", &memory.working_set_bytes),
+            ("rssBytes", &memory.rss_bytes),
+            ("pageFaults", &memory.page_faults),
+            ("majorPageFaults", &memory.major_page_faults),
+        ];
+        for (field, value) in fields {
+            if let Some(value) = value {
+                summary["memory"][field] = json!(value.value);
+            }
+        }
     }
     summary
 }
@@ -332,7 +361,7 @@ mod tests {
         pod.metadata.name = Some("p".into());
         pod.metadata.namespace = Some("ns".into());
         let created = [("new".to_owned(), 1_500_000_000)].into();
-        let usage = Usage { cpu: 7, memory: 9, working_set: 8 };
+        let usage = Usage { cpu: 7, memory: 9, working_set: 8, rss: Some(6), ..Usage::default() };
         let all = [stats("old", "c", 1), stats("new", "c", 2_000_000_003)];
         let snapshot = assemble(1_000_000_000, &all, &created, None, &[(Arc::new(pod), Some(usage))]);
         let text = snapshot.to_text();
@@ -346,6 +375,7 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         assert!(!text.contains("node_cpu_usage_seconds_total"));
+        assert_eq!(snapshot.pod_summaries()[0]["memory"]["rssBytes"], 6);
         assert_eq!(snapshot.pod_summaries()[0]["containers"][0]["startTime"], "1970-01-01T00:00:01Z");
     }
 }

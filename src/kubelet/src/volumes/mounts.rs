@@ -1,8 +1,8 @@
 //! Mounts below the kubelet's folder: memory file systems and sub-paths.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use kedge_base::Order as _;
@@ -102,9 +102,7 @@ pub(crate) fn sub_path(volume: &Path, sub: &str, mount_at: &Path) -> Result<Path
         while !existing.exists() {
             existing = existing.parent().unwrap_or(&root);
         }
-        inside(&root, existing)?;
-        std::fs::create_dir_all(&wanted)
-            .map_err(|error| Error::io(format!("make folder {}", wanted.display()), error))?;
+        make_missing(&root, existing, &wanted)?;
     }
     let real = inside(&root, &wanted)?;
     let opened = open_without_links(&root, &real)?;
@@ -142,25 +140,51 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-fn open_without_links(root: &Path, real: &Path) -> Result<File, Error> {
+/// Makes the folders of `wanted` below `existing`, with the volume's own mode: who may write to the volume may
+/// write there (a group by `fsGroup`, whatever the umask is).
+fn make_missing(root: &Path, existing: &Path, wanted: &Path) -> Result<(), Error> {
+    let volume = root.metadata().map_err(|error| Error::io(format!("look at {}", root.display()), error))?;
+    let mode = volume.permissions().mode() & 0o2777;
+    let mut current = open_without_links(root, &inside(root, existing)?)?;
+    for part in wanted.strip_prefix(existing).unwrap_or(Path::new("")).components() {
+        let path = descriptor(&current).join(part);
+        let failed = |error| Error::io(format!("make folder {}", wanted.display()), error);
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        current = open_no_link(&path, wanted)?;
+        std::fs::set_permissions(descriptor(&current), Permissions::from_mode(mode)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Leads to an open file whatever its name is by now.
+fn descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// `of` is what an error names.
+fn open_no_link(path: &Path, of: &Path) -> Result<File, Error> {
     // O_PATH: neither reading nor a device's side effects.
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_CLOEXEC;
-    let open = |path: &Path| {
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path)
-            .map_err(|error| Error::io(format!("open {}", path.display()), error))
-    };
-    let mut current = open(root)?;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)
+        .map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+    let kind = opened.metadata().map_err(|error| Error::io("look at the sub-path", error))?.file_type();
+    if kind.is_symlink() {
+        return Err(Error::other(format!("{} became a symbolic link", of.display())));
+    }
+    Ok(opened)
+}
+
+fn open_without_links(root: &Path, real: &Path) -> Result<File, Error> {
+    let mut current = open_no_link(root, root)?;
     let rest = real.strip_prefix(root).unwrap_or(Path::new(""));
     for part in rest.components() {
-        let next = open(&PathBuf::from(format!("/proc/self/fd/{}", current.as_raw_fd())).join(part))?;
-        let kind = next.metadata().map_err(|error| Error::io("look at the sub-path", error))?.file_type();
-        if kind.is_symlink() {
-            return Err(Error::other(format!("{} became a symbolic link", real.display())));
-        }
-        current = next;
+        current = open_no_link(&descriptor(&current).join(part), real)?;
     }
     Ok(current)
 }
@@ -185,6 +209,20 @@ mod tests {
         for sub in ["../x", "/etc", "link", "link/passwd", "a/../../x"] {
             assert!(sub_path(&volume, sub, &at).is_err(), "{sub}");
         }
+    }
+
+    #[test]
+    fn new_folders_have_the_mode_of_the_volume() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = dir.path().canonicalize().expect("a real path");
+        std::fs::set_permissions(&root, Permissions::from_mode(0o2777)).expect("set");
+        std::os::unix::fs::symlink("/nowhere", root.join("dangling")).expect("a link");
+        make_missing(&root, &root, &root.join("a/b")).expect("made");
+        for made in ["a", "a/b"] {
+            let mode = root.join(made).metadata().expect("there").permissions().mode();
+            assert_eq!(mode & 0o7777, 0o2777, "{made}");
+        }
+        assert!(make_missing(&root, &root, &root.join("dangling/x")).is_err());
     }
 
     #[test]
