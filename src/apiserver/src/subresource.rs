@@ -212,6 +212,10 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
         for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
             new["metadata"]["annotations"][key] = value.clone();
         }
+        for (key, value) in binding["metadata"]["labels"].as_object().into_iter().flatten() {
+            new["metadata"]["labels"][key] = value.clone();
+        }
+        crate::admission::pod::topology_labels(&context.state, &target, &mut new);
         set_condition(&mut new, "PodScheduled", "True");
         Ok(Edit::replace(new))
     };

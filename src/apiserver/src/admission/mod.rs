@@ -5,7 +5,7 @@ mod certificate;
 mod limit_range;
 mod namespace;
 mod node;
-mod pod;
+pub(crate) mod pod;
 mod pod_security;
 pub(crate) mod policy;
 pub(crate) mod quota;

@@ -1,9 +1,10 @@
-//! Priority, DefaultTolerationSeconds and RuntimeClass for pods.
+//! Priority, DefaultTolerationSeconds, RuntimeClass and PodTopologyLabels.
 
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
 use super::Request;
+use crate::state::State;
 
 /// How long a pod stays on a node that is not ready, in seconds.
 const TOLERATION_SECONDS: i64 = 300;
@@ -11,6 +12,9 @@ const TOLERATION_SECONDS: i64 = 300;
 pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
     priority(request, pod)?;
     default_tolerations(pod);
+    if let Some(node) = pod["spec"]["nodeName"].as_str().map(ToOwned::to_owned) {
+        topology_labels(request.state, &node, pod);
+    }
     runtime_class(request, pod)
 }
 
@@ -28,6 +32,17 @@ fn keep_priority(pod: &mut Value, old: &Value) {
         let before = &old["spec"][field];
         if pod["spec"][field].is_null() && !before.is_null() {
             pod["spec"][field] = before.clone();
+        }
+    }
+}
+
+/// `plugin/pkg/admission/podtopologylabels`: a pod on a node knows, by the downward API, where that is. To be
+/// called when the pod gets its node; of a node that is not there nothing is known.
+pub(crate) fn topology_labels(state: &State, node: &str, pod: &mut Value) {
+    let Some(node) = state.cache.bucket("nodes").get(&format!("/{node}")) else { return };
+    for key in ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"] {
+        if let Some(value) = node.extracted.label(key) {
+            pod["metadata"]["labels"][key] = json!(value);
         }
     }
 }

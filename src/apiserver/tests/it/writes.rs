@@ -169,12 +169,18 @@ async fn a_pod_on_a_node_ends_gracefully_and_one_without_at_once() {
     client.delete(&format!("{PODS}/waiting"), &Value::Null).await;
     assert_eq!(client.get(&format!("{PODS}/waiting")).await.0, StatusCode::NOT_FOUND);
 
+    let zone = "topology.kubernetes.io/zone";
+    let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node1", "labels": { zone: "z1", "other": "o" } } });
+    client.make("/api/v1/nodes", &node).await;
     client.make(PODS, &pod("bound")).await;
     let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "bound" }, "target": { "kind": "Node", "name": "node1" } });
     let (status, answer) = client.post(&format!("{PODS}/bound/binding"), &binding).await;
     assert_eq!(status, StatusCode::CREATED, "{answer}");
     let (status, _) = client.post(&format!("{PODS}/bound/binding"), &binding).await;
     assert_eq!(status, StatusCode::CONFLICT, "a pod is bound once");
+    let (_, bound) = client.get(&format!("{PODS}/bound")).await;
+    let labels = &bound["metadata"]["labels"];
+    assert_eq!((&labels[zone], &labels["other"]), (&"z1".into(), &Value::Null), "where the pod is");
     let (_, answer) = client.delete(&format!("{PODS}/bound"), &Value::Null).await;
     assert_eq!(answer["metadata"]["deletionGracePeriodSeconds"], 30);
     assert_eq!(client.get(&format!("{PODS}/bound")).await.0, StatusCode::OK);
