@@ -51,9 +51,7 @@ fn revision(line: &[u8], place: usize) -> Option<(u64, usize)> {
     let at = line.len().checked_sub(place).filter(|at| line[*at..].starts_with(REVISION));
     let at = at.or_else(|| {
         let near = line.len().saturating_sub(NEAR);
-        memmem::rfind(&line[near..], REVISION)
-            .map(|at| near + at)
-            .or_else(|| memmem::rfind(line, REVISION))
+        memmem::rfind(&line[near..], REVISION).map(|at| near + at).or_else(|| memmem::rfind(line, REVISION))
     })?;
     let digits = &line[at + REVISION.len()..];
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;

@@ -213,7 +213,8 @@ impl Chunks {
                     Self::End(Some(length), b'\n')
                 }
                 Self::Length(length) => {
-                    let length = length.checked_mul(16).and_then(|length| length.checked_add(digit(first).ok()?));
+                    let length =
+                        length.checked_mul(16).and_then(|length| length.checked_add(digit(first).ok()?));
                     Self::Length(length.context("a piece of impossible length")?)
                 }
                 Self::Data(left) => {
