@@ -27,6 +27,9 @@ use crate::state::State;
 /// A client that does not finish its handshake or headers in this time is cut off.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What TLS encrypts and hands to the kernel in one call, at most; a chunk of a watch fits.
+const SENT_AT_ONCE: usize = 128 << 10;
+
 /// The user of the connection's verified client certificate.
 #[derive(Clone)]
 struct Peer(Option<User>);
@@ -46,7 +49,8 @@ pub(crate) fn listen(state: Arc<State>, listener: TcpListener, tasks: &Tasks) {
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
-    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
+    let Some(mut stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
+    stream.get_mut().1.set_buffer_limit(Some(SENT_AT_ONCE));
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(authn::from_certificate);
     let router = router.layer(axum::Extension(Peer(user)));

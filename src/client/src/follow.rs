@@ -54,12 +54,24 @@ struct Mark {
     metadata: ObjectMeta,
 }
 
+/// Of an object only its version: the rest is passed over.
+#[derive(Deserialize)]
+struct Versioned {
+    metadata: Version,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    resource_version: Option<String>,
+}
+
 /// The resource version of an object.
 ///
 /// # Errors
 /// It is no object.
 pub(crate) fn version(object: &str) -> serde_json::Result<Option<String>> {
-    serde_json::from_str::<Mark>(object).map(|mark| mark.metadata.resource_version)
+    serde_json::from_str::<Versioned>(object).map(|object| object.metadata.resource_version)
 }
 
 /// Where the watch goes on.

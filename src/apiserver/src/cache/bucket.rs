@@ -24,9 +24,9 @@ pub(super) const HISTORY_SHARE: usize = 64 << 10;
 /// Views that continue tokens may refer to, per bucket, and for how long.
 const PINS: usize = 32;
 const PIN_AGE: Duration = Duration::from_secs(300);
-/// The lines of a watch that are written at once, in bytes, unless a single one is larger. With the frame
-/// around it that is what TLS takes at once: four full records and one call of the kernel.
-pub(super) const CHUNK_BYTES: usize = (64 << 10) - 64;
+/// The lines of a watch that are written at once, in bytes, unless a single one is larger. With what HTTP and
+/// TLS put around them that is one call of the kernel: [`crate::server`] lets TLS take so much at once.
+pub(super) const CHUNK_BYTES: usize = (128 << 10) - 512;
 /// How many chunks are kept for others: of this many kinds of watchers (all namespaces, one of them, those
 /// who lag behind) each finds its own.
 pub(super) const CHUNKS: usize = 4;

@@ -164,12 +164,12 @@ fn watchers_of_several_kinds_do_not_take_each_others_lines_away() {
 fn a_chunk_stays_below_its_limit_unless_a_line_is_larger() {
     let cache = Cache::new(HashMap::new(), Sealing::default());
     let bucket = cache.bucket("pods");
-    let text = format!(r#"{{"x":"{}"}}"#, "x".repeat(CHUNK_BYTES / 3 - 20));
-    for revision in 1..=6 {
+    for revision in 1..=7 {
+        let size = if revision == 7 { CHUNK_BYTES } else { CHUNK_BYTES / 3 - 20 };
+        let text = format!(r#"{{"x":"{}"}}"#, "x".repeat(size));
         let change = Change { key: "pods/ns/a".into(), revision, entry: Some(entry(&text, None, revision)) };
         cache.applied(revision, &[change]);
     }
-    put_large(&cache, "pods/ns/b", 7);
     let mut from = 0;
     let mut sizes = Vec::new();
     while let Some(chunk) = bucket.chunk_after(from, "ns/").expect("held") {

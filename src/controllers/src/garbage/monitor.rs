@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kedge_base::{Chain, Tasks};
 use kedge_client::{Event, Watch};
 use kube::Resource as _;
@@ -16,11 +16,47 @@ use super::Collector;
 use super::graph::Uid;
 use crate::discovery::{Served, discover};
 
-/// Of an object only what says who owns it.
+/// Of an object only what says who owns it: every change of anything comes by here.
 #[derive(Deserialize)]
+#[serde(from = "Parts")]
 struct Owned {
-    #[serde(default)]
     metadata: ObjectMeta,
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default)]
+    metadata: Meta,
+}
+
+/// The fields of [`ObjectMeta`] that the graph looks at.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    uid: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+    owner_references: Option<Vec<OwnerReference>>,
+    finalizers: Option<Vec<String>>,
+    deletion_timestamp: Option<Time>,
+}
+
+impl From<Parts> for Owned {
+    fn from(Parts { metadata }: Parts) -> Self {
+        let Meta { uid, namespace, name, owner_references, finalizers, deletion_timestamp } = metadata;
+        let rest = ObjectMeta::default();
+        Self {
+            metadata: ObjectMeta {
+                uid,
+                namespace,
+                name,
+                owner_references,
+                finalizers,
+                deletion_timestamp,
+                ..rest
+            },
+        }
+    }
 }
 
 /// A running watch.
