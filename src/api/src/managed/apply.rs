@@ -68,6 +68,8 @@ pub fn apply(
         for e in &entries {
             keep.union(&e.set);
         }
+        // Whoever applies names the object, which nobody owns.
+        keep.child("f:metadata").member = true;
         prune(Some(schema.cursor()), &mut merged, last, &keep);
     }
 

@@ -176,3 +176,14 @@ fn properties_of_apply() {
         }
     }
 }
+
+#[test]
+fn the_last_metadata_that_was_applied_goes_and_the_name_stays() {
+    let s = schema("ConfigMap");
+    let mut first = cm(json!({"x": "1"}));
+    first["metadata"]["finalizers"] = json!(["a.b/c"]);
+    let live = apply(&s, None, &first, &manager("one", "t1"), false).unwrap();
+    let second = apply(&s, Some(&live), &cm(json!({"x": "1"})), &manager("one", "t2"), false).unwrap();
+    assert_eq!(second["metadata"]["name"], "a");
+    assert!(second["metadata"].get("finalizers").is_none_or(|list| *list == json!([])), "{second}");
+}

@@ -191,8 +191,12 @@ mod tests {
             check(
                 &json!({"metadata": {"name": "a", "namespace": "b", "labels": {"a b": "c"}, "finalizers": ["x"]}})
             ),
-            ["metadata.labels", "metadata.finalizers"]
+            ["metadata.labels"]
         );
+        let mut e = Vec::new();
+        let finalizers = json!({"metadata": {"finalizers": ["x", "orphan", "a.b/c"]}});
+        standard_finalizers(&finalizers, &mut e);
+        assert_eq!(e.iter().map(|e| e.value.clone()).collect::<Vec<_>>(), [json!("x")]);
         let mut e = Vec::new();
         validate_update(
             &json!({"metadata": {"name": "a", "uid": "2"}}),
