@@ -149,7 +149,8 @@ fn empty_dir(
                 (Some(own), Some(limit)) => Some(own.min(limit)),
                 (own, limit) => own.or(limit),
             };
-            mounts::tmpfs(dir, size, 0o777)?;
+            // The kernel's own mode for it, as upstream leaves it.
+            mounts::tmpfs(dir, size, 0o1777)?;
         }
     } else if let Some(medium) = source.medium.as_deref().filter(|medium| !medium.is_empty()) {
         return Err(Error::other(format!("storage medium {medium:?} is not supported on this node")));

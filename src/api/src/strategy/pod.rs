@@ -19,6 +19,10 @@ pub(super) fn default(obj: &mut Value) {
         }
     }
     put(spec, "enableServiceLinks", true);
+    // Of pods only: a template keeps what its author wrote.
+    if spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|seconds| seconds < 0) {
+        spec.insert("terminationGracePeriodSeconds".into(), json!(1));
+    }
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         host_ports(spec);
     }
@@ -363,6 +367,18 @@ fn same_toleration(a: &Value, b: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_negative_grace_period_is_one_second() {
+        for (sent, expected) in [(-1, 1), (0, 0), (7, 7)] {
+            let mut pod = json!({"spec": {"terminationGracePeriodSeconds": sent}});
+            default(&mut pod);
+            assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], expected);
+            let mut template = json!({"template": {"spec": {"terminationGracePeriodSeconds": sent}}});
+            default_pod_template(&mut template);
+            assert_eq!(template["template"]["spec"]["terminationGracePeriodSeconds"], sent);
+        }
+    }
 
     #[test]
     fn a_status_without_observed_generations_keeps_them() {

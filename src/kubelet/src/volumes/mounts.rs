@@ -144,7 +144,7 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, Error> {
 /// write there (a group by `fsGroup`, whatever the umask is).
 fn make_missing(root: &Path, existing: &Path, wanted: &Path) -> Result<(), Error> {
     let volume = root.metadata().map_err(|error| Error::io(format!("look at {}", root.display()), error))?;
-    let mode = volume.permissions().mode() & 0o2777;
+    let mode = volume.permissions().mode() & 0o7777;
     let mut current = open_without_links(root, &inside(root, existing)?)?;
     for part in wanted.strip_prefix(existing).unwrap_or(Path::new("")).components() {
         let path = descriptor(&current).join(part);
@@ -215,12 +215,12 @@ mod tests {
     fn new_folders_have_the_mode_of_the_volume() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let root = dir.path().canonicalize().expect("a real path");
-        std::fs::set_permissions(&root, Permissions::from_mode(0o2777)).expect("set");
+        std::fs::set_permissions(&root, Permissions::from_mode(0o3777)).expect("set");
         std::os::unix::fs::symlink("/nowhere", root.join("dangling")).expect("a link");
         make_missing(&root, &root, &root.join("a/b")).expect("made");
         for made in ["a", "a/b"] {
             let mode = root.join(made).metadata().expect("there").permissions().mode();
-            assert_eq!(mode & 0o7777, 0o2777, "{made}");
+            assert_eq!(mode & 0o7777, 0o3777, "{made}");
         }
         assert!(make_missing(&root, &root, &root.join("dangling/x")).is_err());
     }
