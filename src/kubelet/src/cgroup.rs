@@ -254,9 +254,20 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
     }
     match std::fs::remove_dir(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            // What a start that failed halfway has left: no runtime knows of it any more, and the next try
+            // finds the group empty (upstream `pod_container_manager_linux.go`).
+            kill_all(dir);
             Err(Error::io(format!("remove cgroup {}", dir.display()), error))
         }
         _ => Ok(()),
+    }
+}
+
+fn kill_all(dir: &Path) {
+    let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|line| line.trim().parse::<i32>().ok()).filter(|pid| *pid > 1) {
+        tracing::warn!(pid, cgroup = %dir.display(), "a process that its pod has left behind is killed");
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
 }
 
