@@ -175,9 +175,16 @@ impl Cgroups {
         files
     }
 
-    /// Removes the pod's groups in all hierarchies. Fails while a process is still in one.
+    /// Removes the groups in all hierarchies of a pod whose containers have ended. Fails while a process is
+    /// still in one: what a start that failed halfway has left, which no runtime knows of any more. It is
+    /// killed, and the next try finds the groups empty (upstream `pod_container_manager_linux.go`).
     pub(crate) fn remove(&self, target: &Pod) -> Result<(), Error> {
-        self.remove_path(&self.path_of(target))
+        let path = self.path_of(target);
+        self.remove_path(&path).inspect_err(|_| {
+            for top in self.hierarchies() {
+                kill_all(&top.join(&path));
+            }
+        })
     }
 
     fn remove_path(&self, path: &str) -> Result<(), Error> {
@@ -187,7 +194,8 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Groups of pods that nobody knows any more, e.g. after the machine's power was cut.
+    /// Groups of pods that nobody knows any more, e.g. after the machine's power was cut. Those with processes
+    /// stay: they may be another kubelet's.
     pub(crate) fn remove_orphans(&self, known: &dyn Fn(&str) -> bool) {
         for class in ["", "burstable/", "besteffort/"] {
             let base = format!("{}/{class}", self.root);
@@ -254,16 +262,19 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
     }
     match std::fs::remove_dir(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            // What a start that failed halfway has left: no runtime knows of it any more, and the next try
-            // finds the group empty (upstream `pod_container_manager_linux.go`).
-            kill_all(dir);
             Err(Error::io(format!("remove cgroup {}", dir.display()), error))
         }
         _ => Ok(()),
     }
 }
 
+/// Kills the processes of a group and of those below it.
 fn kill_all(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_all(&entry.path());
+        }
+    }
     let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     for pid in text.lines().filter_map(|line| line.trim().parse::<i32>().ok()).filter(|pid| *pid > 1) {
         tracing::warn!(pid, cgroup = %dir.display(), "a process that its pod has left behind is killed");
@@ -274,6 +285,20 @@ fn kill_all(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_killed_by_who_says_so_only() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let group = dir.path().join("pod1");
+        let below = group.join("container");
+        std::fs::create_dir_all(&below).expect("folders");
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        std::fs::write(below.join("cgroup.procs"), format!("0\n1\n{}\n", child.id())).expect("written");
+        assert!(remove_tree(&group).is_err());
+        assert_eq!(child.try_wait().expect("asked"), None);
+        kill_all(&group);
+        assert!(!child.wait().expect("ended").success());
+    }
 
     #[test]
     fn a_missing_memory_controller_names_the_remedy() {
