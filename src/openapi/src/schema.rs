@@ -234,8 +234,40 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Descriptions go from a schema to what was made of it, field by field.
+/// What a schema says of values beyond their shape.
+const LIMITS: [&str; 14] = [
+    "title",
+    "pattern",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+];
+
+/// Descriptions and limits go from a schema to what was made of it, field by field; what it does not say of
+/// formats and lists is not said in its name.
 fn describe(made: &mut Value, schema: &Value, dialect: Dialect) {
+    if let Some(made) = made.as_object_mut().filter(|made| !made.contains_key("$ref")) {
+        for key in LIMITS {
+            if let Some(limit) = schema.get(key) {
+                made.insert(key.to_owned(), limit.clone());
+            }
+        }
+        if schema["type"].is_string() && schema["format"].is_null() {
+            made.remove("format");
+        }
+        if schema["x-kubernetes-list-type"].is_null() {
+            made.remove("x-kubernetes-list-type");
+        }
+    }
     if let Some(text) = schema["description"].as_str() {
         set_description(made, text, dialect);
     }
@@ -268,5 +300,34 @@ fn strategy(patch: PatchStrategy) -> Option<&'static str> {
         (false, true, _) => Some("retainKeys"),
         (false, false, true) => Some("replace"),
         (false, false, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_definition_says_is_published_and_nothing_else() {
+        let mut made = json!({ "type": "object", "properties": {
+            "plain": { "type": "array", "x-kubernetes-list-type": "atomic", "items": { "type": "integer", "format": "int64" } },
+            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string" } },
+            "limited": { "type": "integer", "format": "int64" },
+            "other": { "$ref": "#/definitions/x" },
+        } });
+        let schema = json!({ "type": "object", "description": "a lamp", "properties": {
+            "plain": { "type": "array", "minItems": 1, "items": { "type": "integer" } },
+            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string", "pattern": "a|b", "maxLength": 3 } },
+            "limited": { "type": "integer", "format": "int64", "minimum": 0 },
+            "other": { "type": "object", "maxProperties": 2 },
+        } });
+        describe(&mut made, &schema, Dialect::V2);
+        let expected = json!({ "type": "object", "description": "a lamp", "properties": {
+            "plain": { "type": "array", "minItems": 1, "items": { "type": "integer" } },
+            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string", "pattern": "a|b", "maxLength": 3 } },
+            "limited": { "type": "integer", "format": "int64", "minimum": 0 },
+            "other": { "$ref": "#/definitions/x" },
+        } });
+        assert_eq!(made, expected);
     }
 }
