@@ -230,7 +230,8 @@ pub(super) fn update_status(new: &mut Value, old: &Value) {
         new["status"]["observedGeneration"] = before["observedGeneration"].clone();
     }
     let mut left: Vec<&Value> = before["conditions"].as_array().into_iter().flatten().collect();
-    for condition in new["status"]["conditions"].as_array_mut().into_iter().flatten() {
+    let conditions = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
         let Some(at) = left.iter().position(|known| known["type"] == condition["type"]) else { continue };
         let known = left.remove(at);
         if unset(condition) && !unset(known) {
@@ -393,6 +394,9 @@ mod tests {
                 {"type": "Mine", "observedGeneration": 1}, {"type": "Ready", "observedGeneration": 3},
                 {"type": "New"}]}})
         );
+        let mut new = json!({"status": {"qosClass": "BestEffort"}});
+        update_status(&mut new, &old);
+        assert_eq!(new, json!({"status": {"qosClass": "BestEffort", "observedGeneration": 3}}));
     }
 
     #[test]
