@@ -9,6 +9,9 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Spanned, options, with_deserializer_from_str_with_options};
 
+/// No more keys that come twice are told.
+const MOST: usize = 100;
+
 /// The value, and the keys that are there twice.
 pub(crate) fn parse(body: &[u8]) -> Result<(Value, Twice), Status> {
     let failed = |error: String| Status::bad_request(format!("error decoding YAML: {error}"));
@@ -93,7 +96,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let value = access.next_value_seed(Node { twice: &mut *self.twice })?;
-            if map.contains_key(&key.value) {
+            if self.twice.0.len() < MOST && map.contains_key(&key.value) {
                 self.twice.0.push(format!(
                     "line {}: key {:?} already set in map",
                     key.referenced.line(),
@@ -123,6 +126,8 @@ mod tests {
         let told = "yaml: unmarshal errors:\n  line 6: key \"foo\" already set in map\n  line 8: key \"a\" already set in map";
         assert_eq!(twice.told().unwrap(), told);
         assert_eq!(parse(b"{\"a\": 1, \"b\": [{}]}").unwrap().1.told(), None);
+        let (value, twice) = parse("a: 1\n".repeat(1000).as_bytes()).unwrap();
+        assert_eq!((value, twice.0.len()), (json!({ "a": 1 }), MOST));
     }
 
     #[test]

@@ -5,9 +5,12 @@ use serde_json::{Map, Value};
 
 use crate::schema::{Cursor, ListType, SchemaRef, Shape};
 
+/// After so many bytes no further error is told: each has its whole path, and clients choose the names in it.
+const MOST: usize = 64 << 10;
+
 /// What does not fit, each with its path; empty: it fits.
 pub fn mismatches(schema: &SchemaRef, value: &Value) -> Vec<String> {
-    let mut walk = Walk { path: String::new(), found: Vec::new() };
+    let mut walk = Walk { path: String::new(), found: Vec::new(), room: MOST };
     walk.check(schema.cursor(), value, false);
     walk.found
 }
@@ -24,11 +27,16 @@ struct Walk {
     /// `.spec.containers[name="a"]`
     path: String,
     found: Vec<String>,
+    room: usize,
 }
 
 impl Walk {
     fn tell(&mut self, what: &str) {
+        if self.room == 0 {
+            return;
+        }
         let error = if self.path.is_empty() { what.to_owned() } else { format!("{}: {what}", self.path) };
+        self.room = self.room.saturating_sub(error.len());
         self.found.push(error);
     }
 
@@ -245,6 +253,17 @@ mod tests {
         let two = mismatches(&pod, &json!({ "a": 1, "b": 2 }));
         let wanted = "errors:\n  .a: field not declared in schema\n  .b: field not declared in schema";
         assert_eq!(told(&two), wanted);
+    }
+
+    #[test]
+    fn what_is_told_does_not_grow_with_what_clients_choose() {
+        let pod = SchemaSet::builtin().by_gvk("", "v1", "Pod").unwrap();
+        let mut container = json!({ "name": "n".repeat(10_000) });
+        for i in 0..1000 {
+            container[format!("unknown{i}")] = json!(1);
+        }
+        let found = mismatches(&pod, &json!({ "spec": { "containers": [container] } }));
+        assert!(!found.is_empty() && found.len() <= MOST / 10_000 + 1, "{}", found.len());
     }
 
     #[test]
