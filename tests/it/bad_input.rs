@@ -3,7 +3,7 @@
 use kedge_tests::{Cluster, assert_has, step};
 
 /// Manifest, and parts of the message that kubectl shows.
-const REFUSED: [(&str, &str, &[&str]); 17] = [
+const REFUSED: &[(&str, &str, &[&str])] = &[
     (
         "an unknown field",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {replica: 1, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
@@ -36,6 +36,20 @@ const REFUSED: [(&str, &str, &[&str]); 17] = [
         "missing fields",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
         &["The Deployment \"bad\" is invalid", "spec.selector: Required value"],
+    ),
+    (
+        "no specification at all",
+        "{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: bad}}",
+        &[
+            "The ReplicaSet \"bad\" is invalid",
+            "spec.selector: Required value",
+            "spec.template.spec.containers: Required value",
+        ],
+    ),
+    (
+        "a network policy that would isolate nothing",
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: bad}, spec: {podSelector: {}, policyTypes: [ingress]}}",
+        &["spec.policyTypes[0]: Unsupported value: \"ingress\""],
     ),
     (
         "no containers",
@@ -121,7 +135,15 @@ fn refused_with_the_right_words() {
     }
 
     step("nothing of it is stored");
-    let left = cluster.kubectl(&["get", "deployments,pods,services,configmaps", "-A", "-o", "name"]).ok();
+    let left = cluster
+        .kubectl(&[
+            "get",
+            "deployments,replicasets,pods,services,configmaps,networkpolicies",
+            "-A",
+            "-o",
+            "name",
+        ])
+        .ok();
     assert!(!left.lines().any(|name| name.to_lowercase().contains("/bad")), "{left}");
 
     step("a field given twice");
@@ -185,6 +207,12 @@ fn refused_with_the_right_words() {
     assert_has(
         &cluster.kubectl(&["patch", "deployment", "d", "--type=json", "-p", patch]).failed(1),
         &["spec.selector: Invalid value: ", "field is immutable"],
+    );
+    assert_has(
+        &cluster.kubectl(&["patch", "deployment", "d", "-p", r#"{"spec":{"replicas":"two"}}"#]).failed(1),
+        &[
+            r#"The request is invalid: patch: Invalid value: "map[spec:map[replicas:two]]": unrecognized type: int32"#,
+        ],
     );
     cluster.kubectl(&["create", "service", "clusterip", "s", "--tcp=80"]).ok();
     let old = cluster.get(&["service", "s"]);

@@ -8,6 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::object;
+use crate::patch::conversion;
 use crate::quantity::Quantity;
 use crate::registry::Resource;
 use crate::schema::{Cursor, SchemaRef, Shape};
@@ -44,7 +45,7 @@ pub struct Target<'a> {
 }
 
 /// At most this many strict errors are reported, as upstream.
-const MAX_STRICT_ERRORS: usize = 100;
+pub(crate) const MAX_STRICT_ERRORS: usize = 100;
 
 /// Decodes the body of a resource. The caller limits the size and turns YAML into JSON.
 /// Unknown fields are pruned unless `Strict` refuses them; the strings are warnings.
@@ -76,7 +77,38 @@ pub fn decode_as(
     finish(walk, value, end.err(), target)
 }
 
-/// Checks and normalizes a value that came out of a patch, as if it had been sent. On an error nothing is left
+/// Reads a patch: any JSON. The strings name the keys that come twice in it, the last of which counts.
+///
+/// # Errors
+/// When it is not JSON.
+pub fn patch(bytes: &[u8], mode: FieldValidation) -> Result<(Value, Vec<String>), serde_json::Error> {
+    let mut de = serde_json::Deserializer::from_slice(bytes);
+    let mut walk = Walk { mode, ..Walk::default() };
+    let value = walk.run(&mut de)?;
+    de.end()?;
+    Ok((value, walk.found))
+}
+
+/// Checks and normalizes a value that came out of a patch in which these keys came twice. `is_converted`: types
+/// are told in the words of the converter of maps.
+pub(crate) fn patched(
+    value: Value,
+    resource: &Resource,
+    mode: FieldValidation,
+    twice: &[String],
+    is_converted: bool,
+) -> Result<(Value, Vec<String>), Problem> {
+    let target = Target { group: &resource.group, version: &resource.version, kind: &resource.kind };
+    let mut walk = Walk { is_converted, ..Walk::new(&resource.schema, mode) };
+    let value = walk.run(value);
+    if is_converted {
+        walk.found.sort();
+    }
+    walk.found.splice(..0, twice.iter().cloned());
+    judge(walk, value, None, target)
+}
+
+/// Checks and normalizes a value that was changed here, as if it had been sent. On an error nothing is left
 /// of it.
 pub fn check_schema(
     obj: &mut Value,
@@ -91,36 +123,61 @@ pub fn check_schema(
     Ok(warnings)
 }
 
+/// Why a body is not an object of its kind.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// What the decoder says.
+    Words(String),
+    Other(Status),
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        Self::Other(status)
+    }
+}
+
 fn finish(
     walk: Walk<'_>,
     value: Result<Value, serde_json::Error>,
     trailing: Option<serde_json::Error>,
     want: Target<'_>,
 ) -> Result<(Value, Vec<String>), Status> {
-    let refuse = |what: &str| {
-        Status::bad_request(format!(
+    judge(walk, value, trailing, want).map_err(|problem| match problem {
+        Problem::Other(status) => status,
+        Problem::Words(what) => Status::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {what}",
             want.kind, want.version, want.kind
-        ))
-    };
-    if let Some(fatal) = &walk.fatal {
-        return Err(refuse(fatal));
+        )),
+    })
+}
+
+fn judge(
+    walk: Walk<'_>,
+    value: Result<Value, serde_json::Error>,
+    trailing: Option<serde_json::Error>,
+    want: Target<'_>,
+) -> Result<(Value, Vec<String>), Problem> {
+    if let Some(fatal) = walk.fatal {
+        return Err(Problem::Words(fatal));
     }
     if let Ok(value) = &value
         && object::nests_deeper_than(value, object::MAX_NESTING)
     {
-        return Err(refuse(&format!("exceeded max depth of {}", object::MAX_NESTING)));
+        return Err(Problem::Words(format!("exceeded max depth of {}", object::MAX_NESTING)));
     }
     let mut value = match (value, trailing) {
         (Ok(v), None) => v,
         (Err(e), _) | (_, Some(e)) => {
-            return Err(Status::bad_request(format!("couldn't get version/kind; json parse error: {e}")));
+            let text = format!("couldn't get version/kind; json parse error: {e}");
+            return Err(Status::bad_request(text).into());
         }
     };
     let Value::Object(map) = &mut value else {
         return Err(Status::bad_request(
             "couldn't get version/kind; json parse error: json: cannot unmarshal a value that is no object into Go value of type struct",
-        ));
+        )
+        .into());
     };
     let expected = object::join_api_version(want.group, want.version);
     match map.get("apiVersion").and_then(Value::as_str).unwrap_or_default() {
@@ -129,7 +186,8 @@ fn finish(
         sent => {
             return Err(Status::bad_request(format!(
                 "the API version in the data ({sent}) does not match the expected API version ({expected})"
-            )));
+            ))
+            .into());
         }
     }
     match map.get("kind").and_then(Value::as_str).unwrap_or_default() {
@@ -139,23 +197,28 @@ fn finish(
             return Err(Status::bad_request(format!(
                 "{sent} in version {:?} cannot be handled as a {}: the kind in the data ({sent}) does not match the expected kind ({})",
                 want.version, want.kind, want.kind
-            )));
+            ))
+            .into());
         }
     }
     match walk.mode {
         FieldValidation::Strict if !walk.found.is_empty() => {
-            Err(refuse(&format!("strict decoding error: {}", walk.found.join(", "))))
+            Err(Problem::Words(format!("strict decoding error: {}", walk.found.join(", "))))
         }
         FieldValidation::Warn => Ok((value, walk.found)),
         _ => Ok((value, Vec::new())),
     }
 }
 
+#[derive(Default)]
 struct Walk<'a> {
     mode: FieldValidation,
-    root: Cursor<'a>,
+    /// `None` where anything goes.
+    root: Option<Cursor<'a>>,
     /// Types are enforced while decoding and zero values follow Go.
     typed: bool,
+    /// Wrong types are told in the words of the converter of maps, not in those of the JSON decoder.
+    is_converted: bool,
     found: Vec<String>,
     fatal: Option<String>,
     /// `spec.containers[0].image`
@@ -168,20 +231,11 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(schema: &'a SchemaRef, mode: FieldValidation) -> Self {
-        Walk {
-            mode,
-            root: schema.cursor(),
-            typed: schema.set().is_builtin(),
-            found: Vec::new(),
-            fatal: None,
-            path: String::new(),
-            go_path: String::new(),
-            holder: "",
-        }
+        Walk { mode, root: Some(schema.cursor()), typed: schema.set().is_builtin(), ..Walk::default() }
     }
 
     fn run<'de, D: Deserializer<'de>>(&mut self, de: D) -> Result<Value, D::Error> {
-        let at = Some(self.root);
+        let at = self.root;
         Seed { walk: self, at }.deserialize(de)
     }
 
@@ -202,7 +256,11 @@ impl<'a> Walk<'a> {
         } else {
             format!("struct field {}.{}", self.holder, self.go_path)
         };
-        self.fatal = Some(format!("json: cannot unmarshal {got} into Go {place} of type {want}"));
+        let of_converter = if self.is_converted { conversion(got, at.node.shape) } else { None };
+        self.fatal = Some(
+            of_converter
+                .unwrap_or_else(|| format!("json: cannot unmarshal {got} into Go {place} of type {want}")),
+        );
     }
 }
 

@@ -365,8 +365,9 @@ fn node_ports(
                 service["spec"]["healthCheckNodePort"] = json!(number);
             }
         }
-    } else {
-        // A Service that is no longer of a type with node ports gives them back.
+    } else if needs_node_ports(old) || service["spec"]["type"] == "ExternalName" {
+        // A Service that is no longer of a type with node ports gives them back; one that never was is refused
+        // by validation.
         for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
             if let Some(port) = port.as_object_mut() {
                 port.remove("nodePort");

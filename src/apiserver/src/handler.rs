@@ -8,6 +8,7 @@ use futures::FutureExt;
 use http::header::ACCEPT;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use kedge_api::status::Status;
+use kedge_base::prometheus::{self, Exposition, Kind};
 use serde_json::json;
 
 use crate::authn::{self, User};
@@ -271,36 +272,30 @@ fn version() -> serde_json::Value {
 
 /// Prometheus text: what the health checks say (component-base `metrics/prometheus/slis`).
 fn health_metrics(state: &State) -> Response<Body> {
-    use std::fmt::Write as _;
-    let mut text = String::from(
-        "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
-         # TYPE kubernetes_healthcheck gauge\n",
-    );
+    let mut out = Exposition::default();
+    let help = "[STABLE] This metric records the result of a single healthcheck.";
+    let mut family = out.family("kubernetes_healthcheck", Kind::Gauge, help);
     let bootstrapped = i32::from(*state.bootstrapped.borrow());
     let checks = [("ping", "healthz", 1), ("ping", "livez", 1), ("ping", "readyz", 1)];
     for (name, kind, result) in
         checks.into_iter().chain([("poststarthook/bootstrap", "readyz", bootstrapped)])
     {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "kubernetes_healthcheck{{name=\"{name}\",type=\"{kind}\"}} {result}");
+        family.sample(&prometheus::labels(&[("name", name), ("type", kind)]), result);
     }
-    respond::text(StatusCode::OK, text)
+    respond::text(StatusCode::OK, out.finish())
 }
 
 /// Prometheus text: how many objects there are and what the store does.
 fn metrics(state: &State) -> Response<Body> {
-    use std::fmt::Write as _;
-    let mut text = String::from("# TYPE apiserver_storage_objects gauge\n");
+    let mut out = Exposition::default();
     let mut sizes = state.cache.sizes();
     sizes.sort();
+    let help = "Objects that are stored, by their resource.";
+    let mut family = out.family("apiserver_storage_objects", Kind::Gauge, help);
     for (resource, count) in sizes.iter().filter(|(resource, _)| !resource.starts_with('@')) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}");
+        family.sample(&prometheus::labels(&[("resource", resource)]), count);
     }
-    let _ = writeln!(
-        text,
-        "# TYPE kedge_store_revision counter\nkedge_store_revision {}",
-        state.store.revision()
-    );
-    respond::text(StatusCode::OK, text)
+    let help = "Changes of the store since it was made.";
+    out.single("kedge_store_revision", Kind::Counter, help, state.store.revision());
+    respond::text(StatusCode::OK, out.finish())
 }

@@ -1,6 +1,7 @@
 //! The three client-side patches: JSON patch (RFC 6902), merge patch (RFC 7396)
 //! and Kubernetes' strategic merge patch.
 
+mod outcome;
 mod present;
 mod strategic;
 
@@ -11,6 +12,8 @@ use crate::object::{self, MAX_NESTING};
 use crate::schema::SchemaRef;
 use crate::status::Status;
 
+pub use outcome::Checked;
+pub(crate) use outcome::conversion;
 pub use strategic::strategic_merge_patch;
 
 /// More operations than this are refused, as upstream.
@@ -42,6 +45,18 @@ pub fn json_patch_of(schema: &SchemaRef, current: &Value, patch: &[u8]) -> Resul
 /// Applies a JSON patch; `None` when one of its tests fails.
 pub fn json_patch_if(current: &Value, patch: &[u8]) -> Result<Option<Value>, Status> {
     patched(current, patch).map(Result::ok)
+}
+
+/// The keys of a JSON patch's operations that no operation has, named as fields that are not known.
+pub fn unknown_in_operations(patch: &Value) -> Vec<String> {
+    let fields = patch.as_array().into_iter().flatten().enumerate().flat_map(|(index, operation)| {
+        operation.as_object().into_iter().flatten().map(move |(name, _)| (index, name))
+    });
+    fields
+        .filter(|(_, name)| !matches!(name.as_str(), "op" | "path" | "from" | "value"))
+        .take(crate::decode::MAX_STRICT_ERRORS)
+        .map(|(index, name)| format!("unknown field {:?}", format!("[{index}].{name}")))
+        .collect()
 }
 
 /// The inner error is the path of a test that failed.

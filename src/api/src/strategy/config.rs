@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::meta::immutable;
-use super::util::{each, list, non_negative, one_of, put, put_str, spec, text};
+use super::util::{each, list, put, put_str, spec, text};
 use crate::field::{FieldError, key};
 use crate::names;
 use crate::object;
@@ -37,7 +37,7 @@ pub(super) fn validate_config_map(obj: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(
                 key("data", k),
                 k.as_str(),
-                format!("duplicate of key present in binaryData: {k:?}"),
+                "duplicate of key present in binaryData",
             ));
         }
     }
@@ -82,6 +82,11 @@ pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
         "kubernetes.io/dockercfg" => &[".dockercfg"],
         "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
         "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        "kubernetes.io/basic-auth"
+            if ["username", "password"].iter().all(|k| obj["data"].get(*k).is_none()) =>
+        {
+            &["username", "password"]
+        }
         "kubernetes.io/tls" => &["tls.crt", "tls.key"],
         "kubernetes.io/service-account-token" => {
             if object::annotation(obj, "kubernetes.io/service-account.name").unwrap_or_default().is_empty() {
@@ -95,7 +100,8 @@ pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
         _ => &[],
     };
     for n in needs {
-        let Some(v) = obj["data"].get(*n).and_then(Value::as_str) else {
+        let value = obj["data"].get(*n).and_then(Value::as_str);
+        let Some(v) = value.filter(|v| *n != "ssh-privatekey" || !v.is_empty()) else {
             errors.push(FieldError::required(key("data", n), ""));
             continue;
         };
@@ -125,6 +131,18 @@ pub(super) fn create_namespace(obj: &mut Value) {
         let finalizers = object::object_entry(m, "spec").entry("finalizers").or_insert_with(|| json!([]));
         if let Some(a) = finalizers.as_array_mut() {
             a.push("kubernetes".into());
+        }
+    }
+}
+
+/// Only a new namespace's finalizers may be anything but what they were.
+pub(super) fn validate_namespace(obj: &Value, errors: &mut Vec<FieldError>) {
+    const AT: &str = "spec.finalizers";
+    for f in list(&obj["spec"], "finalizers").iter().map(|f| f.as_str().unwrap_or_default()) {
+        super::checks::syntax(names::qualified_name, f, AT, errors);
+        if !f.contains('/') && !matches!(f, "kubernetes" | "orphan" | "foregroundDeletion") {
+            let what = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(AT, f, what));
         }
     }
 }
@@ -162,36 +180,6 @@ pub(super) fn create_node(obj: &mut Value) {
     }
 }
 
-pub(super) fn validate_node(obj: &Value, errors: &mut Vec<FieldError>) {
-    let mut seen = std::collections::HashSet::new();
-    for (i, t) in list(&obj["spec"], "taints").iter().enumerate() {
-        let at = format!("spec.taints[{i}]");
-        let (k, v) = (text(t, "key"), text(t, "value"));
-        errors.extend(
-            names::qualified_name(k).into_iter().map(|m| FieldError::invalid(format!("{at}.key"), k, m)),
-        );
-        errors.extend(
-            names::label_value(v).into_iter().map(|m| FieldError::invalid(format!("{at}.value"), v, m)),
-        );
-        one_of(t, "effect", &at, &["NoExecute", "NoSchedule", "PreferNoSchedule"], errors);
-        if !seen.insert((k, text(t, "effect"))) {
-            errors.push(FieldError::duplicate(at, t.clone()));
-        }
-    }
-}
-
-pub(super) fn update_node(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    for f in ["podCIDR", "providerID"] {
-        let before = text(&old["spec"], f);
-        if !before.is_empty() && text(&new["spec"], f) != before {
-            errors.push(FieldError::forbidden(
-                format!("spec.{f}"),
-                "node updates may not change it except from \"\" to valid",
-            ));
-        }
-    }
-}
-
 pub(super) fn default_limit_range(obj: &mut Value) {
     let Some(s) = spec(obj) else { return };
     for item in each(s, "limits") {
@@ -207,20 +195,6 @@ pub(super) fn default_limit_range(obj: &mut Value) {
             }
         }
     }
-}
-
-pub(super) fn validate_pdb(obj: &Value, errors: &mut Vec<FieldError>) {
-    let s = &obj["spec"];
-    if s.get("minAvailable").is_some() && s.get("maxUnavailable").is_some() {
-        errors.push(FieldError::invalid(
-            "spec",
-            s.clone(),
-            "minAvailable and maxUnavailable cannot be both set",
-        ));
-    }
-    non_negative(obj, "/spec/minAvailable", errors);
-    non_negative(obj, "/spec/maxUnavailable", errors);
-    one_of(s, "unhealthyPodEvictionPolicy", "spec", &["AlwaysAllow", "IfHealthyBudget"], errors);
 }
 
 pub(super) fn default_hpa(obj: &mut Value) {
@@ -249,43 +223,10 @@ pub(super) fn default_hpa(obj: &mut Value) {
     }
 }
 
-pub(super) fn validate_hpa(obj: &Value, errors: &mut Vec<FieldError>) {
-    let s = &obj["spec"];
-    let max = s.get("maxReplicas").and_then(Value::as_i64).unwrap_or(0);
-    let min = s.get("minReplicas").and_then(Value::as_i64).unwrap_or(1);
-    if min < 1 {
-        errors.push(FieldError::invalid("spec.minReplicas", min, "must be greater than or equal to 1"));
-    }
-    if max < 1 {
-        errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
-    } else if max < min {
-        errors.push(FieldError::invalid(
-            "spec.maxReplicas",
-            max,
-            "must be greater than or equal to `minReplicas`",
-        ));
-    }
-}
-
 pub(super) fn default_priority_class(obj: &mut Value) {
     if let Some(m) = obj.as_object_mut() {
         put_str(m, "preemptionPolicy", "PreemptLowerPriority");
     }
-}
-
-pub(super) fn update_priority_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    for f in ["value", "preemptionPolicy"] {
-        if new.get(f) != old.get(f) {
-            errors.push(FieldError::forbidden(f, "may not be changed in an update."));
-        }
-    }
-}
-
-pub(super) fn validate_lease(obj: &Value, errors: &mut Vec<FieldError>) {
-    if let Some(n) = object::get(obj, "/spec/leaseDurationSeconds").as_i64().filter(|n| *n <= 0) {
-        errors.push(FieldError::invalid("spec.leaseDurationSeconds", n, "must be greater than 0"));
-    }
-    non_negative(obj, "/spec/leaseTransitions", errors);
 }
 
 fn webhooks(obj: &mut Value, mutating: bool) {
@@ -399,40 +340,6 @@ pub(super) fn default_csr(obj: &mut Value) {
     if let Some(s) = spec(obj) {
         put(s, "usages", json!(["digital signature", "key encipherment"]));
     }
-}
-
-pub(super) fn validate_csr(obj: &Value, errors: &mut Vec<FieldError>) {
-    let s = &obj["spec"];
-    let pem = STANDARD.decode(text(s, "request")).unwrap_or_default();
-    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
-        errors.push(FieldError::invalid(
-            "spec.request",
-            text(s, "request"),
-            "PEM block type must be CERTIFICATE REQUEST",
-        ));
-    }
-    if list(s, "usages").is_empty() {
-        errors.push(FieldError::required("spec.usages", "usages must be provided"));
-    }
-    let signer = text(s, "signerName");
-    if !signer.contains('/') && s.get("signerName").is_some() {
-        errors.push(FieldError::invalid(
-            "spec.signerName",
-            signer,
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        ));
-    }
-    if let Some(n) = s.get("expirationSeconds").and_then(Value::as_i64).filter(|n| *n < 600) {
-        errors.push(FieldError::invalid(
-            "spec.expirationSeconds",
-            n,
-            "may not specify a duration less than 600 seconds (10 minutes)",
-        ));
-    }
-}
-
-pub(super) fn update_csr(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec", errors);
 }
 
 #[cfg(test)]

@@ -98,16 +98,20 @@ fn validate_job_spec(obj: &Value, at: &str, errors: &mut Vec<FieldError>) {
     if text(s, "completionMode") == "Indexed" && s.get("completions").is_none() {
         errors.push(FieldError::required(format!("{at}.completions"), "when completion mode is Indexed"));
     }
-    let policy = object::get(s, "/template/spec/restartPolicy").as_str().unwrap_or_default();
     let template = format!("{at}.template");
-    if policy == "Always" {
-        // Upstream asks for a value when the default was taken.
-        errors.push(FieldError::required(
-            format!("{template}.spec.restartPolicy"),
-            "valid values: \"OnFailure\", \"Never\"",
-        ));
-    }
     validate_template(obj, &template, &["Always", "Never", "OnFailure"], errors);
+    let policy = object::get(s, "/template/spec/restartPolicy").as_str().unwrap_or_default();
+    let path = format!("{template}.spec.restartPolicy");
+    match policy {
+        // Upstream asks for a value when the default was taken.
+        "Always" => errors.push(FieldError::required(path, "valid values: \"OnFailure\", \"Never\"")),
+        "OnFailure" if s.get("podFailurePolicy").is_some_and(Value::is_object) => {
+            let why = "only \"Never\" is supported when podFailurePolicy is specified";
+            errors.push(FieldError::invalid(path, policy, why));
+        }
+        "" | "OnFailure" | "Never" => {}
+        other => errors.push(FieldError::not_supported(path, other, &["OnFailure", "Never"])),
+    }
 }
 
 pub(super) fn validate_job(obj: &Value, errors: &mut Vec<FieldError>) {

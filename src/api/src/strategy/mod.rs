@@ -3,26 +3,45 @@
 //! is particular to a kind is a row of functions, [`Rules`].
 
 mod addresses;
+mod autoscaling;
+mod certificates;
+mod checks;
 mod config;
 mod crd;
+mod endpoint_slice;
+mod endpoints;
+mod events;
 mod expressions;
+mod flow_control;
+mod ingress;
+mod ips;
 mod jobs;
 mod kinds;
+mod limit_range;
 pub mod meta;
 mod network;
+mod network_policy;
+mod nodes;
 mod pod;
 mod pod_spec;
+mod pod_update;
+mod quota;
 mod rbac;
+mod resource_names;
+mod scheduling;
+mod service;
 mod storage;
+mod storage_kinds;
 mod structural;
 mod util;
+mod volumes;
 mod workloads;
 
 use serde_json::Value;
 
 use crate::field::FieldError;
 use crate::object;
-use crate::schema::{SchemaRef, apply_defaults, validate_schema, validate_schema_update};
+use crate::schema::{Cursor, SchemaRef, Shape, apply_defaults, validate_schema, validate_schema_update};
 
 pub use kinds::rules_for;
 
@@ -162,6 +181,27 @@ fn keep_server_set(obj: &mut Value, old: &Value) {
     }
 }
 
+/// Go's specifications and templates are structs: one that is left out is there nevertheless, empty, and lacks
+/// what it has to say.
+fn fill_spec(at: Cursor<'_>, obj: &mut Value) {
+    // A pointer, the only one.
+    let of_controller = at.node.short_name() == "ReplicationControllerSpec";
+    let Value::Object(map) = obj else { return };
+    for name in ["spec", "template", "jobTemplate"] {
+        let Some((_, part)) = at.field(name).filter(|(_, part)| part.node.shape == Shape::Object) else {
+            continue;
+        };
+        if of_controller && !map.contains_key(name) {
+            continue;
+        }
+        let value = map.entry(name).or_insert(Value::Null);
+        if value.is_null() {
+            *value = Value::Object(serde_json::Map::new());
+        }
+        fill_spec(part, value);
+    }
+}
+
 fn keep(obj: &mut Value, old: &Value, field: &str) {
     let Value::Object(map) = obj else { return };
     match old.get(field) {
@@ -172,6 +212,9 @@ fn keep(obj: &mut Value, old: &Value, field: &str) {
 
 impl Strategy for Generic {
     fn default(&self, obj: &mut Value) {
+        if self.schema.set().is_builtin() {
+            fill_spec(self.schema.cursor(), obj);
+        }
         apply_defaults(&self.schema, obj);
         (self.rules.default)(obj);
     }
@@ -275,6 +318,7 @@ impl Strategy for Generic {
         }
         errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         (self.rules.validate)(obj, &mut errors);
+        pod_spec::forgive(self.rules.validate, obj, old, &mut errors);
         (self.rules.validate_update)(obj, old, &mut errors);
         errors
     }
@@ -284,6 +328,10 @@ impl Strategy for Generic {
         meta::validate_update(obj, old, &mut errors);
         if subresource != "status" {
             (self.rules.validate)(obj, &mut errors);
+            pod_spec::forgive(self.rules.validate, obj, old, &mut errors);
+            if subresource == "ephemeralcontainers" {
+                pod_update::validate_ephemeral(obj, old, &mut errors);
+            }
         } else if !self.schema.set().is_builtin() {
             errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         }
@@ -346,6 +394,44 @@ mod tests {
             e[0].to_string(),
             r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#
         );
+    }
+
+    #[test]
+    fn a_specification_that_is_left_out_lacks_what_it_has_to_say() {
+        let refused = |group: &str, plural: &str| -> Vec<String> {
+            let r = Registry::builtin().find(group, "v1", plural).expect("there");
+            let mut v =
+                json!({"apiVersion": r.api_version(), "kind": r.kind.as_ref(), "metadata": {"name": "a"}});
+            if r.namespaced {
+                v["metadata"]["namespace"] = json!("b");
+            }
+            r.strategy.default(&mut v);
+            r.strategy.prepare_create(&mut v);
+            r.strategy.validate(&v).iter().map(ToString::to_string).collect()
+        };
+        for (group, plural, wanted) in [
+            ("", "pods", "spec.containers: Required value"),
+            ("apps", "replicasets", "spec.selector: Required value"),
+            ("apps", "deployments", "spec.selector: Required value"),
+            ("apps", "statefulsets", "spec.selector: Required value"),
+            ("apps", "daemonsets", "spec.selector: Required value"),
+            ("", "replicationcontrollers", "spec.selector: Required value"),
+            ("batch", "jobs", "spec.template.spec.containers: Required value"),
+            ("batch", "cronjobs", "spec.schedule: Required value"),
+            ("networking.k8s.io", "ingresses", "spec"),
+        ] {
+            let errors = refused(group, plural);
+            assert!(errors.iter().any(|error| error.contains(wanted)), "{plural}: {errors:?}");
+        }
+        for (group, plural) in [
+            ("", "namespaces"),
+            ("", "nodes"),
+            ("", "configmaps"),
+            ("", "resourcequotas"),
+            ("coordination.k8s.io", "leases"),
+        ] {
+            assert_eq!(refused(group, plural), [""; 0], "{plural}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::pod_spec;
-use super::util::{each, list, map, put, put_str, spec, text};
+use super::util::{each, list, map, put, put_str, spec};
 use crate::field::FieldError;
 use crate::object;
 use crate::quantity::Quantity;
@@ -116,10 +116,17 @@ fn default_container(c: &mut Map<String, Value>) {
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(p) = c.get_mut(probe).and_then(Value::as_object_mut) {
-            put(p, "timeoutSeconds", 1);
-            put(p, "periodSeconds", 10);
-            put(p, "successThreshold", 1);
-            put(p, "failureThreshold", 3);
+            for (field, usual) in [
+                ("timeoutSeconds", 1),
+                ("periodSeconds", 10),
+                ("successThreshold", 1),
+                ("failureThreshold", 3),
+            ] {
+                // Zero is nothing in Go.
+                if p.get(field).and_then(Value::as_i64).unwrap_or(0) == 0 {
+                    p.insert(field.into(), json!(usual));
+                }
+            }
             default_handler(p);
         }
     }
@@ -188,6 +195,11 @@ fn default_volume(v: &mut Map<String, Value>) {
                 field_refs(d);
             }
         }
+    });
+    source("image", &|s| {
+        let reference = s.get("reference").and_then(Value::as_str).unwrap_or_default();
+        let policy = if reference.is_empty() { "IfNotPresent" } else { pull_policy(reference) };
+        put_str(s, "pullPolicy", policy);
     });
     source("hostPath", &|s| put(s, "type", ""));
     source("iscsi", &|s| put_str(s, "iscsiInterface", "default"));
@@ -269,100 +281,15 @@ pub(super) fn qos_class(pod: &Value) -> &'static str {
 }
 
 pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
-    pod_spec::validate(&obj["spec"], "spec", errors);
+    pod_spec::validate_pod(obj, errors);
 }
 
-const UPDATE_MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-
-/// Most of a pod's specification is fixed once it exists.
-pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    let (n, o) = (&new["spec"], &old["spec"]);
-    for list_name in ["containers", "initContainers"] {
-        let (a, b) = (list(n, list_name), list(o, list_name));
-        if a.len() != b.len() {
-            errors.push(FieldError::forbidden(
-                format!("spec.{list_name}"),
-                "pod updates may not add or remove containers",
-            ));
-            return;
-        }
-    }
-    let deadline = |v: &Value| v.get("activeDeadlineSeconds").and_then(Value::as_i64);
-    match (deadline(n), deadline(o)) {
-        (Some(a), Some(b)) if a > b => errors.push(FieldError::invalid(
-            "spec.activeDeadlineSeconds",
-            a,
-            format!("must be less than or equal to {b}"),
-        )),
-        (None, Some(_)) => errors.push(FieldError::invalid(
-            "spec.activeDeadlineSeconds",
-            Value::Null,
-            "must not update from a positive integer to nil value",
-        )),
-        _ => {}
-    }
-    let (added, before) = (list(n, "tolerations"), list(o, "tolerations"));
-    if before.iter().any(|t| !added.iter().any(|a| same_toleration(a, t))) {
-        errors.push(FieldError::forbidden(
-            "spec.tolerations",
-            "existing toleration can not be modified except its tolerationSeconds",
-        ));
-    }
-    // Take over what may change, then nothing else may differ.
-    let mut allowed = n.clone();
-    for list_name in ["containers", "initContainers"] {
-        let images: Vec<Value> = list(o, list_name).iter().map(|c| c["image"].clone()).collect();
-        if let Some(items) = allowed.get_mut(list_name).and_then(Value::as_array_mut) {
-            for (c, image) in items.iter_mut().zip(images) {
-                if let Some(c) = c.as_object_mut() {
-                    c.insert("image".into(), image);
-                }
-            }
-        }
-    }
-    let negative = o.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|s| s < 0);
-    let gates = list(o, "schedulingGates");
-    for field in [
-        "activeDeadlineSeconds",
-        "tolerations",
-        "schedulingGates",
-        "terminationGracePeriodSeconds",
-        "ephemeralContainers",
-    ] {
-        if field == "terminationGracePeriodSeconds"
-            && !(negative && n.get(field).and_then(Value::as_i64) == Some(1))
-        {
-            continue;
-        }
-        // Gates may be removed, never added; a gated pod may also narrow its node selection.
-        if field == "schedulingGates" && list(n, field).iter().any(|g| !gates.contains(g)) {
-            errors.push(FieldError::forbidden(
-                "spec.schedulingGates",
-                "only deletion is allowed, but found new scheduling gate",
-            ));
-        }
-        take_over(&mut allowed, o, field);
-    }
-    if !gates.is_empty() {
-        for field in ["nodeSelector", "affinity"] {
-            take_over(&mut allowed, o, field);
-        }
-    }
-    if allowed != *o {
-        errors.push(FieldError::forbidden("spec", UPDATE_MESSAGE));
-    }
+pub(super) fn validate_create(obj: &Value, errors: &mut Vec<FieldError>) {
+    pod_spec::validate_new_pod(obj, errors);
 }
 
-fn take_over(to: &mut Value, from: &Value, field: &str) {
-    let Some(m) = to.as_object_mut() else { return };
-    match from.get(field) {
-        Some(v) => drop(m.insert(field.to_string(), v.clone())),
-        None => drop(m.remove(field)),
-    }
-}
-
-fn same_toleration(a: &Value, b: &Value) -> bool {
-    ["key", "operator", "value", "effect"].iter().all(|f| text(a, f) == text(b, f))
+pub(super) fn validate_pod_template(obj: &Value, errors: &mut Vec<FieldError>) {
+    super::workloads::validate_template(obj, "template", &["Always", "OnFailure", "Never"], errors);
 }
 
 #[cfg(test)]
@@ -434,7 +361,7 @@ mod tests {
             let mut new = old.clone();
             f(&mut new);
             let mut e = Vec::new();
-            validate_update(&new, &old, &mut e);
+            super::super::pod_update::validate_update(&new, &old, &mut e);
             e.len()
         };
         assert_eq!(check(&|v| v["spec"]["containers"][0]["image"] = json!("2")), 0);

@@ -1,6 +1,8 @@
 //! Deployments, ReplicaSets, ReplicationControllers, DaemonSets and StatefulSets (upstream: apps `defaults.go`,
 //! `validation.go`), and what all that make pods have in common.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::meta::immutable;
@@ -124,18 +126,21 @@ pub(super) fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mu
 /// The template's labels and pods; `restart` lists the allowed restart policies.
 pub(super) fn validate_template(obj: &Value, path: &str, restart: &[&str], errors: &mut Vec<FieldError>) {
     let t = object::get(obj, &format!("/{}", path.replace('.', "/")));
-    super::meta::labels(object::get(t, "/metadata/labels"), &format!("{path}.metadata.labels"), errors);
-    super::meta::annotations(
-        object::get(t, "/metadata/annotations"),
-        &format!("{path}.metadata.annotations"),
-        errors,
-    );
-    pod_spec::validate(&t["spec"], &format!("{path}.spec"), errors);
-    one_of(&t["spec"], "restartPolicy", &format!("{path}.spec"), restart, errors);
+    // Upstream leaves out `metadata` here.
+    super::meta::labels(object::get(t, "/metadata/labels"), &format!("{path}.labels"), errors);
+    super::meta::annotations(object::get(t, "/metadata/annotations"), &format!("{path}.annotations"), errors);
+    pod_spec::validate_template(t, path, errors);
+    if restart == ["Always"] {
+        one_of(&t["spec"], "restartPolicy", &format!("{path}.spec"), restart, errors);
+    }
     if object::get(t, "/spec/activeDeadlineSeconds").is_i64() && restart == ["Always"] {
         errors.push(FieldError::forbidden(
             format!("{path}.spec.activeDeadlineSeconds"),
-            format!("activeDeadlineSeconds in {} is not Supported", object::kind(obj)),
+            // Upstream's Deployments speak for their ReplicaSets.
+            format!(
+                "activeDeadlineSeconds in {} is not Supported",
+                if object::kind(obj) == "Deployment" { "ReplicaSet" } else { object::kind(obj) }
+            ),
         ));
     }
 }
@@ -259,20 +264,23 @@ pub(super) fn validate_stateful_set(obj: &Value, errors: &mut Vec<FieldError>) {
         non_negative(obj, &format!("/spec/{f}"), errors);
     }
     selector_matches(obj, errors);
-    // The claims' volumes are there when the pods are made.
-    let mut with_claims = obj.clone();
-    if let Some(s) = with_claims.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
-        let volumes = s.entry("volumes").or_insert_with(|| json!([]));
-        for c in list(&obj["spec"], "volumeClaimTemplates") {
-            let name = object::name(c);
-            if let Some(v) = volumes.as_array_mut()
-                && !v.iter().any(|x| x["name"] == name)
-            {
-                v.push(json!({"name": name, "emptyDir": {}}));
+    // The claims' volumes are there when the pods are made, before all others and instead of any of their names.
+    let claims = list(&obj["spec"], "volumeClaimTemplates");
+    if claims.is_empty() {
+        validate_template(obj, "spec.template", &["Always"], errors);
+    } else {
+        let mut with_claims = obj.clone();
+        if let Some(s) = with_claims.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
+            let names: BTreeSet<&str> = claims.iter().map(object::name).collect();
+            let claimed = |name: &&str| json!({"name": name, "persistentVolumeClaim": {"claimName": name}});
+            let mut volumes: Vec<Value> = names.iter().map(claimed).collect();
+            if let Some(Value::Array(own)) = s.remove("volumes") {
+                volumes.extend(own.into_iter().filter(|volume| !names.contains(text(volume, "name"))));
             }
+            s.insert("volumes".into(), volumes.into());
         }
+        validate_template(&with_claims, "spec.template", &["Always"], errors);
     }
-    validate_template(&with_claims, "spec.template", &["Always"], errors);
     one_of(&obj["spec"], "podManagementPolicy", "spec", &["OrderedReady", "Parallel"], errors);
     one_of(
         object::get(obj, "/spec/updateStrategy"),

@@ -26,6 +26,34 @@ enum Patch {
     Strategic(Value),
 }
 
+/// The patch, and the keys that come twice in it.
+fn read_patch(
+    kind: &str,
+    body: &Bytes,
+    resource: &Resource,
+    mode: FieldValidation,
+) -> Result<(Patch, Vec<String>), Status> {
+    let read = || {
+        kedge_api::decode::patch(body, mode)
+            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
+    };
+    match kind {
+        "application/json-patch+json" => {
+            let (operations, mut twice) = read()?;
+            if mode != FieldValidation::Ignore {
+                twice.extend(kedge_api::patch::unknown_in_operations(&operations));
+            }
+            let twice = twice.iter().map(|error| format!("json patch {error}")).collect();
+            Ok((Patch::Json(body.clone()), twice))
+        }
+        "application/merge-patch+json" => read().map(|(patch, twice)| (Patch::Merge(patch), twice)),
+        "application/strategic-merge-patch+json" if !resource.custom => {
+            read().map(|(patch, twice)| (Patch::Strategic(patch), twice))
+        }
+        _ => Err(unsupported()),
+    }
+}
+
 pub(crate) async fn patch(
     context: &Arc<Context>,
     body: &Bytes,
@@ -33,20 +61,16 @@ pub(crate) async fn patch(
 ) -> Result<Response<Body>, Status> {
     let options = WriteOptions::of(context)?;
     let kind = context.content_type();
-    let patch = match kind {
-        "application/json-patch+json" => Patch::Json(body.clone()),
-        "application/merge-patch+json" => Patch::Merge(crate::body::value(kind, body)?),
-        "application/strategic-merge-patch+json" => {
-            if context.resource.custom {
-                return Err(unsupported());
-            }
-            Patch::Strategic(crate::body::value(kind, body)?)
-        }
-        "application/apply-patch+yaml" | "application/apply-patch+json" => {
-            return apply(context, body, target, options).await;
-        }
-        _ => return Err(unsupported()),
+    if matches!(kind, "application/apply-patch+yaml" | "application/apply-patch+json") {
+        return apply(context, body, target, options).await;
+    }
+    let resource = context.resource.clone();
+    let (patch, twice) = read_patch(kind, body, &resource, options.validation)?;
+    let strategic = match &patch {
+        Patch::Strategic(patch) => Some(patch),
+        Patch::Json(_) | Patch::Merge(_) => None,
     };
+    let checked = kedge_api::patch::Checked { twice: &twice, strategic };
     if options.force {
         return Err(Status::invalid(
             "meta.k8s.io",
@@ -59,15 +83,15 @@ pub(crate) async fn patch(
         ));
     }
     let mut warnings = Vec::new();
-    let resource = context.resource.clone();
     let change = Change { state: &context.state, user: &context.user, resource: &context.resource, target };
     let mut edit = |old: &Value| {
-        let mut value = match &patch {
-            Patch::Json(operations) => kedge_api::patch::json_patch_of(&resource.schema, old, operations)?,
-            Patch::Merge(patch) => kedge_api::patch::merge_patch(old, patch)?,
-            Patch::Strategic(patch) => kedge_api::patch::strategic_merge_patch(&resource.schema, old, patch)?,
+        let make = || match &patch {
+            Patch::Json(operations) => kedge_api::patch::json_patch_of(&resource.schema, old, operations),
+            Patch::Merge(patch) => kedge_api::patch::merge_patch(old, patch),
+            Patch::Strategic(patch) => kedge_api::patch::strategic_merge_patch(&resource.schema, old, patch),
         };
-        warnings = kedge_api::decode::check_schema(&mut value, &resource, options.validation)?;
+        let value;
+        (value, warnings) = checked.outcome(&resource, options.validation, make)?;
         Ok(Edit::replace(value))
     };
     let (bytes, more) = change.run(&context.info.namespace, &context.info.name, &options, &mut edit).await?;

@@ -60,7 +60,8 @@ impl Fixture {
         let store = Store::open(store, prepared.observer(), &tasks).await.expect("the store opens");
         let server = prepared.start(store, &tasks);
         server.ready().await;
-        let addresses = tokio::sync::watch::Sender::new(vec![[127, 0, 0, 1].into()]);
+        // Endpoints are never loopback addresses.
+        let addresses = tokio::sync::watch::Sender::new(vec![[192, 0, 2, 1].into()]);
         server.lead(addresses.subscribe(), &tasks);
         Self { server, tasks, serving, _dir: dir }
     }

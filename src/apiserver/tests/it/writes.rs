@@ -313,3 +313,29 @@ async fn status_and_scale_change_their_part_only() {
     assert_eq!((&answer["status"]["replicas"], &answer["metadata"]["labels"]["a"]), (&json!(3), &"b".into()));
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_ports_are_for_types_that_have_them() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let services = "/api/v1/namespaces/default/services";
+    let service = |kind: &str| {
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+            "spec": { "type": kind, "ports": [{ "port": 80, "nodePort": 30050 }] } })
+    };
+    let (status, answer) = client.post(services, &service("ClusterIP")).await;
+    let wanted = "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'";
+    assert_eq!(status, 422, "{answer}");
+    assert!(answer.to_string().contains(wanted), "{answer}");
+    // Of another type it gives them back, with all else that only the former has.
+    let mut made = client.make(services, &service("LoadBalancer")).await;
+    assert_eq!(made["spec"]["allocateLoadBalancerNodePorts"], true, "{made}");
+    made["spec"]["type"] = json!("ClusterIP");
+    let (status, changed) = client.put(&format!("{services}/s"), &made).await;
+    assert_eq!(status, 200, "{changed}");
+    for field in
+        ["/spec/ports/0/nodePort", "/spec/allocateLoadBalancerNodePorts", "/spec/externalTrafficPolicy"]
+    {
+        assert!(changed.pointer(field).is_none(), "{field}: {changed}");
+    }
+}

@@ -1,0 +1,329 @@
+//! What containers and pods ask for (upstream: `validateResourceRequirements`, `validatePodResources`):
+//! names, amounts, requests within limits, and claims that the pod has.
+
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+use super::checks::{At, Checks, entries, is_set, quantity};
+use super::{list, text};
+use crate::names;
+use crate::quantity::Quantity;
+use crate::strategy::util::NON_NEGATIVE;
+
+type NameCheck = fn(&mut Checks<'_>, &str, At<'_>);
+
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+fn is_huge_page(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// What may be promised more often than it is there.
+fn may_overcommit(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
+}
+
+fn is_extended(name: &str) -> bool {
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+/// Resources of all kinds that have no domain (upstream: `standardResources`).
+fn is_standard(name: &str) -> bool {
+    let amount = name.strip_prefix("requests.").or_else(|| name.strip_prefix("limits.")).unwrap_or(name);
+    matches!(amount, "cpu" | "memory" | "ephemeral-storage")
+        || matches!(name, "storage" | "requests.storage")
+        || name.starts_with("hugepages-")
+        || name.starts_with("requests.hugepages-")
+        || counted(name)
+}
+
+fn counted(name: &str) -> bool {
+    matches!(
+        name,
+        "pods"
+            | "resourcequotas"
+            | "services"
+            | "replicationcontrollers"
+            | "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "services.nodeports"
+            | "services.loadbalancers"
+    )
+}
+
+/// `validateResourceName`; true if the name is good so far.
+fn resource_name(c: &mut Checks<'_>, name: &str, at: At<'_>) -> bool {
+    let wrong = names::qualified_name(name);
+    if !wrong.is_empty() {
+        c.each(at, name, wrong);
+        return false;
+    }
+    let is_known = name.contains('/') || is_standard(name);
+    if !is_known {
+        c.invalid(at, name, "must be a standard resource type or fully qualified");
+    }
+    is_known
+}
+
+fn of_containers(c: &mut Checks<'_>, name: &str, at: At<'_>) {
+    // The usual ones need no look at their spelling.
+    if matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+        return;
+    }
+    resource_name(c, name, at);
+    if !name.contains('/') {
+        if !is_huge_page(name) {
+            c.invalid(at, name, "must be a standard resource for containers");
+        }
+    } else if !is_native(name) && !is_extended(name) {
+        c.invalid(at, name, "doesn't follow extended resource name standard");
+    }
+}
+
+fn of_pods(c: &mut Checks<'_>, name: &str, at: At<'_>) {
+    if resource_name(c, name, at) && !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
+        c.unsupported(at, name, &["cpu", "hugepages-", "memory"]);
+    }
+}
+
+/// A container's resources.
+pub(super) fn of_container(c: &mut Checks<'_>, of: &Value, claims: &HashSet<&str>, at: At<'_>) {
+    if of.is_object() {
+        requirements(c, of, of_containers, at);
+        claim_names(c, of, claims, at.child("claims"));
+    }
+}
+
+/// What the runtime of the pod itself takes.
+pub(super) fn overhead(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+    let at = at.child("overhead");
+    let (mut basic, mut pages) = (false, false);
+    amounts(c, &spec["overhead"], of_containers, at.child("limits"), &mut basic, &mut pages);
+    if pages && !basic {
+        c.forbidden(at, "HugePages require cpu or memory");
+    }
+}
+
+/// Names and amounts of one list; tells whether there is processor or memory, and whether huge pages.
+fn amounts(
+    c: &mut Checks<'_>,
+    of: &Value,
+    check_name: NameCheck,
+    path: At<'_>,
+    basic: &mut bool,
+    pages: &mut bool,
+) {
+    for (name, value) in entries(of) {
+        let at = path.key(name);
+        check_name(c, name, at);
+        *basic |= matches!(name, "cpu" | "memory");
+        *pages |= is_huge_page(name);
+        let Some(amount) = quantity(value) else { continue };
+        if amount.sign() < 0 {
+            c.invalid(at, amount.to_string(), NON_NEGATIVE);
+        }
+        if !amount.is_integer() && amount.milli_value() % 1000 != 0 && (counted(name) || is_extended(name)) {
+            c.invalid(at, amount.to_string(), "must be an integer");
+        }
+        if is_huge_page(name) && !c.tolerated.huge_pages && !is_whole_pages(name, &amount) {
+            c.invalid(at, amount.to_string(), format!("{amount} is not positive integer multiple of {name}"));
+        }
+    }
+}
+
+/// An amount of huge pages is a whole number of pages of the size that the name says.
+pub(super) fn is_whole_pages(name: &str, amount: &Quantity) -> bool {
+    let size = name.strip_prefix("hugepages-").and_then(|size| size.parse::<Quantity>().ok());
+    size.is_some_and(|size| size.sign() > 0 && size.is_integer() && amount.value() % size.value() == 0)
+}
+
+fn requirements(c: &mut Checks<'_>, of: &Value, check_name: NameCheck, at: At<'_>) {
+    let (limits, requests) = (&of["limits"], &of["requests"]);
+    let (mut basic, mut pages) = (false, false);
+    amounts(c, limits, check_name, at.child("limits"), &mut basic, &mut pages);
+    let path = at.child("requests");
+    amounts(c, requests, check_name, path, &mut basic, &mut pages);
+    for (name, value) in entries(requests) {
+        let Some(request) = quantity(value) else { continue };
+        match limits.get(name).and_then(quantity) {
+            Some(limit) if request != limit && !may_overcommit(name) => {
+                c.invalid(path, request.to_string(), format!("must be equal to {name} limit of {limit}"));
+            }
+            Some(limit) if request > limit => {
+                let why = format!("must be less than or equal to {name} limit of {limit}");
+                c.invalid(path, request.to_string(), why);
+            }
+            None if !may_overcommit(name) => {
+                c.required(at.child("limits"), "Limit must be set for non overcommitable resources");
+            }
+            _ => {}
+        }
+    }
+    if pages && !basic {
+        c.forbidden(at, "HugePages require cpu or memory");
+    }
+}
+
+/// `validateResourceClaimNames`: a container uses claims that the pod has, each once.
+fn claim_names(c: &mut Checks<'_>, of: &Value, known: &HashSet<&str>, path: At<'_>) {
+    let mut seen: HashSet<(&str, &str)> = HashSet::new();
+    // Claims of which some request is used.
+    let mut parts: HashSet<&str> = HashSet::new();
+    let which = OnceCell::new();
+    for (i, claim) in list(of, "claims").iter().enumerate() {
+        let at = path.index(i);
+        let (name, request) = (text(claim, "name"), text(claim, "request"));
+        if name.is_empty() {
+            c.required(at, "");
+            continue;
+        }
+        if seen.contains(&(name, "")) {
+            c.duplicate(at, name);
+        } else {
+            if !request.is_empty() {
+                c.each(at.child("request"), request, names::dns1123_label(request));
+            }
+            if seen.contains(&(name, request)) {
+                c.duplicate(at, format!("{name}/{request}"));
+            } else if request.is_empty() && parts.contains(name) {
+                c.duplicate(at, name);
+            }
+            seen.insert((name, request));
+            if !request.is_empty() {
+                parts.insert(name);
+            }
+        }
+        if !known.contains(name) {
+            let which = which.get_or_init(|| {
+                let mut names: Vec<&str> = known.iter().copied().collect();
+                names.sort_unstable();
+                // Each such error tells them all.
+                names.truncate(100);
+                if names.is_empty() {
+                    " which is empty".to_owned()
+                } else {
+                    format!(": {}", names.join(", "))
+                }
+            });
+            c.not_found(at, name);
+            if let Some(error) = c.errors.last_mut() {
+                error.detail = format!("must be one of the names in pod.spec.resourceClaims{which}");
+            }
+        }
+    }
+}
+
+/// The claims that a pod has.
+pub(super) fn claims(c: &mut Checks<'_>, spec: &Value, is_static: bool, at: At<'_>) {
+    let path = at.child("resourceClaims");
+    let mut seen = HashSet::new();
+    for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
+        if is_static {
+            c.forbidden(At::root("[]"), "static pods do not support resource claims");
+            continue;
+        }
+        let at = path.index(i);
+        let name = text(claim, "name");
+        if name.is_empty() {
+            c.required(at.child("name"), "");
+        } else if !seen.insert(name) {
+            c.duplicate(at.child("name"), name);
+        } else {
+            c.each(at.child("name"), name, names::dns1123_label(name));
+        }
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"];
+        match sources.iter().filter(|source| is_set(claim, source)).count() {
+            0 => {
+                let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
+                c.invalid(at, claim.clone(), why);
+            }
+            1 => {}
+            _ => {
+                let why =
+                    "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                c.invalid(at, claim.clone(), why);
+            }
+        }
+        for source in sources {
+            if let Some(name) = claim.get(source).and_then(Value::as_str) {
+                c.each(at.child(source), name, names::dns1123_subdomain(name));
+            }
+        }
+    }
+}
+
+/// The resources of the pod as a whole (KEP-2837).
+pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+    let of = &spec["resources"];
+    if !of.is_object() {
+        return;
+    }
+    let at = at.child("resources");
+    if text(&spec["os"], "name") == "windows" {
+        return c.forbidden(at, "may not be set for a windows pod");
+    }
+    if is_set(of, "claims") {
+        c.forbidden(at.child("claims"), "claims may not be set for Resources at pod-level");
+    }
+    requirements(c, of, of_pods, at);
+    for field in ["requests", "limits"] {
+        let path = at.child(field);
+        let sums = together(spec, field);
+        for (name, value) in entries(&of[field]).filter(|(name, _)| field == "requests" || is_huge_page(name))
+        {
+            let (Some(whole), Some(sum)) = (quantity(value), sums.get(name)) else { continue };
+            if *sum > whole {
+                let why = format!("must be greater than or equal to aggregate container {field} of {sum}");
+                c.invalid(path.key(name), whole.to_string(), why);
+            }
+        }
+    }
+    let path = at.child("containers");
+    for (i, container) in list(spec, "containers").iter().enumerate() {
+        for (name, value) in entries(&container["resources"]["limits"]) {
+            let (Some(own), Some(whole)) = (quantity(value), quantity(&of["limits"][name])) else { continue };
+            if own > whole {
+                let at = path.index(i);
+                let at = at.key(name);
+                let why = format!("must be less than or equal to pod limits of {whole}");
+                c.invalid(at.child("limits"), own.to_string(), why);
+            }
+        }
+    }
+}
+
+/// What the containers take of each resource at most at one time: sidecars stay while init containers come and go.
+fn together<'a>(spec: &'a Value, field: &str) -> HashMap<&'a str, Quantity> {
+    let of = |container: &'a Value| {
+        entries(&container["resources"][field]).filter_map(|(name, value)| Some((name, quantity(value)?)))
+    };
+    // What stays, and the most that was needed so far.
+    let mut sums: HashMap<&str, (Quantity, Quantity)> = HashMap::new();
+    for container in list(spec, "initContainers") {
+        let stays = text(container, "restartPolicy") == "Always";
+        for (name, own) in of(container) {
+            let (kept, most) = sums.entry(name).or_insert((Quantity::ZERO, Quantity::ZERO));
+            let now = *kept + own;
+            if stays {
+                *kept = now;
+            }
+            if now > *most {
+                *most = now;
+            }
+        }
+    }
+    for container in list(spec, "containers") {
+        for (name, own) in of(container) {
+            let (kept, _) = sums.entry(name).or_insert((Quantity::ZERO, Quantity::ZERO));
+            *kept = *kept + own;
+        }
+    }
+    sums.into_iter().map(|(name, (kept, most))| (name, if kept > most { kept } else { most })).collect()
+}

@@ -1,0 +1,156 @@
+//! What decides where and when a pod runs, affinity aside: spread constraints, tolerations, gates of scheduling
+//! and of readiness (upstream: `validateTopologySpreadConstraints`, `ValidateTolerations` and others).
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::affinity::{label_selector, match_label_keys};
+use super::checks::{At, Checks, entries, is_set, number, strings};
+use super::{list, text};
+use crate::names;
+
+/// `validateTopologySpreadConstraints`.
+pub(super) fn spread(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+    let constraints = list(spec, "topologySpreadConstraints");
+    let path = at.child("topologySpreadConstraints");
+    // Each pair is told where it comes first, as long as it comes again.
+    let pair = |constraint: &Value| {
+        (text(constraint, "topologyKey").to_owned(), text(constraint, "whenUnsatisfiable").to_owned())
+    };
+    let mut later = HashSet::new();
+    let mut repeats = vec![false; constraints.len()];
+    if constraints.len() > 1 {
+        for (i, constraint) in constraints.iter().enumerate().rev() {
+            repeats[i] = !later.insert(pair(constraint));
+        }
+    }
+    for (i, constraint) in constraints.iter().enumerate() {
+        let at = path.index(i);
+        positive(c, number(constraint, "maxSkew").unwrap_or(0), at.child("maxSkew"));
+        let (key, action) = (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
+        if key.is_empty() {
+            c.required(at.child("topologyKey"), "can not be empty");
+        }
+        c.one_of(constraint, "whenUnsatisfiable", at, &["DoNotSchedule", "ScheduleAnyway"]);
+        if repeats[i] {
+            c.duplicate(at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
+        }
+        if let Some(domains) = number(constraint, "minDomains") {
+            positive(c, domains, at.child("minDomains"));
+            if action != "DoNotSchedule" {
+                let why = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}");
+                c.invalid(at.child("minDomains"), domains, why);
+            }
+        }
+        c.one_of(constraint, "nodeAffinityPolicy", at, &["Honor", "Ignore"]);
+        c.one_of(constraint, "nodeTaintsPolicy", at, &["Honor", "Ignore"]);
+        if c.tolerated.old_match_label_keys {
+            old_match_label_keys(c, constraint, at.child("matchLabelKeys"));
+        } else {
+            match_label_keys(c, constraint, at);
+        }
+        if !c.tolerated.spread_selectors {
+            label_selector(c, &constraint["labelSelector"], false, at.child("labelSelector"));
+        }
+    }
+}
+
+fn positive(c: &mut Checks<'_>, n: i64, at: At<'_>) {
+    if n <= 0 {
+        c.invalid(at, n, "must be greater than zero");
+    }
+}
+
+/// `ValidateMatchLabelKeysInTopologySpread`: how it was before such keys joined the selector.
+fn old_match_label_keys(c: &mut Checks<'_>, constraint: &Value, at: At<'_>) {
+    if list(constraint, "matchLabelKeys").is_empty() {
+        return;
+    }
+    let selector = &constraint["labelSelector"];
+    if !selector.is_object() {
+        c.forbidden(at, "must not be specified when labelSelector is not set");
+    }
+    let labels = entries(&selector["matchLabels"]).map(|(key, _)| key);
+    let expressions = list(selector, "matchExpressions").iter().map(|expression| text(expression, "key"));
+    let selected: HashSet<&str> = labels.chain(expressions).collect();
+    for (i, key) in strings(constraint, "matchLabelKeys").enumerate() {
+        c.each(at.index(i), key, names::qualified_name(key));
+        if selected.contains(key) {
+            c.invalid(at.index(i), key, "exists in both matchLabelKeys and labelSelector");
+        }
+    }
+}
+
+/// `ValidateTolerations` of `tolerations`, an array.
+pub(super) fn tolerations(c: &mut Checks<'_>, tolerations: &[Value], path: At<'_>) {
+    for (i, toleration) in tolerations.iter().enumerate() {
+        let at = path.index(i);
+        let (key, operator) = (text(toleration, "key"), text(toleration, "operator"));
+        let (value, effect) = (text(toleration, "value"), text(toleration, "effect"));
+        if !key.is_empty() {
+            c.each(at.child("key"), key, names::qualified_name(key));
+        } else if operator != "Exists" {
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            c.invalid(at.child("operator"), operator, why);
+        }
+        if is_set(toleration, "tolerationSeconds") && effect != "NoExecute" {
+            let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            c.invalid(at.child("effect"), effect, why);
+        }
+        match operator {
+            "" | "Equal" => {
+                let wrong = names::label_value(value);
+                if !wrong.is_empty() {
+                    c.invalid(at.child("operator"), value, wrong.join(";"));
+                }
+            }
+            "Exists" if !value.is_empty() => {
+                c.invalid(at.child("operator"), value, "value must be empty when `operator` is 'Exists'");
+            }
+            "Exists" => {}
+            "Lt" | "Gt" if c.tolerated.comparing_tolerations => compared(c, value, at.child("value")),
+            "Lt" | "Gt" => c.unsupported(at.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
+            _ => c.unsupported(at.child("operator"), operator, &["Equal", "Exists"]),
+        }
+        if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+            c.unsupported(at.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+        }
+    }
+}
+
+fn compared(c: &mut Checks<'_>, value: &str, at: At<'_>) {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let is_canonical = value == "0"
+        || (!digits.starts_with('0')
+            && !digits.is_empty()
+            && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    if value.is_empty() {
+        c.invalid(at, value, "must be non-empty");
+    } else if !is_canonical {
+        c.invalid(at, value, "must be a valid decimal integer in canonical form");
+    }
+    if value.parse::<i64>().is_err() {
+        let why = if is_canonical { "value out of range" } else { "invalid syntax" };
+        c.invalid(at, value, format!("strconv.ParseInt: parsing {value:?}: {why}"));
+    }
+}
+
+/// Conditions that a pod waits for, to be ready and to be scheduled.
+pub(super) fn gates(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+    let path = at.child("readinessGates");
+    for (i, gate) in list(spec, "readinessGates").iter().enumerate() {
+        let (name, at) = (text(gate, "conditionType"), path.index(i));
+        c.each(at.child("conditionType"), name, names::qualified_name(name));
+    }
+    let path = at.child("schedulingGates");
+    let mut seen = HashSet::new();
+    for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
+        let name = text(gate, "name");
+        c.each(path.index(i), name, names::qualified_name(name));
+        if !seen.insert(name) {
+            c.duplicate(path.index(i), name);
+        }
+    }
+}
