@@ -2,6 +2,7 @@
 //! client asks, so that built-in kinds and those of CRDs take the same way. Descriptions are packed
 //! into the program at build time. Pure: no I/O.
 
+mod custom;
 mod merge;
 mod operations;
 mod proto;
@@ -41,7 +42,7 @@ fn descriptions() -> Result<Descriptions, Error> {
     Ok(serde_json::from_slice(&unpack(DESCRIPTIONS)?)?)
 }
 
-/// The schema of a custom resource as its definition has it: what the fields are for is told there only.
+/// The schema of a custom resource as its definition has it: it is what is published.
 pub type Schemas<'a> = &'a dyn Fn(&Resource) -> Option<Value>;
 
 /// `api/v1` or `apis/GROUP/VERSION`: the name of a group version's document.
@@ -63,10 +64,7 @@ pub fn v3<'a>(
     let mut writer = Writer::new(Dialect::V3, &descriptions);
     for resource in resources {
         operations::add_paths(resource, Dialect::V3, &mut paths);
-        writer.add_resource(resource);
-        if let Some(schema) = schemas(resource) {
-            writer.describe(resource, &schema);
-        }
+        writer.add_resource(resource, schemas(resource));
     }
     let document = json!({
         "openapi": "3.0.0",
@@ -132,10 +130,7 @@ fn v2_document<'a, B: AsRef<[u8]>>(
     let mut writer = Writer::new(Dialect::V2, &descriptions);
     for resource in resources {
         operations::add_paths(resource, Dialect::V2, &mut paths);
-        writer.add_resource(resource);
-        if let Some(schema) = schemas(resource) {
-            writer.describe(resource, &schema);
-        }
+        writer.add_resource(resource, schemas(resource));
     }
     let mut document = json!({
         "swagger": "2.0",

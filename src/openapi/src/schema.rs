@@ -7,6 +7,7 @@ use kedge_api::schema::{ListType, Node, NodeId, PatchStrategy, SchemaRef, Schema
 use serde_json::{Map, Value, json};
 
 use crate::Descriptions;
+use crate::custom::{self, Common};
 
 /// The two versions differ in where definitions live and in how a reference may carry a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +53,17 @@ impl<'a> Writer<'a> {
         self.definitions
     }
 
-    /// The resource's type, its list's, and what both are made of.
-    pub(crate) fn add_resource(&mut self, resource: &Resource) {
+    /// The resource's type, its list's, and what both are made of; `custom` is the schema of its definition, if
+    /// it has one.
+    pub(crate) fn add_resource(&mut self, resource: &Resource, custom: Option<Value>) {
         let name = definition_name(resource);
-        self.add(&name, &resource.schema);
+        match custom {
+            Some(schema) => {
+                let common = self.common();
+                self.definitions.insert(name.clone(), custom::definition(schema, &common, self.dialect));
+            }
+            None => self.add(&name, &resource.schema),
+        }
         if let Some(definition) = self.definitions.get_mut(&name) {
             definition["x-kubernetes-group-version-kind"] =
                 json!([{ "group": resource.group, "version": resource.version, "kind": resource.kind }]);
@@ -85,21 +93,20 @@ impl<'a> Writer<'a> {
         );
     }
 
-    /// Takes over the descriptions of a definition's schema, and upstream's for what every object has.
-    pub(crate) fn describe(&mut self, resource: &Resource, schema: &Value) {
-        let any = "io.k8s.api.core.v1.ConfigMap";
-        let common: Vec<(&str, String)> = ["apiVersion", "kind", "metadata"]
-            .into_iter()
-            .filter_map(|field| Some((field, self.text(any, field)?.to_owned())))
-            .collect();
-        let dialect = self.dialect;
-        let Some(definition) = self.definitions.get_mut(&definition_name(resource)) else { return };
-        describe(definition, schema, dialect);
-        for (field, text) in common {
-            if let Some(value) = definition.pointer_mut(&format!("/properties/{field}")) {
-                set_description(value, &text, dialect);
-            }
+    /// What every object has, described as upstream does it.
+    fn common(&mut self) -> Common {
+        let metadata = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+        if let Some(schema) = SchemaSet::builtin().by_name(metadata) {
+            self.add(metadata, &schema);
         }
+        let place = |field: &str| match field {
+            "metadata" => json!({ "$ref": self.dialect.reference(metadata) }),
+            _ => json!({ "type": "string" }),
+        };
+        ["apiVersion", "kind", "metadata"].map(|field| {
+            let text = self.text("io.k8s.api.core.v1.ConfigMap", field);
+            (field, described(place(field), text, self.dialect))
+        })
     }
 
     fn add(&mut self, name: &str, root: &SchemaRef) {
@@ -164,14 +171,6 @@ impl<'a> Writer<'a> {
         if node.preserve_unknown && node.shape != Shape::Any {
             value["x-kubernetes-preserve-unknown-fields"] = json!(true);
         }
-        if let Some(limits) = &node.limits {
-            if !limits.enumeration.is_empty() {
-                value["enum"] = json!(limits.enumeration);
-            }
-            if let Some(default) = &limits.default {
-                value["default"] = default.clone();
-            }
-        }
         value
     }
 
@@ -195,13 +194,8 @@ impl<'a> Writer<'a> {
         let mut properties = Map::new();
         let mut required = Vec::new();
         for field in &node.fields {
-            let mut value = self.place(set, field.node, needed);
-            if let Some(text) = self.text(name, &field.name) {
-                if value.get("$ref").is_some() && self.dialect == Dialect::V3 {
-                    value = json!({ "allOf": [value] });
-                }
-                value["description"] = json!(text);
-            }
+            let mut value =
+                described(self.place(set, field.node, needed), self.text(name, &field.name), self.dialect);
             if let Some(strategy) = strategy(field.patch) {
                 value["x-kubernetes-patch-strategy"] = json!(strategy);
             }
@@ -234,63 +228,14 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// What a schema says of values beyond their shape.
-const LIMITS: [&str; 14] = [
-    "title",
-    "pattern",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "minItems",
-    "maxItems",
-    "uniqueItems",
-    "minProperties",
-    "maxProperties",
-];
-
-/// Descriptions and limits go from a schema to what was made of it, field by field; what it does not say of
-/// formats and lists is not said in its name.
-fn describe(made: &mut Value, schema: &Value, dialect: Dialect) {
-    if let Some(made) = made.as_object_mut().filter(|made| !made.contains_key("$ref")) {
-        for key in LIMITS {
-            if let Some(limit) = schema.get(key) {
-                made.insert(key.to_owned(), limit.clone());
-            }
-        }
-        if schema["type"].is_string() && schema["format"].is_null() {
-            made.remove("format");
-        }
-        if schema["x-kubernetes-list-type"].is_null() {
-            made.remove("x-kubernetes-list-type");
-        }
-    }
-    if let Some(text) = schema["description"].as_str() {
-        set_description(made, text, dialect);
-    }
-    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        if let Some(made) = made.get_mut("properties").and_then(|fields| fields.get_mut(name)) {
-            describe(made, field, dialect);
-        }
-    }
-    for place in ["items", "additionalProperties"] {
-        if let (Some(made), Some(part)) = (made.get_mut(place), schema.get(place)) {
-            describe(made, part, dialect);
-        }
-    }
-}
-
 /// Beside a reference OpenAPI v3 wants no other key.
-fn set_description(made: &mut Value, text: &str, dialect: Dialect) {
-    if made.get("$ref").is_some() && dialect == Dialect::V3 {
-        *made = json!({ "allOf": [made.take()] });
+fn described(mut value: Value, text: Option<&str>, dialect: Dialect) -> Value {
+    let Some(text) = text else { return value };
+    if value.get("$ref").is_some() && dialect == Dialect::V3 {
+        value = json!({ "allOf": [value] });
     }
-    if made.is_object() {
-        made["description"] = json!(text);
-    }
+    value["description"] = json!(text);
+    value
 }
 
 fn strategy(patch: PatchStrategy) -> Option<&'static str> {
@@ -300,34 +245,5 @@ fn strategy(patch: PatchStrategy) -> Option<&'static str> {
         (false, true, _) => Some("retainKeys"),
         (false, false, true) => Some("replace"),
         (false, false, false) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_definition_says_is_published_and_nothing_else() {
-        let mut made = json!({ "type": "object", "properties": {
-            "plain": { "type": "array", "x-kubernetes-list-type": "atomic", "items": { "type": "integer", "format": "int64" } },
-            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string" } },
-            "limited": { "type": "integer", "format": "int64" },
-            "other": { "$ref": "#/definitions/x" },
-        } });
-        let schema = json!({ "type": "object", "description": "a lamp", "properties": {
-            "plain": { "type": "array", "minItems": 1, "items": { "type": "integer" } },
-            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string", "pattern": "a|b", "maxLength": 3 } },
-            "limited": { "type": "integer", "format": "int64", "minimum": 0 },
-            "other": { "type": "object", "maxProperties": 2 },
-        } });
-        describe(&mut made, &schema, Dialect::V2);
-        let expected = json!({ "type": "object", "description": "a lamp", "properties": {
-            "plain": { "type": "array", "minItems": 1, "items": { "type": "integer" } },
-            "set": { "type": "array", "x-kubernetes-list-type": "set", "items": { "type": "string", "pattern": "a|b", "maxLength": 3 } },
-            "limited": { "type": "integer", "format": "int64", "minimum": 0 },
-            "other": { "$ref": "#/definitions/x" },
-        } });
-        assert_eq!(made, expected);
     }
 }
