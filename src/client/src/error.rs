@@ -52,6 +52,29 @@ impl Error {
     }
 }
 
+/// For people: what the API server said, without the shape it came in; or why there is no answer, and the remedy.
+pub fn told(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return if status.message.is_empty() {
+            format!("{} ({})", status.reason, status.code)
+        } else {
+            status.message.clone()
+        };
+    }
+    // The innermost says what happened; those around it only that something did.
+    let (mut deepest, mut io): (&dyn std::error::Error, Option<&std::io::Error>) = (error, None);
+    while let Some(source) = deepest.source() {
+        io = source.downcast_ref().or(io);
+        deepest = source;
+    }
+    match io {
+        Some(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+            "nothing listens at its address: the node does not run; start it: kedge start".to_owned()
+        }
+        _ => format!("{deepest}; kedge status shows how the node is"),
+    }
+}
+
 fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
@@ -76,4 +99,28 @@ pub fn is_conflict(error: &kube::Error) -> bool {
 /// 409 with reason AlreadyExists.
 pub fn is_already_exists(error: &kube::Error) -> bool {
     has_reason(error, 409, "AlreadyExists")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("client error (Connect)")]
+    struct Connect(#[source] io::Error);
+
+    #[test]
+    fn people_are_told_the_cause_and_the_remedy() {
+        let status: kube::core::Status = serde_json::from_value(serde_json::json!({
+            "status": "Failure", "message": "StorageClass is invalid", "reason": "Invalid", "code": 422,
+        }))
+        .unwrap();
+        assert_eq!(told(&kube::Error::Api(status.boxed())), "StorageClass is invalid");
+        let refused = Connect(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let text = told(&kube::Error::Service(Box::new(refused)));
+        assert!(text.ends_with("the node does not run; start it: kedge start"), "{text}");
+        let other = Connect(io::Error::other("no route"));
+        assert!(told(&kube::Error::Service(Box::new(other))).starts_with("no route; kedge status"));
+    }
 }

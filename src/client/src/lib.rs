@@ -19,7 +19,7 @@ mod queue;
 mod watch;
 
 pub use controller::run_controller;
-pub use error::{Error, is_already_exists, is_conflict, is_not_found};
+pub use error::{Error, is_already_exists, is_conflict, is_not_found, told};
 pub use events::{EventType, Recorder, reference};
 pub use informer::{Change, Informer, Informers, Watched};
 pub use key::{ObjectKey, StorageKey, selector_matches};

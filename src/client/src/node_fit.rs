@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
 
 fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
@@ -42,6 +42,29 @@ pub fn node_selector_matches(selector: &NodeSelector, labels: &BTreeMap<String, 
     selector.node_selector_terms.iter().any(|term| term_matches(term, labels, name))
 }
 
+/// `spec.nodeSelector` and the required node affinity, for a node of this name with these labels.
+pub fn is_selected(spec: &PodSpec, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref())
+        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    selected && required.is_none_or(|selector| node_selector_matches(selector, labels, name))
+}
+
+/// [`is_selected`] for a node as the API has it.
+pub fn affinity_fits(spec: &PodSpec, node: &Node) -> bool {
+    let none = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
+    is_selected(spec, labels, node.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// The taints of a node.
+pub fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+}
+
 /// corev1 `Toleration.ToleratesTaint`.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let effect = toleration.effect.as_deref().unwrap_or_default();
@@ -72,6 +95,7 @@ pub fn tolerates_all(tolerations: &[Toleration], taints: &[Taint], effects: &[&s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     fn labels(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
         entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -136,5 +160,59 @@ mod tests {
         }
         assert!(tolerates_all(&[], &[taint("PreferNoSchedule")], &["NoSchedule"]));
         assert!(!tolerates_all(&[], &[taint("NoExecute")], &["NoSchedule", "NoExecute"]));
+    }
+
+    #[test]
+    fn nodes_fit_by_labels_names_and_taints() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": { "name": "n1", "labels": { "disk": "ssd", "cores": "8" } },
+            "spec": { "taints": [{ "key": "gpu", "value": "a", "effect": "NoSchedule" }, { "key": "slow", "effect": "PreferNoSchedule" }] },
+        }))
+        .expect("a node");
+        let term = |kind: &str, key: &str, operator: &str, values: Value| {
+            json!({ "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{ kind: [{ "key": key, "operator": operator, "values": values }] }] } } } })
+        };
+        for (spec, expected) in [
+            (json!({}), true),
+            (json!({ "nodeSelector": { "disk": "ssd" } }), true),
+            (json!({ "nodeSelector": { "disk": "hdd" } }), false),
+            (term("matchExpressions", "disk", "In", json!(["ssd"])), true),
+            (term("matchExpressions", "disk", "NotIn", json!(["ssd"])), false),
+            (term("matchExpressions", "zone", "NotIn", json!(["a"])), true),
+            (term("matchExpressions", "zone", "Exists", json!([])), false),
+            (term("matchExpressions", "cores", "Gt", json!(["4"])), true),
+            (term("matchExpressions", "cores", "Lt", json!(["8"])), false),
+            (term("matchExpressions", "disk", "Gt", json!(["4"])), false),
+            (term("matchFields", "metadata.name", "In", json!(["n1"])), true),
+            (term("matchFields", "metadata.name", "In", json!(["n2"])), false),
+            (term("matchFields", "metadata.uid", "In", json!(["n1"])), false),
+            (
+                json!({ "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [{}] } } } }),
+                false,
+            ),
+        ] {
+            let pod: PodSpec = serde_json::from_value({
+                let mut spec = spec.clone();
+                spec["containers"] = json!([]);
+                spec
+            })
+            .expect("a pod");
+            assert_eq!(affinity_fits(&pod, &node), expected, "{spec}");
+        }
+        for (tolerations, expected) in [
+            (json!([]), false),
+            (json!([{ "operator": "Exists" }]), true),
+            (json!([{ "key": "gpu", "value": "a" }]), true),
+            (json!([{ "key": "gpu", "value": "b" }]), false),
+            (json!([{ "key": "gpu", "operator": "Exists", "effect": "NoExecute" }]), false),
+        ] {
+            let list: Vec<Toleration> = serde_json::from_value(tolerations.clone()).expect("tolerations");
+            assert_eq!(
+                tolerates_all(&list, taints(&node), &["NoSchedule", "NoExecute"]),
+                expected,
+                "{tolerations}"
+            );
+        }
     }
 }

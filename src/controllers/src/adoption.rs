@@ -84,10 +84,14 @@ where
     F: Future<Output = Result<ObjectMeta, kube::Error>>,
 {
     let namespace = owner.namespace.as_deref().unwrap_or_default();
+    // Validation lets none pass that selects everything; one that came in otherwise selects nothing.
+    let selects = selector.match_labels.as_ref().is_some_and(|labels| !labels.is_empty())
+        || selector.match_expressions.as_ref().is_some_and(|list| !list.is_empty());
     let mut claimed = Vec::with_capacity(candidates.len());
     let mut adopt = Vec::new();
     for object in candidates {
-        match decide(owner, object.meta(), selector_matches(selector, &object.meta().labels)) {
+        let matches = selects && selector_matches(selector, &object.meta().labels);
+        match decide(owner, object.meta(), matches) {
             Claim::Keep => claimed.push(object),
             Claim::Leave => {}
             Claim::Adopt => adopt.push(object),

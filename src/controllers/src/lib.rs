@@ -26,7 +26,6 @@ mod horizontal_autoscaler;
 mod job;
 mod load_balancer;
 mod namespace;
-mod node_fit;
 mod node_ipam;
 mod node_lifecycle;
 mod owned;

@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
     PodTemplateSpec, Toleration,
 };
+use kedge_client::node_fit::{affinity_fits, taints, tolerates_all};
 
 use crate::history::REVISION_LABEL;
-use crate::node_fit::{affinity_fits, tolerates_all};
 use crate::pods;
 
 const NAME_FIELD: &str = "metadata.name";
@@ -117,10 +117,11 @@ pub(super) fn should_run(node: &Node, set: &DaemonSet) -> (bool, bool) {
     }
     let mut tolerations = spec.tolerations.clone().unwrap_or_default();
     with_default_tolerations(&mut tolerations, spec.host_network.unwrap_or(false));
-    if tolerates_all(&tolerations, node, &["NoSchedule", "NoExecute"]) {
+    let taints = taints(node);
+    if tolerates_all(&tolerations, taints, &["NoSchedule", "NoExecute"]) {
         return (true, true);
     }
-    (false, tolerates_all(&tolerations, node, &["NoExecute"]))
+    (false, tolerates_all(&tolerations, taints, &["NoExecute"]))
 }
 
 #[cfg(test)]

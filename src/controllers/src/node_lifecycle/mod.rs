@@ -4,7 +4,7 @@
 mod eviction;
 mod taints;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,9 @@ struct Controller {
     heard: Mutex<HashMap<String, Heard>>,
     /// When a node of the zone last began to lose its pods.
     evicted: Mutex<HashMap<String, Instant>>,
+    /// Nodes that are not ready and whose pods were told so. It is said once (upstream: at the change): a
+    /// kubelet that still answers writes what is true again, and the two would take turns.
+    marked: Mutex<HashSet<String>>,
 }
 
 pub(crate) fn start(ctx: &Context) {
@@ -57,6 +60,7 @@ pub(crate) fn start(ctx: &Context) {
         queue: Queue::new(),
         heard: Mutex::default(),
         evicted: Mutex::default(),
+        marked: Mutex::default(),
         ctx: ctx.clone(),
     });
     let leases = ctx.informers.informer::<Lease>();
@@ -75,6 +79,7 @@ pub(crate) fn start(ctx: &Context) {
         let name = change.key().name;
         let Some(new) = &change.new else {
             this.heard.lock().remove(&name);
+            this.marked.lock().remove(&name);
             return;
         };
         let beat = |node: &Node| taints::condition(node, "Ready").and_then(|c| c.last_heartbeat_time.clone());
@@ -142,8 +147,11 @@ impl Controller {
             // Heard of again, it comes back by itself.
             next = Duration::MAX;
         }
-        if !taints::is_ready(&node) {
+        if taints::is_ready(&node) {
+            self.marked.lock().remove(name);
+        } else if !self.marked.lock().contains(name) {
             self.mark_pods(&node).await?;
+            self.marked.lock().insert(name.to_owned());
         }
         let (evict, distance) = self.disruption(&node);
         let mut wanted = taints::wanted(&node, evict);

@@ -15,6 +15,7 @@ use kedge_api::quantity::{Format, Quantity};
 use kedge_api::resources::{List, add};
 use kedge_client::{Change, Error, Informer, ObjectKey, Queue, Watched};
 use kube::api::PostParams;
+use serde_json::Value;
 
 use self::usage::{Charged, counted};
 use crate::context::Context;
@@ -48,7 +49,9 @@ pub(crate) fn start(ctx: &Context, census: Census) {
     controller.clone().follow(&controller.claims);
     let this = controller.clone();
     controller.census.on_change(&ctx.tasks, move |group, plural, namespace| {
-        this.touch(namespace, |name| counted(name) == Some((group, plural)));
+        for quota in this.quotas.list_namespace(namespace) {
+            this.touch(&quota, |name| counted(name) == Some((group, plural)));
+        }
     });
     let this = controller.clone();
     let synced = async move {
@@ -77,31 +80,39 @@ fn hard(quota: &ResourceQuota) -> BTreeMap<String, Text> {
     quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default()
 }
 
+/// What came from the API can be written as JSON.
+fn as_json(quota: &ResourceQuota) -> Value {
+    serde_json::to_value(quota).unwrap_or_default()
+}
+
 impl Controller {
-    /// Count again where an object's use has changed.
+    /// Count again where an object's use has changed, or whether a quota's scopes hold for it.
     fn follow<K: Watched + Charged>(self: Arc<Self>, informer: &Informer<K>) {
         let this = self.clone();
         self.ctx.on_change(informer, move |change: &Change<K>| {
-            let namespace = change.key().namespace;
-            if this.quotas.list_namespace(&namespace).is_empty() {
+            let quotas = this.quotas.list_namespace(&change.key().namespace);
+            if quotas.is_empty() {
                 return;
             }
             let now = Timestamp::now();
-            let side = |object: &Option<Arc<K>>| {
-                object.as_ref().map(|object| usage::of(&**object, now)).unwrap_or_default()
-            };
-            let (old, new) = (side(&change.old), side(&change.new));
-            if old != new {
-                this.touch(&namespace, |name| old.contains_key(name) || new.contains_key(name));
+            let value = |object: &Option<Arc<K>>| object.as_ref().map(|object| object.to_value());
+            let (old, new) = (value(&change.old), value(&change.new));
+            for quota in quotas {
+                let as_json = as_json(&quota);
+                let share = |object: &Option<Value>| {
+                    object.as_ref().map(|object| usage::of::<K>(&as_json, object, now)).unwrap_or_default()
+                };
+                let (old, new) = (share(&old), share(&new));
+                if old != new {
+                    this.touch(&quota, |name| old.contains_key(name) || new.contains_key(name));
+                }
             }
         });
     }
 
-    fn touch(&self, namespace: &str, affects: impl Fn(&str) -> bool) {
-        for quota in self.quotas.list_namespace(namespace) {
-            if hard(&quota).keys().any(|name| affects(name)) {
-                self.queue.add_after(ObjectKey::of(&*quota), PAUSE);
-            }
+    fn touch(&self, quota: &ResourceQuota, affects: impl Fn(&str) -> bool) {
+        if hard(quota).keys().any(|name| affects(name)) {
+            self.queue.add_after(ObjectKey::of(quota), PAUSE);
         }
     }
 
@@ -145,18 +156,17 @@ impl Controller {
             spec.scopes.as_ref().is_some_and(|scopes| !scopes.is_empty())
                 || selected.is_some_and(|list| !list.is_empty())
         });
-        // What came from the API can be written as JSON.
-        let value = serde_json::to_value(quota).unwrap_or_default();
+        let as_json = as_json(quota);
         let now = Timestamp::now();
         let mut all = List::new();
         for pod in self.pods.list_namespace(namespace) {
-            add(&mut all, &usage::of_quota(&value, &*pod, now));
+            add(&mut all, &usage::of::<Pod>(&as_json, &pod.to_value(), now));
         }
         for service in self.services.list_namespace(namespace) {
-            add(&mut all, &usage::of_quota(&value, &*service, now));
+            add(&mut all, &usage::of::<Service>(&as_json, &service.to_value(), now));
         }
         for claim in self.claims.list_namespace(namespace) {
-            add(&mut all, &usage::of_quota(&value, &*claim, now));
+            add(&mut all, &usage::of::<PersistentVolumeClaim>(&as_json, &claim.to_value(), now));
         }
         let mut used = List::new();
         for name in hard.keys() {
@@ -242,6 +252,34 @@ mod tests {
                         && status.used.is_some_and(|used| used.len() == 1)
                 })
                 .await;
+        });
+    }
+
+    #[test]
+    fn a_pod_moves_from_one_scope_to_another() {
+        run(async {
+            let world = World::new();
+            for (name, scope) in [("ends", "Terminating"), ("stays", "NotTerminating")] {
+                world.create::<ResourceQuota>(json!({ "metadata": { "name": name, "namespace": "ns" },
+                    "spec": { "hard": { "pods": "3" },
+                        "scopeSelector": { "matchExpressions": [{ "scopeName": scope, "operator": "Exists" }] } } }));
+            }
+            let pod = world.create::<Pod>(json!({ "metadata": { "name": "a", "namespace": "ns" },
+                "spec": { "containers": [{ "name": "c" }] } }));
+            start(&world.ctx, Census::empty());
+            let pods = |world: &World, name: &str| {
+                let quota = world.get::<ResourceQuota>("ns", name)?;
+                Some(quota.status?.used?.get("pods")?.0.clone())
+            };
+            let are = move |ends: &'static str, stays: &'static str| {
+                move |world: &World| {
+                    pods(world, "ends").as_deref() == Some(ends)
+                        && pods(world, "stays").as_deref() == Some(stays)
+                }
+            };
+            world.until("it is there to stay", are("0", "1")).await;
+            world.edit(&pod, |pod| pod["spec"]["activeDeadlineSeconds"] = json!(60));
+            world.until("it ends", are("1", "0")).await;
         });
     }
 }

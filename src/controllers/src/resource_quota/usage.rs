@@ -29,18 +29,13 @@ impl Charged for PersistentVolumeClaim {
     const PLURAL: &'static str = "persistentvolumeclaims";
 }
 
-/// What an object uses at this moment.
-pub(super) fn of<K: Charged>(object: &K, now: Timestamp) -> List {
-    quota::usage("", K::PLURAL, &object.to_value(), now)
-}
-
-/// What an object uses of this quota: nothing, if the quota's scopes leave it out.
-pub(super) fn of_quota<K: Charged>(quota: &Value, object: &K, now: Timestamp) -> List {
-    let object = object.to_value();
-    if !quota::counts(quota, "", K::PLURAL, &object) {
+/// What an object, as [`Charged::to_value`] has it, uses of this quota: nothing, if the quota's scopes
+/// leave it out.
+pub(super) fn of<K: Charged>(quota: &Value, object: &Value, now: Timestamp) -> List {
+    if !quota::counts(quota, "", K::PLURAL, object) {
         return List::new();
     }
-    quota::usage("", K::PLURAL, &object, now)
+    quota::usage("", K::PLURAL, object, now)
 }
 
 /// `(group, plural)` of a resource that only counts objects.

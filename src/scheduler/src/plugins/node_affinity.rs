@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::NodeSelector;
-use kedge_client::node_fit::{node_selector_matches, term_matches};
+use kedge_client::node_fit::{is_selected, term_matches};
 
 use crate::framework::{
     Cluster, CycleState, Events, NODE_ADDED, NODE_LABELS, Plugin, PreFilter, Rejection, scale,
@@ -19,9 +19,7 @@ fn required(pod: &PodInfo) -> Option<&NodeSelector> {
 
 /// Whether the node is one that the pod's node selector and required node affinity allow.
 pub(crate) fn allows(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let selector = pod.spec().and_then(|spec| spec.node_selector.as_ref());
-    selector.is_none_or(|wanted| wanted.iter().all(|(key, value)| node.label(key) == Some(value)))
-        && required(pod).is_none_or(|terms| node_selector_matches(terms, &node.labels, &node.name))
+    pod.spec().is_none_or(|spec| is_selected(spec, &node.labels, &node.name))
 }
 
 /// The nodes that the terms name outright (as DaemonSet pods do), when every term does.
