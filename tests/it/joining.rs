@@ -1,5 +1,6 @@
 //! Joining that is cut off, raced or refused: one member record, and words that say what to do.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -24,10 +25,19 @@ fn nodes(node: &Cluster) -> Vec<String> {
     node.field("nodes", ".items[*].metadata.name").split(' ').map(str::to_owned).collect()
 }
 
-fn end(mut child: Child) {
-    // It may have ended already.
+/// Kills a command at the point that `reached` sees, and makes sure that it was still under way.
+fn killed_at(point: &str, mut child: Child, reached: impl Fn() -> bool) {
+    let deadline = Instant::now() + kedge_tests::LIMIT;
+    // Closer than `eventually` looks: what comes between two points takes some milliseconds.
+    while !reached() && child.try_wait().expect("ask for its state").is_none() {
+        assert!(Instant::now() < deadline, "it never came to the point {point}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let _ = child.kill();
-    child.wait().expect("wait for kedge join");
+    let out = child.wait_with_output().expect("wait for the command");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(reached(), "it ended before the point {point}:\n{said}");
+    assert_eq!(out.status.signal(), Some(9), "it ended by itself at the point {point}:\n{said}");
 }
 
 #[test]
@@ -47,12 +57,8 @@ fn cut_off_and_repeated() {
         ("while it starts", "../run/kedge.pid"),
     ] {
         step(&format!("killed {point}"));
-        let mut child = second.spawn(&["join", &join, "--timeout", "90"]);
-        // Closer than `eventually` looks: the whole exchange takes some tens of milliseconds.
-        while !data.join(file).exists() && child.try_wait().expect("ask for its state").is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        end(child);
+        let child = second.spawn(&["join", &join, "--timeout", "90"]);
+        killed_at(point, child, || data.join(file).exists());
         eprintln!("members now: {:?}", members(&first));
     }
 
@@ -65,6 +71,149 @@ fn cut_off_and_repeated() {
         names.sort();
         (names == [first.node.clone(), second.node.clone()]).then_some(())
     });
+}
+
+#[test]
+fn leaving_cut_off_and_repeated() {
+    let network = Network::new(2);
+    let first = founder(&network);
+    let second = Cluster::prepare_on(&network, 2);
+    second.kedge(&["join", &invitation(&first, &[]), "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+    eventually("two members", || (members(&first).len() == 2).then_some(()));
+    let data = second.dir().join("data");
+    let there = |file: &str| data.join(file).exists();
+    // Each is killed as soon as it got to that point; the next goes on with what is left.
+    let points: [(&str, &dyn Fn() -> bool); 4] = [
+        ("when the cluster was told", &|| there("leaving")),
+        ("with the process ended", &|| !there("../run/kedge.sock") || !there("../run/kedge.pid")),
+        ("without its data", &|| !there("store")),
+        ("without its keys", &|| !there("pki/ca.crt")),
+    ];
+    for (point, reached) in points {
+        step(&format!("killed {point}"));
+        killed_at(point, second.spawn(&["leave", "--timeout", "90"]), reached);
+        eventually("one member", || (members(&first) == [first.node.as_str()]).then_some(()));
+        first.kubectl(&["create", "configmap", &point.replace(' ', "-"), "--from-literal=k=v"]).ok();
+    }
+
+    step("repeated to its end: a single node again, and the cluster is without it");
+    second.kedge(&["leave", "--timeout", "90"]).ok();
+    let status = second.kedge(&["status", "--format", "json"]).json();
+    assert_eq!(status["state"], "ready");
+    assert_eq!(members(&second), [second.node.as_str()]);
+    assert!(!there("leaving"));
+    first.wait(&format!("node/{}", second.node), "delete");
+    assert_eq!(nodes(&first), [first.node.as_str()]);
+}
+
+/// What a removal would cost is refused, whatever is insisted on; who was removed is told so.
+#[test]
+fn who_may_not_go_and_who_is_gone() {
+    let network = Network::new(3);
+    let mut first = founder(&network);
+    let mut others = [Cluster::prepare_on(&network, 2), Cluster::prepare_on(&network, 3)];
+    for node in &others {
+        node.kedge(&["join", &invitation(&first, &[]), "--timeout", "90"]).ok();
+    }
+    eventually("three voters that answer", || {
+        let now = datastore(&first)?;
+        let voters =
+            now["members"].as_array()?.iter().filter(|m| m["role"] == "voter" && m["healthy"] == true);
+        (voters.count() == 3).then_some(())
+    });
+    let (second, third) = (others[0].node.clone(), others[1].node.clone());
+
+    step("one of three is dead: no other one goes");
+    others[1].kill9();
+    eventually("its silence to be noticed", || {
+        first.kedge(&["status"]).stdout.contains("(does not answer)").then_some(())
+    });
+    let (silent, remedy) = (format!("{third} does not answer"), format!("kedge remove-node {third} --force"));
+    let why = [silent.as_str(), "2 are needed", remedy.as_str()];
+    for arguments in [vec!["remove-node", &second], vec!["remove-node", &second, "--force"]] {
+        assert_has(&first.kedge(&arguments).failed(1), &why);
+    }
+    for arguments in [vec!["leave"], vec!["leave", "--force"]] {
+        assert_has(&others[0].kedge(&arguments).failed(1), &why);
+    }
+    assert_eq!(first.field(&format!("node/{second}"), ".spec.unschedulable"), "", "nothing was moved for it");
+    first.kubectl(&["create", "configmap", "refused", "--from-literal=k=v"]).ok();
+    first.kedge(&["remove-node", &third, "--force"]).ok();
+    first.kubectl(&["create", "configmap", "removed", "--from-literal=k=v"]).ok();
+
+    step("two are left, and one of them is dead: the last living copy stays");
+    let keeper = eventually("a leader", || {
+        let now = datastore(&first)?;
+        let leader = now["members"].as_array()?.iter().find(|member| member["leader"] == true)?.clone();
+        Some(if leader["name"] == first.node.as_str() { 0 } else { 1 })
+    });
+    let [standby, _] = &mut others;
+    let (keeper, standby) = if keeper == 0 { (&mut first, standby) } else { (standby, &mut first) };
+    keeper.write_kubeconfig();
+    standby.kill9();
+    eventually("its silence to be noticed", || {
+        keeper.kedge(&["status"]).stdout.contains("(does not answer)").then_some(())
+    });
+    for arguments in [vec!["leave"], vec!["leave", "--force"]] {
+        assert_has(
+            &keeper.kedge(&arguments).failed(1),
+            &["only living copy", &standby.node, "does not answer"],
+        );
+    }
+    keeper.kedge(&["remove-node", &standby.node, "--force"]).ok();
+    assert_has(
+        &keeper.kedge(&["leave", "--force"]).failed(1),
+        &["the only control-plane node", "kedge reset"],
+    );
+    keeper.kubectl(&["get", "configmap", "removed"]).ok();
+}
+
+#[test]
+fn a_worker_that_was_removed_is_told_so() {
+    let network = Network::new(2);
+    let first = founder(&network);
+    let mut worker = Cluster::prepare_on(&network, 2);
+    let name = worker.node.clone();
+    let join = |worker: &Cluster| {
+        worker.kedge(&["join", &invitation(&first, &[]), "--worker", "--force", "--timeout", "90"]).ok();
+        first.wait(&format!("node/{name}"), "condition=Ready");
+    };
+    let told = ["this node was removed from the cluster", "kedge leave"];
+    let left = |worker: &Cluster| {
+        worker.kedge(&["leave"]).ok();
+        assert_eq!(worker.kedge(&["status", "--format", "json"]).json()["state"], "ready");
+        assert_eq!(nodes(&first), [first.node.as_str()]);
+    };
+    join(&worker);
+    first.apply(&format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"there"}},"spec":{{"nodeName":"{name}","containers":[
+        {{"name":"hello","image":"kedge.dev/hello:1.0"}}]}}}}"#
+    ));
+    first.wait("pod/there", "condition=Ready");
+
+    step("it dies, and is removed before anybody noticed: its pods go with it");
+    worker.kill9();
+    let removed = first.kedge(&["remove-node", &name]);
+    assert_has(&removed.ok(), &["was removed from the cluster", "its pods were deleted with it"]);
+    first.wait("pod/there", "delete");
+
+    step("started again it hears of it, and leaves");
+    assert_has(&worker.kedge(&["start"]).failed(1), &told);
+    eventually("the status to say it", || {
+        let said = worker.kedge(&["status"]).stdout;
+        told.iter().all(|part| said.contains(part)).then_some(())
+    });
+    left(&worker);
+
+    step("removed while it runs");
+    join(&worker);
+    first.kedge(&["remove-node", &name]).ok();
+    eventually("the status to say it", || {
+        let said = worker.kedge(&["status"]).stdout;
+        told.iter().all(|part| said.contains(part)).then_some(())
+    });
+    left(&worker);
 }
 
 #[test]
@@ -175,7 +324,7 @@ fn refused_in_words() {
     assert_has(&second.kedge(&["join", &gone]).failed(1), &["cannot reach", &network.address(3)]);
     unchanged(&second);
     assert_eq!(members(&first), before);
-    assert_eq!(nodes(&first), [first.node.clone()]);
+    assert_eq!(nodes(&first), [first.node.as_str()]);
 
     step("workloads that would be lost");
     let mut other = second;

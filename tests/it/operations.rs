@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, kedge_binary, run, step};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::faults::invitation;
@@ -238,7 +241,65 @@ fn reset_and_uninstall_leave_nothing() {
         .cloned()
         .collect();
     assert!(dead.is_empty(), "network namespaces: {dead:?}");
+    assert!(!node.dir().join("log").exists(), "the folder of logs stays");
     node.remove();
+}
+
+#[test]
+fn a_removal_that_was_cut_off_is_finished() {
+    let network = Network::new(1);
+    let mut node = Cluster::prepare_on(&network, 1);
+    node.kedge(&["start"]).ok();
+    node.wait_ready();
+    node.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0"}]}}"#,
+    );
+    node.wait("pod/web", "condition=Ready");
+    let names = own_namespaces(&node);
+    assert!(!names.is_empty(), "pods have network namespaces");
+
+    step("killed after the shims, before the containers: they are found by their pods' control groups");
+    let groups = of_pods(&node);
+    node.kedge(&["stop"]).ok();
+    for process in kedge_tests::processes_naming(node.dir()) {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
+    node.kedge(&["uninstall"]).ok();
+    assert!(names.is_disjoint(&netns_names()), "left of {names:?}");
+    let groups: Vec<&String> = groups.iter().filter(|path| fs::metadata(path).is_ok()).collect();
+    assert!(groups.is_empty(), "control groups: {groups:?}");
+
+    step("pods whose network could not be made leave nothing either");
+    let plugins = node.dir().join("plugins");
+    fs::create_dir(&plugins).expect("create the plugins' folder");
+    for name in ["bridge", "host-local", "portmap", "loopback"] {
+        let plugin = plugins.join(name);
+        let fails =
+            "#!/bin/sh\necho '{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": \"not today\"}'\nexit 1\n";
+        fs::write(&plugin, fails).expect("write a plugin");
+        fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).expect("make it a program");
+    }
+    node.kedge(&["start", "--cni-bin-dir", &plugins.display().to_string()]).ok();
+    node.wait_ready();
+    let out = node.kedge(&["enable", "dns", "--timeout", "20"]).failed(1);
+    assert_has(&out, &["FailedCreatePodSandBox", "kedge disable dns"]);
+    let names = own_namespaces(&node);
+    assert!(!names.is_empty(), "containerd makes the namespace before it asks the plugins");
+    node.kedge(&["uninstall"]).ok();
+    assert!(names.is_disjoint(&netns_names()), "left of {names:?}");
+    node.remove();
+}
+
+/// The network namespaces that this node's containerd has made; other nodes of the machine have theirs there too.
+fn own_namespaces(node: &Cluster) -> BTreeSet<String> {
+    let database = node.dir().join("data/containerd/io.containerd.metadata.v1.bolt/meta.db");
+    let bytes = fs::read(database).expect("read containerd's database");
+    let text = String::from_utf8_lossy(&bytes);
+    netns_names()
+        .into_iter()
+        .filter(|name| name.starts_with("cni-") && text.contains(name.as_str()))
+        .collect()
 }
 
 fn netns_names() -> BTreeSet<String> {
@@ -301,7 +362,7 @@ fn nodes_made_from_files() {
         let out = second.kedge(&["status", "--output", "json"]);
         let status: Value = serde_json::from_str(&out.stdout).ok()?;
         let part = status["components"].as_array()?.iter().find(|part| part["name"] == "join")?.clone();
-        part["last_error"].as_str().map(|_| ())
+        part["lastError"].as_str().map(|_| ())
     });
     fs::write(&file, format!("join: {join}\n{settings}")).expect("write the configuration");
     eventually("the second node to be Ready", || {
@@ -331,7 +392,7 @@ fn status_says_why_a_node_does_not_run() {
     assert_eq!(out.code, 1);
     let status: Value = serde_json::from_str(&out.stdout).expect("JSON");
     assert_eq!(status["state"], "stopped");
-    let last = &status["last_failure"];
+    let last = &status["lastFailure"];
     assert_has(last["error"].as_str().expect("an error"), &["ddress", "in use"]);
     assert_has(last["remedy"].as_str().expect("a remedy"), &["kedge inspect"]);
     let (code, list) = findings(&node);
@@ -347,7 +408,7 @@ fn status_says_why_a_node_does_not_run() {
     node.run();
     node.wait_ready();
     let status = node.kedge(&["status", "--output", "json"]).json();
-    assert_eq!(status["last_failure"], Value::Null);
+    assert_eq!(status["lastFailure"], Value::Null);
     assert!(status["datastore"]["syncMicros"].as_u64().is_some(), "{status:#}");
     node.kill9();
     let out = node.kedge(&["status"]);

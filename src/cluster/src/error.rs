@@ -61,7 +61,7 @@ pub enum Error {
     )]
     JoinString(String),
     /// No token, or several, with this id.
-    #[error("no token, or more than one, has the id {0:?}; kedge add-node --list shows them")]
+    #[error("no token, or more than one, has the id {0:?}; kedge token list shows them")]
     NoSuchToken(String),
     /// A control-plane node said no.
     #[error(transparent)]
@@ -82,7 +82,7 @@ pub enum Error {
     },
     /// A certificate is not valid at this node's time.
     #[error(
-        "it is {now} on this node, but the certificate of {address} is valid {}; set the clock of this node (for          instance with timedatectl or chrony)",
+        "it is {now} on this node, but the certificate of {address} is valid {}; set the clock of this node (for instance with timedatectl or chrony)",
         bounds(.not_before, .not_after)
     )]
     ClockApart {
@@ -119,7 +119,7 @@ pub enum Error {
     },
     /// Joining replaces what runs here.
     #[error(
-        "{} workloads run on this node ({}) and joining replaces its state; remove them or repeat with --force.          Nothing was changed",
+        "{} workloads run on this node ({}) and joining replaces its state; remove them or repeat with --force. Nothing was changed",
         .0.len(), shorten(.0)
     )]
     Workloads(Vec<String>),

@@ -98,7 +98,9 @@ pub trait Records: Send + Sync + 'static {
     fn local(&self, key: &str) -> Option<Record>;
     /// All keys of this node's own copy that begin so.
     fn local_list(&self, prefix: &str) -> Vec<(String, Record)>;
-    /// All or nothing.
+    /// Could the others do without this member now? [`RecordsError::Unsafe`] says why not and what to do.
+    fn removable(&self, id: NodeId) -> BoxFuture<'_, Result<(), RecordsError>>;
+    /// All or nothing. A member is removed when the others have confirmed that they do without it.
     fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>>;
 }
 
@@ -232,6 +234,23 @@ impl Registry {
         self.decide(|| self.strike(id, false).boxed()).await
     }
 
+    /// Would this node be let go now? Before anything is done for it: moving pods takes a while.
+    ///
+    /// # Errors
+    /// As [`Registry::leave`].
+    pub async fn check_removal(&self, id: NodeId) -> Result<(), Refusal> {
+        let Some((record, _)) = self.get::<NodeRecord>(&node_key(id)).await? else {
+            return Err(self.stranger(id).await?);
+        };
+        if record.role != Role::ControlPlane {
+            return Ok(());
+        }
+        if !self.nodes().await?.iter().any(|node| node.role == Role::ControlPlane && node.id != id) {
+            return Err(only_one(&record));
+        }
+        self.records.removable(id).await.map_err(refusal)
+    }
+
     async fn strike(&self, id: NodeId, left: bool) -> Result<Option<NodeRecord>, Refusal> {
         let Some((record, revision)) = self.get::<NodeRecord>(&node_key(id)).await? else {
             return Err(self.stranger(id).await?);
@@ -242,13 +261,7 @@ impl Registry {
             let nodes = self.nodes().await?;
             let another = nodes.iter().find(|node| node.role == Role::ControlPlane && node.id != id);
             let Some(another) = another else {
-                return Err(Refusal::Unsafe {
-                    message: format!(
-                        "{} is the only control-plane node, so the cluster would be gone; to start anew, run \
-                         kedge uninstall and kedge install",
-                        record.name
-                    ),
-                });
+                return Err(only_one(&record));
             };
             // That one must still be there when this one goes: both may leave at the same time.
             let Some((_, revision)) = self.get::<NodeRecord>(&node_key(another.id)).await? else {
@@ -455,6 +468,16 @@ pub(crate) fn find<'a>(nodes: &'a [NodeRecord], which: &str) -> Result<&'a NodeR
         wanted: which.to_owned(),
         known: nodes.iter().map(|node| node.name.clone()).collect(),
     })
+}
+
+fn only_one(record: &NodeRecord) -> Refusal {
+    Refusal::Unsafe {
+        message: format!(
+            "{} is the only control-plane node, so the cluster would be gone; to wipe it on purpose and start anew, \
+             run kedge reset there",
+            record.name
+        ),
+    }
 }
 
 fn refusal(error: RecordsError) -> Refusal {

@@ -153,6 +153,10 @@ pub enum MemberError {
     /// A group cannot be without members.
     #[error("this is the only member")]
     Last,
+    /// The group could not go on without it, or has nobody to take its place now; the text says who does not
+    /// answer and what to do.
+    #[error("{0}")]
+    Unsafe(String),
     /// A field that cannot be right.
     #[error("{0}")]
     Invalid(String),

@@ -4,6 +4,7 @@
 //! configuration follows the records: the leader compares the two and [`plan`] says what to change next.
 //! Nobody edits the configuration by hand.
 
+mod leave;
 mod plan;
 mod record;
 #[cfg(test)]
@@ -12,10 +13,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+pub(crate) use self::leave::objection;
 #[cfg(test)]
 pub(crate) use self::plan::wanted_voters;
 pub(crate) use self::plan::{Health, Step, plan};
-pub(crate) use self::record::{PREFIX, address_key, decode, encode, is_reserved, key, name_key, parse_key};
+pub(crate) use self::record::{
+    PREFIX, address_key, decode, encode, is_reserved, key, leaving_key, name_key, parse_key, parse_leaving,
+};
 
 /// A node that takes part in the store. Workers are no members.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -134,6 +134,8 @@ pub(crate) struct Node {
     transport: Option<Transport>,
     /// Where others said they are, for as long as there is no record.
     heard: HashMap<u64, String>,
+    /// Where those were at last that have no record any more and are still in the configuration.
+    former: HashMap<u64, String>,
     _lock: File,
     queue: VecDeque<Proposal>,
     urgent: usize,
@@ -219,6 +221,7 @@ impl Node {
             disk,
             transport,
             heard: HashMap::new(),
+            former: HashMap::new(),
             _lock: lock,
             queue: VecDeque::new(),
             urgent: 0,
@@ -451,7 +454,9 @@ impl Node {
         for message in self.out.messages.drain(..) {
             let Some(transport) = &mut self.transport else { continue };
             let record = self.core.state.members().get(&message.to).map(|member| &member.address);
-            let address = record.or_else(|| self.heard.get(&message.to)).or_else(|| {
+            let known =
+                record.or_else(|| self.heard.get(&message.to)).or_else(|| self.former.get(&message.to));
+            let address = known.or_else(|| {
                 let cluster = self.config.cluster.as_ref()?;
                 let Bootstrap::Join { peers } = &cluster.bootstrap else { return None };
                 peers.iter().find(|peer| peer.id == message.to).map(|peer| &peer.address)

@@ -435,6 +435,7 @@ pub(crate) fn alone(
             membership::address_key(&member.address),
         ]
     });
+    let keys = keys.chain(state.leaving().iter().map(|&id| membership::leaving_key(id)));
     let mut ops: Vec<Op> = keys.map(|key| Op::Delete { key }).collect();
     ops.extend(book.rewrite(&removed, &values(&state, engine.as_ref(), book)?));
     let txn = command::encode(&Txn { ops, ..Txn::default() });

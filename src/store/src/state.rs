@@ -3,7 +3,7 @@
 //!
 //! Applying is deterministic: the same entries give the same state and the same checksum on every node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -159,7 +159,9 @@ pub(crate) struct State {
     overlay: Overlay,
     /// What the records of the store's own say.
     members: Members,
-    /// Grows with each change of `members`.
+    /// Those that are about to be removed.
+    leaving: BTreeSet<u64>,
+    /// Grows with each change of the two.
     members_version: u64,
 }
 
@@ -178,6 +180,7 @@ impl State {
             bytes: 0,
             overlay: Overlay::new(),
             members: Members::new(),
+            leaving: BTreeSet::new(),
             members_version: 0,
         }
     }
@@ -234,7 +237,17 @@ impl State {
         self.members_version
     }
 
+    /// Members that are about to be removed: they get no vote any more.
+    pub(crate) fn leaving(&self) -> &BTreeSet<u64> {
+        &self.leaving
+    }
+
     fn note_member(&mut self, key: &str, value: Option<&[u8]>) {
+        if let Some(id) = membership::parse_leaving(key) {
+            self.members_version += 1;
+            let _ = if value.is_some() { self.leaving.insert(id) } else { self.leaving.remove(&id) };
+            return;
+        }
         let Some(id) = membership::parse_key(key) else { return };
         self.members_version += 1;
         // A record that a later version wrote differently is as good as none here.

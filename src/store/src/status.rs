@@ -14,7 +14,7 @@ pub enum Role {
     Standby,
     /// On its way to having all data.
     Joining,
-    /// Its record is gone, the group does not do without it yet.
+    /// It is about to be removed, or its record is gone and the group does not do without it yet.
     Leaving,
 }
 
@@ -25,6 +25,8 @@ pub struct MemberStatus {
     /// `None` for one that leaves, and on a node that has not announced itself.
     pub member: Option<Member>,
     pub role: Role,
+    /// Its vote counts, whatever its part will be.
+    pub votes: bool,
     pub is_leader: bool,
     /// It was heard of within the last 1.5 s.
     pub healthy: Option<bool>,

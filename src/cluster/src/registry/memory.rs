@@ -61,6 +61,10 @@ impl Records for Memory {
         self.replica.list(prefix)
     }
 
+    fn removable(&self, _: NodeId) -> BoxFuture<'_, Result<(), RecordsError>> {
+        async move { self.state.lock().refuse.clone().map_or(Ok(()), Err) }.boxed()
+    }
+
     fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>> {
         async move {
             let mut state = self.state.lock();

@@ -156,6 +156,18 @@ async fn the_last_control_plane_node_stays() {
     for refused in [book.registry.leave(id(1)).await, book.registry.remove("0000000000000001").await] {
         assert!(matches!(refused, Err(Refusal::Unsafe { .. })), "{refused:?}");
     }
+    let refused = book.registry.check_removal(id(1)).await.unwrap_err();
+    assert!(refused.to_string().contains("the only control-plane node"), "{refused}");
+    assert!(refused.to_string().contains("kedge reset"), "{refused}");
+    assert_eq!(book.registry.check_removal(id(2)).await, Ok(()), "a worker holds no copy");
+    book.registry.enroll(id(4), &facts("n4", "192.0.2.4:25000", Role::ControlPlane)).await.unwrap();
+    assert_eq!(book.registry.check_removal(id(1)).await, Ok(()));
+    let unsafe_ = RecordsError::Unsafe("n4 does not answer".into());
+    book.memory.refuse(Some(unsafe_));
+    let refused = book.registry.check_removal(id(1)).await;
+    assert_eq!(refused, Err(Refusal::Unsafe { message: "n4 does not answer".into() }));
+    book.memory.refuse(None);
+    book.registry.remove("n4").await.unwrap();
     assert_eq!(book.registry.leave(id(2)).await.unwrap().name, "n2");
     assert!(matches!(book.registry.leave(id(2)).await, Err(Refusal::Removed { .. })));
 }

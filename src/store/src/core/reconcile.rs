@@ -43,7 +43,7 @@ impl<T, R> Core<T, R> {
             return;
         }
         let config = &self.state.meta.members;
-        let step = plan(self.state.members(), config, &self.health(), self.settings.id);
+        let step = plan(self.state.members(), self.state.leaving(), config, &self.health(), self.settings.id);
         let waits = if let Step::Wait(reason) = &step { Some(reason.clone()) } else { None };
         if waits != self.waits {
             if let Some(reason) = &waits {

@@ -52,9 +52,11 @@ fn majority(voters: usize) -> usize {
 }
 
 /// Plans the next step towards the configuration that the records ask for. `leader` is the member that
-/// plans. The result never needs a majority that is not healthy now.
+/// plans. The result never needs a majority that is not healthy now. Those that are `leaving` are let in as
+/// learners and get no vote.
 pub(crate) fn plan(
     members: &Members,
+    leaving: &BTreeSet<u64>,
     config: &ConfState,
     health: &BTreeMap<u64, Health>,
     leader: u64,
@@ -68,7 +70,11 @@ pub(crate) fn plan(
     }
     let voters: BTreeSet<u64> = config.voters.iter().copied().collect();
     let learners: BTreeSet<u64> = config.learners.iter().copied().collect();
-    let view = View { members, voters: &voters, learners: &learners, health, leader };
+    let everybody = members;
+    let staying: Members =
+        members.iter().filter(|(id, _)| !leaving.contains(id)).map(|(id, m)| (*id, m.clone())).collect();
+    let members = if leaving.is_empty() { everybody } else { &staying };
+    let view = View { everybody, members, voters: &voters, learners: &learners, health, leader };
     let step = match view.choose() {
         Ok(chosen) => view.check(&chosen),
         Err(step) => step,
@@ -86,6 +92,8 @@ pub(crate) fn plan(
 }
 
 struct View<'a> {
+    everybody: &'a Members,
+    /// Without those that are about to be removed.
     members: &'a Members,
     voters: &'a BTreeSet<u64>,
     learners: &'a BTreeSet<u64>,
@@ -207,7 +215,7 @@ impl View<'_> {
         let stays = |id: &&u64| !voters.contains(id);
         Step::Change {
             voters: voters.clone(),
-            learners: self.members.keys().filter(stays).copied().collect(),
+            learners: self.everybody.keys().filter(stays).copied().collect(),
         }
     }
 }

@@ -1,9 +1,11 @@
-//! How members are written down. The record itself, and two claims that keep name and address unique:
+//! How members are written down. The record itself, two claims that keep name and address unique, and a
+//! mark:
 //!
 //! ```text
 //! kedge.member/ID          the member, protobuf
 //! kedge.member.name/NAME   the id, 16 hex digits
 //! kedge.member.address/A   the same
+//! kedge.member.leaving/ID  empty: it is about to be removed and gets no vote any more
 //! ```
 
 use prost::Message;
@@ -14,6 +16,7 @@ use crate::types::Key;
 /// All keys of the store's own begin like this; observers never see them.
 pub(crate) const PREFIX: &str = "kedge.member";
 const RECORD: &str = "kedge.member/";
+const LEAVING: &str = "kedge.member.leaving/";
 
 #[derive(Clone, PartialEq, Message)]
 struct Record {
@@ -47,6 +50,15 @@ pub(crate) fn address_key(address: &str) -> Key {
 /// The id in the key of a record; `None` for every other key.
 pub(crate) fn parse_key(key: &str) -> Option<u64> {
     u64::from_str_radix(key.strip_prefix(RECORD)?, 16).ok()
+}
+
+pub(crate) fn leaving_key(id: u64) -> Key {
+    format!("{LEAVING}{id:016x}").into()
+}
+
+/// The id in the key of a mark; `None` for every other key.
+pub(crate) fn parse_leaving(key: &str) -> Option<u64> {
+    u64::from_str_radix(key.strip_prefix(LEAVING)?, 16).ok()
 }
 
 pub(crate) fn encode(member: &Member) -> Vec<u8> {

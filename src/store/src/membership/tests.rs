@@ -107,7 +107,8 @@ fn the_next_step() {
         case("or be let in", &[2], &[1], &[], &[(2, DEAD)], 1, change(&[1], &[2])),
     ];
     for Case { what, members: ids, voters, learners, but, leader, step } in table {
-        let found = plan(&members(ids), &config(voters, learners), &health(all, but), leader);
+        let found =
+            plan(&members(ids), &BTreeSet::new(), &config(voters, learners), &health(all, but), leader);
         assert_eq!(found, step, "{what}");
     }
 }
@@ -123,15 +124,41 @@ fn what_would_cost_the_majority_is_refused_with_its_reason() {
         (&[2, 3], &[1], &[2, 3], &[(2, BEHIND), (3, DEAD)], "no other member is reachable and up to date"),
     ];
     for (ids, voters, learners, but, why) in table {
-        let found = plan(&members(ids), &config(voters, learners), &health(&[1, 2, 3, 4], but), 1);
+        let found =
+            plan(&members(ids), &BTreeSet::new(), &config(voters, learners), &health(&[1, 2, 3, 4], but), 1);
         assert!(matches!(&found, Step::Wait(text) if text.contains(why)), "{found:?}");
     }
 }
 
 #[test]
+fn one_that_is_about_to_go_gets_no_vote_and_hears_of_everything() {
+    type Row =
+        (&'static [u64], &'static [u64], &'static [u64], &'static [u64], &'static [(u64, Health)], u64, Step);
+    let table: [Row; 8] = [
+        (&[1, 2, 3], &[3], &[1, 2, 3], &[], &[], 1, change(&[1], &[2, 3])),
+        (&[1, 2, 3], &[3], &[1], &[2, 3], &[], 1, Step::Nothing),
+        (&[1, 2, 3, 4], &[3], &[1, 2, 3], &[4], &[], 1, change(&[1, 2, 4], &[3])),
+        (&[1, 2, 3], &[3], &[1, 2, 3], &[], &[(3, DEAD)], 1, change(&[1], &[2, 3])),
+        (&[1, 2, 3], &[1], &[1, 2, 3], &[], &[], 1, Step::Transfer(2)),
+        (&[1, 2], &[1], &[1], &[2], &[], 1, change(&[1, 2], &[])),
+        (&[1, 2], &[1], &[1, 2], &[], &[], 2, change(&[2], &[1])),
+        // Its word was taken back.
+        (&[1, 2, 3], &[], &[1], &[2, 3], &[], 1, change(&[1, 2, 3], &[])),
+    ];
+    for (ids, leaving, voters, learners, but, leader, step) in table {
+        let leaving = leaving.iter().copied().collect();
+        let found = plan(&members(ids), &leaving, &config(voters, learners), &health(ids, but), leader);
+        assert_eq!(found, step, "{ids:?} without {leaving:?}");
+    }
+    let all: BTreeSet<u64> = [1, 2].into();
+    let found = plan(&members(&[1, 2]), &all, &config(&[1], &[2]), &health(&[1, 2], &[]), 1);
+    assert!(matches!(found, Step::Wait(_)), "{found:?}");
+}
+
+#[test]
 fn an_unfinished_change_is_finished_first() {
     let joint = ConfState { voters_outgoing: vec![1], ..config(&[1, 2, 3], &[]) };
-    assert_eq!(plan(&members(&[1]), &joint, &health(&[1, 2, 3], &[]), 1), Step::LeaveJoint);
+    assert_eq!(plan(&members(&[1]), &BTreeSet::new(), &joint, &health(&[1, 2, 3], &[]), 1), Step::LeaveJoint);
 }
 
 #[test]
@@ -142,15 +169,15 @@ fn voters_are_spread_over_failure_domains() {
     let all = health(&[1, 2, 3, 4, 5], &[]);
     // Of the standbys the one from elsewhere is taken.
     let four = in_domains(&[(1, "a"), (2, "a"), (3, "b"), (4, "c")]);
-    assert_eq!(plan(&four, &config(&[1], &[2, 3, 4]), &all, 1), change(&[1, 3, 4], &[2]));
+    assert_eq!(plan(&four, &BTreeSet::new(), &config(&[1], &[2, 3, 4]), &all, 1), change(&[1, 3, 4], &[2]));
     // A better spread is worth a change, once.
-    assert_eq!(plan(&four, &config(&[1, 2, 3], &[4]), &all, 1), change(&[1, 3, 4], &[2]));
-    assert_eq!(plan(&four, &config(&[1, 3, 4], &[2]), &all, 1), Step::Nothing);
+    assert_eq!(plan(&four, &BTreeSet::new(), &config(&[1, 2, 3], &[4]), &all, 1), change(&[1, 3, 4], &[2]));
+    assert_eq!(plan(&four, &BTreeSet::new(), &config(&[1, 3, 4], &[2]), &all, 1), Step::Nothing);
     // The leader is never moved for that.
-    assert_eq!(plan(&four, &config(&[1, 2, 3], &[4]), &all, 2), change(&[2, 3, 4], &[1]));
+    assert_eq!(plan(&four, &BTreeSet::new(), &config(&[1, 2, 3], &[4]), &all, 2), change(&[2, 3, 4], &[1]));
     // Nor anybody while a voter is silent.
     let silent = health(&[1, 2, 3, 4], &[(3, SILENT)]);
-    assert_eq!(plan(&four, &config(&[1, 2, 3], &[4]), &silent, 1), Step::Nothing);
+    assert_eq!(plan(&four, &BTreeSet::new(), &config(&[1, 2, 3], &[4]), &silent, 1), Step::Nothing);
 }
 
 #[test]
@@ -159,7 +186,9 @@ fn records_come_back_as_they_were() {
     assert_eq!(decode(&encode(&member)), Some(member));
     assert_eq!(parse_key(&key(id)), Some(id));
     assert_eq!(parse_key(&name_key("0000000000000001")), None);
-    assert!([key(id), name_key("n"), address_key("a")].iter().all(|key| is_reserved(key)));
+    assert_eq!((parse_leaving(&leaving_key(id)), parse_leaving(&key(id))), (Some(id), None));
+    assert_eq!(parse_key(&leaving_key(id)), None);
+    assert!([key(id), name_key("n"), address_key("a"), leaving_key(id)].iter().all(|key| is_reserved(key)));
     assert!(!is_reserved("configmaps/kedge.member/x"));
     assert_eq!(decode(b"noise"), None);
     assert_ne!(Member::new_id(), Member::new_id());
@@ -214,7 +243,7 @@ proptest! {
 
     #[test]
     fn a_change_never_costs_the_majority((members, config, health, leader) in situation()) {
-        if let Step::Change { voters, learners } = plan(&members, &config, &health, leader) {
+        if let Step::Change { voters, learners } = plan(&members, &BTreeSet::new(), &config, &health, leader) {
             let new: Vec<u64> = voters.iter().copied().collect();
             prop_assert!(voters.contains(&leader), "the leader stays");
             prop_assert!(voters.is_disjoint(&learners));
@@ -237,7 +266,7 @@ proptest! {
     #[test]
     fn it_comes_to_rest((members, mut config, health, mut leader) in situation()) {
         for _ in 0..20 {
-            match plan(&members, &config, &health, leader) {
+            match plan(&members, &BTreeSet::new(), &config, &health, leader) {
                 Step::Nothing | Step::Wait(_) => return Ok(()),
                 Step::Transfer(to) => {
                     prop_assert!(config.voters.contains(&to) && to != leader);
@@ -254,7 +283,7 @@ proptest! {
         prop_assume!(!members.is_empty());
         let health: BTreeMap<u64, Health> = (1..10).map(|id| (id, GOOD)).collect();
         for _ in 0..20 {
-            match plan(&members, &config, &health, leader) {
+            match plan(&members, &BTreeSet::new(), &config, &health, leader) {
                 Step::Nothing => break,
                 Step::Transfer(to) => leader = to,
                 step => apply(&mut config, &step),

@@ -73,6 +73,9 @@ impl Node {
             let own = core.state.members().get(&core.id());
             transport.set_address(own.map(|member| member.address.as_str()));
             self.heard.retain(|id, _| !core.state.members().contains_key(id));
+            // One that was removed is written to until the group does without it, or it would not hear of that.
+            self.former.extend(core.state.members().iter().map(|(id, member)| (*id, member.address.clone())));
+            self.former.retain(|id, _| core.knows(*id));
             // Before the records have arrived nothing is known about who is gone.
             transport.retain(|id| core.state.members().is_empty() || core.knows(id));
         }
@@ -115,7 +118,8 @@ impl Node {
 
     fn member_status(&self, placement: &Placement, leader: Option<u64>) -> MemberStatus {
         let record = self.core.state.members().get(&placement.id);
-        let role = match (record.is_some() || self.core.state.members().is_empty(), placement) {
+        let stays = record.is_some() && !self.core.state.leaving().contains(&placement.id);
+        let role = match (stays || self.core.state.members().is_empty(), placement) {
             (false, _) => Role::Leaving,
             (_, Placement { voter: true, .. }) => Role::Voter,
             // A follower does not know how far others are.
@@ -128,6 +132,7 @@ impl Node {
             id: placement.id,
             member: record.cloned(),
             role,
+            votes: placement.voter,
             is_leader: leader == Some(placement.id),
             healthy: placement.health.map(|health| health.healthy),
             silent_for: placement.silent.map(|ticks| TICK * u32::try_from(ticks).unwrap_or(u32::MAX)),

@@ -1,6 +1,7 @@
 //! The part of [`Store`] that is about the group.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
@@ -10,8 +11,13 @@ use crate::error::{CommitError, Error, MemberError};
 use crate::membership::{self, Member};
 use crate::node::Msg;
 use crate::recover::{self, Book};
-use crate::status::{MemberStatus, Status};
+use crate::status::{MemberStatus, Role, Status};
 use crate::types::{Check, Condition, Config, Key, Op, Revision, Txn, Value};
+
+/// How long a member that is to go waits until the group counts on its vote no more.
+const OUTVOTED: Duration = Duration::from_secs(20);
+/// A word is taken back so often, each with the store's own patience.
+const TAKEN_BACK: u32 = 4;
 
 /// What [`Store::recover`] has kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +40,27 @@ fn claim(id: u64) -> Vec<u8> {
 
 fn condition(key: Key, check: Check) -> Condition {
     Condition { key, check }
+}
+
+/// What must hold when a member goes: it is there, and so is another one that stays.
+fn stays(id: u64, other: u64) -> Vec<Condition> {
+    vec![
+        condition(membership::key(id), Check::Any),
+        condition(membership::key(other), Check::Any),
+        condition(membership::leaving_key(other), Check::Absent),
+    ]
+}
+
+fn not_removed(error: CommitError, id: u64, other: u64) -> MemberError {
+    match error {
+        CommitError::Conflict { key, .. } if key == membership::key(id) => MemberError::Unknown(id),
+        CommitError::Conflict { key, .. }
+            if key == membership::key(other) || key == membership::leaving_key(other) =>
+        {
+            MemberError::Unsafe("another node is leaving at the same time; try again when it has".into())
+        }
+        other => MemberError::Commit(other),
+    }
 }
 
 fn check_member(member: &Member) -> Result<(), MemberError> {
@@ -111,40 +138,112 @@ impl Store {
             failure_domain: failure_domain.map(str::to_owned),
         };
         match self.member(self.shared.id).await? {
-            Some(known) if known == member => Ok(()),
+            Some(known) if known == member => {
+                // A removal that was cut off is not gone on with: who starts wants to take part.
+                let mark = membership::leaving_key(self.shared.id);
+                if self.is_leaving(self.shared.id) {
+                    let txn = Txn { ops: vec![Op::Delete { key: mark }], ..Txn::default() };
+                    self.commit_any(txn).await?;
+                }
+                Ok(())
+            }
             Some(known) => self.replace(known, member).await.map(drop),
             None => self.admit(member, Txn::default()).await.map(drop),
         }
     }
 
-    /// Removes a member in the same transaction as `txn`. The leader then makes sure that the others can do
-    /// without it, hands the lead over if it is the one that goes, and only then is the member out of the
-    /// group: see [`Store::gone`].
+    /// Whether the others could do without this member now: see [`MemberError::Unsafe`].
     ///
     /// # Errors
-    /// Nothing has changed when there is no such member or no other one.
+    /// Why it must stay and what to do about it, or that there is no leader to ask.
+    pub async fn check_removal(&self, id: u64) -> Result<(), MemberError> {
+        let status = self.leader_status().await;
+        let status = status.map_err(|error| CommitError::Unavailable(error.to_string()))?;
+        membership::objection(&status, id).map_or(Ok(()), Err)
+    }
+
+    /// Removes a member in the same transaction as `txn`. Before that the group learns to do without its vote:
+    /// the leader hands the lead over if it is the one that goes, and takes a standby in its place if there is
+    /// one. Only when that is committed, by the old voters and by the new ones, is the member removed; when it
+    /// cannot be in 20 s, all is as it was.
+    ///
+    /// # Errors
+    /// Nothing has changed when there is no such member or no other one, or the others cannot do without it.
     pub async fn remove(&self, id: u64, txn: Txn) -> Result<Revision, MemberError> {
-        self.member(id).await?.ok_or(MemberError::Unknown(id))?;
-        let members = self.records();
-        let Some(member) = members.iter().find(|member| member.id == id) else {
-            return Err(MemberError::Unknown(id));
-        };
-        // Another one must be there, in the same transaction, or two removals could leave nobody.
-        let Some(other) = members.iter().find(|member| member.id != id) else {
+        let member = self.member(id).await?.ok_or(MemberError::Unknown(id))?;
+        self.check_removal(id).await?;
+        // Another one must stay, in the same transaction, or two removals could leave nobody.
+        let Some(other) = self
+            .members()
+            .into_iter()
+            .find(|other| other.id != id && other.member.is_some() && other.role != Role::Leaving)
+        else {
             return Err(MemberError::Last);
         };
-        let (record, other) = (membership::key(id), membership::key(other.id));
-        let extra = vec![condition(record.clone(), Check::Any), condition(other.clone(), Check::Any)];
+        let votes = self.members().iter().any(|status| status.id == id && status.votes);
+        if votes {
+            let mark = put(membership::leaving_key(id), Vec::new());
+            let done = self.commit_with(Txn::default(), stays(id, other.id), vec![mark]).await;
+            if let Err(error) = done {
+                self.take_back(id).await;
+                return Err(not_removed(error, id, other.id));
+            }
+            if tokio::time::timeout(OUTVOTED, self.outvoted(id)).await.is_err() {
+                let why = self.leader_status().await;
+                let why =
+                    why.map_or_else(|error| error.to_string(), |status| status.waits.unwrap_or_default());
+                self.take_back(id).await;
+                let why =
+                    if why.is_empty() { "the voters could not be changed in time".to_owned() } else { why };
+                return Err(MemberError::Unsafe(format!(
+                    "the others did not confirm within {} s that they do without {}: {why}; it stays in the \
+                     cluster. See kedge status for who does not answer, and try again when all do",
+                    OUTVOTED.as_secs(),
+                    member.name
+                )));
+            }
+        }
         let ops = vec![
-            Op::Delete { key: record.clone() },
+            Op::Delete { key: membership::key(id) },
             Op::Delete { key: membership::name_key(&member.name) },
             Op::Delete { key: membership::address_key(&member.address) },
+            Op::Delete { key: membership::leaving_key(id) },
         ];
-        self.commit_with(txn, extra, ops).await.map_err(|error| match error {
-            CommitError::Conflict { key, .. } if key == record => MemberError::Unknown(id),
-            CommitError::Conflict { key, .. } if key == other => MemberError::Last,
-            other => MemberError::Commit(other),
-        })
+        match self.commit_with(txn, stays(id, other.id), ops).await {
+            Ok(revision) => Ok(revision),
+            Err(error) => {
+                // Where it happened after all, this changes nothing.
+                if votes {
+                    self.take_back(id).await;
+                }
+                Err(not_removed(error, id, other.id))
+            }
+        }
+    }
+
+    /// Waits until this member's vote counts no more, by what was committed here.
+    async fn outvoted(&self, id: u64) {
+        let mut status = self.shared.status.subscribe();
+        let done = status.wait_for(|status| {
+            !status.changing && status.members.iter().all(|member| member.id != id || !member.votes)
+        });
+        // An error: the store is closed.
+        let _ = done.await;
+    }
+
+    /// It stays, and may vote again. What cannot be written now is mended when the member starts the next time.
+    async fn take_back(&self, id: u64) {
+        for _ in 0..TAKEN_BACK {
+            let txn = Txn { ops: vec![Op::Delete { key: membership::leaving_key(id) }], ..Txn::default() };
+            match self.commit_any(txn).await {
+                Ok(_) => return,
+                Err(error) => tracing::warn!(id, %error, "a removal is not taken back yet"),
+            }
+        }
+    }
+
+    fn is_leaving(&self, id: u64) -> bool {
+        self.members().iter().any(|member| member.id == id && member.role == Role::Leaving)
     }
 
     /// Waits until the group does without a member that was removed. Before that the member must go on

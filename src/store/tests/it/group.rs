@@ -172,6 +172,70 @@ async fn below_three_the_group_steps_back_and_the_leader_may_be_the_one_that_goe
     assert_eq!(others[0].store.remove(77, Txn::default()).await, Err(MemberError::Unknown(77)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_goes_whom_the_others_need() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let leader = nodes.remove(nodes.iter().position(|node| node.id == leader).unwrap());
+    let (other, dead) = (nodes.remove(0), nodes.remove(0));
+    let (other_id, dead_id) = (other.id, dead.id);
+    dead.kill().await;
+    let silent =
+        |id| move |s: &kedge_store::Status| s.members.iter().any(|m| m.id == id && m.healthy == Some(false));
+    leader.wait("the silence of the dead one", silent(dead_id)).await;
+    // Neither by the leader, nor by itself, nor the leader: each would leave one of three.
+    for (asked, going) in [(&leader, other_id), (&other, other_id), (&leader, leader.id), (&other, leader.id)]
+    {
+        let refused = asked.store.remove(going, Txn::default()).await;
+        let Err(MemberError::Unsafe(why)) = &refused else { panic!("{refused:?}") };
+        for part in
+            [&format!("node{dead_id} does not answer"), "1 of 3", &format!("remove-node node{dead_id}")]
+        {
+            assert!(why.contains(part), "{part:?} is not in {why}");
+        }
+    }
+    assert_eq!(voters(&leader.store.status().borrow()), [1, 2, 3], "nothing has changed");
+    write(&leader, "refused", b"1").await;
+
+    // The dead one may go. What is left is one voter with a standby, and that one cannot be without it.
+    leader.store.remove(dead_id, Txn::default()).await.unwrap();
+    leader.wait("one voter", |s| s.members.len() == 2 && voters(s).len() == 1 && !s.changing).await;
+    other.kill().await;
+    leader.wait("the silence of the standby", silent(other_id)).await;
+    let refused = leader.store.remove(leader.id, Txn::default()).await;
+    let Err(MemberError::Unsafe(why)) = &refused else { panic!("{refused:?}") };
+    assert!(
+        why.contains("only living copy") && why.contains(&format!("node{other_id} does not answer")),
+        "{why}"
+    );
+    write(&leader, "alone", b"1").await;
+}
+
+/// The leader has not noticed yet that the third one is dead. Whether the removal is refused or not, the votes
+/// that are needed for it are there until it is committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_right_after_a_death_does_not_cost_the_quorum() {
+    for by_itself in [false, true] {
+        let group = Group::new();
+        let mut nodes = three(&group).await;
+        let leader = nodes[0].wait_leader().await;
+        let leader = nodes.remove(nodes.iter().position(|node| node.id == leader).unwrap());
+        let (other, dead) = (nodes.remove(0), nodes.remove(0));
+        dead.kill().await;
+        let asked = if by_itself { &other } else { &leader };
+        let removed = asked.store.remove(other.id, Txn::default()).await;
+        assert!(matches!(removed, Ok(_) | Err(MemberError::Unsafe(_))), "{removed:?}");
+        // The one that is off is gone at once, as the machine of somebody who was told so.
+        if removed.is_ok() {
+            other.kill().await;
+        }
+        write(&leader, "after", b"1").await;
+        let status = leader.wait("the end of it", |s| !s.changing).await;
+        assert_eq!(voters(&status).len(), if removed.is_ok() { 1 } else { 3 }, "{status:#?}");
+    }
+}
+
 struct Dead;
 
 impl kedge_store::Book for Dead {
@@ -456,7 +520,8 @@ async fn of_two_the_one_with_the_vote_may_leave() {
     let group = Group::new();
     let first = group.first().await;
     let second = group.join(2, None, &first).await;
-    first.wait("a standby", |s| s.members.iter().any(|m| m.role == Role::Standby)).await;
+    let standby = |m: &MemberStatus| m.role == Role::Standby && m.healthy == Some(true);
+    first.wait("a standby that answers", |s| s.members.iter().any(standby)).await;
     let revision = write(&first, "kept", b"1").await;
     first.store.remove(1, Txn::default()).await.unwrap();
     first.store.gone(1).await;
