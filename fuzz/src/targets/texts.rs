@@ -38,7 +38,12 @@ pub(super) fn quantity(data: &[u8]) {
     let written = quantity.to_string();
     let again: Quantity =
         written.parse().unwrap_or_else(|error| panic!("{text:?} became {written:?}: {error}"));
-    assert_eq!(again.to_string(), written, "{text:?}");
+    // What no binary suffix fits is written without one, which reads as decimal: one more round settles it.
+    if quantity.format() != Format::BinarySi || written.ends_with('i') {
+        assert_eq!(again.to_string(), written, "{text:?}");
+    }
+    let settled = again.to_string();
+    assert_eq!(settled.parse::<Quantity>().map(|last| last.to_string()).ok(), Some(settled), "{text:?}");
     assert_eq!((again.value(), again.sign()), (quantity.value(), quantity.sign()), "{text:?} {written:?}");
     // Binary suffixes are written in whole units only.
     if quantity.is_integer() || quantity.format() != Format::BinarySi {

@@ -1,6 +1,6 @@
 //! What every crate of Kedge needs and nothing that is particular to Kubernetes:
 //! named tasks and their shutdown, back-off, error chains, safe file writes, watched folders, ranges of addresses, a small
-//! sort and connections of HTTPS servers.
+//! sort, connections of HTTPS servers and what is told to Prometheus.
 //! This crate knows of no other crate of the workspace.
 
 mod addresses;
@@ -11,6 +11,7 @@ mod folder;
 pub mod https;
 mod order;
 mod pipe;
+pub mod prometheus;
 mod task;
 
 pub use addresses::{AddressRange, NotARange};

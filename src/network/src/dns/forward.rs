@@ -13,13 +13,14 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use kedge_base::Order as _;
+use kedge_base::prometheus::{Counter, Histogram};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::cache::{Cache, Question, Reply, Sort};
-use super::metrics::{Counter, Histogram, RCODES, rcode_place};
+use super::metrics::{RCODES, TIMES, rcode_place};
 use super::name::parse_name;
 use super::servers::{StubDomain, from_files};
 use crate::Error;
@@ -72,7 +73,11 @@ pub(crate) struct Server {
 
 impl Server {
     fn new(address: SocketAddr) -> Arc<Self> {
-        Arc::new(Self { address, avoided_until: AtomicU64::new(0), durations: Default::default() })
+        Arc::new(Self {
+            address,
+            avoided_until: AtomicU64::new(0),
+            durations: [(); RCODES + 1].map(|()| Histogram::new(&TIMES)),
+        })
     }
 }
 

@@ -101,6 +101,10 @@ impl RequestHandler for Handler {
         request: &Request,
         mut handle: R,
     ) -> ResponseInfo {
+        // The library answers with the question's bytes as they came, and the answer's header is another one.
+        if names_the_header(request.as_slice()) {
+            return unanswered(request, Metadata::response_from_request(&request.metadata));
+        }
         let shared = &*self.0;
         let _active = Active::new(&shared.active);
         let begun = Instant::now();
@@ -126,6 +130,10 @@ impl RequestHandler for Handler {
         };
         let limit = if edns.is_some() { limit - OPT_SIZE } else { limit };
         let size = fit(request, &mut metadata, &mut answer, limit);
+        // Many questions can be longer than any answer may be.
+        if size == 0 {
+            return unanswered(request, metadata);
+        }
 
         let mut builder = MessageResponseBuilder::from_message_request(request);
         if let Some(edns) = &edns {
@@ -153,9 +161,48 @@ impl RequestHandler for Handler {
         sent.unwrap_or_else(|error| {
             // The client is gone or does not read; it will ask again.
             tracing::debug!(client = %request.src(), %error, "an answer could not be sent");
-            ResponseInfo::from(hickory_proto::op::Header { metadata, counts: Default::default() })
+            info(metadata)
         })
     }
+}
+
+fn info(metadata: Metadata) -> ResponseInfo {
+    ResponseInfo::from(hickory_proto::op::Header { metadata, counts: Default::default() })
+}
+
+fn unanswered(request: &Request, metadata: Metadata) -> ResponseInfo {
+    tracing::debug!(client = %request.src(), "a message to which there is no answer that could be read");
+    info(metadata)
+}
+
+/// Whether a question's name goes on within the message's header (RFC 1035 section 4.1.4), which no client has
+/// a reason to write.
+fn names_the_header(message: &[u8]) -> bool {
+    const HEADER: usize = 12;
+    let number =
+        |at: usize| Some(usize::from(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?])));
+    let mut at = HEADER;
+    for _ in 0..number(4).unwrap_or_default() {
+        loop {
+            match message.get(at) {
+                Some(&length @ 1..=63) => at += 1 + usize::from(length),
+                Some(0) => {
+                    at += 1;
+                    break;
+                }
+                Some(0xC0..) if number(at).is_some_and(|target| target & 0x3FFF < HEADER) => return true,
+                Some(0xC0..) => {
+                    at += 2;
+                    break;
+                }
+                // No name: nothing that came so far.
+                _ => return false,
+            }
+        }
+        // Type and class.
+        at += 4;
+    }
+    false
 }
 
 /// Keep what fits into the limit. Additional records are left out silently, anything else sets the
@@ -293,5 +340,33 @@ fn forwarded(reply: Reply, name: &Name, request: &Request) -> Answer {
         answers,
         authorities: reply.authorities,
         additionals: reply.additionals,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_within_the_header() {
+        let message = |questions: &[&[u8]]| {
+            let mut bytes =
+                vec![1, 0xA4, 0, 0, 0, u8::try_from(questions.len()).expect("few"), 0, 0, 0, 0, 0, 0];
+            questions.iter().for_each(|name| bytes.extend([name, &[0, 1, 0, 1][..]].concat()));
+            bytes
+        };
+        let web = b"\x03web\0".as_slice();
+        for (questions, expected) in [
+            (&[web][..], false),
+            (&[b"\xC0\0"], true),
+            (&[b"\x03web\xC0\x0B"], true),
+            (&[web, b"\x01a\xC0\x0C"], false),
+            (&[web, b"\x01a\xC0\x04"], true),
+            (&[b"\x80"], false),
+            (&[], false),
+        ] {
+            assert_eq!(names_the_header(&message(questions)), expected, "{questions:?}");
+        }
+        assert!(!names_the_header(&[0; 5]));
     }
 }

@@ -71,7 +71,7 @@ fn respond(request: &Request<Incoming>, path: &str, page: &Page) -> Response<Ful
         let (status, body) = page();
         *response.status_mut() = status;
         let kind = if path == "/metrics" {
-            "text/plain; version=0.0.4; charset=utf-8"
+            kedge_base::prometheus::CONTENT_TYPE
         } else {
             "text/plain; charset=utf-8"
         };
