@@ -74,6 +74,14 @@ fn a_pod_keeps_within_its_limits() {
     eventually("the pod's folder to go", || (!folder.exists()).then_some(()));
     assert_eq!(cluster.field("pod/within", ".status.phase"), "Running");
     assert_eq!(cluster.field("pod/within", ".status.containerStatuses[0].restartCount"), "0");
+
+    step("Prometheus is told why");
+    let counted =
+        cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", cluster.node)]);
+    let counted = counted.ok();
+    for limit in ["emptydirfs.limit", "ephemeralpodfs.limit", "ephemeralcontainerfs.limit"] {
+        assert_has(&counted, &[&format!("kubelet_evictions{{eviction_signal=\"{limit}\"}} 1\n")]);
+    }
 }
 
 /// Runs pods, then starts the node again with floors that it cannot reach.

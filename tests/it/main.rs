@@ -5,6 +5,7 @@
 
 mod access;
 mod addons;
+mod alive;
 mod authority;
 mod backup;
 mod bad_input;

@@ -90,6 +90,38 @@ fn killed_and_started_again() {
     assert_eq!(containers(&cluster).len(), 1);
 }
 
+/// What a power cut leaves of an image that was unpacked just before: containerd knows the layer, its file is
+/// empty. The record of what was synced is of another boot and does not name it.
+#[test]
+fn layers_that_were_not_synced_before_a_power_cut_are_unpacked_again() {
+    let mut cluster = Cluster::start();
+    let deploy = |cluster: &Cluster| {
+        cluster.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0"]).ok();
+        cluster.rolled_out("deployment/web");
+    };
+    deploy(&cluster);
+    let dir = cluster.dir().display().to_string();
+    let record = cluster.shell(&format!("find {dir} -path '*/kubelet/layers'")).trim().to_owned();
+    eventually("the record of the layer", || {
+        std::fs::read_to_string(&record).is_ok_and(|text| text.contains(" sha256:")).then_some(())
+    });
+    cluster.kubectl(&["delete", "deployment", "web", "--cascade=foreground"]).ok();
+    eventually("the pod to end", || shims(&cluster).is_empty().then_some(()));
+    assert_eq!(cluster.stop(), 0);
+
+    step("the layer is empty, and the record of another boot");
+    let layers = cluster.shell(&format!("find {dir}/*/containerd {dir}/containerd -name kedge -path '*/snapshots/*' -type f 2>/dev/null || true"));
+    assert!(!layers.trim().is_empty(), "no unpacked layer was found");
+    for layer in layers.lines() {
+        std::fs::OpenOptions::new().write(true).open(layer).unwrap().set_len(0).unwrap();
+    }
+    std::fs::write(&record, "another-boot\n").unwrap();
+    cluster.run();
+    cluster.wait_ready();
+    deploy(&cluster);
+    assert_has(&cluster.log(), &["before this layer's files were on the disk; it is unpacked again"]);
+}
+
 /// Pod names with their container ids, in order.
 fn containers(cluster: &Cluster) -> Vec<String> {
     let path =

@@ -9,6 +9,7 @@ apiVersion: v1
 kind: ConfigMap
 metadata: {name: settings}
 data: {color: blue, size: "7", "file.txt": "first\n"}
+binaryData: {picture: /wAB}
 ---
 apiVersion: v1
 kind: Secret
@@ -145,9 +146,11 @@ spec:
     // A variable may name only those before it.
     assert_has(&environment, &["COMPOSED=x-$(COLOR)-$(PLAIN)"]);
     assert!(!environment.contains("NONE="), "{environment}");
+    assert!(!environment.contains("picture"), "what is binary is no variable: {environment}");
 
     step("files");
     assert_eq!(cluster.exec("all", "cat /config/color /config/file.txt /one.txt"), "bluefirst\nfirst\n");
+    assert_eq!(cluster.exec("all", "od -An -tx1 /config/picture").trim(), "ff 00 01");
     assert_eq!(cluster.exec("all", "stat -L -c %a /config/color").trim(), "640");
     assert_eq!(cluster.exec("all", "cat /secret/a/b; ls /secret"), "s3creta\n");
     assert_eq!(cluster.exec("all", "stat -L -c %a /secret/a/b").trim(), "400");

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kedge_client::node_fit;
 
 use crate::core::Core;
 use crate::worker::Verdict;
 use crate::{eviction, pod, resources};
 
 /// `Err` is why the pod is refused; its phase becomes Failed.
-pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
+pub(crate) async fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
     let conditions = core.pressure.lock().conditions();
     if let Some(verdict) = eviction::refusal(target, &conditions) {
         tracing::info!(
@@ -25,15 +26,14 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         message: format!("Pod was rejected: {message}"),
         ..Verdict::default()
     };
-    let Some(node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
+    let Some(mut node) = core.node.get("", &core.config.node_name) else { return Ok(()) };
     kind_of_node(target, &node).map_err(|(reason, message)| verdict(reason.into(), message.into()))?;
-    let labels = node.metadata.labels.clone().unwrap_or_default();
-    let wanted = target.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
-    if wanted.iter().any(|(key, value)| labels.get(key) != Some(value)) {
-        return Err(verdict(
-            "NodeAffinity".into(),
-            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
-        ));
+    if !is_selected(target, &node) {
+        // The label that brought the pod here may be younger than what is known of the node.
+        match kube::Api::<Node>::all(core.client.clone()).get(&core.config.node_name).await {
+            Ok(now) => node = Arc::new(now),
+            Err(error) => tracing::debug!(%error, "the node's labels of this moment could not be asked for"),
+        }
     }
     let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
     let uid = pod::uid(target);
@@ -45,19 +45,35 @@ pub(crate) fn check(core: &Core, target: &Pod) -> Result<(), Verdict> {
         // Two pods that arrive together: the older one has the place.
         .filter(|other| core.statuses.last(other).start_time.is_some())
         .collect();
-    if let Some(port) = host_ports(target)
-        .find(|port| others.iter().any(|other| host_ports(other).any(|taken| port.clashes_with(&taken))))
-    {
-        let message =
-            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
-        tracing::info!(pod = pod::name(target), port = port.port, "host port is taken");
-        return Err(verdict("NodePorts".into(), message.into()));
-    }
-    let others: Vec<_> = {
+    let charged: Vec<_> = {
         let state = core.allocations.lock();
         others.iter().map(|other| state.charged(other)).collect()
     };
-    fits(target, &others, &allocatable).map_err(|(reason, message)| verdict(reason, message))
+    fits(target, &charged, &allocatable).map_err(|(reason, message)| verdict(reason, message))?;
+    general(target, &others, &node)
+        .map_err(|(name, why)| verdict(name.into(), format!("Predicate {name} failed: {why}")))
+}
+
+fn is_selected(target: &Pod, node: &Node) -> bool {
+    target.spec.as_ref().is_none_or(|spec| node_fit::affinity_fits(spec, node))
+}
+
+/// What the scheduler looks at too, for pods that came without it; `Err` is the name of what does not fit, and
+/// why.
+fn general(target: &Pod, others: &[Arc<Pod>], node: &Node) -> Result<(), (&'static str, &'static str)> {
+    if !is_selected(target, node) {
+        return Err(("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
+    }
+    if host_ports(target)
+        .any(|port| others.iter().any(|other| host_ports(other).any(|taken| port.clashes_with(&taken))))
+    {
+        return Err(("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+    }
+    let tolerations = target.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    if !node_fit::tolerates_all(tolerations, node_fit::taints(node), &["NoExecute"]) {
+        return Err(("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
+    }
+    Ok(())
 }
 
 /// What no preemption would help: another operating system, or groups as this runtime cannot set them.
@@ -240,6 +256,48 @@ mod tests {
         assert_eq!(reason(json!({"os": {"name": "windows"}}), false), Some("PodOSNotSupported"));
         assert_eq!(reason(strict.clone(), false), Some("SupplementalGroupsPolicyNotSupported"));
         assert_eq!(reason(strict, true), None);
+    }
+
+    #[test]
+    fn pods_that_no_scheduler_sent() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n", "labels": {"disk": "ssd"}},
+            "spec": {"taints": [
+                {"key": "gone", "effect": "NoExecute"},
+                {"key": "full", "effect": "NoSchedule"},
+            ]},
+        }))
+        .expect("a node");
+        let other = Arc::new(pod_of(json!({"containers": [
+            {"name": "c", "ports": [{"hostPort": 80, "containerPort": 80}]},
+        ]})));
+        let terms = |name: &str| {
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]},
+            ]}}})
+        };
+        let tolerations = json!([{"key": "gone", "operator": "Exists"}]);
+        for (spec, refused_by) in [
+            (json!({"tolerations": tolerations}), None),
+            (
+                json!({"tolerations": tolerations, "nodeSelector": {"disk": "ssd"}, "affinity": terms("n")}),
+                None,
+            ),
+            (json!({"tolerations": tolerations, "nodeSelector": {"disk": "hdd"}}), Some("NodeAffinity")),
+            (json!({"tolerations": tolerations, "affinity": terms("m")}), Some("NodeAffinity")),
+            (json!({}), Some("TaintToleration")),
+            (
+                json!({"containers": [{"name": "c", "ports": [{"hostPort": 80, "containerPort": 81}]}]}),
+                Some("NodePorts"),
+            ),
+        ] {
+            let mut spec = spec;
+            if spec["containers"].is_null() {
+                spec["containers"] = json!([]);
+            }
+            let found = general(&pod_of(spec.clone()), std::slice::from_ref(&other), &node);
+            assert_eq!(found.err().map(|(name, _)| name), refused_by, "{spec}");
+        }
     }
 
     #[test]

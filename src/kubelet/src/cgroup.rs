@@ -1,6 +1,7 @@
 //! The cgroups above the containers: `kubepods[/burstable|/besteffort]/podUID`, on cgroup v1 and v2
 //! (upstream `pkg/kubelet/cm`, driver cgroupfs). The runtime makes those of the containers.
 
+mod stats;
 mod usage;
 
 use std::collections::HashMap;
@@ -11,6 +12,9 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::resources::{self, Qos};
 use crate::{Error, pod};
 
+#[cfg(test)]
+pub(crate) use stats::tests as recorded;
+pub(crate) use stats::{DiskUse, Figure, Stats};
 pub(crate) use usage::Usage;
 
 const MOUNT: &str = "/sys/fs/cgroup";

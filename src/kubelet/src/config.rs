@@ -67,6 +67,9 @@ pub struct Config {
     pub control_plane: bool,
     /// Taints that the node has when it is registered first.
     pub register_taints: Vec<Taint>,
+    /// Network plugins that the pods' network is made with, as files; while one is missing the node's network
+    /// is not ready. Empty when that is not known.
+    pub network_plugins: Vec<PathBuf>,
     /// The host's resolver configuration, `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
 }

@@ -15,6 +15,7 @@ use crate::eviction::Pressure;
 use crate::fields::NodeFacts;
 use crate::images::{Collector, Images};
 use crate::kubelet::Summary;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::probe::Probes;
 use crate::runtime::{Health, Runtime};
@@ -30,6 +31,8 @@ pub(crate) struct Core {
     pub(crate) client: kube::Client,
     pub(crate) runtime: Runtime,
     pub(crate) recorder: Recorder,
+    /// What is counted for `/metrics`.
+    pub(crate) metrics: Metrics,
     /// The pods bound to this node.
     pub(crate) pods: Informer<Pod>,
     pub(crate) services: Informer<Service>,

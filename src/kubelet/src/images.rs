@@ -7,6 +7,7 @@ mod credentials;
 mod export;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod layers;
 mod listing;
 mod records;
 pub(crate) mod reference;
@@ -32,6 +33,7 @@ pub use archive::{ImportOptions, import};
 pub(crate) use collect::Collector;
 pub use collect::ImageGc;
 pub use export::export;
+pub(crate) use layers::Layers;
 pub use listing::{ImageInfo, describe, list, prune, set_pinned};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
@@ -248,6 +250,7 @@ impl Images {
             };
             match self.runtime.cri().pull_image(request).await {
                 Ok(_) => {
+                    self.runtime.unpacked().notify_one();
                     proof = Some(of);
                     break;
                 }

@@ -11,7 +11,8 @@ use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
 use crate::core::{Core, Shared};
 use crate::eviction::Pressure;
-use crate::images::Images;
+use crate::images::{Images, Layers};
+use crate::metrics::Metrics;
 use crate::node::Machine;
 use crate::objects::Objects;
 use crate::probe::Probes;
@@ -26,8 +27,14 @@ use crate::{Config, Error, eviction, gc, node, pod, runtime_events, server, volu
 pub struct Summary {
     /// The node's Ready condition is true.
     pub ready: bool,
-    /// What went wrong last with the container runtime, if it still is.
+    /// What went wrong last with the container runtime's events, if it still is.
     pub last_error: Option<String>,
+    /// Why the node is not registered, or not heard of by the cluster: the API server does not answer.
+    pub api: Option<String>,
+    /// The container runtime does not answer or says that it is not ready.
+    pub runtime: Option<String>,
+    /// Network plugins that are missing.
+    pub plugins: Option<String>,
 }
 
 /// A running kubelet; it ends with its tasks.
@@ -43,11 +50,11 @@ impl Kubelet {
     }
 }
 
-/// Registers the node, adopts what runs, and starts all loops.
+/// Adopts what runs, and starts all loops; the node is registered as soon as the API server answers, which
+/// [`Summary::api`] tells.
 ///
 /// # Errors
-/// When the machine lacks something (cgroup controllers, the listen address), or the node cannot be
-/// registered.
+/// When the machine lacks something (cgroup controllers, the listen address).
 pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Result<Kubelet, Error> {
     let tasks = tasks.child("kubelet");
     for dir in [&config.root_dir, &config.pods_dir(), &config.log_dir] {
@@ -56,6 +63,8 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
     let client = informers.client().clone();
     let runtime = Runtime::new(&config.containerd_socket)?;
+    let layers = Layers::open(&runtime, &config.image_dir, &config.root_dir.join("layers")).await?;
+    tasks.spawn_until_stopped("unpacked layers", layers.follow());
     let name = config.node_name.clone();
     let workers = Workers::default();
     let wake = workers.clone();
@@ -63,6 +72,7 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
     let recorder = Recorder::new(client.clone(), &tasks, "kubelet", &name);
     let core: Shared = Arc::new(Core {
         recorder,
+        metrics: Metrics::new(),
         pods: informers.informer_with_fields::<Pod>(&format!("spec.nodeName={name}")),
         services: informers.informer::<Service>(),
         node: informers.informer_with_fields::<Node>(&format!("metadata.name={name}")),
@@ -88,7 +98,8 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
     });
     server::listen(&core).await?;
     eviction::observe(&core);
-    node::register(&core).await?;
+    // Pods wait for the network only when it is known not to be there.
+    node::look(&core).await;
     core.statuses.run(&tasks, &core.client, &core.pods);
     tasks.spawn_until_stopped("node status", node::report(core.clone()));
     tasks.spawn_until_stopped("evictions", eviction::run(core.clone()));
@@ -114,6 +125,9 @@ fn pod_changed(core: &Shared, change: &Change<Pod>) {
         && pod::uid(old) != pod::uid(new)
     {
         core.workers.order(core, Order::of(old.clone(), true));
+    }
+    if let Some(new) = &change.new {
+        core.statuses.seen(new);
     }
     match (&change.new, &change.old) {
         (Some(new), _) => core.workers.order(core, Order::of(new.clone(), false)),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::container_config::{self, Making};
 use crate::core::Shared;
+use crate::metrics::GroupWork;
 use crate::runtime::RuntimePod;
 use crate::worker::{Memory, Restart, Verdict};
 use crate::{
@@ -54,7 +55,7 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
         // What runs already was admitted by the process before this one, with what it granted.
         let granted = core.allocations.apply(desired);
         if real.sandboxes.is_empty()
-            && let Err(verdict) = admission::check(core, &granted)
+            && let Err(verdict) = admission::check(core, &granted).await
         {
             core.warning(&granted, None, &verdict.reason, verdict.message.clone());
             return Ok(Outcome::End(Some(verdict)));
@@ -174,13 +175,19 @@ fn own_all(core: &Shared, uid: &str, real: &RuntimePod) {
 }
 
 /// Tells the status; `Some` when it says that the pod is over.
-fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &Memory) -> Option<Outcome> {
+fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &mut Memory) -> Option<Outcome> {
     let mut made = status::generate(core, target, real, memory, false, None);
     let over =
         pod::is_terminal_phase(made.phase.as_deref().unwrap_or("")) || status::work_is_done(target, real);
     if over && real.is_active() {
         // The end is told when nothing runs any more.
         made.phase = Some("Running".to_owned());
+    }
+    if made.phase.as_deref() == Some("Running")
+        && let Some(seen) = memory.seen.take()
+        && core.statuses.last(target).phase.as_deref() == Some("Pending")
+    {
+        core.metrics.pod_starts.observe_since(seen);
     }
     core.statuses.set(target, made);
     over.then_some(Outcome::End(None))
@@ -215,11 +222,13 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     }
     let (cgroups, pod_of_group) = (core.cgroups.clone(), target.clone());
     let dir = core.config.pod_dir(&pod::uid(target));
+    let begun = std::time::Instant::now();
     volumes::blocking(move || {
         volumes::make_dir(&dir, 0o750)?;
         cgroups.ensure(&pod_of_group)
     })
     .await
+    .inspect(|()| core.metrics.group_work(GroupWork::Create, begun))
     .inspect_err(|error| {
         core.warning(
             target,
@@ -259,12 +268,14 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
         let handler = runtime_handler(core, target).await?;
         core.runtime.run_sandbox(config, handler).await
     };
+    core.metrics.started_pods.add();
     match run.await {
         Ok(id) => {
             core.own(&id, &pod::uid(target));
             Ok(())
         }
         Err(error) => {
+            core.metrics.failed_pods.add();
             core.warning(
                 target,
                 None,
@@ -314,6 +325,8 @@ async fn start(
         next.at(at);
         return Ok(());
     }
+    let kind = pod::kind_of_container(target, name);
+    core.metrics.starting(kind);
     match create_and_start(core, target, &container, real, sandbox, config, paths, &memory.starting).await {
         Ok(()) => {
             memory.waiting.remove(name);
@@ -326,6 +339,7 @@ async fn start(
                 message,
                 "container not started"
             );
+            core.metrics.not_started(kind, reason);
             if matches!(
                 reason,
                 "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"

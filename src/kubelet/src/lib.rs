@@ -32,6 +32,7 @@ mod kubelet;
 mod launch;
 mod lifecycle;
 mod logs;
+mod metrics;
 mod node;
 mod objects;
 mod pod;
@@ -63,4 +64,4 @@ pub use images::{
     import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,
 };
 pub use kubelet::{Kubelet, Summary, start};
-pub use registries::Registries;
+pub use registries::{Mirrors, Registries, check_mirror};

@@ -4,6 +4,7 @@
 mod machine;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,20 +15,26 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use kedge_base::{Backoff, Chain};
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::core::Shared;
 use crate::eviction::Condition;
-use crate::runtime::Health;
+use crate::runtime::{HEALTH_LIMIT, Health};
 use crate::{Config, Error, pod};
 
-pub(crate) use machine::{Machine, has_image_disk, levels};
+pub(crate) use machine::{Machine, has_image_disk, levels, swap};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 const RENEW: Duration = Duration::from_secs(10);
 const REPORT: Duration = Duration::from_secs(300);
+/// Registering is tried again after this and longer times (upstream: 100 ms to 7 s).
+const REGISTER_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(7)];
+/// A leader's election passes sooner; what lasts longer is told.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Labels that the kubelet sets itself.
 fn own_labels(config: &Config) -> BTreeMap<String, String> {
@@ -84,16 +91,21 @@ pub(crate) async fn register(core: &Shared) -> Result<(), Error> {
 
 /// The status that the node has now; times of unchanged conditions stay.
 async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
-    let health = core
-        .runtime
-        .health()
-        .await
-        .unwrap_or_else(|error| Health { runtime: Some(error.text()), ..Health::default() });
-    core.health.send_if_modified(|known| {
-        let changed = known.as_ref() != Some(&health);
-        *known = Some(health.clone());
-        changed
-    });
+    let health = look(core).await;
+    // A runtime that hangs is not asked more: the answers that the node has stay.
+    let asked = async {
+        let version = version(core).await;
+        (version, core.images.report().await.ok())
+    };
+    let (runtime_version, images) = if health.runtime.is_none() {
+        tokio::time::timeout(HEALTH_LIMIT, asked).await.unwrap_or_default()
+    } else {
+        (None, None)
+    };
+    let version = runtime_version
+        .or_else(|| old.node_info.as_ref().map(|info| info.container_runtime_version.clone()))
+        .unwrap_or_else(|| "containerd://Unknown".to_owned());
+    let images = images.or_else(|| old.images.clone());
     let (capacity, allocatable) = core.machine.resources(&core.config);
     let to_map =
         |list: Vec<(String, String)>| list.into_iter().map(|(name, text)| (name, Quantity(text))).collect();
@@ -105,8 +117,8 @@ async fn status(core: &Shared, old: &NodeStatus) -> NodeStatus {
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(core.config.server_address.port()) }),
         }),
-        node_info: Some(info(core).await),
-        images: core.images.report().await.ok(),
+        node_info: Some(info(core, version)),
+        images,
         runtime_handlers: handlers(&health),
         features: health.features.as_ref().map(|features| NodeFeatures {
             supplemental_groups_policy: Some(features.supplemental_groups_policy),
@@ -135,14 +147,49 @@ fn addresses(config: &Config) -> Vec<NodeAddress> {
     all
 }
 
-async fn info(core: &Shared) -> NodeSystemInfo {
-    let version = core.runtime.cri().version(k8s_cri::v1::VersionRequest { version: "v1".into() }).await;
-    let runtime = version
-        .map(|answer| {
-            let answer = answer.into_inner();
-            format!("{}://{}", answer.runtime_name, answer.runtime_version.trim_start_matches('v'))
-        })
-        .unwrap_or("containerd://Unknown".to_owned());
+/// Asks the runtime how it is; everybody learns the answer.
+pub(crate) async fn look(core: &Shared) -> Health {
+    let mut health = core
+        .runtime
+        .health()
+        .await
+        .unwrap_or_else(|error| Health { runtime: Some(error.text()), ..Health::default() });
+    let plugins = missing_plugins(&core.config.network_plugins);
+    if let Some(missing) = &plugins {
+        let problem = format!("NetworkReady=false reason:NetworkPluginNotReady message:{missing}");
+        health.network.get_or_insert(problem);
+    }
+    core.health.send_if_modified(|known| {
+        let changed = known.as_ref() != Some(&health);
+        *known = Some(health.clone());
+        changed
+    });
+    core.summary.send_if_modified(|summary| {
+        let changed = summary.runtime != health.runtime || summary.plugins != plugins;
+        summary.runtime.clone_from(&health.runtime);
+        summary.plugins = plugins;
+        changed
+    });
+    health
+}
+
+/// Plugins that are not there, in words. The runtime looks for their configuration only, and finds out when
+/// the first pod starts.
+fn missing_plugins(wanted: &[PathBuf]) -> Option<String> {
+    let missing: Vec<&PathBuf> = wanted.iter().filter(|file| !file.is_file()).collect();
+    let dir = missing.first()?.parent()?.display();
+    let name = |file: &&PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned());
+    let names: Vec<String> = missing.iter().filter_map(name).collect();
+    Some(format!("CNI plugins are missing in {dir}: {}", names.join(", ")))
+}
+
+async fn version(core: &Shared) -> Option<String> {
+    let asked = k8s_cri::v1::VersionRequest { version: "v1".into() };
+    let answer = core.runtime.cri().version(asked).await.ok()?.into_inner();
+    Some(format!("{}://{}", answer.runtime_name, answer.runtime_version.trim_start_matches('v')))
+}
+
+fn info(core: &Shared, runtime: String) -> NodeSystemInfo {
     NodeSystemInfo {
         architecture: machine::architecture().into(),
         boot_id: core.machine.boot_id.clone(),
@@ -243,9 +290,11 @@ fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
 /// Looks every ten seconds, and as soon as somebody asks; writes on a change and every five minutes.
 pub(crate) async fn report(core: Shared) {
     let api = kube::Api::<Node>::all(core.client.clone());
-    let mut written = tokio::time::Instant::now() - REPORT;
+    let mut written = Instant::now() - REPORT;
     let mut was_ready = None;
+    let mut registration = Registration::new();
     loop {
+        registration.go_on(&core).await;
         let node = core.node.get("", &core.config.node_name);
         if let Some(node) = &node {
             let old = node.status.clone().unwrap_or_default();
@@ -263,7 +312,7 @@ pub(crate) async fn report(core: Shared) {
                     .patch_status(&core.config.node_name, &PatchParams::default(), &Patch::Strategic(patch))
                     .await
                 {
-                    Ok(_) => written = tokio::time::Instant::now(),
+                    Ok(_) => written = Instant::now(),
                     Err(error) => tracing::warn!(%error, "node status not written, trying again"),
                 }
             }
@@ -277,16 +326,90 @@ pub(crate) async fn report(core: Shared) {
                 // Pods that waited for the network.
                 core.workers.wake_all();
             }
-        } else if core.node.has_synced()
-            && let Err(error) = register(&core).await
-        {
-            tracing::warn!(error = %error.text(), "node not registered again, trying again");
+        } else if core.node.has_synced() && registration.is_done() {
+            // Somebody deleted it.
+            registration = Registration::new();
+            registration.go_on(&core).await;
         }
         // A node that is not ready yet is looked at more often: start-up is a matter of milliseconds. Later
         // this wakes up together with the look for pressure; its own pause is for when that takes long.
         let pause = if was_ready == Some(true) { RENEW * 2 } else { Duration::from_millis(200) };
+        let pause = registration.due_in().map_or(pause, |due| pause.min(due));
         let _ = tokio::time::timeout(pause, core.looked.notified()).await;
     }
+}
+
+/// Makes the Node object, however long the API server does not answer; meanwhile the rest of the kubelet does
+/// what it can (upstream `registerWithAPIServer`).
+struct Registration {
+    done: bool,
+    due: Instant,
+    backoff: Backoff,
+}
+
+impl Registration {
+    fn new() -> Self {
+        let [base, cap] = REGISTER_AGAIN;
+        Self { done: false, due: Instant::now(), backoff: Backoff::new(base, cap) }
+    }
+
+    fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// When it wants to be tried again; `None` when it is done.
+    fn due_in(&self) -> Option<Duration> {
+        (!self.done).then(|| self.due.saturating_duration_since(Instant::now()))
+    }
+
+    /// One more attempt when it is due.
+    async fn go_on(&mut self, core: &Shared) {
+        if self.due_in().is_none_or(|due| !due.is_zero()) {
+            return;
+        }
+        match register(core).await {
+            Ok(()) => {
+                self.done = true;
+                tell_api(core, None);
+            }
+            Err(error) => {
+                let text = format!("this node is not registered: {}; trying again", unanswered(&error));
+                tracing::warn!(error = %error.text(), "node not registered, trying again");
+                tell_api(core, Some(text));
+                self.due = Instant::now() + self.backoff.next_delay();
+            }
+        }
+    }
+}
+
+/// What it means that the API server did not do it.
+fn unanswered(error: &Error) -> String {
+    let text = match error {
+        Error::Api(error) => match error.as_ref() {
+            // Its own form repeats the whole status.
+            kube::Error::Api(status) => status.message.clone(),
+            other => Chain(other).to_string(),
+        },
+        other => other.text(),
+    };
+    let refused = match error {
+        Error::Api(error) => match error.as_ref() {
+            // 429: later it would have done it.
+            kube::Error::Api(status) => (400..500).contains(&status.code) && status.code != 429,
+            _ => false,
+        },
+        _ => false,
+    };
+    let word = if refused { "refuses it" } else { "does not answer" };
+    format!("the API server {word}: {text}")
+}
+
+fn tell_api(core: &Shared, problem: Option<String>) {
+    core.summary.send_if_modified(|summary| {
+        let changed = summary.api != problem;
+        summary.api = problem;
+        changed
+    });
 }
 
 /// Renews the node's Lease.
@@ -294,15 +417,24 @@ pub(crate) async fn heartbeat(core: Shared) {
     let api = kube::Api::<Lease>::namespaced(core.client.clone(), LEASE_NAMESPACE);
     let name = core.config.node_name.clone();
     let mut known: Option<Lease> = None;
+    let mut renewed = Instant::now();
     loop {
         let result = renew(&core, &api, &name, known.take()).await;
         let pause = match result {
             Ok(lease) => {
                 known = Some(lease);
+                renewed = Instant::now();
+                // What keeps the node from being registered is told by that.
+                if core.node.get("", &name).is_some() {
+                    tell_api(&core, None);
+                }
                 RENEW
             }
             Err(error) => {
                 tracing::debug!(error = %error.text(), "lease not renewed, trying again");
+                if renewed.elapsed() > RENEW + SILENCE && core.summary.borrow().api.is_none() {
+                    tell_api(&core, Some(format!("{}; trying again", unanswered(&error))));
+                }
                 Duration::from_secs(1)
             }
         };
@@ -348,4 +480,41 @@ async fn renew(
     spec.lease_duration_seconds = Some(LEASE_SECONDS);
     spec.renew_time = now;
     Ok(api.replace(name, &PostParams::default(), &lease).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_plugins_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted: Vec<PathBuf> = ["bridge", "host-local"].map(|name| dir.path().join(name)).into();
+        std::fs::write(&wanted[0], "").unwrap();
+        let text = missing_plugins(&wanted).unwrap();
+        assert_eq!(text, format!("CNI plugins are missing in {}: host-local", dir.path().display()));
+        std::fs::write(&wanted[1], "").unwrap();
+        assert_eq!(missing_plugins(&wanted), None);
+        assert_eq!(missing_plugins(&[]), None);
+    }
+
+    #[test]
+    fn refusals_and_silence_are_told_apart() {
+        let answered = |code: u16| {
+            let status = kube::core::Status::failure("no", "Reason").with_code(code);
+            Error::from(kube::Error::Api(Box::new(status)))
+        };
+        let broken = std::io::Error::other("no route");
+        for (error, begin) in [
+            (answered(401), "the API server refuses it: "),
+            (answered(403), "the API server refuses it: "),
+            (answered(429), "the API server does not answer: "),
+            (answered(503), "the API server does not answer: "),
+            (answered(500), "the API server does not answer: "),
+            (Error::from(kube::Error::Service(broken.into())), "the API server does not answer: "),
+        ] {
+            let text = unanswered(&error);
+            assert!(text.starts_with(begin) && !text.contains("Status {"), "{text}");
+        }
+    }
 }

@@ -37,8 +37,21 @@ type Known = Option<Option<Arc<Object>>>;
 #[derive(Debug)]
 pub(crate) struct Object {
     pub(crate) data: Data,
+    /// A ConfigMap's `binaryData`: files of volumes, but no environment variables.
+    binary: Data,
     pub(crate) type_: String,
     pub(crate) uid: String,
+}
+
+impl Object {
+    /// What a volume of it holds.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.data.iter().chain(&self.binary)
+    }
+
+    pub(crate) fn file(&self, name: &str) -> Option<&Vec<u8>> {
+        self.data.get(name).or_else(|| self.binary.get(name))
+    }
 }
 
 struct Entry {
@@ -176,10 +189,11 @@ impl Objects {
 
 impl From<ConfigMap> for Object {
     fn from(object: ConfigMap) -> Self {
-        let mut data: Data =
+        let data =
             object.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())).collect();
-        data.extend(object.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)));
-        Self { data, type_: String::new(), uid: object.metadata.uid.unwrap_or_default() }
+        let binary =
+            object.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
+        Self { data, binary, type_: String::new(), uid: object.metadata.uid.unwrap_or_default() }
     }
 }
 
@@ -187,7 +201,7 @@ impl From<Secret> for Object {
     fn from(object: Secret) -> Self {
         let data = object.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
         let uid = object.metadata.uid.unwrap_or_default();
-        Self { data, type_: object.type_.unwrap_or_default(), uid }
+        Self { data, binary: Data::new(), type_: object.type_.unwrap_or_default(), uid }
     }
 }
 

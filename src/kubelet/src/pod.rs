@@ -82,6 +82,18 @@ pub(crate) fn find_container(pod: &Pod, name: &str) -> Option<Container> {
         .or_else(|| ephemeral_containers(pod).into_iter().find(|container| container.name == name))
 }
 
+/// Upstream's label `container_type` (`pkg/kubelet/metrics/metrics.go`).
+pub(crate) fn kind_of_container(pod: &Pod, name: &str) -> &'static str {
+    let is = |list: &[Container]| list.iter().any(|container| container.name == name);
+    if is(init_containers(pod)) {
+        "init_container"
+    } else if is(containers(pod)) {
+        "container"
+    } else {
+        "ephemeral_container"
+    }
+}
+
 /// An init container that keeps running beside the others (KEP-753).
 pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
@@ -125,12 +137,10 @@ pub(crate) fn grace_period(pod: &Pod) -> i64 {
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// Pods that the node itself needs: they are neither refused nor ended under pressure (upstream
-/// `pkg/kubelet/types/pod_update.go`, `IsCriticalPod`).
+/// `pkg/kubelet/types/pod_update.go`, `IsCriticalPod`). There the kubelet notes in annotations which pods
+/// come from files, and these count too; here all come from the API, and annotations say what their author likes.
 pub(crate) fn is_critical(pod: &Pod) -> bool {
-    let annotation = |key: &str| pod.metadata.annotations.as_ref().and_then(|all| all.get(key));
-    annotation("kubernetes.io/config.source").is_some_and(|source| source != "api")
-        || annotation("kubernetes.io/config.mirror").is_some()
-        || pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|it| it >= SYSTEM_CRITICAL)
+    pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|it| it >= SYSTEM_CRITICAL)
 }
 
 /// A named or numbered port of a container.
@@ -203,9 +213,8 @@ mod tests {
             (Pod::default(), false),
             (with("x", "y", 1_999_999_999), false),
             (with("x", "y", 2_000_001_000), true),
-            (with("kubernetes.io/config.source", "api", 0), false),
-            (with("kubernetes.io/config.source", "file", 0), true),
-            (with("kubernetes.io/config.mirror", "1", 0), true),
+            (with("kubernetes.io/config.source", "file", 0), false),
+            (with("kubernetes.io/config.mirror", "1", 0), false),
         ] {
             assert_eq!(is_critical(&pod), critical, "{pod:?}");
         }

@@ -3,17 +3,20 @@
 
 mod grpc;
 pub(crate) mod http;
+mod tally;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Probe};
+use kedge_base::prometheus::Exposition;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::tally::{Tallies, Tally};
 use crate::actions::Verdicts;
 use crate::core::Shared;
 use crate::runtime::{Running, RuntimePod};
@@ -61,9 +64,9 @@ impl Drop for Entry {
     }
 }
 
-/// All probes, by container id. Clones share.
+/// All probes, by container id, and how they came out. Clones share.
 #[derive(Clone, Default)]
-pub(crate) struct Probes(Arc<Mutex<HashMap<String, Entry>>>);
+pub(crate) struct Probes(Arc<Mutex<HashMap<String, Entry>>>, Arc<Tallies>);
 
 impl Verdicts for Probes {
     fn failed(&self, container_id: &str) -> Option<&'static str> {
@@ -100,6 +103,15 @@ impl Probes {
 
     pub(crate) fn remove_container(&self, id: &str) {
         self.0.lock().remove(id);
+    }
+
+    /// The pod's containers have ended: nothing is told of their probes any more.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.1.forget(uid);
+    }
+
+    pub(crate) fn write_metrics(&self, out: &mut Exposition) {
+        self.1.write(out);
     }
 
     /// Probe what runs, and nothing else, of the pod.
@@ -145,6 +157,7 @@ impl Probes {
                     container: container.clone(),
                     current: current.clone(),
                     address: address_of(core, real, current),
+                    tally: self.1.of(target, &container.name, kind.title()),
                     kind,
                     probe,
                 };
@@ -181,6 +194,7 @@ struct Task {
     address: Option<String>,
     kind: Kind,
     probe: Probe,
+    tally: Arc<Tally>,
 }
 
 /// The address of the sandbox that the container runs in, so that the runtime need not be asked before
@@ -206,19 +220,23 @@ impl Task {
         tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0).saturating_sub(age)).await;
         let (mut good, mut bad) = (0, 0);
         loop {
+            let begun = Instant::now();
             match self.attempt(timeout).await {
                 Answer::Good => {
+                    self.tally.good(begun.elapsed());
                     (good, bad) = (good + 1, 0);
                     if good >= needed_good && self.succeeded() {
                         return;
                     }
                 }
                 Answer::Bad(text) => {
+                    self.tally.bad();
                     (good, bad) = (0, bad + 1);
                     self.unhealthy(format!("{} probe failed: {text}", self.kind.title()));
                     self.failed(bad >= needed_bad);
                 }
                 Answer::Error(text) => {
+                    self.tally.error();
                     (good, bad) = (0, bad + 1);
                     self.unhealthy(format!(
                         "{} probe errored and resulted in unknown state: {text}",

@@ -72,12 +72,26 @@ struct Tls {
 /// What makes two looks at the file equal: change time, size, inode.
 type Seen = Option<(i64, i64, u64, u64)>;
 
+/// Registry to the URLs of its mirrors, in the order in which they are tried: those of a node's own
+/// configuration, which come after those of the file.
+pub type Mirrors = BTreeMap<String, Vec<String>>;
+
+/// Checks a mirror that does not come from the file.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_mirror(registry: &str, url: &str) -> Result<(), Error> {
+    hosts::check_host("mirrors", registry)?;
+    hosts::Endpoint::parse(url).map(drop)
+}
+
 /// The file and what was made of it. Clones share.
 #[derive(Clone)]
 pub struct Registries(Arc<Inner>);
 
 struct Inner {
     file: PathBuf,
+    further: Mirrors,
     hosts_dir: PathBuf,
     known: Mutex<Known>,
     problem: watch::Sender<Option<String>>,
@@ -99,8 +113,9 @@ impl std::fmt::Debug for Registries {
 impl Registries {
     /// `file` may be missing; `hosts_dir` is containerd's `config_path`.
     #[must_use]
-    pub fn new(file: PathBuf, hosts_dir: PathBuf) -> Self {
-        Self(Arc::new(Inner { file, hosts_dir, known: Mutex::default(), problem: watch::Sender::new(None) }))
+    pub fn new(file: PathBuf, further: Mirrors, hosts_dir: PathBuf) -> Self {
+        let (known, problem) = (Mutex::default(), watch::Sender::new(None));
+        Self(Arc::new(Inner { file, further, hosts_dir, known, problem }))
     }
 
     /// What is wrong with the file now, and every change of it. What was read before goes on being used.
@@ -145,11 +160,16 @@ impl Registries {
     }
 
     fn read(&self) -> Result<File, Error> {
-        match kedge_base::read_optional(&self.0.file) {
-            Ok(None) => Ok(File::default()),
-            Ok(Some(bytes)) => parse(&String::from_utf8_lossy(&bytes)),
-            Err(error) => Err(Error::io("read it", error)),
+        let mut file = match kedge_base::read_optional(&self.0.file) {
+            Ok(None) => File::default(),
+            Ok(Some(bytes)) => parse(&String::from_utf8_lossy(&bytes))?,
+            Err(error) => return Err(Error::io("read it", error)),
+        };
+        for (registry, urls) in &self.0.further {
+            let mirror = file.mirrors.entry(registry.clone()).or_default().get_or_insert_default();
+            mirror.endpoint.extend(urls.iter().cloned());
         }
+        Ok(file)
     }
 
     /// Logins for the image's registry and its mirrors; each is for one host only.
@@ -284,7 +304,7 @@ configs:
     fn changes_are_seen_and_mistakes_change_nothing() {
         let dir = tempfile::tempdir().expect("a folder");
         let (file, hosts) = (dir.path().join("registries.yaml"), dir.path().join("hosts"));
-        let registries = Registries::new(file.clone(), hosts.clone());
+        let registries = Registries::new(file.clone(), Mirrors::new(), hosts.clone());
         let toml = hosts.join("docker.io/hosts.toml");
         registries.refresh().expect("a missing file is fine");
         std::fs::write(&file, EXAMPLE).expect("written");
@@ -306,5 +326,30 @@ configs:
         assert!(!toml.exists(), "what was made goes");
         assert!(hosts.join("mine.example/hosts.toml").exists(), "what others made stays");
         assert!(registries.logins("nginx").is_empty());
+    }
+
+    #[test]
+    fn mirrors_of_the_configuration_come_after_those_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, hosts) = (dir.path().join("registries.yaml"), dir.path().join("hosts"));
+        let further = [
+            ("docker.io".to_owned(), vec!["https://b.example".to_owned()]),
+            ("quay.io".to_owned(), vec!["http://c.example:5000".to_owned()]),
+        ];
+        let registries = Registries::new(file.clone(), further.into(), hosts.clone());
+        let endpoints = |registry: &str| -> Vec<String> {
+            let text = std::fs::read_to_string(hosts.join(registry).join("hosts.toml")).unwrap();
+            let lines = text.lines().filter_map(|line| line.strip_prefix("[host.\"")?.strip_suffix("\"]"));
+            lines.map(str::to_owned).collect()
+        };
+        registries.refresh().unwrap();
+        assert_eq!(endpoints("docker.io"), ["https://b.example"]);
+        assert_eq!(endpoints("quay.io"), ["http://c.example:5000"]);
+        std::fs::write(&file, "mirrors: {docker.io: {endpoint: [https://a.example]}}").unwrap();
+        registries.refresh().unwrap();
+        assert_eq!(endpoints("docker.io"), ["https://a.example", "https://b.example"]);
+        for (registry, url) in [("docker.io", "b.example"), ("https://x", "https://b"), ("", "https://b")] {
+            assert!(check_mirror(registry, url).is_err(), "{registry}={url}");
+        }
     }
 }

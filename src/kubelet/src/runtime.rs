@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
 use kedge_base::Order as _;
+use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Error;
-use crate::calls::Cri;
+use crate::calls::{CALL_LIMIT, Cri, Operations};
 
 /// Labels and annotations that make a restart of the kubelet possible
 /// (upstream `pkg/kubelet/kuberuntime/labels.go`).
@@ -27,13 +29,15 @@ pub(crate) mod keys {
     pub(crate) const GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 }
 
-/// Most calls end in milliseconds; the runtime is given upstream's two minutes.
-const CALL_LIMIT: Duration = Duration::from_secs(120);
+/// A runtime that does not say in this time how it is hangs.
+pub(crate) const HEALTH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Clones share one channel, which connects again by itself.
 #[derive(Clone)]
 pub(crate) struct Runtime {
     channel: Channel,
+    operations: Arc<Operations>,
+    unpacked: Arc<Notify>,
 }
 
 /// A container as the runtime reports it.
@@ -120,7 +124,7 @@ impl Runtime {
                 Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         }));
-        Ok(Self { channel })
+        Ok(Self { channel, operations: Arc::default(), unpacked: Arc::default() })
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -128,7 +132,12 @@ impl Runtime {
     }
 
     pub(crate) fn cri(&self) -> Cri {
-        Cri(self.channel.clone())
+        Cri::new(self.channel.clone(), self.operations.clone())
+    }
+
+    /// What was called so far.
+    pub(crate) fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Everything that exists of the pod.
@@ -187,6 +196,11 @@ impl Runtime {
         Ok(pod)
     }
 
+    /// Told whenever an image may have been unpacked, which a container's creation does, too.
+    pub(crate) fn unpacked(&self) -> &Notify {
+        &self.unpacked
+    }
+
     /// All sandboxes, of all pods.
     pub(crate) async fn list_sandboxes(&self) -> Result<Vec<cri::PodSandbox>, Error> {
         let asked = request(cri::ListPodSandboxRequest { filter: None });
@@ -218,7 +232,9 @@ impl Runtime {
         let mut asked =
             tonic::Request::new(cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler });
         asked.set_timeout(CALL_LIMIT * 2);
-        Ok(self.cri().run_pod_sandbox(asked).await?.into_inner().pod_sandbox_id)
+        let made = self.cri().run_pod_sandbox(asked).await?.into_inner();
+        self.unpacked.notify_one();
+        Ok(made.pod_sandbox_id)
     }
 
     pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<(), Error> {
@@ -242,7 +258,9 @@ impl Runtime {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         });
-        Ok(self.cri().create_container(asked).await?.into_inner().container_id)
+        let made = self.cri().create_container(asked).await?.into_inner();
+        self.unpacked.notify_one();
+        Ok(made.container_id)
     }
 
     pub(crate) async fn start_container(&self, id: &str) -> Result<(), Error> {
@@ -302,9 +320,10 @@ impl Runtime {
 
     /// The runtime's conditions: ready, and why its network is not ready.
     pub(crate) async fn health(&self) -> Result<Health, Error> {
-        let mut asked = tonic::Request::new(cri::StatusRequest { verbose: false });
-        asked.set_timeout(Duration::from_secs(10));
-        let answer = self.cri().status(asked).await?.into_inner();
+        let asked = request(cri::StatusRequest { verbose: false });
+        let answer = tokio::time::timeout(HEALTH_LIMIT, self.cri().status(asked)).await;
+        let silent = |_| Error::other(format!("it does not answer within {} s", HEALTH_LIMIT.as_secs()));
+        let answer = answer.map_err(silent)??.into_inner();
         let mut handlers = answer.runtime_handlers;
         // The runtime names them in another order each time.
         handlers.order_by_key(|handler| handler.name.clone());

@@ -1,5 +1,10 @@
 //! Writes pod statuses to the API server: each pod's newest one, one request at a time and only
 //! when something differs (upstream `pkg/kubelet/status/status_manager.go`).
+//!
+//! Others write there too: the node lifecycle controller says that pods are not ready while their node is
+//! silent, and takes nothing back. What a pod's object shows is therefore held against what the API server
+//! answered to this kubelet's last write (upstream compares every ten seconds, `needsReconcile`); what is the
+//! kubelet's and is another by now is written again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,8 +30,31 @@ struct Entry {
     status: PodStatus,
     /// What was written last.
     written: Option<PodStatus>,
+    /// What the API server had after that.
+    answered: Option<Answered>,
     /// Everything of the pod is gone: delete the object.
     finished: bool,
+}
+
+/// The object after a write. Its status is in the API server's own form (times, quantities), so that what
+/// differs from it later is somebody's change.
+#[derive(Clone, Debug)]
+struct Answered {
+    version: Option<u64>,
+    status: PodStatus,
+}
+
+impl Answered {
+    fn of(object: &Pod, written: &PodStatus) -> Self {
+        Self { version: version(object), status: kubelets_part(pod::status(object), written) }
+    }
+
+    /// The object was changed since, in what is the kubelet's.
+    fn is_changed_by(&self, live: &Pod) -> bool {
+        // The watch may be behind the answer; what it has yet to show comes with an event of its own.
+        let older = self.version.zip(version(live)).is_some_and(|(answered, live)| live < answered);
+        !older && difference(&pod::status(live), &self.status).is_some()
+    }
 }
 
 /// Clones share.
@@ -55,12 +83,28 @@ impl Statuses {
             name: pod::name(target).to_owned(),
             status: pod::status(target),
             written: None,
+            answered: None,
             finished: false,
         });
         entry.status = status;
         if entry.written.as_ref() != Some(&entry.status) {
             self.queue.add(uid);
         }
+    }
+
+    /// The API server shows the pod like this: true when its status is not what this kubelet wrote and is
+    /// written again.
+    pub(crate) fn seen(&self, live: &Pod) -> bool {
+        let uid = pod::uid(live);
+        let entries = self.entries.lock();
+        let answered = entries.get(&uid).and_then(|entry| entry.answered.as_ref());
+        // Without an answer yet, the write that is due looks for itself.
+        let changed = answered.is_some_and(|answered| answered.is_changed_by(live));
+        if changed {
+            tracing::debug!(pod = pod::name(live), "somebody changed the pod's status, it is written again");
+            self.queue.add(uid);
+        }
+        changed
     }
 
     /// Nothing of the pod is left on this node.
@@ -97,22 +141,33 @@ impl Statuses {
         let Some(live) = pods.get(&entry.namespace, &entry.name).filter(|live| pod::uid(live) == uid) else {
             return Ok(None);
         };
+        self.send(client, &live, entry).await?;
+        Ok(None)
+    }
+
+    /// Brings the object, which was last seen as `live`, to what `entry` says.
+    async fn send(&self, client: &kube::Client, live: &Pod, entry: Entry) -> Result<(), kedge_client::Error> {
+        let uid = pod::uid(live);
         let api = kube::Api::<Pod>::namespaced(client.clone(), &entry.namespace);
-        if let Some(changes) = difference(&pod::status(&live), &entry.status) {
-            let patch = json!({ "metadata": { "uid": uid }, "status": changes });
-            match api.patch_status(&entry.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-                Ok(_) => {}
-                Err(error) if kedge_client::is_not_found(&error) => return Ok(None),
-                Err(error) => return Err(error.into()),
+        let answered = match difference(&pod::status(live), &entry.status) {
+            None => Answered::of(live, &entry.status),
+            Some(changes) => {
+                let patch = json!({ "metadata": { "uid": uid }, "status": changes });
+                match api.patch_status(&entry.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                    Ok(object) => Answered::of(&object, &entry.status),
+                    Err(error) if kedge_client::is_not_found(&error) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
             }
-        }
-        if let Some(known) = self.entries.lock().get_mut(uid) {
+        };
+        if let Some(known) = self.entries.lock().get_mut(&uid) {
             known.written = Some(entry.status);
+            known.answered = Some(answered);
         }
-        if entry.finished && pod::is_being_deleted(&live) {
+        if entry.finished && pod::is_being_deleted(live) {
             let params = DeleteParams {
                 grace_period_seconds: Some(0),
-                preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+                preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
                 ..DeleteParams::default()
             };
             match api.delete(&entry.name, &params).await {
@@ -122,8 +177,25 @@ impl Statuses {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(None)
+        Ok(())
     }
+}
+
+fn version(object: &Pod) -> Option<u64> {
+    object.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+/// Without what others own: fields that the kubelet never writes, and conditions that it did not.
+fn kubelets_part(mut status: PodStatus, written: &PodStatus) -> PodStatus {
+    let ours = |kind: &str| written.conditions.iter().flatten().any(|condition| condition.type_ == kind);
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|condition| ours(&condition.type_));
+    }
+    status.nominated_node_name = None;
+    status.resize = None;
+    status.resource_claim_statuses = None;
+    status.extended_resource_claim_status = None;
+    status
 }
 
 /// The fields to change as a strategic merge patch, or `None`. Fields and conditions of others
@@ -249,5 +321,80 @@ mod tests {
         let changes = difference(&resized, &new).expect("the resize is over");
         let gone = json!({ "$patch": "delete", "type": "PodResizePending" });
         assert!(changes["conditions"].as_array().is_some_and(|list| list.contains(&gone)), "{changes}");
+    }
+
+    fn ready(status: &str) -> PodCondition {
+        PodCondition { type_: "Ready".into(), status: status.into(), ..PodCondition::default() }
+    }
+
+    fn object(version: u64, status: PodStatus) -> Pod {
+        let mut object = Pod::default();
+        object.metadata.name = Some("web".into());
+        object.metadata.namespace = Some("default".into());
+        object.metadata.uid = Some("u".into());
+        object.metadata.resource_version = Some(version.to_string());
+        object.status = Some(status);
+        object
+    }
+
+    fn running(conditions: Vec<PodCondition>) -> PodStatus {
+        PodStatus { phase: Some("Running".into()), conditions: Some(conditions), ..PodStatus::default() }
+    }
+
+    /// An API server that answers every patch with the next of `answers` and keeps the patches.
+    fn server(answers: Vec<Pod>) -> (kube::Client, Arc<Mutex<Vec<Value>>>) {
+        let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let (kept, answers) = (asked.clone(), Arc::new(Mutex::new(answers.into_iter())));
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (kept, answers) = (kept.clone(), answers.clone());
+            async move {
+                let body = request.into_body().collect_bytes().await.expect("a body");
+                kept.lock().push(serde_json::from_slice(&body).expect("a patch"));
+                let answer = answers.lock().next().expect("no more patches than answers");
+                let answer = kube::client::Body::from(serde_json::to_vec(&answer).expect("an object"));
+                Ok::<_, std::convert::Infallible>(http::Response::new(answer))
+            }
+        });
+        (kube::Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test]
+    async fn what_others_made_of_the_status_is_mended() {
+        let statuses = Statuses::new();
+        let wanted = running(vec![ready("True")]);
+        let mut canonical = wanted.clone();
+        // The API server has its own form of what it was sent.
+        canonical.start_time = Some(pod::now());
+        let mut foreign = ready("True");
+        foreign.type_ = "example.com/gate".into();
+        canonical.conditions.get_or_insert_default().push(foreign.clone());
+        let (client, patches) = server(vec![object(10, canonical.clone()), object(13, canonical.clone())]);
+        let entry = || statuses.entries.lock().get("u").cloned().expect("the pod is known");
+
+        let before = object(5, PodStatus::default());
+        assert!(!statuses.seen(&before), "nothing is known of the pod");
+        statuses.set(&before, wanted.clone());
+        assert!(!statuses.seen(&before), "nothing is written yet");
+        statuses.send(&client, &before, entry()).await.expect("written");
+
+        // Its own write comes back, late events too, and what others own changes.
+        let mut others = canonical.clone();
+        others.nominated_node_name = Some("n".into());
+        others.conditions.get_or_insert_default()[1].status = "False".into();
+        for (version, status) in [(9, PodStatus::default()), (10, canonical.clone()), (11, others)] {
+            assert!(!statuses.seen(&object(version, status)), "{version}");
+        }
+
+        // The node was silent for long.
+        let marked = object(12, running(vec![ready("False"), foreign]));
+        assert!(statuses.seen(&marked));
+        statuses.send(&client, &marked, entry()).await.expect("written again");
+        let sent = patches.lock().clone();
+        assert_eq!(sent.len(), 2, "{sent:?}");
+        assert_eq!(sent[1]["status"]["conditions"], json!([{ "type": "Ready", "status": "True" }]));
+        assert!(!statuses.seen(&marked), "the watch is behind");
+        assert!(!statuses.seen(&object(13, canonical)), "it is as it was");
+        let lost = object(14, PodStatus { phase: Some("Pending".into()), ..running(vec![ready("True")]) });
+        assert!(statuses.seen(&lost), "not only conditions");
     }
 }

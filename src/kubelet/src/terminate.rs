@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::core::{Core, Shared};
+use crate::metrics::GroupWork;
 use crate::runtime::{Running, RuntimePod, keys};
 use crate::worker::{Memory, Verdict};
 use crate::{Error, lifecycle, pod, pod_logs, status, volumes};
@@ -154,7 +155,9 @@ pub(crate) async fn clean_up(core: &Core, target: &Pod, gone: bool) -> Result<()
     // Termination messages live in the pod's folder and were read into the status before.
     volumes::remove(core, &uid).await?;
     let (cgroups, pod_of_group) = (core.cgroups.clone(), target.clone());
+    let begun = std::time::Instant::now();
     volumes::blocking(move || cgroups.remove(&pod_of_group)).await?;
+    core.metrics.group_work(GroupWork::Destroy, begun);
     if gone {
         tracing::debug!(pod = pod::name(target), "pod is gone from the API server");
     }

@@ -171,8 +171,14 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), Error> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
-/// A bound claim on a volume that is a folder of this node.
+/// A bound claim on a volume that is a folder of this node; how full it is will be told.
 async fn claimed(core: &Core, target: &Pod, claim_name: &str) -> Result<PathBuf, Error> {
+    let path = folder_of_claim(core, target, claim_name).await?;
+    core.metrics.claimed(&pod::uid(target), claim_name, path.clone());
+    Ok(path)
+}
+
+async fn folder_of_claim(core: &Core, target: &Pod, claim_name: &str) -> Result<PathBuf, Error> {
     let namespace = pod::namespace(target);
     let claims = kube::Api::<PersistentVolumeClaim>::namespaced(core.client.clone(), namespace);
     let claim = claims.get_opt(claim_name).await?.ok_or_else(|| {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::core::Shared;
+use crate::metrics::Round;
 use crate::{launch, pod, resize, terminate};
 
 /// A pod is looked at again after an error.
@@ -51,6 +52,8 @@ impl Order {
 /// What a worker keeps between two rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
+    /// When its worker began with it; `None` once it has run.
+    pub(crate) seen: Option<std::time::Instant>,
     /// The pod passed admission on this node.
     pub(crate) admitted: bool,
     /// Restart back-off of each container: failures and when the next start may be.
@@ -178,9 +181,17 @@ impl Workers {
 }
 
 async fn run(core: &Shared, uid: &str, handle: &Handle) {
-    let mut memory = Memory::default();
+    let mut memory = Memory { seen: Some(std::time::Instant::now()), ..Memory::default() };
     let mut orders = handle.orders.subscribe();
+    let mut first = true;
     loop {
+        let kind = match orders.has_changed() {
+            _ if first => Round::Create,
+            Ok(true) => Round::Update,
+            _ => Round::Sync,
+        };
+        first = false;
+        let begun = std::time::Instant::now();
         let order = orders.borrow_and_update().clone();
         let verdict = if must_end(&order) {
             order.evicted
@@ -196,6 +207,9 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
                 outcome = round => Some(outcome),
                 () = cut => None,
             };
+            if outcome.is_some() {
+                core.metrics.round(kind, begun);
+            }
             match outcome {
                 None => continue,
                 Some(Ok(launch::Outcome::Again(at))) => {
@@ -244,7 +258,12 @@ async fn wait(handle: &Handle, at: Option<Instant>) {
 /// Stop the containers, clean up, and when the API has marked the pod as deleted, delete it there.
 async fn finish(core: &Shared, uid: &str, handle: &Handle, memory: &mut Memory, verdict: Option<Verdict>) {
     core.probes.remove_pod(uid);
+    let begun = std::time::Instant::now();
     stop_all(core, handle, memory, verdict.as_ref()).await;
+    core.metrics.round(Round::Kill, begun);
+    core.probes.forget(uid);
+    core.metrics.forget(uid);
+    let begun = std::time::Instant::now();
     loop {
         let order = handle.orders.borrow().clone();
         match terminate::clean_up(core, &order.pod, order.gone).await {
@@ -255,6 +274,7 @@ async fn finish(core: &Shared, uid: &str, handle: &Handle, memory: &mut Memory, 
             }
         }
     }
+    core.metrics.round(Round::Terminated, begun);
     core.allocations.forget(uid);
     handle.cleaned.send_replace(true);
     resize::retry(core, None);

@@ -56,8 +56,8 @@ impl Limits {
             for (target, need) in limited {
                 let uid = pod::uid(&target);
                 let uses = measure(&core, std::slice::from_ref(&target), need).await;
-                if let Some(text) = uses.get(&uid).and_then(|used| judge(&target, used, separate))
-                    && evict(&core, &target, text, AT_ONCE, false)
+                if let Some((signal, text)) = uses.get(&uid).and_then(|used| judge(&target, used, separate))
+                    && evict(&core, &target, signal, text, AT_ONCE, false)
                 {
                     evicted.push(uid);
                 }
@@ -100,21 +100,22 @@ fn canonical(quantity: &ApiQuantity) -> String {
     quantity.0.parse::<Quantity>().map_or(quantity.0.clone(), |parsed| parsed.to_string())
 }
 
-/// Why the pod must go.
-fn judge(target: &Pod, used: &PodUse, separate: bool) -> Option<String> {
+/// Why the pod must go: the name that upstream counts it under, and the words.
+fn judge(target: &Pod, used: &PodUse, separate: bool) -> Option<(&'static str, String)> {
     for (name, limit) in volume_limits(target) {
         if used.volumes.get(name).is_some_and(|space| space.bytes > resources::value(limit)) {
             let limit = canonical(limit);
-            return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "));
+            let text = format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. ");
+            return Some(("emptydirfs.limit", text));
         }
     }
     if let Some(limit) = pod_limit(target)
         && used.disk(true, true).bytes.saturating_add(used.other.bytes) > limit
     {
         let limit = message::bytes(limit);
-        return Some(format!(
-            "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
-        ));
+        let text =
+            format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+        return Some(("ephemeralpodfs.limit", text));
     }
     pod::containers(target).iter().find_map(|container| {
         let limits = resources::limits(container);
@@ -124,7 +125,8 @@ fn judge(target: &Pod, used: &PodUse, separate: bool) -> Option<String> {
         let layer = found.layer.filter(|_| !separate).unwrap_or_default();
         (layer.bytes.saturating_add(found.logs.bytes) > resources::value(limit)).then(|| {
             let (name, limit) = (&container.name, canonical(limit));
-            format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. ")
+            let text = format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. ");
+            ("ephemeralcontainerfs.limit", text)
         })
     })
 }
@@ -204,7 +206,8 @@ mod tests {
             (pod_of(&none, &["1Ki", "1Mi"]), used(0, &[(1000, 25), (0, 0)]), true, None),
             (pod_of(&none, &["1Ki", "1Mi"]), used(0, &[(1000, 24), (0, 0)]), false, None),
         ] {
-            assert_eq!(judge(&target, &used, separate).as_deref(), expected, "{used:?}");
+            let judged = judge(&target, &used, separate).map(|(_, text)| text);
+            assert_eq!(judged.as_deref(), expected, "{used:?}");
         }
     }
 

@@ -123,7 +123,7 @@ async fn synchronize(core: &Shared, limits: &Limits, stuck: &mut bool) -> Vec<St
     for target in &living {
         let uid = pod::uid(target);
         let text = message::of_pressure(resource, target, uses.get(&uid), &active, &levels);
-        if evict(core, target, text, grace.max(AT_ONCE), true) {
+        if evict(core, target, first.signal.name(), text, grace.max(AT_ONCE), true) {
             *stuck = false;
             return vec![uid];
         }
@@ -134,8 +134,15 @@ async fn synchronize(core: &Shared, limits: &Limits, stuck: &mut bool) -> Vec<St
     Vec::new()
 }
 
-/// Ends the pod, unless the node needs it.
-pub(super) fn evict(core: &Shared, target: &Arc<Pod>, text: String, grace: i64, disruption: bool) -> bool {
+/// Ends the pod, unless the node needs it. `signal` is what it is counted under.
+pub(super) fn evict(
+    core: &Shared,
+    target: &Arc<Pod>,
+    signal: &'static str,
+    text: String,
+    grace: i64,
+    disruption: bool,
+) -> bool {
     if pod::is_critical(target) {
         return false;
     }
@@ -149,6 +156,7 @@ pub(super) fn evict(core: &Shared, target: &Arc<Pod>, text: String, grace: i64, 
         reason = text,
         "evicting a pod"
     );
+    core.metrics.evicted(signal);
     core.warning(target, None, "Evicted", text);
     true
 }

@@ -8,11 +8,14 @@ use std::sync::Arc;
 
 use containerd_client::services::v1 as api;
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, RemoveSnapshotRequest};
 use containerd_client::types::Descriptor;
 use kedge_base::Order as _;
 use tonic::transport::Channel;
 
 use super::archive::{Blob, From, Span, Target, read_at};
+use super::layers::Layer;
 use crate::Error;
 use crate::calls::{MESSAGE_LIMIT, call};
 use crate::runtime::Runtime;
@@ -152,6 +155,35 @@ impl Store {
         let asked =
             api::UpdateImageRequest { image: Some(image), update_mask: Some(mask), ..Default::default() };
         match call::<_, api::UpdateImageResponse>(&self.channel, UPDATE_IMAGE, request(asked, None)?).await {
+            Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is unpacked, and the files of containers.
+    pub(super) async fn layers(&self, snapshotter: &'static str) -> Result<Vec<Layer>, Error> {
+        let asked = ListSnapshotsRequest { snapshotter: snapshotter.to_owned(), ..Default::default() };
+        let mut client = SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT);
+        let mut answers = match client.list(request(asked, None)?).await {
+            Ok(answer) => answer.into_inner(),
+            // This machine does not have it.
+            Err(status) if matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::NotFound) => {
+                return Ok(Vec::new());
+            }
+            Err(status) => return Err(status.into()),
+        };
+        let mut layers = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            layers.extend(answer.info.into_iter().map(|info| Layer::of(snapshotter, info)));
+        }
+        Ok(layers)
+    }
+
+    /// One that is gone is no error.
+    pub(super) async fn remove_layer(&self, snapshotter: &str, name: &str) -> Result<(), Error> {
+        let asked = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: name.to_owned() };
+        let path = "/containerd.services.snapshots.v1.Snapshots/Remove";
+        match call::<_, ()>(&self.channel, path, request(asked, None)?).await {
             Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
             _ => Ok(()),
         }

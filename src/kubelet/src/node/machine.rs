@@ -104,6 +104,11 @@ fn meminfo(name: &str) -> Option<i64> {
     line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib * 1024)
 }
 
+/// Bytes of swap space.
+pub(crate) fn swap() -> Option<u64> {
+    meminfo("SwapTotal").and_then(|bytes| u64::try_from(bytes).ok())
+}
+
 /// What there is of everything that eviction thresholds are about, in the order of [`Signal`].
 pub(crate) fn levels(config: &Config) -> Levels {
     let (pods, pods_inodes) = disk(&config.root_dir);

@@ -67,7 +67,7 @@ fn folder(registry: &str) -> String {
     if registry == "*" { "_default".to_owned() } else { registry.to_owned() }
 }
 
-fn check_host(section: &str, host: &str) -> Result<(), Error> {
+pub(super) fn check_host(section: &str, host: &str) -> Result<(), Error> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     if host == "*" || (!host.is_empty() && !host.starts_with('.') && host.bytes().all(good)) {
         return Ok(());

@@ -2,17 +2,17 @@
 //! container statistics and the cgroups of the pods and of the node.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
+use std::fmt::Display;
 use std::sync::Arc;
 
-use http::StatusCode;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 use kedge_base::Order as _;
+use kedge_base::prometheus::{Exposition, Kind, Nanoseconds, labels};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
-use super::{Answer, Refusal, json as answer, text};
+use super::{Answer, Refusal, exposition, json as answer};
 use crate::cgroup::Usage;
 use crate::core::Shared;
 use crate::runtime::keys;
@@ -145,7 +145,7 @@ pub(super) async fn resource(core: &Shared) -> Result<Answer, Refusal> {
         tracing::warn!(error = %error.text(), "resource metrics not read");
         Snapshot { failed: true, ..Snapshot::default() }
     });
-    Ok(text(StatusCode::OK, snapshot.to_text()))
+    Ok(exposition(snapshot.to_text()))
 }
 
 /// `pkg/kubelet/apis/stats/v1alpha1`.
@@ -172,92 +172,68 @@ fn moment(nanoseconds: i64) -> Value {
         .map_or(Value::Null, |time| json!(format!("{time:.0}")))
 }
 
-/// A family of Prometheus' text format.
-struct Family<'a> {
-    text: &'a mut String,
-    name: &'static str,
-}
+/// A value and when it was measured, in nanoseconds since 1970.
+struct At<T>(T, i64);
 
-impl<'a> Family<'a> {
-    fn begin(text: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
-        Self { text, name }
-    }
-
-    fn seconds(&mut self, labels: &str, nanoseconds: u64, at: i64) {
-        let (whole, rest) = (nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
-        let _ = writeln!(self.text, "{}{labels} {whole}.{rest:09} {}", self.name, at / 1_000_000);
-    }
-
-    fn bytes(&mut self, labels: &str, bytes: u64, at: i64) {
-        let _ = writeln!(self.text, "{}{labels} {bytes} {}", self.name, at / 1_000_000);
+impl<T: Display> Display for At<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.0, self.1 / 1_000_000)
     }
 }
 
 impl Snapshot {
     fn to_text(&self) -> String {
-        let mut out = String::new();
+        let mut out = Exposition::default();
         let of_container = |pod: &PodUse, container: &ContainerUse| {
-            format!(
-                "{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
-                container.name, pod.namespace, pod.name
-            )
+            labels(&[("container", &container.name), ("namespace", &pod.namespace), ("pod", &pod.name)])
         };
-        let of_pod = |pod: &PodUse| format!("{{namespace=\"{}\",pod=\"{}\"}}", pod.namespace, pod.name);
+        let of_pod = |pod: &PodUse| labels(&[("namespace", &pod.namespace), ("pod", &pod.name)]);
         let each = || self.pods.iter().flat_map(|pod| pod.containers.iter().map(move |own| (pod, own)));
 
-        let help = "Cumulative cpu time consumed by the container in core-seconds";
-        let mut family = Family::begin(&mut out, "container_cpu_usage_seconds_total", "counter", help);
+        let help = "[STABLE] Cumulative cpu time consumed by the container in core-seconds";
+        let mut family = out.family("container_cpu_usage_seconds_total", Kind::Counter, help);
         for (pod, container) in each() {
             if let Some((used, at)) = container.cpu {
-                family.seconds(&of_container(pod, container), used, at);
+                family.sample(&of_container(pod, container), At(Nanoseconds(used), at));
             }
         }
-        let help = "Current working set of the container in bytes";
-        let mut family = Family::begin(&mut out, "container_memory_working_set_bytes", "gauge", help);
+        let help = "[STABLE] Current working set of the container in bytes";
+        let mut family = out.family("container_memory_working_set_bytes", Kind::Gauge, help);
         for (pod, container) in each() {
             if let Some((bytes, at)) = container.working_set {
-                family.bytes(&of_container(pod, container), bytes, at);
+                family.sample(&of_container(pod, container), At(bytes, at));
             }
         }
-        let help = "Start time of the container since unix epoch in seconds";
-        let mut family = Family::begin(&mut out, "container_start_time_seconds", "gauge", help);
+        let help = "[STABLE] Start time of the container since unix epoch in seconds";
+        let mut family = out.family("container_start_time_seconds", Kind::Gauge, help);
         for (pod, container) in each() {
-            let created = u64::try_from(container.created).unwrap_or(0);
-            family.seconds(&of_container(pod, container), created, self.at);
+            let created = Nanoseconds(u64::try_from(container.created).unwrap_or(0));
+            family.sample(&of_container(pod, container), At(created, self.at));
         }
         if let Some(node) = self.node {
-            let help = "Cumulative cpu time consumed by the node in core-seconds";
-            Family::begin(&mut out, "node_cpu_usage_seconds_total", "counter", help)
-                .seconds("", node.cpu, self.at);
-            let help = "Current working set of the node in bytes";
-            Family::begin(&mut out, "node_memory_working_set_bytes", "gauge", help).bytes(
-                "",
-                node.working_set,
-                self.at,
-            );
+            let help = "[STABLE] Cumulative cpu time consumed by the node in core-seconds";
+            let used = At(Nanoseconds(node.cpu), self.at);
+            out.single("node_cpu_usage_seconds_total", Kind::Counter, help, used);
+            let help = "[STABLE] Current working set of the node in bytes";
+            let used = At(node.working_set, self.at);
+            out.single("node_memory_working_set_bytes", Kind::Gauge, help, used);
         }
         let used = || self.pods.iter().filter_map(|pod| Some((pod, pod.usage?)));
-        let help = "Cumulative cpu time consumed by the pod in core-seconds";
-        let mut family = Family::begin(&mut out, "pod_cpu_usage_seconds_total", "counter", help);
+        let help = "[STABLE] Cumulative cpu time consumed by the pod in core-seconds";
+        let mut family = out.family("pod_cpu_usage_seconds_total", Kind::Counter, help);
         for (pod, usage) in used() {
-            family.seconds(&of_pod(pod), usage.cpu, self.at);
+            family.sample(&of_pod(pod), At(Nanoseconds(usage.cpu), self.at));
         }
-        let help = "Current working set of the pod in bytes";
-        let mut family = Family::begin(&mut out, "pod_memory_working_set_bytes", "gauge", help);
+        let help = "[STABLE] Current working set of the pod in bytes";
+        let mut family = out.family("pod_memory_working_set_bytes", Kind::Gauge, help);
         for (pod, usage) in used() {
-            family.bytes(&of_pod(pod), usage.working_set, self.at);
+            family.sample(&of_pod(pod), At(usage.working_set, self.at));
         }
         for name in ["resource_scrape_error", "scrape_error"] {
-            let failed = u8::from(self.failed);
-            let _ = writeln!(
-                out,
-                "# HELP {name} 1 if there was an error while getting container metrics, 0 otherwise\n\
-                 # TYPE {name} gauge\n{name} {failed}"
-            );
+            let help = "1 if there was an error while getting container metrics, 0 otherwise";
+            out.single(name, Kind::Gauge, help, u8::from(self.failed));
         }
-        out
+        out.finish()
     }
 
     fn node_summary(&self, name: &str) -> Value {

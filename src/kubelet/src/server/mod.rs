@@ -2,10 +2,12 @@
 //! their resource use. Everything but `/healthz` needs a caller that may use the node's proxy.
 
 mod access;
+mod cadvisor;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod host_logs;
 mod metrics;
+mod own_metrics;
 mod streams;
 
 use std::sync::Arc;
@@ -129,6 +131,9 @@ async fn route(core: Shared, request: Request<Incoming>) -> Result<Answer, Refus
         (&Method::GET | &Method::HEAD, ["logs", ..]) => host_logs::answer(&core, &path).await,
         (&Method::GET, ["stats", "summary"]) => metrics::summary(&core).await,
         (&Method::GET, ["metrics", "resource"]) => metrics::resource(&core).await,
+        (&Method::GET, ["metrics", "cadvisor"]) => cadvisor::metrics(&core).await,
+        (&Method::GET, ["metrics", "probes"]) => Ok(exposition(own_metrics::probes(&core))),
+        (&Method::GET, ["metrics"]) => Ok(exposition(own_metrics::metrics(&core).await)),
         _ => Err(Refusal::not_found("404 page not found")),
     }
 }
@@ -146,6 +151,14 @@ fn text(code: StatusCode, words: impl Into<String>) -> Answer {
 /// The answer to HEAD: over HTTP/2 hyper would send what body there is, and clients break off.
 fn without_body(answer: Answer) -> Answer {
     answer.map(|_| Full::new(Bytes::new()).map_err(|never| match never {}).boxed())
+}
+
+/// What Prometheus reads.
+fn exposition(words: String) -> Answer {
+    let mut response = text(StatusCode::OK, words);
+    let kind = http::HeaderValue::from_static(kedge_base::prometheus::CONTENT_TYPE);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 fn json(value: &serde_json::Value) -> Answer {

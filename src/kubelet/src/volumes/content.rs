@@ -116,13 +116,13 @@ async fn object(
         return Err(Error::other(format!("{kind} {name:?} not found")));
     };
     let Some(items) = items.filter(|items| !items.is_empty()) else {
-        for (key, bytes) in &found.data {
+        for (key, bytes) in found.files() {
             content.insert(key.clone(), Item { bytes: bytes.clone(), mode: mode_bits(mode), owner: None });
         }
         return Ok(());
     };
     for item in items {
-        match found.data.get(&item.key) {
+        match found.file(&item.key) {
             Some(bytes) => {
                 let mode = mode_bits(item.mode.unwrap_or(mode));
                 content.insert(item.path.clone(), Item { bytes: bytes.clone(), mode, owner: None });
