@@ -12,6 +12,8 @@ fn dns_is_enabled_asked_and_disabled() {
         (["enable", "dnss"], "there is no addon \"dnss\" (did you mean dns?)"),
         (["enable", "dns:replcas=2"], "unknown argument \"replcas\""),
         (["enable", "dns:replicas=two"], "is not a whole number"),
+        (["enable", "dns:replicas=0"], "is not a number from 1 to 100"),
+        (["enable", "dns:1.2.3.4,foo"], "\"foo\" is not the address of a server"),
     ] {
         assert_has(&cluster.kedge(&arguments).failed(2), &[words]);
     }
@@ -159,4 +161,141 @@ fn repositories_upgrades_and_what_is_built_in() {
     assert_has(&cluster.kedge(&["addons", "list"]).ok(), &["hello"]);
     cluster.kedge(&["disable", "hello"]).ok();
     assert_has(&cluster.kubectl(&["get", "configmap/fourth"]).failed(1), &["not found"]);
+}
+
+/// A repository of one folder with these addons: name, more of addon.yaml, manifests.
+fn repository(cluster: &Cluster, addons: &[(&str, &str, &str)]) -> std::path::PathBuf {
+    let folder = cluster.dir().join("mine");
+    for (name, more, manifests) in addons {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let definition = format!("name: {name}\nversion: '1'\ndescription: d\n{more}");
+        std::fs::write(folder.join("addon.yaml"), definition).unwrap();
+        std::fs::write(folder.join("m.yaml"), manifests).unwrap();
+    }
+    folder
+}
+
+const WEB: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: webns, labels: {of: addon}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: shared, namespace: webns}
+data: {addon: a, both: b}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: own, namespace: webns}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: newns}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: own, namespace: newns}
+";
+
+#[test]
+fn what_users_had_stays_when_an_addon_goes() {
+    let mut cluster = Cluster::start();
+    let class = "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: of-addon}\n\
+                 provisioner: example.com/none\nreclaimPolicy: '${policy}'\n---\napiVersion: apps/v1\nkind: Deployment\n\
+                 metadata: {name: idle, namespace: default}\nspec:\n  replicas: 0\n  selector: {matchLabels: {a: '${label}'}}\n  \
+                 template:\n    metadata: {labels: {a: '${label}'}}\n    spec: {containers: [{name: c, image: 'kedge.dev/hello:1.0'}]}\n";
+    let rollout = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: up, namespace: default}\nspec:\n  replicas: 1\n  \
+                   strategy: {rollingUpdate: {maxUnavailable: 0}}\n  selector: {matchLabels: {a: up}}\n  template:\n    \
+                   metadata: {labels: {a: up}}\n    spec: {containers: [{name: c, image: '${image}'}]}\n";
+    let folder = repository(
+        &cluster,
+        &[
+            ("web", "", WEB),
+            (
+                "needs",
+                "requires: [class]\n",
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: n, namespace: default}\n",
+            ),
+            ("class", "arguments: [{name: policy, default: Delete}, {name: label, default: x}]\n", class),
+            ("up", "arguments: [{name: image, default: 'kedge.dev/hello:1.0'}]\n", rollout),
+        ],
+    );
+    cluster.kedge(&["addons", "repo", "add", &folder.display().to_string()]).ok();
+
+    step("all is looked at before anything is applied");
+    assert_has(&cluster.kedge(&["enable", "web", "needs"]).failed(1), &["needs class"]);
+    assert_has(&cluster.kubectl(&["get", "namespace", "newns"]).failed(1), &["not found"]);
+
+    step("what was there is given up, not deleted; a namespace with a user's things stays");
+    cluster.kubectl(&["create", "namespace", "webns"]).ok();
+    cluster
+        .kubectl(&[
+            "-n",
+            "webns",
+            "create",
+            "configmap",
+            "shared",
+            "--from-literal=mine=m",
+            "--from-literal=both=b",
+        ])
+        .ok();
+    cluster.kubectl(&["-n", "webns", "create", "configmap", "users"]).ok();
+    let shared =
+        || cluster.kubectl(&["-n", "webns", "get", "configmap", "shared", "-o", "jsonpath={.data}"]).ok();
+    for _ in 0..2 {
+        cluster.kedge(&["enable", "web"]).ok();
+    }
+    assert_eq!(shared(), r#"{"addon":"a","both":"b","mine":"m"}"#);
+    cluster.kubectl(&["-n", "newns", "create", "configmap", "users"]).ok();
+    let said = cluster.kedge(&["disable", "web"]).ok();
+    assert_has(
+        &said,
+        &[
+            "Namespace webns stays: it was there before",
+            "ConfigMap webns/shared stays",
+            "Namespace newns stays: it holds ConfigMap users",
+        ],
+    );
+    assert_eq!(shared(), r#"{"both":"b","mine":"m"}"#);
+    assert_eq!(cluster.field("namespace/webns", ".metadata.labels.of"), "");
+    for namespace in ["webns", "newns"] {
+        cluster.kubectl(&["-n", namespace, "get", "configmap", "users"]).ok();
+        assert_has(&cluster.kubectl(&["-n", namespace, "get", "configmap", "own"]).failed(1), &["not found"]);
+    }
+    cluster.kubectl(&["delete", "namespace", "newns"]).ok();
+    cluster.kedge(&["enable", "web"]).ok();
+    cluster.kedge(&["disable", "web"]).ok();
+    assert_has(&cluster.kubectl(&["get", "namespace", "newns"]).failed(1), &["not found"]);
+    cluster.kubectl(&["get", "namespace", "webns"]).ok();
+
+    step("a class is replaced, what cannot be changed is refused, and the list says what is");
+    cluster.kedge(&["enable", "class"]).ok();
+    cluster.kedge(&["enable", "class:policy=Retain"]).ok();
+    assert_eq!(cluster.field("storageclass/of-addon", ".reclaimPolicy"), "Retain");
+    let refused = cluster.kedge(&["enable", "class:policy=Delete;label=y"]).failed(1);
+    assert_has(&refused, &["nothing was changed", "field is immutable", "disable the addon first"]);
+    assert!(!refused.contains("Status {"), "{refused}");
+    assert_eq!(cluster.field("storageclass/of-addon", ".reclaimPolicy"), "Retain");
+    let listed = cluster.kedge(&["addons", "list", "--format", "json"]).json();
+    let class = listed.as_array().unwrap().iter().find(|addon| addon["name"] == "class").unwrap().clone();
+    assert_eq!(
+        (&class["state"], &class["arguments"]),
+        (&"enabled".into(), &serde_json::json!({"policy": "Retain"}))
+    );
+
+    step("new pods that do not start are not healthy, whatever the old ones are");
+    cluster.kedge(&["enable", "up"]).ok();
+    let out = cluster.kedge(&["enable", "up:image=kedge.dev/no-such:1", "--timeout", "20"]).failed(1);
+    assert_has(&out, &["old pods wait for the new ones", "kedge.dev/no-such:1", "kedge disable up"]);
+    assert_has(&cluster.kedge(&["addons", "list"]).ok(), &["old pods wait for the new ones"]);
+
+    step("without a node the remedy is told");
+    cluster.kill9();
+    let out = cluster.kedge(&["enable", "up"]).failed(1);
+    assert_has(&out, &["the node does not run", "kedge start"]);
+    assert!(!out.contains("client error"), "{out}");
+    cluster.run();
+    cluster.wait_ready();
 }

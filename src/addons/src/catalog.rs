@@ -152,6 +152,28 @@ mod tests {
     }
 
     #[test]
+    fn what_would_not_work_is_refused() {
+        let catalog = Catalog::embedded().unwrap();
+        for (word, accepted) in [
+            ("dns:1.2.3.4,8.8.8.8:5353", true),
+            ("dns:1.2.3.4,foo", false),
+            ("dns:stub_domains=corp.example=192.0.2.53;lab.example=192.0.2.54", true),
+            ("dns:stub_domains=corp.example", false),
+            ("dns:replicas=0", false),
+            ("dns:replicas=2", true),
+            ("dns:replicas=999999", false),
+            ("metrics:replicas=0", false),
+            ("metrics:replicas=999999", false),
+            ("metrics:resolution=1", false),
+        ] {
+            let (name, arguments) = word.split_once(':').unwrap();
+            let addon = catalog.get(name).unwrap();
+            let result = addon.split_arguments(arguments).and_then(|given| addon.values(&given));
+            assert_eq!(result.is_ok(), accepted, "{word}: {result:?}");
+        }
+    }
+
+    #[test]
     fn a_folder_adds_and_replaces() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("mine");

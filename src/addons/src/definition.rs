@@ -1,7 +1,7 @@
 //! `addon.yaml`: what an addon is and which arguments it takes.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kedge_base::AddressRange;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,10 @@ pub enum ArgumentType {
     List,
     /// Comma-separated addresses, ranges (`192.0.2.200-192.0.2.220`) and networks (`2001:db8::10/124`).
     Addresses,
+    /// Comma-separated DNS servers: IP or IP:PORT.
+    Servers,
+    /// Domains with servers of their own, separated by semicolons: `DOMAIN=IP[:PORT][,IP[:PORT]]`.
+    Domains,
 }
 
 impl Addon {
@@ -98,6 +102,9 @@ impl Addon {
             return Err(invalid(format!("{:?} is not a name of small letters, digits and -", addon.name)));
         }
         for argument in &addon.arguments {
+            if argument.min > argument.max.or(Some(u32::MAX)) {
+                return Err(invalid(format!("{}: min is bigger than max", argument.name)));
+            }
             let default = argument.default_text();
             argument.check(&default).map_err(|what| invalid(format!("default: {what}")))?;
         }
@@ -208,6 +215,20 @@ impl Argument {
             ArgumentType::Addresses => {
                 AddressRange::parse_list(text).map_err(|error| format!("{name}: {error}"))?;
             }
+            ArgumentType::Servers => {
+                if let Some(server) = parts(text, ',').find(|server| !is_server(server)) {
+                    return Err(format!(
+                        "{name}: {server:?} is not the address of a server, which is IP or IP:PORT (IPv6: [IP]:PORT)"
+                    ));
+                }
+            }
+            ArgumentType::Domains => {
+                if let Some(domain) = parts(text, ';').find(|domain| !is_domain_with_servers(domain)) {
+                    return Err(format!(
+                        "{name}: {domain:?} is not DOMAIN=IP[:PORT][,IP[:PORT]], for example corp.example=192.0.2.53"
+                    ));
+                }
+            }
             // A default may begin with one of the cluster's folders.
             ArgumentType::Path if !text.starts_with("${") && !is_plain_path(text) => {
                 return wrong("a path from the root on, without . and ..");
@@ -226,6 +247,29 @@ impl Argument {
         }
         Ok(())
     }
+}
+
+fn parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    text.split(separator).map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn is_server(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = match bare.parse::<IpAddr>() {
+        Ok(ip) => Some((ip, 53)),
+        Err(_) => text.parse::<SocketAddr>().ok().map(|address| (address.ip(), address.port())),
+    };
+    address.is_some_and(|(ip, port)| !ip.is_unspecified() && port != 0)
+}
+
+fn is_domain_with_servers(text: &str) -> bool {
+    let Some((domain, servers)) = text.split_once('=') else { return false };
+    let domain = domain.trim().trim_end_matches('.');
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    domain.len() <= 253 && domain.split('.').all(label) && servers.split(',').map(str::trim).all(is_server)
 }
 
 fn is_cidr(text: &str) -> bool {
@@ -264,6 +308,15 @@ arguments:
   default: a
 - name: pool
   type: addresses
+- name: servers
+  type: servers
+- name: domains
+  type: domains
+- name: few
+  type: int
+  default: 2
+  min: 1
+  max: 3
 "#;
         Addon::parse("test", text, Vec::new()).unwrap()
     }
@@ -293,12 +346,32 @@ arguments:
         let values = |key: &str, value: &str| addon.values(&[(key.to_owned(), value.to_owned())].into());
         assert_eq!(values("replicas", "3").unwrap()["replicas"], "3");
         assert_eq!(values("replicas", "3").unwrap()["mode"], "a");
+        for (key, value) in [
+            ("servers", ""),
+            ("servers", "192.0.2.1, 192.0.2.2:5353,2001:db8::53,[2001:db8::53]:5353,[2001:db8::54]"),
+            ("domains", "corp.example=192.0.2.53,[2001:db8::53]:5353; _x.example.=192.0.2.1;"),
+            ("few", "3"),
+        ] {
+            assert_eq!(values(key, value).unwrap()[key], value);
+        }
         for (key, value, words) in [
             ("replicas", "three", "replicas: \"three\" is not a whole number"),
-            ("replcas", "3", "unknown argument \"replcas\"; it takes: upstream, replicas, mode, pool"),
+            (
+                "replcas",
+                "3",
+                "unknown argument \"replcas\"; it takes: upstream, replicas, mode, pool, servers, domains, few",
+            ),
             ("mode", "c", "is not one of a, b"),
             ("upstream", "\"\nkind: Evil", "free of quotes"),
             ("pool", "192.0.2.9-192.0.2.1", "pool: \"192.0.2.9-192.0.2.1\" is not an address, a range"),
+            ("servers", "1.2.3.4,foo", "servers: \"foo\" is not the address of a server"),
+            ("servers", "1.2.3.4:0", "is not the address of a server"),
+            ("servers", "0.0.0.0", "is not the address of a server"),
+            ("domains", "corp.example", "domains: \"corp.example\" is not DOMAIN=IP"),
+            ("domains", "corp.example=", "is not DOMAIN=IP"),
+            ("domains", "a=192.0.2.1;b..c=192.0.2.2", "\"b..c=192.0.2.2\" is not DOMAIN=IP"),
+            ("few", "0", "few: \"0\" is not a number from 1 to 3"),
+            ("few", "999999", "is not a number from 1 to 3"),
         ] {
             let error = values(key, value).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

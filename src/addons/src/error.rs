@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::inventory::ObjectRef;
+
 /// Errors of this crate. Unless it says otherwise, nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,7 +22,7 @@ pub enum Error {
     /// About a repository of addons.
     #[error("{0}")]
     Repository(String),
-    #[error("the addon {addon} needs {requirement}; run: kedge enable {requirement}")]
+    #[error("the addon {addon} needs {requirement}; run: kedge enable {requirement} {addon}")]
     Requires { addon: String, requirement: String },
     #[error("the addon {addon} is needed by {users}; disable that first")]
     InUse { addon: String, users: String },
@@ -40,26 +42,38 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// Found out by a dry run.
+    #[error(
+        "{object} cannot be changed into what is asked for, and nothing was changed: {what}; call it with the \
+         values that it has, or disable the addon first"
+    )]
+    Unchangeable { object: String, what: String },
     #[error("the API server knows no kind {kind} of {api_version}, which {object} is")]
     UnknownKind { object: String, kind: String, api_version: String },
-    #[error("the API server does not answer")]
+    #[error("ask the API server")]
     Api(#[source] Box<kube::Error>),
     /// Everything was applied and stays: the addon may still become healthy.
-    #[error("the addon {addon} was applied but is not healthy after {seconds} s: {reason}")]
+    #[error(
+        "the addon {addon} was applied but is not healthy after {seconds} s: {reason}; mend that and \
+             enable it again, or run: kedge disable {addon}"
+    )]
     Unhealthy { addon: String, seconds: u64, reason: String },
     #[error("the inventory of addon {addon} cannot be read: {what}; enable the addon again")]
     Inventory { addon: String, what: String },
 }
 
 impl Error {
+    pub(crate) fn refused(object: &ObjectRef, source: kube::Error) -> Self {
+        Self::Refused { object: object.to_string(), source: Box::new(source) }
+    }
+
     /// One line for people: what the API server itself said, without the shape it came in.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
-            Self::Refused { source, .. } | Self::Api(source) => match source.as_ref() {
-                kube::Error::Api(status) => format!("{self}: {}", status.message),
-                other => format!("{self}: {other}"),
-            },
+            Self::Refused { source, .. } | Self::Api(source) => {
+                format!("{self}: {}", kedge_client::told(source))
+            }
             Self::Read { source, .. } => format!("{self}: {source}"),
             other => other.to_string(),
         }

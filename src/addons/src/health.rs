@@ -17,7 +17,8 @@ use crate::inventory::ObjectRef;
 /// The kinds that have a health of their own.
 const CHECKED: [&str; 4] = ["Deployment", "DaemonSet", "StatefulSet", "APIService"];
 
-/// `Ok`: it is healthy. `Err`: what it waits for, in words.
+/// `Ok`: it is healthy. `Err`: what it waits for, in words. Workloads as `kubectl rollout status` takes them
+/// (upstream's pkg/polymorphichelpers/rollout_status.go).
 pub(crate) fn judge(kind: &str, object: &Value) -> Result<(), String> {
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64);
     let status = |name: &str| number(&format!("/status/{name}")).unwrap_or(0);
@@ -33,17 +34,46 @@ pub(crate) fn judge(kind: &str, object: &Value) -> Result<(), String> {
     if status("observedGeneration") < number("/metadata/generation").unwrap_or(0) {
         return Err("has not been looked at yet".to_owned());
     }
-    let (wanted, updated, ready) = match kind {
+    let replicas = number("/spec/replicas").unwrap_or(1);
+    let missing = |what: &str, have: i64, wanted: i64| Err(format!("{have} of {wanted} {what}"));
+    match kind {
         "DaemonSet" => {
-            (status("desiredNumberScheduled"), status("updatedNumberScheduled"), status("numberAvailable"))
+            let (wanted, updated) = (status("desiredNumberScheduled"), status("updatedNumberScheduled"));
+            // Nobody replaces the pods of such a one but its owner.
+            let by_hand = object.pointer("/spec/updateStrategy/type").is_some_and(|kind| kind == "OnDelete");
+            if updated < wanted && !by_hand {
+                return missing("pods are updated", updated, wanted);
+            }
+            let available = status("numberAvailable");
+            if available < wanted {
+                return missing("pods are ready", available, wanted);
+            }
         }
         "StatefulSet" => {
-            (number("/spec/replicas").unwrap_or(1), status("updatedReplicas"), status("readyReplicas"))
+            if status("readyReplicas") < replicas {
+                return missing("pods are ready", status("readyReplicas"), replicas);
+            }
+            let strategy = object.pointer("/spec/updateStrategy/type").and_then(Value::as_str);
+            let partition = number("/spec/updateStrategy/rollingUpdate/partition").unwrap_or(0);
+            let wanted = (replicas - partition).max(0);
+            if strategy != Some("OnDelete") && status("updatedReplicas") < wanted {
+                return missing("pods are updated", status("updatedReplicas"), wanted);
+            }
         }
-        _ => (number("/spec/replicas").unwrap_or(1), status("updatedReplicas"), status("availableReplicas")),
-    };
-    if updated < wanted || ready < wanted {
-        return Err(format!("{} of {wanted} pods are ready", ready.min(updated)));
+        // Old pods count as available too: they must be gone before the new ones are looked at.
+        _ => {
+            let updated = status("updatedReplicas");
+            if updated < replicas {
+                return missing("pods are updated", updated, replicas);
+            }
+            if status("replicas") > updated {
+                let old = status("replicas") - updated;
+                return Err(format!("{old} old pods wait for the new ones to be ready"));
+            }
+            if status("availableReplicas") < updated {
+                return missing("pods are ready", status("availableReplicas"), updated);
+            }
+        }
     }
     Ok(())
 }
@@ -103,7 +133,7 @@ pub(crate) async fn wait(
         if healthy.is_err() {
             let mut reason = format!("{object}: {last}");
             if let Some(pod) = blocking_pod(client, &mut known, object).await {
-                let _ = write!(reason, "; {pod}");
+                let _ = write!(reason, " ({pod})");
             }
             return Err(Error::Unhealthy { addon: addon.to_owned(), seconds: limit.as_secs(), reason });
         }
@@ -149,20 +179,47 @@ async fn blocking_pod(client: &kube::Client, known: &mut Objects<'_>, object: &O
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
     };
-    let pod = pods.items.iter().find(|pod| !is_ready(pod))?;
+    let stays = |pod: &&Pod| pod.metadata.deletion_timestamp.is_none();
+    let pod = pods.items.iter().filter(stays).find(|pod| !is_ready(pod))?;
     let name = pod.metadata.name.clone().unwrap_or_default();
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let selector = format!("involvedObject.kind=Pod,involvedObject.name={name},type=Warning");
     let mut events = events.list(&ListParams::default().fields(&selector)).await.ok()?.items;
     events.order_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
     let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
-    Some(match events.last() {
-        Some(event) => format!(
-            "pod {namespace}/{name} is {phase}: {}: {}",
-            event.reason.as_deref().unwrap_or_default(),
-            event.message.as_deref().unwrap_or_default()
-        ),
-        None => format!("pod {namespace}/{name} is {phase}"),
+    let events: Vec<(String, String)> = events
+        .into_iter()
+        .map(|event| (event.reason.unwrap_or_default(), event.message.unwrap_or_default()))
+        .collect();
+    let mut text = format!("pod {namespace}/{name} is {phase}");
+    if let Some((reason, message)) = telling(&events) {
+        let _ = write!(text, ": {reason}: {message}");
+    }
+    if let Some(ended) = last_end(pod) {
+        let _ = write!(text, " ({ended})");
+    }
+    Some(text)
+}
+
+/// The newest event that says more than the name of a state: the kubelet's "Error: ImagePullBackOff" follows
+/// the one that names the image and what its registry said.
+fn telling(events: &[(String, String)]) -> Option<&(String, String)> {
+    let bare = |message: &str| message.strip_prefix("Error: ").is_some_and(|state| !state.contains(' '));
+    events.iter().rev().find(|(_, message)| !bare(message)).or(events.last())
+}
+
+/// How a container of the pod ended that does not run.
+fn last_end(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let init = status.init_container_statuses.iter().flatten();
+    init.chain(status.container_statuses.iter().flatten()).find_map(|container| {
+        let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        let ended = now.or(container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))?;
+        let message = ended.message.as_deref().unwrap_or_default().trim();
+        let colon = if message.is_empty() { "" } else { ": " };
+        (ended.exit_code != 0).then(|| {
+            format!("container {} ended with code {}{colon}{message}", container.name, ended.exit_code)
+        })
     })
 }
 
@@ -188,6 +245,17 @@ mod tests {
                 json!({"metadata": {"generation": 1}, "spec": {"replicas": 2}, "status": {"observedGeneration": 1, "updatedReplicas": 2, "availableReplicas": 1}}),
                 Err("1 of 2 pods are ready"),
             ),
+            // The new pod does not start, and the old one goes on: maxUnavailable is 0.
+            (
+                "Deployment",
+                json!({"metadata": {"generation": 2}, "spec": {"replicas": 1}, "status": {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1}}),
+                Err("1 old pods wait for the new ones to be ready"),
+            ),
+            (
+                "Deployment",
+                json!({"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 1, "availableReplicas": 3}}),
+                Err("1 of 3 pods are updated"),
+            ),
             (
                 "Deployment",
                 json!({"metadata": {"generation": 1}, "spec": {"replicas": 1}, "status": {"observedGeneration": 1, "updatedReplicas": 1, "availableReplicas": 1}}),
@@ -204,6 +272,21 @@ mod tests {
                 Err("0 of 1 pods are ready"),
             ),
             (
+                "StatefulSet",
+                json!({"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": {"observedGeneration": 2, "readyReplicas": 3, "updatedReplicas": 1}}),
+                Err("1 of 3 pods are updated"),
+            ),
+            (
+                "StatefulSet",
+                json!({"metadata": {"generation": 2}, "spec": {"replicas": 3, "updateStrategy": {"rollingUpdate": {"partition": 2}}}, "status": {"observedGeneration": 2, "readyReplicas": 3, "updatedReplicas": 1}}),
+                Ok(()),
+            ),
+            (
+                "DaemonSet",
+                json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2, "desiredNumberScheduled": 3, "updatedNumberScheduled": 1, "numberAvailable": 3}}),
+                Err("1 of 3 pods are updated"),
+            ),
+            (
                 "APIService",
                 json!({"status": {"conditions": [{"type": "Available", "status": "False", "message": "no endpoints"}]}}),
                 Err("no endpoints"),
@@ -213,5 +296,21 @@ mod tests {
         for (kind, object, expected) in cases {
             assert_eq!(judge(kind, &object), expected.map_err(str::to_owned), "{kind} {object}");
         }
+    }
+
+    #[test]
+    fn the_event_that_names_the_image_is_told() {
+        let event = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
+        let pull = event("Failed", "Failed to pull image \"no/such:1\": not found");
+        let events = [
+            pull.clone(),
+            event("Failed", "Error: ErrImagePull"),
+            event("Failed", "Error: ImagePullBackOff"),
+        ];
+        assert_eq!(telling(&events), Some(&pull));
+        assert_eq!(telling(&events[1..]), Some(&events[2]));
+        let crash = event("BackOff", "Back-off restarting failed container dns in pod kube-dns");
+        assert_eq!(telling(&[pull, crash.clone()]), Some(&crash));
+        assert_eq!(telling(&[]), None);
     }
 }

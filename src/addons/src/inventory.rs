@@ -4,9 +4,10 @@
 //! It is written before anything is applied (with what was there before added), so that nothing is
 //! forgotten when the work is cut off in between, and again with exactly what is left afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,22 @@ pub struct Inventory {
     pub arguments: BTreeMap<String, String>,
     /// In the order in which they were applied.
     pub objects: Vec<ObjectRef>,
+    /// Those of them that others made before: they are given up in the end, never deleted. `None`: it was
+    /// written by a Kedge that did not ask, and all count as made by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub existed: Option<BTreeSet<ObjectRef>>,
+    /// The UIDs of those that Kedge made: what has another one, somebody else made under the same name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub uids: BTreeSet<String>,
+}
+
+/// Has this manager applied some of the object's fields?
+pub(crate) fn carries(object: &DynamicObject, manager: &str) -> bool {
+    object.metadata.managed_fields.iter().flatten().any(|entry| is_entry(entry, manager))
+}
+
+pub(crate) fn is_entry(entry: &ManagedFieldsEntry, manager: &str) -> bool {
+    entry.manager.as_deref() == Some(manager) && entry.operation.as_deref() == Some("Apply")
 }
 
 fn api(client: &kube::Client) -> Api<ConfigMap> {
@@ -101,6 +118,18 @@ impl Shelf {
 }
 
 impl Inventory {
+    /// Is this object, which has the name of one of ours, the one that Kedge made? When the work was cut off
+    /// before its UID was noted, the fields that we have applied tell it.
+    pub(crate) fn is_maker_of(&self, found: &DynamicObject) -> bool {
+        found.metadata.uid.as_ref().is_some_and(|uid| self.uids.contains(uid))
+            || carries(found, self.shelf.manager)
+    }
+
+    /// Those that Kedge made.
+    pub(crate) fn made(&self) -> impl Iterator<Item = &ObjectRef> {
+        self.objects.iter().filter(|object| !self.existed.as_ref().is_some_and(|own| own.contains(object)))
+    }
+
     pub(crate) async fn load(client: &kube::Client, addon: &str) -> Result<Option<Self>, Error> {
         Self::load_from(client, ADDONS, addon).await
     }

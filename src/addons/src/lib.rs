@@ -1,7 +1,7 @@
 //! Addons: folders with an `addon.yaml` and manifests, embedded in the binary or loaded from a folder.
 //!
 //! Enabling is one server-side apply under the field manager `kedge-addons`, with an inventory object
-//! that lists what was made: disabling removes exactly that, and a newer version of an addon removes
+//! that lists what was made: disabling removes exactly that (what was there before stays), and a newer version of an addon removes
 //! what it no longer has. The same code applies the manifests of a watched folder. The crate talks to an
 //! API server through a `kube::Client`; apart from that it touches the folder of added addons and runs git
 //! to fill it.
@@ -10,6 +10,7 @@ mod apply;
 mod catalog;
 mod definition;
 mod error;
+mod foreign;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;

@@ -112,13 +112,7 @@ impl Manager {
         if addon.builtin {
             return Ok(());
         }
-        self.check_architecture(addon).await?;
-        for requirement in &addon.requires {
-            let always_on = self.catalog.get(requirement).is_ok_and(|required| required.builtin);
-            if !always_on && Inventory::load(&self.client, requirement).await?.is_none() {
-                return Err(Error::Requires { addon: name.to_owned(), requirement: requirement.clone() });
-            }
-        }
+        self.check_needs(addon, &[]).await?;
         let before = Inventory::load(&self.client, name).await?;
         let made: Vec<ObjectRef> = objects.iter().map(ObjectRef::of).collect();
         let inventory = Inventory {
@@ -129,17 +123,56 @@ impl Manager {
             digest: render::digest(&objects),
             arguments: given.clone(),
             objects: made.clone(),
+            existed: None,
+            uids: BTreeSet::new(),
         };
-        let before = before.map(|before| before.objects).unwrap_or_default();
-        converge(&self.client, &inventory, &objects, before, &BTreeSet::new(), false, progress).await?;
+        converge(&self.client, inventory, &objects, before, &BTreeSet::new(), false, progress).await?;
         health::wait(&self.client, name, &made, limit, progress).await
     }
 
-    /// Removes what enabling made, in the reverse order, and forgets the addon.
+    /// Could these be enabled one after another? Nothing is changed.
+    ///
+    /// # Errors
+    /// Unknown addon, wrong argument, unmet requirement of any of them.
+    pub async fn check(&self, wanted: &[(String, BTreeMap<String, String>)]) -> Result<(), Error> {
+        for (place, (name, given)) in wanted.iter().enumerate() {
+            let addon = self.catalog.get(name)?;
+            self.render(addon, given)?;
+            if !addon.builtin {
+                self.check_needs(addon, &wanted[..place]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A node that can run it, and the addons that it needs: enabled, or `earlier` than it.
+    async fn check_needs(
+        &self,
+        addon: &Addon,
+        earlier: &[(String, BTreeMap<String, String>)],
+    ) -> Result<(), Error> {
+        self.check_architecture(addon).await?;
+        for requirement in &addon.requires {
+            let always_on = self.catalog.get(requirement).is_ok_and(|required| required.builtin);
+            let comes = earlier.iter().any(|(name, _)| name == requirement);
+            if !always_on && !comes && Inventory::load(&self.client, requirement).await?.is_none() {
+                let (addon, requirement) = (addon.name.clone(), requirement.clone());
+                return Err(Error::Requires { addon, requirement });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what enabling made, in the reverse order, and forgets the addon. Returns what stays and why:
+    /// what was there before it, and a namespace that holds things of others.
     ///
     /// # Errors
     /// When it is not enabled, others need it, or the API server refuses.
-    pub async fn disable(&self, name: &str, progress: &mut (dyn FnMut(&str) + Send)) -> Result<(), Error> {
+    pub async fn disable(
+        &self,
+        name: &str,
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<Vec<String>, Error> {
         if self.catalog.get(name).is_ok_and(|addon| addon.builtin) {
             return Err(Error::AlwaysOn { addon: name.to_owned() });
         }
@@ -161,13 +194,17 @@ impl Manager {
             return Err(Error::InUse { addon: name.to_owned(), users: users.join(", ") });
         }
         let mut api = Objects::new(&self.client);
+        let (mut deleted, mut remarks) = (Vec::new(), Vec::new());
         for object in inventory.objects.iter().rev() {
             progress(&format!("removing {object}"));
-            api.delete(object).await?;
+            match api.remove(object, &inventory).await? {
+                None => deleted.push(object),
+                Some(remark) => remarks.push(remark),
+            }
         }
         // Whatever somebody else's finalizer holds up is not waited for.
         let all_gone = async {
-            for object in inventory.objects.iter().rev() {
+            for object in deleted {
                 progress(&format!("waiting until {object} is gone"));
                 health::gone(&self.client, object).await?;
             }
@@ -176,7 +213,8 @@ impl Manager {
         if let Ok(result) = tokio::time::timeout(GONE_LIMIT, all_gone).await {
             result?;
         }
-        inventory.delete(&self.client).await
+        inventory.delete(&self.client).await?;
+        Ok(remarks)
     }
 
     /// Every addon of the catalogue, and those that are enabled but no longer in it.
@@ -222,6 +260,10 @@ impl Manager {
         if let Some(inventory) = inventory {
             listed.version = inventory.version;
             listed.reasons = health::reasons(&self.client, &inventory.objects).await?;
+            if inventory.digest.is_empty() {
+                let what = "it is being applied, or that was cut off or refused; enable it again";
+                listed.reasons.insert(0, what.to_owned());
+            }
             listed.state = if listed.reasons.is_empty() { State::Enabled } else { State::Unhealthy };
             listed.arguments = inventory.arguments;
         } else if builtin {

@@ -132,7 +132,6 @@ impl Manifests {
         if objects.is_none() && before.is_none() {
             return Ok(Done::default());
         }
-        let before = before.map(|inventory| inventory.objects).unwrap_or_default();
         let exists = objects.is_some();
         let objects = objects.unwrap_or_default();
         let inventory = Inventory {
@@ -146,10 +145,13 @@ impl Manifests {
                 ("file".to_owned(), name.to_owned()),
             ]),
             objects: objects.iter().map(ObjectRef::of).collect(),
+            existed: None,
+            uids: BTreeSet::new(),
         };
-        let pruned = before.iter().filter(|object| !inventory.objects.contains(object)).count();
+        let had = before.iter().flat_map(|before| &before.objects);
+        let pruned = had.filter(|object| !inventory.objects.contains(object)).count();
         let keep = if pruned > 0 { self.wanted_by_others(&key).await? } else { BTreeSet::new() };
-        converge(&self.client, &inventory, &objects, before, &keep, true, &mut |text| {
+        converge(&self.client, inventory.clone(), &objects, before, &keep, true, &mut |text| {
             tracing::debug!(file = name, "{text}");
         })
         .await?;

@@ -81,6 +81,7 @@ pub(crate) async fn enable_all(
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> anyhow::Result<()> {
     let wanted = parse(manager.catalog(), words).map_err(Failure::into_error)?;
+    manager.check(&wanted).await.context("look at the addons")?;
     for (name, given) in wanted {
         if name == flannel::NAME {
             let said = &mut |text: &str| progress(&format!("enabling {name}: {text}"));
@@ -114,5 +115,31 @@ pub(crate) fn usage(error: Error) -> Failure {
             Failure::Usage(error.to_string())
         }
         other => Failure::Failed(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_dns_addon_takes_its_server_understands() {
+        let catalog = Catalog::embedded().unwrap();
+        for (word, accepted) in [
+            ("dns:192.0.2.1,192.0.2.2:5353,[2001:db8::53]:5353", true),
+            ("dns:192.0.2.1,foo", false),
+            ("dns:0.0.0.0", false),
+            ("dns:stub_domains=corp.example=192.0.2.53;lab.example.=192.0.2.54:5353", true),
+            ("dns:stub_domains=corp..example=192.0.2.53", false),
+            ("dns:stub_domains==192.0.2.53", false),
+        ] {
+            let (_, text) = word.split_once(':').unwrap();
+            let understood = match text.strip_prefix("stub_domains=") {
+                Some(domains) => kedge_network::dns::parse_stub_domains(domains).is_ok(),
+                None => kedge_network::dns::parse_servers(text).is_ok(),
+            };
+            assert_eq!(understood, accepted, "{word}");
+            assert_eq!(parse(&catalog, &[word.to_owned()]).is_ok(), accepted, "{word}");
+        }
     }
 }

@@ -26,8 +26,9 @@ pub(crate) fn enable(config: &Config, args: &EnableArgs) -> Result<ExitCode, Fai
     require_root()?;
     block_on(async {
         let manager = manager(config, admin::client(config)?)?;
-        // Everything is parsed before anything is applied.
+        // Everything is looked at before anything is applied.
         let wanted = parse(manager.catalog(), &args.addons)?;
+        manager.check(&wanted).await.map_err(usage)?;
         for (name, given) in &wanted {
             enable_with(&manager, name, given, Duration::from_secs(args.timeout)).await?;
         }
@@ -79,23 +80,28 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
     require_root()?;
     block_on(async {
         let manager = manager(config, admin::client(config)?)?;
+        let mut kept = Vec::new();
         for name in names {
             let mut step = Step::begin(&format!("disabling {name}"));
             let mut said = |text: &str| step.update(&format!("disabling {name}: {text}"));
             let result = if name == flannel::NAME {
-                flannel::disable(&manager, DISABLE_LIMIT, &mut said).await
+                flannel::disable(&manager, DISABLE_LIMIT, &mut said).await.map(|()| Vec::new())
             } else {
                 manager.disable(name, &mut said).await.map_err(usage)
             };
             match result {
-                Ok(()) => step.done(&format!("{name} is disabled")),
+                Ok(remarks) => {
+                    step.done(&format!("{name} is disabled"));
+                    remarks.iter().for_each(|remark| output::confirm(remark));
+                    kept.extend(remarks);
+                }
                 Err(failure) => {
                     step.abandon();
                     return Err(failure);
                 }
             }
         }
-        output::report("disabled", &json!({ "addons": names }));
+        output::report("disabled", &json!({ "addons": names, "kept": kept }));
         Ok(ExitCode::SUCCESS)
     })?
 }
