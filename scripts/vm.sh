@@ -1,38 +1,44 @@
 #!/usr/bin/env bash
 # Kedge in a virtual machine: Debian with its own kernel, systemd, containerd and nothing but cgroup v2.
 #
-#   scripts/vm.sh [--binary FILE] [--suite NAME] [--memory MB] [--trial NAME]... [amd64|arm64]
+#   scripts/vm.sh [--binary FILE] [--suite NAME] [--memory MB] [--trial NAME]... [--cuts NUMBER] [--seed NUMBER]
+#                 [amd64|arm64]
 #
 # The trials, each on a fresh machine (all of them by default; what they do is in tests/machine/trial.sh):
 #   tour       install.sh to Ready, the README's tour, limits, kill -9, a reboot, uninstall (2048 MB)
 #   small      512 MB, the class of a Raspberry Pi Zero 2: does it come up, and stay
 #   no-memory  a kernel without the memory controller: install must refuse and change nothing
+#   power      the power is cut twice during the installation, --cuts times [5] under writes, and after a snapshot,
+#              on a disk with a volatile cache: what was acknowledged must be there (scripts/vm-power.sh)
 #
 # Without an architecture it is this machine's; another one is emulated, which takes half an hour and
 # more. Without --binary it is the release binary under target/, or one that scripts/cross.sh builds.
 # Needs root, qemu, debootstrap, e2fsprogs, cpio, kmod and 3 GB in KEDGE_VM_DIR [/var/cache/kedge-vm],
 # where the disks stay for the next run (delete them when you like). KEDGE_VM_TIMEOUT: seconds a trial
-# may take [1800; 7200 when emulated]. Prints "N passed, N failed, N skipped" last, and skips all, with the reason,
+# (of "power": a boot) may take [1800; 7200 when emulated]. "power" needs python3, and its --seed is printed. Prints "N passed, N failed, N skipped" last, and skips all, with the reason,
 # on a machine that cannot run it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . scripts/mirrors.sh
+. scripts/vm-power.sh
 export PATH="$PATH:/usr/sbin:/sbin"
 
-BINARY='' SUITE=trixie MEMORY='' ARCH='' trials=()
+BINARY='' SUITE=trixie MEMORY='' ARCH='' CUTS=5 SEED='' trials=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --binary) BINARY=$2 && shift 2 ;;
         --suite) SUITE=$2 && shift 2 ;;
         --memory) MEMORY=$2 && shift 2 ;;
         --trial) trials+=("$2") && shift 2 ;;
+        --cuts) CUTS=$2 && shift 2 ;;
+        --seed) SEED=$2 && shift 2 ;;
         amd64 | arm64) ARCH=$1 && shift ;;
-        *) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        *) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
 done
-[ ${#trials[@]} -gt 0 ] || trials=(tour small no-memory)
+[ ${#trials[@]} -gt 0 ] || trials=(tour small no-memory power)
 for trial in "${trials[@]}"; do
-    case "$trial" in tour | small | no-memory) ;; *) echo "no such trial: $trial" >&2 && exit 2 ;; esac
+    case "$trial" in tour | small | no-memory | power) ;; *) echo "no such trial: $trial" >&2 && exit 2 ;; esac
 done
 case "$(uname -m)" in aarch64) OWN=arm64 ;; *) OWN=amd64 ;; esac
 [ -n "$ARCH" ] || ARCH=$OWN
@@ -93,11 +99,12 @@ fi
 [ "$(od -An -tu1 -j18 -N1 "$BINARY" | tr -d ' \n')" = "$ELF" ] || { echo "error: $BINARY is not for $ARCH" >&2; exit 2; }
 
 WORK=$(mktemp -d /var/tmp/kedge-vm.XXXXXX)
-QEMU_PID=
+QEMU_PID='' DISK_PID=''
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
     [ -z "$QEMU_PID" ] || kill "$QEMU_PID" 2>/dev/null
+    [ -z "$DISK_PID" ] || kill "$DISK_PID" 2>/dev/null
     rm -rf --one-file-system -- "$WORK"
     exit "$status"
 }
@@ -120,28 +127,35 @@ if lends_processor; then
     ACCELERATE=(-accel kvm -cpu host -smp 2) LIMIT=${KEDGE_VM_TIMEOUT:-1800} HOW="on this processor"
 fi
 
-# boot DISK-FLAGS MEMORY KERNEL-WORDS CONSOLE-FILE TAR: runs the machine until it switches itself off.
+# boot DRIVE MEMORY KERNEL-WORDS CONSOLE-FILE TAR [WATCHER]: runs the machine until it switches itself off, or
+# until the function WATCHER, which is given the console's file, has killed it: the power is cut.
 # What is said to be for the reader goes to stdout as it comes.
 boot() {
-    local status follower
+    local status follower watcher=
     : >"$4"
+    rm -f "$WORK/qemu.pid"
     # -no-reboot is not given: the trials reboot, and a kernel that is booted directly boots again.
-    timeout "$LIMIT" "$QEMU" -machine "$MACHINE" "${ACCELERATE[@]}" -m "$2" -display none -monitor none \
+    timeout "$LIMIT" "$QEMU" -pidfile "$WORK/qemu.pid" -machine "$MACHINE" "${ACCELERATE[@]}" -m "$2" -display none -monitor none \
         -serial "file:$4" -kernel "$KERNEL" -initrd "$INITRD" \
         -append "console=$CONSOLE root=/dev/vda rw quiet loglevel=3 systemd.show_status=false panic=5 $3" \
-        -drive "file=$DISK,if=none,id=disk,format=raw,cache=unsafe,$1" -device virtio-blk-pci,drive=disk \
+        -drive "$1,if=none,id=disk,format=raw" -device virtio-blk-pci,drive=disk \
         -drive "file=$5,if=none,id=trial,format=raw,readonly=on" -device virtio-blk-pci,drive=trial \
         -netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci \
         </dev/null >>"$4.qemu" 2>&1 &
     QEMU_PID=$!
     tail -n +1 -s 1 -f --pid="$QEMU_PID" "$4" 2>/dev/null | sed -un 's/\r$//; s/^TRIAL: //p' &
     follower=$!
-    wait "$QEMU_PID"
+    [ -z "${6:-}" ] || { "$6" "$4" & watcher=$!; }
+    wait "$QEMU_PID" 2>/dev/null
     status=$?
     QEMU_PID=
     wait "$follower"
+    [ -z "$watcher" ] || { kill "$watcher" && wait "$watcher"; } 2>/dev/null
     case "$status" in
         0) return 0 ;;
+        137) [ -n "$watcher" ] && return 137 ;;
+    esac
+    case "$status" in
         124) echo "the machine did not finish within $LIMIT s" ;;
         *) cat "$4.qemu" && echo "qemu ended with $status" ;;
     esac
@@ -263,7 +277,7 @@ UNIT
     say "the first boot configures the packages ($HOW)"
     : >"$WORK/empty"
     truncate -s 10240 "$WORK/empty"
-    boot snapshot=off 1024 "" "$WORK/first.log" "$WORK/empty" >"$WORK/first.out"
+    boot "file=$DISK,cache=unsafe" 1024 "" "$WORK/first.log" "$WORK/empty" >"$WORK/first.out"
     if ! grep -q "the packages are configured" "$WORK/first.out"; then
         tail -n 30 "$WORK/first.log"
         return 1
@@ -276,13 +290,13 @@ UNIT
 run_trial() {
     local log=$DIR/$NAME-$1.log folder=$WORK/trial start=$SECONDS line
     rm -rf "$folder" && mkdir -p "$folder"
-    cp install.sh "$folder/" && cp tests/machine/trial.sh "$folder/" && cp "$BINARY" "$folder/kedge" || return
+    cp install.sh tests/machine/trial.sh "$folder/" && cp "$BINARY" "$folder/kedge" || return
     echo "$1" >"$folder/name"
     tar -C "$folder" --owner=0 --group=0 -cf "$WORK/trial.tar" .
     say "$1: $2 MB, $HOW; its console: $log"
     rm -f "$log.qemu"
     # What the machine writes to its disk is forgotten when it is switched off.
-    boot snapshot=on "$2" "$3" "$log" "$WORK/trial.tar" || FAILED=$((FAILED + 1))
+    boot "file=$DISK,cache=unsafe,snapshot=on" "$2" "$3" "$log" "$WORK/trial.tar" || FAILED=$((FAILED + 1))
     line=$(tr -d '\r' <"$log")
     PASSED=$((PASSED + $(grep -c '^TRIAL: ok ' <<<"$line")))
     FAILED=$((FAILED + $(grep -c '^TRIAL: FAILED ' <<<"$line")))
@@ -307,6 +321,7 @@ for trial in "${trials[@]}"; do
         tour) run_trial tour "${MEMORY:-2048}" "" ;;
         small) run_trial small "${MEMORY:-512}" "" ;;
         no-memory) run_trial no-memory "${MEMORY:-1024}" cgroup_disable=memory ;;
+        power) power_trial "${MEMORY:-2048}" ;;
     esac
 done
 closing

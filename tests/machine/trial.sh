@@ -312,7 +312,7 @@ swapoff -a
 # The console's line may have begun with what systemd sends to a terminal.
 echo
 tell "up after $(now) s"
-if [ -z "$first_boot" ] && [ ! -e $STATE/rebooting ]; then
+if [ -z "$first_boot" ] && [ ! -e $STATE/rebooting ] && [ "$TRIAL" != power ]; then
     tell "FAILED $(now) s  $TRIAL: the machine's kernel restarted by itself, see its console"
     finish
 fi
@@ -378,6 +378,10 @@ case "$TRIAL" in
         check "install.sh refuses with the words for cmdline.txt" refuses
         sed 's/^/TRIAL:     /' $OUTPUT
         check "nothing was changed" as_before
+        ;;
+    power)
+        . $HERE/power.sh
+        power_boot
         ;;
 esac
 finish
