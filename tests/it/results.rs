@@ -1,4 +1,4 @@
-//! What commands that do something say: progress for people on standard error, one object for programs.
+//! What commands that do something say: progress for people on a terminal, one object for programs.
 
 use kedge_tests::{Cluster, Out, assert_has, kedge_binary, run, step};
 use serde_json::Value;
@@ -14,11 +14,11 @@ fn one_object_at_the_end() {
     let cluster = Cluster::start();
     let json = |words: &[&str]| cluster.kedge(&[words, &["--output", "json"]].concat());
 
-    step("what was done, with progress beside it");
+    step("what was done, with what people read beside it");
     let enabled = json(&["enable", "dns"]);
     let object = result(&enabled, 0);
     assert_eq!((object["result"].as_str(), object["addons"][0].as_str()), (Some("enabled"), Some("dns")));
-    assert_has(&enabled.stderr, &["enabling dns: applying", "dns is enabled"]);
+    assert_eq!(enabled.stderr.trim(), "dns is enabled");
     cluster.import_busybox();
     let archive = cluster.dir().join("busybox.tar").display().to_string();
     let imported = result(&json(&["images", "import", &archive]), 0);
@@ -53,10 +53,9 @@ fn one_object_at_the_end() {
     let quiet = cluster.kedge(&["disable", "dns", "--quiet"]);
     assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
 
-    step("on a terminal a spinner, without one lines");
+    step("on a terminal a spinner, without one nothing");
     let plain = cluster.kedge(&["enable", "dns"]);
-    assert_has(&plain.stderr, &["enabling dns: applying"]);
-    assert!(!plain.stderr.contains('\u{1b}') && !plain.stdout.contains('\u{1b}'), "{}", plain.stderr);
+    assert_eq!((plain.stdout.trim(), plain.stderr.as_str()), ("dns is enabled", ""));
     // A shell reads it, and thresholds have a `<`.
     let flags: String = cluster.flags().iter().map(|flag| format!(" '{flag}'")).collect();
     let line = format!("{} images prune{flags}", kedge_binary().display());

@@ -27,7 +27,7 @@ pub(crate) use node::{
 
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "kedge", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "kedge", version, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,

@@ -102,6 +102,8 @@ pub(crate) struct Config {
     pub(crate) store_quota: u64,
     /// Mirrors and logins of registries; the file need not exist.
     pub(crate) registries: PathBuf,
+    /// Mirrors beside those of that file.
+    pub(crate) mirrors: kedge_kubelet::Mirrors,
     /// Below which floors the node is under pressure, and how it gets rid of pods then.
     pub(crate) eviction: kedge_kubelet::Eviction,
     /// When unused images are removed.
@@ -179,6 +181,7 @@ impl Config {
             snapshot_keep: reader.count("snapshot-keep", 5),
             store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
             registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
+            mirrors: reader.mirrors("mirrors"),
             eviction: reader.eviction(),
             image_gc: reader.image_gc("image-gc-high-threshold", "image-gc-low-threshold"),
             allowed_unsafe_sysctls: reader.sysctls("allowed-unsafe-sysctls"),
@@ -529,7 +532,8 @@ mod tests {
     fn the_settings_of_a_first_start() {
         let config = load(
             "node-labels: {disk: ssd, example.com/zone: a}\nnode-taints: [\"edge=yes:NoSchedule\", \"gpu:NoExecute\"]\n\
-             addons: [dns, metrics]\nrole: worker\nregistries: /etc/kedge/registries.yaml\n",
+             addons: [dns, metrics]\nrole: worker\nregistries: /etc/kedge/registries.yaml\n\
+             mirrors: {docker.io: \"https://a.example\", quay.io: \"http://b.example:5000\"}\n",
             &[],
         )
         .unwrap();
@@ -541,12 +545,15 @@ mod tests {
         assert_eq!((config.node_taints[1].key.as_str(), config.node_taints[1].value.as_str()), ("gpu", ""));
         assert_eq!(config.addons.as_deref(), Some(["dns".to_owned(), "metrics".to_owned()].as_slice()));
         assert_eq!(config.role, Role::Worker);
+        assert_eq!(config.mirrors["quay.io"], ["http://b.example:5000"]);
         assert_eq!(load("", &[]).unwrap().addons, None);
         assert_eq!(load("addons: []\n", &[]).unwrap().addons, Some(Vec::new()));
         for (text, part) in [
             ("node-labels: [disk]\n", "is no label"),
             ("node-labels: [\"-x=y\"]\n", "is no label"),
             ("node-taints: [\"a=b:Never\"]\n", "is no taint"),
+            ("mirrors: [docker.io]\n", "is no mirror such as"),
+            ("mirrors: {docker.io: mirror.example}\n", "is no URL"),
             ("role: master\n", "neither control-plane nor worker"),
             ("join: 192.0.2.1/x\n", "join"),
         ] {

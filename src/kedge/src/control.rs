@@ -22,6 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HEAD_LIMIT: u64 = 16 << 10;
 const BODY_LIMIT: usize = 1 << 20;
 
+/// The code of an answer that no insisting changes.
+pub(crate) const UNSAFE: u16 = 412;
+/// What the node is doing for a request that takes a while, in words; empty: nothing.
+pub(crate) const PROGRESS: &str = "/progress";
+/// How soon a command notices that its request was answered.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What a command asks.
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -132,6 +139,9 @@ pub(crate) enum CallError {
     /// The node's own words.
     #[error("{0}")]
     Refused(String),
+    /// The node's own words: the cluster would suffer from it, whatever the operator insists on.
+    #[error("{0}")]
+    Unsafe(String),
     /// The process may hang, or this is not root.
     #[error("the node does not answer (is this root? see kedge status)")]
     Io(#[from] io::Error),
@@ -163,11 +173,40 @@ pub(crate) fn call<T: DeserializeOwned>(
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let (code, body) = split(&answer)?;
-    if code == 200 {
-        serde_json::from_slice(body).map_err(|error| CallError::Io(io::Error::other(error)))
-    } else {
-        Err(CallError::Refused(String::from_utf8_lossy(body).into_owned()))
+    let text = || String::from_utf8_lossy(body).into_owned();
+    match code {
+        200 => serde_json::from_slice(body).map_err(|error| CallError::Io(io::Error::other(error))),
+        UNSAFE => Err(CallError::Unsafe(text())),
+        _ => Err(CallError::Refused(text())),
     }
+}
+
+/// The same for work that takes a while: hands on what the node says about it meanwhile.
+///
+/// # Errors
+/// See [`CallError`].
+pub(crate) fn call_and_tell<T: DeserializeOwned + Send>(
+    socket: &Path,
+    path: &str,
+    body: &(impl Serialize + Sync),
+    limit: Duration,
+    mut tell: impl FnMut(&str),
+) -> Result<T, CallError> {
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| call(socket, "POST", path, body, limit));
+        let mut looks = 0_u32;
+        while !work.is_finished() {
+            std::thread::sleep(LOOK);
+            looks += 1;
+            if looks.is_multiple_of(10)
+                && let Ok(text) = call::<String>(socket, "GET", PROGRESS, &(), PATIENCE)
+                && !text.is_empty()
+            {
+                tell(&text);
+            }
+        }
+        work.join().unwrap_or_else(|_| Err(CallError::Io(io::Error::other("the request's thread panicked"))))
+    })
 }
 
 /// The status code and the body of an answer.
@@ -192,10 +231,22 @@ mod tests {
         assert!(matches!(ask("GET", "/a", ""), Err(CallError::NotRunning)));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let tasks = Tasks::new("test");
-        let handler: Handler = Arc::new(|request| {
+        // Slow work is over when it was asked about.
+        let asked = Arc::new(tokio::sync::Notify::new());
+        let handler: Handler = Arc::new(move |request| {
+            let asked = asked.clone();
             Box::pin(async move {
                 match request.path.as_str() {
                     "/echo" => Reply::json(&format!("{} {}", request.method, request.body.len())),
+                    "/harm" => Reply::failed(UNSAFE, "it would hurt"),
+                    "/slow" => {
+                        asked.notified().await;
+                        Reply::json(&"done")
+                    }
+                    PROGRESS => {
+                        asked.notify_one();
+                        Reply::json(&"two pods left")
+                    }
                     _ => Reply::failed(404, "no such thing"),
                 }
             })
@@ -206,6 +257,11 @@ mod tests {
         }
         assert_eq!(ask("POST", "/echo", &"x".repeat(100_000)).unwrap(), "POST 100002");
         assert_eq!(ask("GET", "/else", "").unwrap_err().to_string(), "no such thing");
+        assert!(matches!(ask("GET", "/harm", ""), Err(CallError::Unsafe(why)) if why == "it would hurt"));
+        let mut told = Vec::new();
+        let done = call_and_tell::<String>(&socket, "/slow", &"", limit, |text| told.push(text.to_owned()));
+        assert_eq!(done.unwrap(), "done");
+        assert_eq!(told.first().map(String::as_str), Some("two pods left"));
         assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
         drop(tasks);
         drop(runtime);

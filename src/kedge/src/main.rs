@@ -74,7 +74,7 @@ fn finish(result: Result<ExitCode, failure::Failure>) -> ExitCode {
             ExitCode::from(2)
         }
         Err(failure::Failure::Failed(error)) => {
-            output::fail(&format!("{error:#}"));
+            output::fail(&failure::text(&error));
             ExitCode::from(1)
         }
     }

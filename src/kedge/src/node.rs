@@ -32,7 +32,7 @@ use kedge_apiserver::User;
 use kedge_base::{Backoff, Tasks};
 use kedge_client::Informers;
 use kedge_client::failover::{self, Servers};
-use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Renewal, Role};
+use kedge_cluster::{Admitted, Leaf, Members, NodeIdentity, Pki, Refusal, Renewal, Role};
 use kedge_kubelet::{Registries, containerd};
 use kedge_network::{Announcer, CniFiles, OverlayConfig};
 use kedge_store::Store;
@@ -40,12 +40,14 @@ use tokio::task::JoinHandle;
 
 use self::backup::Backups;
 use self::control_plane::ControlPlane;
+use self::drain::Progress;
 use self::image_folder::ImageFolder;
 use self::leading::{ClusterSigner, Leading};
 use self::ops::Ops;
 use crate::config::Config;
 use crate::image_build;
 use crate::node_status::Board;
+use crate::preflight;
 
 /// How long each part may take to stop; the line that names who is late comes earlier.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -124,7 +126,13 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
     // Whoever is told to stop meanwhile waits for nothing any more.
     let start = node.start(containerd, &tasks, ready);
     let network = match tasks.token().clone().run_until_cancelled(start).await {
-        Some(Err(error)) if !tasks.token().is_cancelled() => return Err(error),
+        Some(Err(error)) if !tasks.token().is_cancelled() => {
+            // Of a node that was removed nothing can work; it waits to be told to leave.
+            let Some(refusal) = node.refused().await else { return Err(error) };
+            tracing::error!(%refusal, error = format!("{error:#}"), "this node is none of the cluster's any more");
+            node.board.removed(&refusal.to_string());
+            None
+        }
         started => started.and_then(Result::ok),
     };
     tasks.token().cancelled().await;
@@ -170,6 +178,16 @@ struct Node {
 }
 
 impl Node {
+    /// What the cluster says when it does not know this node (any more).
+    async fn refused(&self) -> Option<Refusal> {
+        match self.members.as_ref()?.standing().await {
+            Err(kedge_cluster::Error::Refused(refusal @ (Refusal::Removed { .. } | Refusal::NotAMember))) => {
+                Some(refusal)
+            }
+            _ => None,
+        }
+    }
+
     /// Starts what is not the control plane itself, until all of it is ready.
     async fn start(
         &self,
@@ -229,6 +247,7 @@ impl Node {
             authority: control_plane.as_ref().map(|plane| plane.authority.clone()),
             encryption: control_plane.as_ref().map(|plane| plane.encryption.clone()),
             config: config.clone(),
+            progress: Progress::default(),
         });
 
         containerd.await.context("start containerd")?.context("start containerd")?;
@@ -251,14 +270,14 @@ impl Node {
             &groups.node,
         );
         board.ready("network");
-        kedge_kubelet::start(
+        let kubelet = kedge_kubelet::start(
             kubelet_config(config, pki, node_ips.clone(), *role, registries)?,
             &informers,
             &groups.node,
         )
         .await
         .context("start the kubelet")?;
-        board.follow_node(&config.node_name, &informers);
+        board.follow_node(&config.node_name, &informers, kubelet.status(), &groups.node);
         if *role == Role::ControlPlane {
             manifest_folder::start(config, &client, board, &groups.node);
         }
@@ -427,7 +446,8 @@ async fn standing(members: Arc<Members>, mut admitted: Admitted, pki_dir: PathBu
     loop {
         match members.standing().await {
             Ok(standing) => {
-                admitted.peers.retain(|_| false);
+                board.belongs();
+                admitted.peers.clear();
                 admitted
                     .peers
                     .extend(standing.control_plane.into_iter().filter(|peer| peer.id != standing.node.id));
@@ -435,7 +455,10 @@ async fn standing(members: Arc<Members>, mut admitted: Admitted, pki_dir: PathBu
                 if let Err(error) = admitted.write(&pki_dir) {
                     tracing::warn!(error = %kedge_base::Chain(&error), "the control plane's addresses were not kept");
                 }
-                return;
+                backoff.reset();
+                // What it says holds until this node's Node object is gone.
+                board.until_unregistered().await;
+                continue;
             }
             Err(kedge_cluster::Error::Refused(refusal)) => {
                 board.removed(&refusal.to_string());
@@ -456,18 +479,22 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
         .clone()
         .or_else(|| usual.iter().map(PathBuf::from).find(|path| path.is_file()))
         .context("containerd is missing; install the package containerd")?;
-    let plugins = config.cni_bin_dirs();
-    let cni_bin_dir = plugins.iter().find(|dir| dir.join("bridge").is_file()).or(plugins.first());
     Ok(containerd::Settings {
         binary,
         root: config.data_dir.join("containerd"),
         state: config.run_dir.join("containerd"),
-        cni_bin_dir: cni_bin_dir.cloned().unwrap_or_default(),
+        cni_bin_dir: cni_bin_dir(config),
         cni_conf_dir: config.cni_config_dir(),
         registry_dir: registry_dir(config),
         pause_image: image_build::pause_image(),
         stream_address: IpAddr::from([127, 0, 0, 1]),
     })
+}
+
+/// Where the network plugins are, or should be.
+fn cni_bin_dir(config: &Config) -> PathBuf {
+    let dirs = config.cni_bin_dirs();
+    dirs.iter().find(|dir| dir.join("bridge").is_file()).or(dirs.first()).cloned().unwrap_or_default()
 }
 
 fn registry_dir(config: &Config) -> PathBuf {
@@ -476,7 +503,7 @@ fn registry_dir(config: &Config) -> PathBuf {
 
 /// Mirrors and logins; what is wrong with their file is told by `kedge status`.
 fn registries(config: &Config, board: &Board, tasks: &Tasks) -> Registries {
-    let registries = Registries::new(config.registries.clone(), registry_dir(config));
+    let registries = Registries::new(config.registries.clone(), config.mirrors.clone(), registry_dir(config));
     if let Err(error) = registries.refresh() {
         tracing::warn!(error = %kedge_base::Chain(&error), "mirrors and logins of registries are not used");
     }
@@ -581,6 +608,13 @@ fn kubelet_config(
                 ..Taint::default()
             })
             .collect(),
+        // Another pod network brings its own.
+        network_plugins: if config.own_pod_network {
+            let dir = cni_bin_dir(config);
+            preflight::CNI_PLUGINS.iter().map(|plugin| dir.join(plugin)).collect()
+        } else {
+            Vec::new()
+        },
         resolv_conf: kedge_network::dns::host_resolv_conf(),
     })
 }

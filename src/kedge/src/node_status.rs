@@ -9,8 +9,10 @@ use k8s_openapi::api::core::v1::Node;
 use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_cluster::Role;
+use kedge_kubelet::Summary;
 use kedge_store::Store;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 use crate::control::{self, Handler, Reply, Request};
@@ -25,6 +27,9 @@ const WORKER: [&str; 3] = ["containerd", "network", "kubelet"];
 /// A leader that does not answer in this time is not waited for.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What helps a node that was removed.
+const LEAVE: &str = "run kedge leave to make this a single node, then join again";
+
 /// Clones share the board.
 #[derive(Clone)]
 pub(crate) struct Board(Arc<Inner>);
@@ -34,6 +39,18 @@ struct Inner {
     store: OnceLock<Store>,
     snapshots: std::path::PathBuf,
     operations: OnceLock<Ops>,
+    /// What the kubelet's part is made of.
+    kubelet: Mutex<KubeletPart>,
+    /// The Node object of this node was deleted.
+    unregistered: Notify,
+}
+
+#[derive(Default)]
+struct KubeletPart {
+    /// The Node's Ready condition: why not. `None` while nobody knows.
+    node: Option<Result<(), String>>,
+    /// The API server does not answer.
+    api: Option<String>,
 }
 
 impl Board {
@@ -62,6 +79,8 @@ impl Board {
             store: OnceLock::new(),
             snapshots: config.snapshot_dir(),
             operations: OnceLock::new(),
+            kubelet: Mutex::default(),
+            unregistered: Notify::new(),
         }));
         let answers = board.clone();
         let handler: Handler = Arc::new(move |request| {
@@ -99,6 +118,13 @@ impl Board {
             let snapshots = crate::snapshot::list(&self.0.snapshots).unwrap_or_default();
             status.datastore.last_snapshot = snapshots.into_iter().next();
             status.warnings = warnings(store, &status.datastore);
+            if status.datastore.removed
+                && let Some(part) =
+                    status.components.iter_mut().find(|part| part.name == "kubelet" && !part.ready)
+            {
+                part.last_error = Some("this node was removed from the cluster".to_owned());
+                part.remedy = Some(LEAVE.to_owned());
+            }
         }
         status
     }
@@ -155,10 +181,20 @@ impl Board {
         self.0.status.send_modify(|status| status.components.insert(0, part));
     }
 
-    /// The cluster says that this node is none of its.
+    /// The cluster says that this node is none of its. That is why nothing works, whatever the parts say.
     pub(crate) fn removed(&self, why: &str) {
-        let remedy = "run kedge leave --force to make this a single node, then join again";
-        self.set("kubelet", false, Some(why.to_owned()), Some(remedy.to_owned()));
+        self.set("kubelet", false, Some(why.to_owned()), Some(LEAVE.to_owned()));
+        self.0.status.send_modify(|status| status.in_cluster = Some(false));
+    }
+
+    /// Returns when this node's Node object was deleted: perhaps the node was removed from the cluster.
+    pub(crate) async fn until_unregistered(&self) {
+        self.0.unregistered.notified().await;
+    }
+
+    /// The cluster says that this node is one of its.
+    pub(crate) fn belongs(&self) {
+        self.0.status.send_modify(|status| status.in_cluster = Some(true));
     }
 
     /// Something beside the parts that an operator has to mend, or (`None`) that it is mended. It does not
@@ -174,6 +210,9 @@ impl Board {
 
     fn set(&self, part: &str, ready: bool, error: Option<String>, remedy: Option<String>) {
         self.0.status.send_if_modified(|status| {
+            if status.in_cluster == Some(false) && part == "kubelet" {
+                return false;
+            }
             let before = status.clone();
             if let Some(component) = status.components.iter_mut().find(|component| component.name == part) {
                 component.ready = ready;
@@ -189,22 +228,63 @@ impl Board {
         });
     }
 
-    /// The kubelet is ready when its Node object says so; its own words say why not.
-    pub(crate) fn follow_node(&self, name: &str, informers: &Informers) {
+    /// The kubelet is ready when its Node object says so; its own words say why not. What it sees of the
+    /// machine says whether containerd and the network plugins are there.
+    pub(crate) fn follow_node(
+        &self,
+        name: &str,
+        informers: &Informers,
+        mut kubelet: watch::Receiver<Summary>,
+        tasks: &Tasks,
+    ) {
         let board = self.clone();
         let informer = informers.informer_with_fields::<Node>(&format!("metadata.name={name}"));
         informer.on_change(move |change| {
             let conditions = change.new.as_ref().and_then(|node| node.status.as_ref()?.conditions.as_ref());
             let condition =
                 conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
-            match condition {
-                Some(condition) if condition.status == "True" => board.set("kubelet", true, None, None),
-                Some(condition) => {
-                    board.failed("kubelet", condition.message.as_deref().unwrap_or("not ready"));
+            let node = match condition {
+                Some(condition) if condition.status == "True" => Ok(()),
+                Some(condition) => Err(condition.message.as_deref().unwrap_or("not ready").to_owned()),
+                None => Err("the node is not registered".to_owned()),
+            };
+            if condition.is_none() {
+                board.0.unregistered.notify_one();
+            }
+            board.0.kubelet.lock().node = Some(node);
+            board.tell_kubelet();
+        });
+        let board = self.clone();
+        tasks.spawn_until_stopped("kubelet's status", async move {
+            loop {
+                let now = kubelet.borrow_and_update().clone();
+                board.tell("containerd", now.runtime.as_deref());
+                board.tell("network", now.plugins.as_deref());
+                board.0.kubelet.lock().api = now.api;
+                board.tell_kubelet();
+                if kubelet.changed().await.is_err() {
+                    return;
                 }
-                None => board.failed("kubelet", "the node is not registered"),
             }
         });
+    }
+
+    fn tell(&self, part: &str, problem: Option<&str>) {
+        match problem {
+            None => self.ready(part),
+            Some(problem) => self.failed(part, problem),
+        }
+    }
+
+    fn tell_kubelet(&self) {
+        let part = self.0.kubelet.lock();
+        match (&part.api, &part.node) {
+            // Why it is so has been told.
+            (Some(_), _) if self.0.status.borrow().was_removed() => {}
+            (Some(problem), _) => self.failed("kubelet", problem),
+            (None, Some(node)) => self.tell("kubelet", node.as_ref().err().map(String::as_str)),
+            (None, None) => {}
+        }
     }
 
     /// Returns when every part works, or when the tasks are asked to stop.

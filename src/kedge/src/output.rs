@@ -1,7 +1,7 @@
 //! The only place that writes to the terminal; a closed pipe (`kedge status | head -1`) is no error.
 //!
-//! Data goes to standard output, and only data survives `--quiet`; errors always show. Progress goes to
-//! standard error: a spinner on a terminal, plain lines elsewhere. Colour follows NO_COLOR and CLICOLOR.
+//! Data goes to standard output, and only data survives `--quiet`; errors always show. Progress is a spinner on
+//! standard error when that is a terminal; elsewhere there is none. Colour follows NO_COLOR and CLICOLOR.
 //!
 //! A command that does something, called with `--output json` or yaml, says on standard output only one
 //! object at its end: `result` and what belongs to it ([`report`]), or `error` and `remedy` ([`fail`]). What it
@@ -155,10 +155,9 @@ fn colours(variable: &dyn Fn(&str) -> Option<String>, terminal: bool) -> bool {
     terminal && variable("CLICOLOR").as_deref() != Some("0") && variable("TERM").as_deref() != Some("dumb")
 }
 
-/// A step that takes a while: a spinner on a terminal, plain lines elsewhere.
+/// A step that takes a while: a spinner on a terminal, nothing elsewhere.
 pub(crate) struct Step {
     bar: ProgressBar,
-    terminal: bool,
     last: String,
 }
 
@@ -169,12 +168,11 @@ impl Step {
         if quiet() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let terminal = !bar.is_hidden();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
             bar.set_style(style);
         }
-        let mut step = Self { bar, terminal, last: String::new() };
-        if terminal {
+        let mut step = Self { bar, last: String::new() };
+        if !step.bar.is_hidden() {
             step.bar.enable_steady_tick(Duration::from_millis(100));
         }
         step.update(message);
@@ -187,18 +185,7 @@ impl Step {
             return;
         }
         message.clone_into(&mut self.last);
-        if self.terminal {
-            self.bar.set_message(message.to_owned());
-        } else {
-            note(message);
-        }
-    }
-
-    /// The same for what is over at once as a rule: seen on a terminal only.
-    pub(crate) fn glance(&mut self, message: &str) {
-        if self.terminal {
-            self.update(message);
-        }
+        self.bar.set_message(message.to_owned());
     }
 
     /// End the step with a line that stays.

@@ -10,6 +10,12 @@ use crate::inspect::{self, Moment, Verdict};
 pub(crate) use crate::inspect::load_modules;
 use crate::output::Step;
 
+/// The network plugins that pods need: for their network, and containerd for its own loopback.
+pub(crate) const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
+/// What brings them.
+pub(crate) const CNI_REMEDY: &str = "apt-get install -y containernetworking-plugins; where they are in another \
+     folder, name it by the setting cni-bin-dir and start kedge again";
+
 /// Something that keeps this machine from being a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -27,7 +33,7 @@ impl Problem {
 pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
     let mut step = Step::begin("checking this machine");
     let findings =
-        inspect::run(config, moment, &mut |check| step.glance(&format!("checking this machine: {check}")));
+        inspect::run(config, moment, &mut |check| step.update(&format!("checking this machine: {check}")));
     step.abandon();
     let mut problems = Vec::new();
     for finding in findings {

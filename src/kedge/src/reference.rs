@@ -174,7 +174,7 @@ fn configuration() -> String {
          Make a token that several nodes may use (`kedge add-node --reusable --ttl 1d`), and a worker:\n\n\
          ```yaml\n#cloud-config\nwrite_files:\n- path: /etc/kedge/config.yaml\n  permissions: \"0600\"\n  content: |\n    \
          join: 192.0.2.10:25000/TOKEN/CA-HASH\n    role: worker\n    node-labels: {zone: attic}\n    \
-         node-taints: [\"edge=yes:NoSchedule\"]\n    registries: /etc/kedge/registries.yaml\nruncmd:\n- [kedge, install]\n```\n",
+         node-taints: [\"edge=yes:NoSchedule\"]\n    mirrors: {docker.io: \"https://mirror.example:5000\"}\nruncmd:\n- [kedge, install]\n```\n",
     );
     text
 }

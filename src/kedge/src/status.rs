@@ -14,6 +14,10 @@ use crate::config::Config;
 use crate::control::{self, CallError};
 use crate::output::{self, Hue};
 
+/// What `status` and `start` say of a node that is none of its cluster's any more.
+pub(crate) const REMOVED: &str =
+    "this node was removed from the cluster; run kedge leave to make it a single node, then join again";
+
 /// The whole node in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,6 +45,7 @@ impl State {
 
 /// What `kedge status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
     /// The node as a whole.
     pub(crate) state: State,
@@ -67,6 +72,9 @@ pub(crate) struct Status {
     /// The cluster's enabled addons with their health; the command asks the API server for them.
     #[serde(default)]
     pub(crate) addons: Vec<kedge_addons::Listed>,
+    /// What the cluster says: is this node still in it? Nothing before it was asked, and on a founder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_cluster: Option<bool>,
     /// What else is wrong, by the file that has to be mended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) problems: BTreeMap<String, String>,
@@ -100,7 +108,7 @@ pub(crate) struct LastFailure {
 impl LastFailure {
     /// Keep it for `status` and `inspect`; it goes with the next good start or a reboot.
     pub(crate) fn record(error: &anyhow::Error, config: &Config) -> io::Result<()> {
-        let error = format!("{error:#}");
+        let error = crate::failure::text(error);
         let failure = Self { time: jiff::Timestamp::now(), remedy: remedy_for("process", &error), error };
         std::fs::create_dir_all(&config.run_dir)?;
         kedge_base::write_atomic(
@@ -133,7 +141,7 @@ pub(crate) fn last_failure(config: &Config) -> Option<LastFailure> {
 
 /// What helps against errors that are known; `part` is a component's name, or `process`.
 pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
-    const KNOWN: [(&str, &str, &str); 13] = [
+    const KNOWN: [(&str, &str, &str); 19] = [
         ("", "No space left", "free some space in the data folder's file system (df -h), then kedge start"),
         (
             "",
@@ -148,11 +156,36 @@ pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
         ("", "Too many open files", "kedge inspect shows the limits that are too small"),
         ("", "nftables", "use a kernel with nf_tables; kedge inspect shows what is missing"),
         (
+            "",
+            "start containerd",
+            "install the package containerd (apt-get install -y containerd), name the program by the setting \
+             containerd, or leave that setting out; then kedge start",
+        ),
+        (
+            "kubelet",
+            "the API server does not answer",
+            "nothing to do while the others start: it goes on by itself. Else a majority of the control-plane nodes \
+             must run and be reached from here: kedge status on them, kedge inspect here",
+        ),
+        (
+            "kubelet",
+            "the API server refuses it",
+            "was this node removed from the cluster? kedge leave --force makes it a single node, then join again",
+        ),
+        ("kubelet", "container runtime is down", "see the part containerd above"),
+        ("network", "CNI plugins are missing", crate::preflight::CNI_REMEDY),
+        (
             "kubelet",
             "network",
             "the pod network is not there yet: see the part network above, and kedge inspect",
         ),
         ("kubelet", "not registered", "the API server does not know this node yet: see the parts above"),
+        (
+            "containerd",
+            "does not answer",
+            "it is stopped, hangs, or its disk does: see its log in the data folder and dmesg. When its process is \
+             ended (kill -9), kedge starts it again by itself, and containers go on meanwhile",
+        ),
         (
             "containerd",
             "",
@@ -172,6 +205,7 @@ pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
 
 /// One part of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Component {
     /// For instance `store`, `apiserver`, `containerd`, `kubelet`.
     pub(crate) name: String,
@@ -257,8 +291,10 @@ impl Datastore {
         let mut text = format!("high-availability: {}\n", if self.high_availability { "yes" } else { "no" });
         text.push_str(&format!("  datastore voters: {}\n", list("voter")));
         text.push_str(&format!("  datastore standby: {}\n", list("standby")));
-        if self.members.iter().any(|member| member.role == "joining") {
-            text.push_str(&format!("  datastore joining: {}\n", list("joining")));
+        for role in ["joining", "leaving"] {
+            if self.members.iter().any(|member| member.role == role) {
+                text.push_str(&format!("  datastore {role}: {}\n", list(role)));
+            }
         }
         let leader = match (leader, self.has_leader) {
             (Some(leader), _) => leader.name.clone(),
@@ -277,11 +313,6 @@ impl Datastore {
         if let Some(waits) = &self.waits {
             text.push_str(&format!("  waits: {waits}\n"));
         }
-        if self.removed {
-            text.push_str(
-                "  this node was removed from the cluster; run kedge leave --force, then join again\n",
-            );
-        }
         text
     }
 }
@@ -299,10 +330,16 @@ impl Status {
             virtual_addresses: Vec::new(),
             datastore: Datastore::default(),
             addons: Vec::new(),
+            in_cluster: None,
             problems: BTreeMap::new(),
             warnings: Vec::new(),
             last_failure: None,
         }
+    }
+
+    /// The cluster does without this node: nothing here will work again before it joins anew.
+    pub(crate) fn was_removed(&self) -> bool {
+        self.datastore.removed || self.in_cluster == Some(false)
     }
 
     /// Is the only thing that this node waits for a pod network of the user's?
@@ -313,6 +350,13 @@ impl Status {
                 part.name == "kubelet"
                     && part.last_error.as_deref().is_some_and(|error| error.contains("NetworkPluginNotReady"))
             })
+    }
+
+    /// Whether what may be wrong with the machine is behind it: the datastore is open, the API server listens,
+    /// containerd runs. In the order of a node's start containerd is the last of these.
+    pub(crate) fn serves(&self) -> bool {
+        self.state != State::Stopped
+            && self.components.iter().any(|part| part.name == "containerd" && part.ready)
     }
 
     /// Ready, or would be with the pod network that the user has yet to bring.
@@ -343,6 +387,10 @@ impl Status {
         };
         let state = output::paint(hue, self.state.as_str());
         let mut text = format!("kedge is {state} on node {} ({})\n", self.node, self.version);
+        if self.was_removed() {
+            text.push_str(REMOVED);
+            text.push('\n');
+        }
         if let Some(last) = &self.last_failure {
             text.push_str(&format!(
                 "  ended: {}\n  error: {}\n",
@@ -411,7 +459,7 @@ pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
         Ok(status) => Ok(Some(status)),
         Err(CallError::NotRunning) => Ok(None),
         Err(CallError::Io(error)) => Err(error),
-        Err(CallError::Refused(text)) => Err(io::Error::other(text)),
+        Err(CallError::Refused(text) | CallError::Unsafe(text)) => Err(io::Error::other(text)),
     }
 }
 
@@ -445,6 +493,7 @@ mod tests {
                 arguments: std::collections::BTreeMap::new(),
                 reasons: vec!["Deployment kube-system/kube-dns: 0 of 1 pods are ready".into()],
             }],
+            in_cluster: None,
             problems: [("a.yaml".to_owned(), "no kind".to_owned())].into(),
             warnings: vec![Warning {
                 name: "disk slow".into(),
@@ -462,6 +511,24 @@ mod tests {
             ("process", "listen on 0.0.0.0:6443: Address already in use (os error 98)", "has the port"),
             ("kubelet", "the node is not registered", "API server"),
             ("containerd", "exit status 1", "containerd"),
+            ("containerd", "it does not answer within 10 s", "kill -9"),
+            ("kubelet", "container runtime is down: it does not answer within 10 s", "the part containerd"),
+            (
+                "kubelet",
+                "this node is not registered: the API server does not answer: Network is unreachable",
+                "a majority of the control-plane nodes",
+            ),
+            (
+                "kubelet",
+                "this node is not registered: the API server refuses it: Unauthorized",
+                "kedge leave --force",
+            ),
+            ("network", "CNI plugins are missing in /usr/lib/cni: bridge", "containernetworking-plugins"),
+            (
+                "process",
+                "run the node: start containerd: start containerd (/nonexist): No such file or directory",
+                "the setting containerd",
+            ),
         ] {
             let remedy = remedy_for(part, error).unwrap();
             assert!(remedy.contains(word), "{error}: {remedy}");

@@ -12,13 +12,13 @@ use crate::cli::{AddNodeArgs, Format, InvitationFormat, RemoveNodeArgs, TokenCom
 use crate::config::Config;
 use crate::control;
 use crate::failure::Failure;
-use crate::node::ops::{AddNode, Invitation, RemoveNode};
+use crate::node::ops::{AddNode, Invitation, RemoveNode, Removed};
 use crate::output::{self, Step};
 
 /// The store's writes are bounded by seconds; nobody waits longer.
 const SOON: Duration = Duration::from_secs(30);
 /// Draining a node has its own limit below this.
-const DRAINED: Duration = Duration::from_secs(180);
+const DRAINED: Duration = Duration::from_secs(240);
 
 /// Make a token and print what to type on the new node.
 pub(crate) fn add_node(config: &Config, args: &AddNodeArgs) -> Result<ExitCode, Failure> {
@@ -72,7 +72,7 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
             let mut short = format!("{:10}  {:20}  {:8}  {:4}  STATE\n", "ID", "EXPIRES", "REUSABLE", "USES");
             for token in &tokens {
                 let id: String = token.id.chars().take(10).collect();
-                let state = if token.usable { "usable" } else { "spent" };
+                let state = state(token, jiff::Timestamp::now());
                 let reusable = if token.reusable { "yes" } else { "no" };
                 let expires = token.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
                 short.push_str(&format!("{id:10}  {expires:20}  {reusable:8}  {:<4}  {state}\n", token.uses));
@@ -89,15 +89,28 @@ pub(crate) fn token(config: &Config, command: &TokenCommand) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
+fn state(token: &TokenSummary, now: jiff::Timestamp) -> &'static str {
+    let used_up = !token.reusable && token.uses > 0;
+    match (token.usable, token.expires <= now) {
+        (true, _) => "usable",
+        (false, true) if !used_up => "expired",
+        (false, _) => "spent",
+    }
+}
+
 /// Take another node off the cluster.
 pub(crate) fn remove_node(config: &Config, args: &RemoveNodeArgs) -> Result<ExitCode, Failure> {
     require_root()?;
     let wish = RemoveNode { node: args.node.clone(), force: args.force };
-    let step = Step::begin(&format!("removing {}", args.node));
-    match control::call::<String>(&config.status_socket(), "POST", "/remove-node", &wish, DRAINED) {
-        Ok(name) => {
-            step.done(&format!("{name} was removed from the cluster"));
-            output::report("removed", &json!({ "node": name }));
+    let mut step = Step::begin(&format!("removing {}", args.node));
+    let tell = |text: &str| step.update(text);
+    let done =
+        control::call_and_tell::<Removed>(&config.status_socket(), "/remove-node", &wish, DRAINED, tell);
+    match done {
+        Ok(Removed { node: name, lost }) => {
+            let how = lost.as_ref().map(|why| format!("; it {why}, so its pods were deleted with it"));
+            step.done(&format!("{name} was removed from the cluster{}", how.unwrap_or_default()));
+            output::report("removed", &json!({ "node": name, "lost": lost }));
         }
         Err(error) => {
             step.abandon();
@@ -110,6 +123,24 @@ pub(crate) fn remove_node(config: &Config, args: &RemoveNodeArgs) -> Result<Exit
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_spent_or_expired() {
+        let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (usable, uses, expires, expected) in [
+            (true, 0, "2026-01-02T00:00:00Z", "usable"),
+            (false, 1, "2026-01-02T00:00:00Z", "spent"),
+            (false, 1, "2025-12-31T00:00:00Z", "spent"),
+            (false, 0, "2025-12-31T00:00:00Z", "expired"),
+        ] {
+            let token: TokenSummary = serde_json::from_value(json!({
+                "id": "a", "created": "2025-12-01T00:00:00Z", "expires": expires, "reusable": false,
+                "roles": [], "uses": uses, "usable": usable,
+            }))
+            .unwrap();
+            assert_eq!(state(&token, now), expected);
+        }
+    }
 
     #[test]
     fn the_invitation_says_what_to_type() {

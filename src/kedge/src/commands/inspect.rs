@@ -17,7 +17,7 @@ pub(crate) fn run(config: &Config, args: &InspectArgs) -> Result<ExitCode, Failu
     }
     let mut step = Step::begin("inspecting this node");
     let findings =
-        inspect::run(&config, Moment::Inspect, &mut |name| step.glance(&format!("checking {name}")));
+        inspect::run(&config, Moment::Inspect, &mut |name| step.update(&format!("checking {name}")));
     step.abandon();
     let paint = |verdict, word: &str| {
         let hue = match verdict {
@@ -32,7 +32,7 @@ pub(crate) fn run(config: &Config, args: &InspectArgs) -> Result<ExitCode, Failu
         super::require_root()?;
         let mut step = Step::begin(&format!("writing {}", file.display()));
         let written =
-            bundle::write(&config, &findings, file, &mut |part| step.glance(&format!("collecting {part}")));
+            bundle::write(&config, &findings, file, &mut |part| step.update(&format!("collecting {part}")));
         step.abandon();
         written?;
         output::note(&format!(

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use kedge_cluster::{Admitted, Clock, JoinString, LocalState, Role, Staging};
 use serde_json::json;
 
 use super::status::wait_started;
-use super::{install, require_root, uninstall};
+use super::{install, require_root, take_down};
 use crate::admin::block_on;
 use crate::cli::{JoinArgs, LeaveArgs};
 use crate::config::{Config, Settings};
@@ -84,7 +84,7 @@ fn replace(
         .context("join the cluster")?;
 
     step.update("admitted; replacing this node's state");
-    uninstall::take_down(config)?;
+    take_down::run(config)?;
     // Unless a former attempt came as far as opening the store with the new keys: the group counts on what it
     // holds since.
     if !(staging.is_installed() && control_plane::store_was_opened(config)) {
@@ -92,6 +92,7 @@ fn replace(
     }
     remove(&config.kubeconfig())?;
     staging.install(&config.pki_dir()).context("put the cluster's keys in place")?;
+    remove(&leaving(config))?;
     install::for_next_start(config, given)?;
 
     step.update("starting");
@@ -145,6 +146,7 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     if !args.force
         && Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
         && staging.admitted()?.is_none()
+        && !leaving(config).exists()
         && !has_others(config)
     {
         return Err(Failure::Failed(anyhow::anyhow!(
@@ -176,22 +178,19 @@ fn has_others(config: &Config) -> bool {
     local_state(config).is_ok_and(|state| !state.other_nodes.is_empty())
 }
 
+/// The cluster was told: a leave that is cut off from here on goes on when it is repeated, and tells nobody.
+fn leaving(config: &Config) -> PathBuf {
+    config.data_dir.join("leaving")
+}
+
 fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step) -> anyhow::Result<()> {
-    let wish = ops::Leave { force: args.force };
-    match control::call::<String>(&config.status_socket(), "POST", "/leave", &wish, LEFT) {
-        Ok(_) => {}
-        Err(error) if args.force => output::complain(&format!(
-            "the cluster was not told ({error}); on one of its control-plane nodes run: kedge remove-node {}",
-            config.node_name
-        )),
-        Err(error) => {
-            return Err(anyhow::Error::from(error).context(
-                "leave the cluster (--force goes without telling it and without moving pods away)",
-            ));
-        }
+    if !leaving(config).exists() {
+        tell(config, args, staging, step)?;
+        let mark = leaving(config);
+        kedge_base::write_atomic(&mark, b"", 0o600).with_context(|| format!("write {}", mark.display()))?;
     }
     step.update("making this a single node again");
-    uninstall::take_down(config)?;
+    take_down::run(config)?;
     for path in [
         config.store_dir(),
         config.kubeconfig(),
@@ -202,10 +201,45 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
         remove(&path)?;
     }
     staging.finish(&config.pki_dir()).context("tidy up")?;
+    remove(&leaving(config))?;
     service::start(config)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
     if !status.is_up() {
         anyhow::bail!("the single node is not Ready after {} s\n{}", args.timeout, status.to_short());
+    }
+    Ok(())
+}
+
+/// Moves the pods away and has the others take this node off.
+fn tell(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step) -> anyhow::Result<()> {
+    let wish = ops::Leave { force: args.force };
+    let tell = |text: &str| step.update(text);
+    match control::call_and_tell::<String>(&config.status_socket(), "/leave", &wish, LEFT, tell) {
+        Ok(_) => {}
+        // A refusal is an answer. But while a join waits to be finished, the node that answers here may still
+        // be the single one from before.
+        Err(CallError::Unsafe(why))
+            if !args.force || staging.admitted()?.is_none() || staging.is_installed() =>
+        {
+            anyhow::bail!(
+                "leave the cluster: {why}{}",
+                if args.force {
+                    "\n--force is for a cluster that cannot be reached; to wipe this node on purpose, whatever \
+                     becomes of the others, run kedge reset --force"
+                } else {
+                    ""
+                }
+            );
+        }
+        Err(error) if args.force => output::complain(&format!(
+            "the cluster was not told ({error}); on one of its control-plane nodes run: kedge remove-node {}",
+            config.node_name
+        )),
+        Err(error) => {
+            return Err(anyhow::Error::from(error).context(
+                "leave the cluster (--force goes without telling it and without moving pods away)",
+            ));
+        }
     }
     Ok(())
 }

@@ -9,6 +9,13 @@ use crate::config::{Config, Settings};
 use crate::failure::Failure;
 use crate::{config, preflight};
 
+/// How a machine without kubectl gets one; README.md and docs/tutorial.md say the same.
+const INSTALL: [&str; 2] = [
+    "snap install kubectl --classic",
+    "curl -Lo /usr/local/bin/kubectl https://dl.k8s.io/release/v1.36.0/bin/linux/$(dpkg --print-architecture)/kubectl \
+     && chmod +x /usr/local/bin/kubectl",
+];
+
 /// Replace this process by kubectl.
 pub(crate) fn run(config: &Config, arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     let kubeconfig = config.kubeconfig();
@@ -25,9 +32,10 @@ pub(crate) fn run(config: &Config, arguments: Vec<OsString>) -> Result<ExitCode,
         ));
     }
     let Some(mut command) = find() else {
+        let [snap, curl] = INSTALL;
         return Err(Failure::Failed(anyhow::anyhow!(
-            "no kubectl was found on this machine; install one (snap install kubectl --classic, or \
-             https://kubernetes.io/docs/tasks/tools/) and run this again"
+            "no kubectl was found on this machine; as root install one and run this again: {snap}, or without snapd: \
+             {curl}"
         )));
     };
     command.args(arguments).env("KUBECONFIG", &kubeconfig);
@@ -66,4 +74,21 @@ fn find() -> Option<Command> {
         command.arg("kubectl");
         command
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_says_how_to_get_one() {
+        for command in INSTALL {
+            for document in
+                [include_str!("../../../../README.md"), include_str!("../../../../docs/tutorial.md")]
+            {
+                assert!(document.contains(command), "{command}");
+            }
+        }
+        assert!(INSTALL[1].contains(kedge_base::KUBERNETES_VERSION));
+    }
 }

@@ -22,6 +22,7 @@ pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod take_down;
 pub(crate) mod uninstall;
 pub(crate) mod version;
 

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::status::wait_started;
-use super::{confirm, install, join, require_root, uninstall};
+use super::{confirm, install, join, require_root, take_down, uninstall};
 use crate::cli::ResetArgs;
 use crate::config::Config;
 use crate::control;
@@ -76,7 +76,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
 
 fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result<()> {
     step.update("stopping and ending containers");
-    uninstall::take_down(config)?;
+    take_down::run(config)?;
     step.update("deleting the cluster's data");
     empty(&config.data_dir, &KEPT)?;
     step.update("starting");

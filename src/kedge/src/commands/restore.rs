@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::snapshot::describe;
 use super::status::wait_started;
-use super::{confirm, install, require_root, uninstall};
+use super::{confirm, install, require_root, take_down};
 use crate::cli::RestoreArgs;
 use crate::config::{Config, Settings, joined};
 use crate::failure::Failure;
@@ -163,7 +163,7 @@ fn replace(
         service::stop(config)?
     } else {
         // Pods of another cluster have no place in this one.
-        uninstall::take_down(config)?;
+        take_down::run(config)?;
         true
     };
     step.update("building the datastore");
@@ -327,7 +327,8 @@ pub(super) fn say_dropped(dropped: &BTreeSet<String>) {
     if !dropped.is_empty() {
         let names: Vec<&str> = dropped.iter().map(String::as_str).collect();
         output::say(&format!(
-            "control-plane nodes that are none any more: {}; on each run kedge leave --force, then join again",
+            "control-plane nodes that are none any more: {}; on each run kedge leave --force (kedge reset \
+             --force where that is refused), then join again",
             names.join(", ")
         ));
     }

@@ -1,42 +1,47 @@
-//! `kedge start`: start the node's process and wait until it answers.
+//! `kedge start`: start the node's process and wait until it serves.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use kedge_cluster::{Admitted, Role};
 
-use super::require_root;
-use super::status::Deaths;
+use super::{require_root, status};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::{output, service, status};
+use crate::status::{REMOVED, State, Status};
+use crate::{output, service};
 
-/// Start, and return when the process answers (not when the node is Ready: `status --wait-ready`).
+/// So long may the cluster take to say whether this node is still in it.
+const STANDING: Duration = Duration::from_secs(3);
+
+/// Start, and return when the node serves (not when it is Ready: `status --wait-ready`): its files were read,
+/// its ports are its own, containerd runs. One that is still about it when the time is over goes on.
 pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure> {
     require_root()?;
     let mut step = output::Step::begin("starting kedge");
-    let started = match service::start(config) {
-        Ok(started) => started,
-        Err(error) => {
-            step.abandon();
-            return Err(error.into());
-        }
-    };
-    let deadline = Instant::now() + limit;
-    let mut deaths = Deaths::new(config);
-    loop {
-        match status::ask(&config.status_socket()) {
-            Ok(Some(_)) => break,
-            Ok(None) => {
-                if let Err(error) = deaths.look() {
-                    step.abandon();
-                    return Err(error.into());
-                }
+    let served = service::start(config).map_err(Failure::from).and_then(|started| {
+        let worker = Admitted::read(&config.pki_dir())
+            .is_ok_and(|joined| joined.is_some_and(|admitted| admitted.facts.role == Role::Worker));
+        let serves_since = Cell::new(None);
+        let enough = |status: &Status| {
+            // What ran already may have something to complain of; `status` tells it.
+            if status.state != State::Stopped && (!started || status.was_removed()) {
+                return true;
             }
-            Err(error) => step.update(&format!("starting kedge: {error}")),
+            if !status.serves() {
+                return false;
+            }
+            // A worker asks how it stands as soon as it runs; a cluster that does not answer is not waited for.
+            let since = serves_since.get().unwrap_or_else(Instant::now);
+            serves_since.set(Some(since));
+            !worker || status.in_cluster.is_some() || since.elapsed() >= STANDING
+        };
+        let status = status::wait_until(config, limit, &mut step, &enough)?;
+        if status.was_removed() {
+            return Err(Failure::Failed(anyhow::anyhow!("kedge runs, but {REMOVED}")));
         }
-        if Instant::now() >= deadline {
-            step.abandon();
+        if status.state == State::Stopped {
             return Err(Failure::Failed(anyhow::anyhow!(
                 "kedge does not answer after {} s; its last words:\n{}\nmore: {}",
                 limit.as_secs(),
@@ -44,12 +49,21 @@ pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure>
                 service::log_place(config)
             )));
         }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let process = service::running(config).context("find the process")?;
-    let pid = process.map(|process| format!(" (process {})", process.pid)).unwrap_or_default();
-    step.done(&if started { format!("kedge started{pid}") } else { format!("kedge already runs{pid}") });
+        Ok((started, status))
+    });
+    let (started, status) = match served {
+        Ok(served) => served,
+        Err(error) => {
+            step.abandon();
+            return Err(error);
+        }
+    };
     let pid = service::running(config).ok().flatten().map(|process| process.pid);
+    let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    let waits = if status.serves() { None } else { status.waits_for() };
+    let waits = waits.map(|part| format!("; it waits for {part}")).unwrap_or_default();
+    let what = if started { "kedge started" } else { "kedge already runs" };
+    step.done(&format!("{what}{process}{waits}"));
     output::report(if started { "started" } else { "running" }, &serde_json::json!({ "pid": pid }));
     Ok(ExitCode::SUCCESS)
 }

@@ -67,14 +67,27 @@ pub(crate) fn wait_ready(config: &Config, limit: Duration, step: &mut Step) -> a
     wait(config, limit, step, &is_ready, &mut || Ok(()))
 }
 
-/// Until a node that this command has just started is up (see [`Status::is_up`]): when its process ends there
-/// is nothing to wait for.
+/// Until a node that this command has just started is up (see [`Status::is_up`]).
+///
+/// # Errors
+/// As [`wait_until`].
+pub(crate) fn wait_started(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
+    wait_until(config, limit, step, &Status::is_up)
+}
+
+/// Until that is true of a node that this command has just started, or the limit is over: when its process
+/// ends there is nothing to wait for.
 ///
 /// # Errors
 /// The last words of the process and what helps.
-pub(crate) fn wait_started(config: &Config, limit: Duration, step: &mut Step) -> anyhow::Result<Status> {
+pub(crate) fn wait_until(
+    config: &Config,
+    limit: Duration,
+    step: &mut Step,
+    enough: &dyn Fn(&Status) -> bool,
+) -> anyhow::Result<Status> {
     let mut deaths = Deaths::new(config);
-    wait(config, limit, step, &Status::is_up, &mut || deaths.look())
+    wait(config, limit, step, enough, &mut || deaths.look())
 }
 
 fn is_ready(status: &Status) -> bool {

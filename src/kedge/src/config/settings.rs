@@ -32,7 +32,7 @@ const fn row(
 }
 
 /// All settings, in the order of help and reference.
-pub(crate) const SETTINGS: [Setting; 39] = [
+pub(crate) const SETTINGS: [Setting; 40] = [
     row("data-dir", "KEDGE_DATA_DIR", "DIR", "/var/lib/kedge", "Where everything that must survive is kept"),
     row("run-dir", "KEDGE_RUN_DIR", "DIR", "/run/kedge", "Sockets and process ids"),
     row("log-dir", "KEDGE_LOG_DIR", "DIR", "/var/log", "Where logs go: kedge.log, pods/ and containers/"),
@@ -147,6 +147,17 @@ pub(crate) const SETTINGS: [Setting; 39] = [
         "/etc/kedge/registries.yaml",
         "Mirrors and logins of image registries, in k3s's format",
     ),
+    Setting {
+        list: Some(','),
+        ..row(
+            "mirrors",
+            "KEDGE_MIRRORS",
+            "REGISTRY=URL,...",
+            "none",
+            "Mirrors of image registries beside those of that file, as in docker.io=https://mirror.example:5000; \
+             they are tried in this order",
+        )
+    },
     Setting {
         list: Some(','),
         ..row(

@@ -142,6 +142,22 @@ impl Reader {
         labels
     }
 
+    /// `REGISTRY=URL` each.
+    pub(super) fn mirrors(&mut self, key: &str) -> kedge_kubelet::Mirrors {
+        let mut mirrors = kedge_kubelet::Mirrors::new();
+        for part in self.parts(key, ',') {
+            let Some((registry, url)) = part.split_once('=') else {
+                self.fault(key, &format!("{part:?} is no mirror such as docker.io=https://mirror.example"));
+                continue;
+            };
+            match kedge_kubelet::check_mirror(registry, url) {
+                Ok(()) => mirrors.entry(registry.to_owned()).or_default().push(url.to_owned()),
+                Err(error) => self.fault(key, &error.to_string()),
+            }
+        }
+        mirrors
+    }
+
     /// `KEY[=VALUE]:EFFECT` each.
     pub(super) fn taints(&mut self, key: &str) -> Vec<Taint> {
         let mut taints = Vec::new();

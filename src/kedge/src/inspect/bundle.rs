@@ -192,7 +192,7 @@ fn objects(config: &Config, redactor: &mut Redactor) -> Vec<(String, String)> {
             }
             return lists.into_iter().map(|(name, list)| (name, redactor.clean_objects(list))).collect();
         }
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => crate::failure::text(&error),
         Err(_) => "no runtime".to_owned(),
     };
     vec![("error.txt".into(), format!("the API server was not asked: {error}\n"))]

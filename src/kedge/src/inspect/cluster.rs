@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::{Context, Found, fail, ok, warn};
 use crate::admin::{self, block_on};
-use crate::commands::uninstall;
+use crate::commands::take_down;
 use crate::config::Config;
 use crate::service;
 use crate::status::{State, last_failure};
@@ -181,7 +181,7 @@ pub(super) fn ask_nodes(config: &Config) -> Result<Nodes, String> {
     };
     match block_on(async { tokio::time::timeout(ANSWER, ask).await }) {
         Ok(Ok(Ok(nodes))) => Ok(nodes),
-        Ok(Ok(Err(error))) => Err(format!("{error:#}")),
+        Ok(Ok(Err(error))) => Err(crate::failure::text(&error)),
         _ => Err(format!("no answer within {} s", ANSWER.as_secs())),
     }
 }
@@ -324,7 +324,7 @@ fn judge_dns(config: &Config, place: &str, name: &str, result: std::io::Result<V
 
 /// The files that hold the network namespaces of this node's pods.
 fn pod_namespaces(config: &Config) -> Vec<PathBuf> {
-    let own = uninstall::own_namespaces(config);
+    let own = take_down::own_namespaces(config);
     let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries
         .flatten()

@@ -38,7 +38,7 @@ pub(super) fn programs(context: &Context<'_>) -> Vec<Found> {
         missing.push("runc".into());
     }
     let dirs = config.cni_bin_dirs();
-    let plugins: Vec<&str> = ["bridge", "host-local", "portmap", "loopback"]
+    let plugins: Vec<&str> = preflight::CNI_PLUGINS
         .into_iter()
         .filter(|plugin| !dirs.iter().any(|dir| dir.join(plugin).is_file()))
         .collect();

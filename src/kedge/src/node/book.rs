@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use kedge_apiserver::Sealing;
 use kedge_cluster::{
-    Check, EncryptionState, MemberChange, Record, Records, RecordsError, Replica, Transaction,
+    Check, EncryptionState, MemberChange, NodeId, Record, Records, RecordsError, Replica, Transaction,
 };
 use kedge_store::{
     Change, CommitError, Condition, Entry, Key, Member, MemberError, Observer, Op, Revision, Store, Txn,
@@ -128,6 +128,16 @@ impl Records for StoreRecords {
 
     fn local_list(&self, prefix: &str) -> Vec<(String, Record)> {
         self.book.list(prefix)
+    }
+
+    fn removable(&self, id: NodeId) -> BoxFuture<'_, Result<(), RecordsError>> {
+        Box::pin(async move {
+            match self.store.check_removal(id.get()).await {
+                // Of such a member only the book knows: see `commit`.
+                Ok(()) | Err(MemberError::Unknown(_)) => Ok(()),
+                Err(error) => Err(not_changed(error)),
+            }
+        })
     }
 
     fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<(), RecordsError>> {

@@ -39,7 +39,7 @@ pub(crate) async fn join(config: &Config, board: &Board) -> anyhow::Result<Admit
         match attempt(config, &staging).await {
             Ok(()) => break,
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = crate::failure::text(&error);
                 tracing::warn!(error, "the cluster has not admitted this node yet");
                 board.failed(JOIN, &error);
             }
@@ -90,7 +90,7 @@ pub(crate) async fn enable(config: Config, addons: Vec<String>, client: kube::Cl
                 return;
             }
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = crate::failure::text(&error);
                 tracing::warn!(error, "the addons of the first start are not all enabled yet");
                 board.failed(ADDONS, &error);
             }

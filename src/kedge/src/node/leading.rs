@@ -230,6 +230,7 @@ mod tests {
             id,
             member: Some(member),
             role: Role::Voter,
+            votes: true,
             is_leader: id == 1,
             healthy,
             silent_for: None,

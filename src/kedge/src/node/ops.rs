@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kedge_cluster::{
-    HostPort, JoinString, Leaf, Members, NodeRecord, Pki, Registry, Role, TokenOptions, TokenSummary,
+    HostPort, JoinString, Leaf, Members, NodeRecord, Pki, Refusal, Registry, Role, TokenOptions, TokenSummary,
 };
 use kedge_store::Store;
 use kube::api::{Api, ListParams};
@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use super::authority::{Authority, AuthorityStatus};
 use super::backup::{Backups, Save, Saved};
-use super::drain;
+use super::drain::{self, Drained, Progress};
 use super::encryption::{Encryption, EncryptionStatus};
 use crate::config::Config;
-use crate::control::{Reply, Request};
+use crate::control::{self, Reply, Request};
 
 /// How long a control-plane node that leaves waits until the others do without it.
 const HANDED_OVER: Duration = Duration::from_secs(30);
@@ -52,6 +52,15 @@ pub(crate) struct RemoveNode {
     /// Name, id or address.
     pub(crate) node: String,
     pub(crate) force: bool,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Removed {
+    /// The name.
+    pub(crate) node: String,
+    /// Why its pods were not moved away to the end.
+    pub(crate) lost: Option<String>,
 }
 
 /// `POST /leave`.
@@ -85,6 +94,8 @@ pub(crate) struct Ops {
     /// On control-plane nodes.
     pub(crate) encryption: Option<Arc<Encryption>>,
     pub(crate) config: Config,
+    /// What is being done for whoever waits.
+    pub(crate) progress: Progress,
 }
 
 impl Ops {
@@ -98,9 +109,16 @@ impl Ops {
             }
             ("GET", "/nodes") => reply(self.nodes().await),
             ("POST", "/remove-node") => {
-                reply(with(request, async |wish| self.remove_node(&wish).await).await)
+                let done = with(request, async |wish| self.remove_node(&wish).await).await;
+                self.progress.clear();
+                reply(done)
             }
-            ("POST", "/leave") => reply(with(request, async |wish| self.leave(&wish).await).await),
+            ("POST", "/leave") => {
+                let done = with(request, async |wish| self.leave(&wish).await).await;
+                self.progress.clear();
+                reply(done)
+            }
+            ("GET", control::PROGRESS) => Reply::json(&self.progress.text()),
             ("POST", "/snapshots") => {
                 reply(with(request, async |wish: Save| self.save_snapshot(&wish).await).await)
             }
@@ -179,35 +197,91 @@ impl Ops {
     }
 
     /// Pods are moved away first, unless the node is dead or `force` says that there is no time for it.
-    async fn remove_node(&self, wish: &RemoveNode) -> anyhow::Result<String> {
+    async fn remove_node(&self, wish: &RemoveNode) -> anyhow::Result<Removed> {
         let registry = self.registry()?;
         let record = registry.find(&wish.node).await?;
         if record.id == self.pki.node_id() {
             anyhow::bail!("{} is this node; run kedge leave here", record.name);
         }
+        // Before anything is moved for it.
+        registry.check_removal(record.id).await?;
         let nodes: Api<Node> = Api::all(self.client.clone());
         let ready = nodes.get_opt(&record.name).await?.is_some_and(|node| drain::is_ready(&node));
+        let mut drained = Drained::default();
         if ready && !wish.force {
-            drain::drain(&self.client, &record.name).await?;
+            let lost = drain::until_lost(&self.client, &record.name);
+            drained = drain::drain(&self.client, &record.name, &self.progress, lost).await?;
         }
-        Ok(registry.remove(&record.id.to_string()).await?.name)
+        self.progress.say(format!("taking {} off the cluster", record.name));
+        match registry.remove(&record.id.to_string()).await {
+            Ok(record) => Ok(Removed { node: record.name, lost: drained.lost }),
+            Err(refusal) => {
+                if drained.cordoned {
+                    drain::uncordon(&self.client, &record.name).await;
+                }
+                Err(refusal.into())
+            }
+        }
     }
 
     async fn leave(&self, wish: &Leave) -> anyhow::Result<String> {
-        if !wish.force {
-            drain::drain(&self.client, &self.node_name).await?;
+        if self.is_off().await? {
+            return Ok(self.node_name.clone());
         }
+        let id = self.pki.node_id();
+        if let Some((registry, _)) = &self.control_plane {
+            registry.check_removal(id).await?;
+        }
+        let mut drained = Drained::default();
+        if !wish.force {
+            let never = std::future::pending();
+            drained = drain::drain(&self.client, &self.node_name, &self.progress, never).await?;
+        }
+        self.progress.say("leaving the cluster".to_owned());
+        let left = self.take_off().await;
+        if left.is_err() && drained.cordoned {
+            drain::uncordon(&self.client, &self.node_name).await;
+        }
+        left.map(|()| self.node_name.clone())
+    }
+
+    /// Was this node taken off the cluster already? Then there is nobody to tell and nothing to move.
+    async fn is_off(&self) -> anyhow::Result<bool> {
+        let id = self.pki.node_id();
+        match (&self.control_plane, &self.members) {
+            (Some((registry, store)), members) => {
+                if store.status().borrow().removed || registry.gone(id).is_some() {
+                    return Ok(true);
+                }
+                // It may have been down when that happened, and its own copy knows nothing of it.
+                let Some(members) = members.as_ref().filter(|_| store.leader().is_none()) else {
+                    return Ok(false);
+                };
+                Ok(matches!(
+                    members.standing().await,
+                    Err(kedge_cluster::Error::Refused(Refusal::Removed { .. }))
+                ))
+            }
+            (None, Some(members)) => Ok(matches!(
+                members.standing().await,
+                Err(kedge_cluster::Error::Refused(Refusal::Removed { .. } | Refusal::NotAMember))
+            )),
+            (None, None) => Ok(false),
+        }
+    }
+
+    async fn take_off(&self) -> anyhow::Result<()> {
         let id = self.pki.node_id();
         if let Some((registry, store)) = &self.control_plane {
             registry.leave(id).await?;
-            // Until the others do without it, this node's vote may be needed.
+            // The others do without its vote by now; they need not write to it for ever.
             if tokio::time::timeout(HANDED_OVER, store.gone(id.get())).await.is_err() {
                 tracing::warn!("the others did not confirm in time that they do without this node");
             }
         } else if let Some(members) = &self.members {
             members.leave().await?;
         }
-        Ok(self.node_name.clone())
+        Ok(())
     }
 
     async fn save_snapshot(&self, wish: &Save) -> anyhow::Result<Saved> {
@@ -261,6 +335,9 @@ async fn with<T: DeserializeOwned, R>(
 fn reply<T: Serialize>(result: anyhow::Result<T>) -> Reply {
     match result {
         Ok(value) => Reply::json(&value),
-        Err(error) => Reply::failed(409, &format!("{error:#}")),
+        Err(error) => {
+            let harmful = matches!(error.downcast_ref::<Refusal>(), Some(Refusal::Unsafe { .. }));
+            Reply::failed(if harmful { control::UNSAFE } else { 409 }, &crate::failure::text(&error))
+        }
     }
 }
