@@ -10,6 +10,9 @@ mod direct;
 mod format;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod scan;
+#[cfg(test)]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +28,8 @@ use std::time::Instant;
 use raft::eraftpb::{Entry, HardState};
 
 use self::direct::Direct;
-use self::format::{FRAME_HEADER, Header, Record, SEGMENT_HEADER};
+use self::format::{FRAME_HEADER, Header, SEGMENT_HEADER};
+use self::scan::Scan;
 use crate::error::Error;
 use crate::numbered::numbered;
 use crate::stats::Counters;
@@ -87,121 +91,13 @@ fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     numbered(dir, ".log")
 }
 
-/// The log's content, from the first segment to the last.
-struct Scan {
-    segments: VecDeque<Segment>,
-    hard_state: HardState,
-    entries: Vec<Entry>,
-    previous_index: u64,
-    last_index: u64,
-    last_term: u64,
-    /// The file position after the last valid frame, and whether something torn follows.
-    end: u64,
-    torn: bool,
-}
-
-fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Error {
-    Error::DamagedLog { path: path.to_owned(), offset, what: what.into() }
-}
-
 fn scan(dir: &Path, node_id: u64, from: u64) -> Result<Scan, Error> {
-    let files = list(dir)?;
-    let mut scan = Scan {
-        segments: VecDeque::new(),
-        hard_state: HardState::default(),
-        entries: Vec::new(),
-        previous_index: 0,
-        last_index: 0,
-        last_term: 0,
-        end: SEGMENT_HEADER as u64,
-        torn: false,
-    };
-    let last = files.len().saturating_sub(1);
-    for (i, (sequence, path)) in files.into_iter().enumerate() {
+    let mut scan = Scan::new();
+    for (sequence, path) in list(dir)? {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let header = Header::decode(&bytes).map_err(|what| damaged(&path, 0, what))?;
-        if header.sequence != sequence {
-            return Err(damaged(&path, 0, format!("its header is that of segment {:x}", header.sequence)));
-        }
-        if header.node_id != node_id {
-            return Err(Error::WrongNode { path, found: header.node_id, expected: node_id });
-        }
-        match scan.segments.back() {
-            None => scan.begin(&header),
-            Some(_) if header.anew => scan.begin(&header),
-            // Names are different numbers in order: there is none after the last.
-            Some(before) if before.sequence + 1 != sequence => {
-                let what = format!("lacks segment {:016x}.log", before.sequence + 1);
-                return Err(Error::LogLost { path: dir.to_owned(), what });
-            }
-            Some(before) if header.previous_index != scan.last_index => {
-                let what = format!(
-                    "entry {} is followed by {} in the next segment",
-                    scan.last_index,
-                    header.previous_index.saturating_add(1)
-                );
-                return Err(damaged(&before.path, before.used, what));
-            }
-            Some(_) => {}
-        }
-        scan.hard_state = header.hard_state.clone();
-        let mut end = SEGMENT_HEADER;
-        while let Some((payload, next)) = format::frame(&bytes, end, sequence) {
-            let frame_at = end as u64;
-            let records =
-                format::records(payload).map_err(|error| damaged(&path, frame_at, error.to_string()))?;
-            for record in records {
-                match record {
-                    Record::HardState(state) => scan.hard_state = state,
-                    Record::Entry(entry) => scan.push(entry, from, &path, frame_at)?,
-                }
-            }
-            end = next;
-        }
-        if let Some(at) = format::find_frame(&bytes, end + format::ALIGN, sequence) {
-            let what = format!("a bad record, but a good one follows at {at}");
-            return Err(damaged(&path, end as u64, what));
-        }
-        scan.end = end as u64;
-        scan.torn = i == last && !format::is_clean_end(&bytes, end);
-        scan.segments.push_back(Segment {
-            sequence,
-            path,
-            previous_index: header.previous_index,
-            used: end as u64,
-        });
+        scan.segment(&path, &bytes, sequence, node_id, from)?;
     }
     Ok(scan)
-}
-
-impl Scan {
-    fn begin(&mut self, header: &Header) {
-        self.entries.clear();
-        self.previous_index = header.previous_index;
-        self.last_index = header.previous_index;
-        self.last_term = header.previous_term;
-    }
-
-    fn push(&mut self, entry: Entry, from: u64, path: &Path, offset: u64) -> Result<(), Error> {
-        if entry.index > self.last_index.saturating_add(1) || entry.index == 0 {
-            let what = format!("entry {} follows entry {}", entry.index, self.last_index);
-            return Err(damaged(path, offset, what));
-        }
-        // A new leader may have replaced the end of the log: what is written later wins.
-        if entry.index <= self.last_index {
-            while self.entries.last().is_some_and(|last| last.index >= entry.index) {
-                self.entries.pop();
-            }
-            // The replaced ones were in a segment that is cut off already.
-            self.previous_index = self.previous_index.min(entry.index - 1);
-        }
-        self.last_index = entry.index;
-        self.last_term = entry.term;
-        if entry.index > from {
-            self.entries.push(entry);
-        }
-        Ok(())
-    }
 }
 
 /// The entries from `from + 1` to `to`, read beside the thread that appends: they must have been synced.
@@ -326,14 +222,7 @@ impl Wal {
     pub(crate) fn append(&mut self, hard_state: Option<&HardState>, entries: &[Entry]) -> Result<u64, Error> {
         self.buffer.clear();
         // The sequence goes into the checksum, so the frame is finished after there is room for it.
-        format::begin(&mut self.buffer);
-        if let Some(state) = hard_state {
-            format::put_hard_state(&mut self.buffer, state);
-        }
-        for entry in entries {
-            format::put_entry(&mut self.buffer, entry);
-        }
-        format::pad(&mut self.buffer);
+        format::put_frame(&mut self.buffer, hard_state, entries);
         let frame = self.buffer.len() as u64;
         self.make_room(frame)?;
         let sequence = self.last().sequence;

@@ -1,18 +1,17 @@
-//! A disk that keeps what was synced.
+//! A disk that keeps what was synced, and of what was not any sectors.
 
 use raft::eraftpb::{ConfState, Entry, HardState};
 
+use super::weather::Random;
 use crate::core::Append;
 use crate::raftlog::{RaftLog, SnapshotId};
 use crate::recover;
 use crate::state::State;
+use crate::wal::simulated::Log;
 
 #[derive(Clone)]
 pub(super) struct Disk {
-    hard_state: HardState,
-    /// The log's entries, none of them at or before `base`.
-    entries: Vec<Entry>,
-    base: u64,
+    log: Log,
     /// What the engine holds.
     state: State,
     /// The last snapshot that was made here.
@@ -20,21 +19,23 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn new(voters: Vec<u64>) -> Self {
+    pub(super) fn new(id: u64, voters: Vec<u64>) -> Self {
         let state = State::empty(ConfState { voters, ..ConfState::default() });
-        Self { hard_state: HardState::default(), entries: vec![], base: 0, state, snapshot: None }
+        Self { log: Log::new(id), state, snapshot: None }
     }
 
     pub(super) fn append(&mut self, append: &Append) {
-        if let Some(hard_state) = &append.hard_state {
-            self.hard_state = hard_state.clone();
-        }
-        for entry in &append.entries {
-            self.entries.retain(|old| old.index < entry.index);
-            let last = self.entries.last().map_or(self.base, |last| last.index);
-            assert_eq!(entry.index, last + 1, "the log has no gaps");
-            self.entries.push(entry.clone());
-        }
+        self.log.append(append.hard_state.as_ref(), &append.entries);
+    }
+
+    /// The power goes while this is written.
+    pub(super) fn tear(&mut self, append: &Append, random: &mut Random) {
+        self.log.tear(append.hard_state.as_ref(), &append.entries, luck(random));
+    }
+
+    /// It cannot be written, or not all of it.
+    pub(super) fn fail(&mut self, append: &Append, random: &mut Random) {
+        self.log.fail(append.hard_state.as_ref(), &append.entries, luck(random));
     }
 
     /// The engine is written.
@@ -44,25 +45,36 @@ impl Disk {
 
     /// The log is cut up to what the engine holds.
     pub(super) fn cut(&mut self) {
-        self.base = self.state.meta.applied;
-        self.entries.retain(|entry| entry.index > self.base);
+        self.log.cut(self.state.meta.applied);
     }
 
     pub(super) fn install(&mut self, state: &State) {
+        let meta = &state.meta;
+        let (mut hard_state, _) = self.reread();
+        hard_state.commit = meta.applied;
+        self.log.reset(meta.applied, meta.applied_term, &hard_state);
         self.state = state.clone();
-        self.base = state.meta.applied;
-        self.entries.clear();
-        self.hard_state.commit = self.base;
         self.snapshot = None;
     }
 
     /// What a member starts with.
-    pub(super) fn load(&self, id: u64) -> (State, RaftLog) {
-        let log = recover::raft_log(id, &self.state.meta, self.hard_state.clone(), self.entries.clone());
+    pub(super) fn load(&mut self, id: u64) -> (State, RaftLog) {
+        let (hard_state, entries) = self.log.open(self.state.meta.applied);
+        let log = recover::raft_log(id, &self.state.meta, hard_state, entries);
         (self.state.clone(), log)
     }
 
     pub(super) fn reread(&self) -> (HardState, Vec<Entry>) {
-        (self.hard_state.clone(), self.entries.clone())
+        self.log.reread(self.state.meta.applied)
+    }
+}
+
+/// Which sectors arrive: all, none, or some.
+fn luck(random: &mut Random) -> impl FnMut() -> bool {
+    let mood = random.below(4);
+    move || match mood {
+        0 => true,
+        1 => false,
+        _ => random.one_in(2),
     }
 }

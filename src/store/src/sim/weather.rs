@@ -151,7 +151,7 @@ impl World {
             0..=2 if self.next_id <= 7 => {
                 let id = self.next_id;
                 self.next_id += 1;
-                self.create(id, Disk::new(vec![]));
+                self.create(id, Disk::new(id, vec![]));
                 self.start(id);
                 self.admit(id);
             }

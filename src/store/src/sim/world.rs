@@ -9,7 +9,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::check::{History, Watcher};
 use super::disk::Disk;
 use super::weather::Random;
-use crate::core::{Core, Output, Settings};
+use crate::core::{Append, Core, Output, Settings};
 use crate::error::CommitError;
 use crate::membership;
 use crate::raftlog::SnapshotId;
@@ -44,7 +44,7 @@ pub(super) struct Node {
     out: Output<u64, u64>,
     disk: Disk,
     /// What is being written.
-    appending: Option<crate::core::Append>,
+    appending: Option<Append>,
     installing: bool,
     making: bool,
     /// Snapshots that have arrived.
@@ -91,7 +91,7 @@ impl World {
             next_id: 2,
             calm: false,
         };
-        world.create(1, Disk::new(vec![1]));
+        world.create(1, Disk::new(1, vec![1]));
         world.start(1);
         world
     }
@@ -218,14 +218,10 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, id: u64) {
-        let survives = self.random.one_in(2);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.core = None;
         if let Some(append) = node.appending.take() {
-            // A frame is there as a whole or not at all.
-            if survives {
-                node.disk.append(&append);
-            }
+            node.disk.tear(&append, &mut self.random);
         }
         let back = 100 + self.random.below(3000);
         self.at(back, Event::Restart(id));
@@ -311,7 +307,7 @@ impl World {
             }
             let Some(append) = node.out.append.take() else { return };
             if fails && !calm && self.now > 0 {
-                return self.disk_full(id);
+                return self.disk_full(id, &append);
             }
             node.appending = Some(append);
             if now_or_later {
@@ -338,13 +334,14 @@ impl World {
     }
 
     /// What could not be written is forgotten, as the driver does it.
-    fn disk_full(&mut self, id: u64) {
+    fn disk_full(&mut self, id: u64, append: &Append) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Node { core: Some(core), out, disk, .. } = node else { return };
         let error =
             if core.is_sole_voter() { CommitError::Full } else { CommitError::Unknown(String::new()) };
         let tokens: Vec<u64> = core.take_pending().collect();
         (out.append, out.messages) = (None, vec![]);
+        disk.fail(append, &mut self.random);
         let (hard_state, entries) = disk.reread();
         core.restart(hard_state, entries).unwrap();
         for token in tokens {

@@ -100,16 +100,20 @@ pub(super) fn frame_size(entries: usize, bytes: usize) -> usize {
     FRAME_HEADER + (RECORD + 8 + entries * RECORD + bytes).next_multiple_of(ALIGN)
 }
 
-pub(super) fn begin(out: &mut Vec<u8>) {
+/// A frame that lacks what [`finish`] writes. `out` is empty.
+pub(super) fn put_frame(out: &mut Vec<u8>, hard_state: Option<&HardState>, entries: &[Entry]) {
     out.extend_from_slice(&FRAME_MAGIC);
     out.resize(FRAME_HEADER, 0);
-}
-
-pub(super) fn pad(out: &mut Vec<u8>) {
+    if let Some(state) = hard_state {
+        put_hard_state(out, state);
+    }
+    for entry in entries {
+        put_entry(out, entry);
+    }
     out.resize(out.len().next_multiple_of(ALIGN), 0);
 }
 
-/// Writes length and checksum; `frame` is everything since [`begin`].
+/// Writes length and checksum; `frame` is what [`put_frame`] made.
 pub(super) fn finish(frame: &mut [u8], sequence: u64) {
     let (header, payload) = frame.split_at_mut(FRAME_HEADER);
     let length = (payload.len() as u32).to_le_bytes();

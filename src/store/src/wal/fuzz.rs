@@ -64,15 +64,10 @@ pub fn log_seeds() -> Vec<Vec<u8>> {
     let header = Header { sequence: 1, node_id: 1, hard_state: hard_state.clone(), ..Header::default() };
     let mut bytes = header.encode();
     for first in [1, 3] {
+        let entry =
+            |index| Entry { term: 2, index, data: vec![7; 9], context: b"ab".to_vec(), ..Entry::default() };
         let mut frame = Vec::new();
-        format::begin(&mut frame);
-        for index in first..first + 2 {
-            let entry =
-                Entry { term: 2, index, data: vec![7; 9], context: b"ab".to_vec(), ..Entry::default() };
-            format::put_entry(&mut frame, &entry);
-        }
-        format::put_hard_state(&mut frame, &hard_state);
-        format::pad(&mut frame);
+        format::put_frame(&mut frame, Some(&hard_state), &[entry(first), entry(first + 1)]);
         format::finish(&mut frame, 1);
         bytes.extend(frame);
     }
