@@ -139,7 +139,7 @@ fn carry_over(service: &mut Value, old: &Value) {
     if old.is_null() {
         return;
     }
-    if needs_node_ports(service) && needs_node_ports(old) {
+    if has_node_ports(service) && has_node_ports(old) {
         let before: Vec<Value> = ports(old).cloned().collect();
         for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
             if port_number(&port["nodePort"]).is_some() {
@@ -154,12 +154,15 @@ fn carry_over(service: &mut Value, old: &Value) {
     }
 }
 
-fn needs_node_ports(service: &Value) -> bool {
-    match service["spec"]["type"].as_str() {
-        Some("NodePort") => true,
-        Some("LoadBalancer") => service["spec"]["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    }
+fn has_node_ports(service: &Value) -> bool {
+    matches!(service["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"))
+}
+
+/// Whether ports that the client names none for get one (`storage/alloc.go`, `shouldAllocateNodePorts`).
+fn chooses_node_ports(service: &Value) -> bool {
+    let spec = &service["spec"];
+    spec["type"] == "NodePort"
+        || spec["type"] == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"] != false
 }
 
 fn addresses(
@@ -312,60 +315,59 @@ fn node_ports(
     let bucket = state.cache.bucket(PORTS);
     let taken = |port: u16| bucket.get(&format!("/{port}")).is_some();
     let mut mine: BTreeSet<u16> = own_ports(service);
-    if needs_node_ports(service) {
+    // A port that the client names, whether Kedge would have chosen one or not.
+    let mut named = |number: &Value, field: String| {
+        let refused = match u16::try_from(number.as_i64().unwrap_or_default()) {
+            Ok(port) if before.contains(&port) => return,
+            Ok(port) if (low..=high).contains(&port) && !taken(port) => {
+                claims.fixed.push(port_key(port));
+                return;
+            }
+            Ok(port) if (low..=high).contains(&port) => "provided port is already allocated".to_owned(),
+            _ => format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"),
+        };
+        errors.push(FieldError::invalid(field, number.clone(), refused));
+    };
+    let is_named = |number: &Value| number.as_i64().is_some_and(|number| number != 0);
+    if has_node_ports(service) {
+        let chooses = chooses_node_ports(service);
         let mut chosen: Vec<(Value, u16)> = Vec::new();
-        let list = service["spec"]["ports"].as_array_mut().map(std::mem::take).unwrap_or_default();
-        let mut filled = Vec::with_capacity(list.len());
-        for (index, mut port) in list.into_iter().enumerate() {
-            match port_number(&port["nodePort"]) {
-                Some(number) if before.contains(&number) => {}
-                Some(number) if number < low || number > high => errors.push(FieldError::invalid(
-                    format!("spec.ports[{index}].nodePort"),
-                    json!(number),
-                    format!(
-                        "provided port is not in the valid range. The range of valid ports is {low}-{high}"
-                    ),
-                )),
-                Some(number) if taken(number) => errors.push(FieldError::invalid(
-                    format!("spec.ports[{index}].nodePort"),
-                    json!(number),
-                    "provided port is already allocated",
-                )),
-                Some(number) => claims.fixed.push(port_key(number)),
-                None => {
-                    // The same port by TCP and by UDP shares one node port.
-                    let shared =
-                        chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);
-                    let free =
-                        shared.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
-                    match free {
-                        Some(number) => {
-                            chosen.push((port["port"].clone(), number));
-                            mine.insert(number);
-                            port["nodePort"] = json!(number);
-                        }
-                        None => errors.push(FieldError::invalid(
-                            format!("spec.ports[{index}].nodePort"),
-                            Value::Null,
-                            "failed to allocate a nodePort: range is full",
-                        )),
-                    }
+        let mut full = Vec::new();
+        for (index, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
+            let field = format!("spec.ports[{index}].nodePort");
+            if is_named(&port["nodePort"]) {
+                named(&port["nodePort"], field);
+            } else if chooses {
+                // The same port by TCP and by UDP shares one node port.
+                let shared =
+                    chosen.iter().find(|(number, _)| *number == port["port"]).map(|(_, chosen)| *chosen);
+                let free =
+                    shared.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
+                if let Some(number) = free {
+                    chosen.push((port["port"].clone(), number));
+                    mine.insert(number);
+                    port["nodePort"] = json!(number);
+                } else {
+                    full.push(field);
                 }
             }
-            filled.push(port);
         }
-        service["spec"]["ports"] = json!(filled);
         let wants_health =
             service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
-        if wants_health && port_number(&service["spec"]["healthCheckNodePort"]).is_none() {
+        if is_named(&service["spec"]["healthCheckNodePort"]) {
+            named(&service["spec"]["healthCheckNodePort"], "spec.healthCheckNodePort".into());
+        } else if wants_health {
             let kept = port_number(&old["spec"]["healthCheckNodePort"]);
-            if let Some(number) =
-                kept.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)))
-            {
-                service["spec"]["healthCheckNodePort"] = json!(number);
+            let free = kept.or_else(|| free_port(low, high, |port| taken(port) || mine.contains(&port)));
+            match free {
+                Some(number) => service["spec"]["healthCheckNodePort"] = json!(number),
+                None => full.push("spec.healthCheckNodePort".into()),
             }
         }
-    } else if needs_node_ports(old) || service["spec"]["type"] == "ExternalName" {
+        errors.extend(full.into_iter().map(|field| {
+            FieldError::invalid(field, Value::Null, "failed to allocate a nodePort: range is full")
+        }));
+    } else if has_node_ports(old) || service["spec"]["type"] == "ExternalName" {
         // A Service that is no longer of a type with node ports gives them back; one that never was is refused
         // by validation.
         for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {

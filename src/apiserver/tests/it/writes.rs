@@ -315,6 +315,47 @@ async fn status_and_scale_change_their_part_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_named_is_looked_at() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, spec: Value| json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
+    let ports = |port: Value| json!([{ "port": 80, "nodePort": port }]);
+    client
+        .make(services, &service("first", json!({ "type": "NodePort", "ports": ports(json!(30060)) })))
+        .await;
+    // No ports are chosen for this one; those that it names are claimed all the same.
+    let bare = |port: Value| json!({ "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": ports(port) });
+    let checked = |port: Value| {
+        json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+            "ports": [{ "port": 80 }] })
+    };
+    let outside = "provided port is not in the valid range. The range of valid ports is 30000-32767";
+    let taken = "provided port is already allocated";
+    for (spec, field, wanted) in [
+        (bare(json!(6443)), "spec.ports[0].nodePort: Invalid value: 6443", outside),
+        (bare(json!(30060)), "spec.ports[0].nodePort: Invalid value: 30060", taken),
+        (
+            json!({ "type": "NodePort", "ports": ports(json!(70000)) }),
+            "nodePort: Invalid value: 70000",
+            outside,
+        ),
+        (checked(json!(10250)), "spec.healthCheckNodePort: Invalid value: 10250", outside),
+        (checked(json!(30060)), "spec.healthCheckNodePort: Invalid value: 30060", taken),
+    ] {
+        let (status, answer) = client.post(services, &service("s", spec)).await;
+        assert_eq!(status, 422, "{answer}");
+        assert!(answer.to_string().contains(field) && answer.to_string().contains(wanted), "{answer}");
+    }
+    let made = client.make(services, &service("bare", bare(json!(30061)))).await;
+    assert_eq!(made["spec"]["ports"][0]["nodePort"], 30061);
+    let (status, answer) = client.post(services, &service("late", bare(json!(30061)))).await;
+    assert_eq!(status, 422, "{answer}");
+    let none = client.make(services, &service("none", bare(Value::Null))).await;
+    assert!(none["spec"]["ports"][0].get("nodePort").is_none(), "{none}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn node_ports_are_for_types_that_have_them() {
     let fixture = Fixture::start().await;
     let client = fixture.admin();
