@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     /// After so many ticks of silence a voter is replaced.
     pub(crate) replace_after: u64,
+    /// After so many ticks a removal that nobody went on with is forgotten.
+    pub(crate) forget_after: u64,
     /// After so many ticks a transaction or a read that got nowhere is given up.
     pub(crate) patience: u64,
     /// A log that lacks no more entries than this is as good as complete.
@@ -130,6 +132,8 @@ pub(crate) struct Core<T, R> {
     installing: Option<u64>,
     hold_until: Option<(u64, u64)>,
     seen: BTreeMap<u64, u64>,
+    /// When this leader first saw the marks of those that are to leave.
+    marks: BTreeMap<u64, u64>,
     /// Why the configuration is not what the records ask for.
     waits: Option<String>,
     changes: Vec<Change>,
@@ -186,6 +190,7 @@ impl<T, R> Core<T, R> {
             installing: None,
             hold_until: None,
             seen: BTreeMap::new(),
+            marks: BTreeMap::new(),
             waits: None,
             changes: Vec::new(),
             applied_transactions: 0,

@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
 
 pub(crate) use self::leave::objection;
 #[cfg(test)]
@@ -20,6 +21,9 @@ pub(crate) use self::plan::{Health, Step, plan};
 pub(crate) use self::record::{
     PREFIX, address_key, decode, encode, is_reserved, key, leaving_key, name_key, parse_key, parse_leaving,
 };
+
+/// A removal that neither ended nor was taken back in this time was cut off. Longer than one can take.
+pub(crate) const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// A node that takes part in the store. Workers are no members.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -186,6 +186,7 @@ impl Node {
             id: config.node_id,
             seed: Member::new_id(),
             replace_after: ticks(replace_after),
+            forget_after: ticks(crate::membership::FORGOTTEN),
             patience: ticks(PATIENCE),
             lag: LAG,
         };

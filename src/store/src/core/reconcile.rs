@@ -6,7 +6,9 @@ use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
 use super::{Core, HEALTHY};
-use crate::membership::{Health, Step, plan};
+use crate::command;
+use crate::membership::{self, Health, Step, plan};
+use crate::types::{Op, Txn};
 
 /// How often the leader looks, in ticks.
 const EVERY: u64 = 4;
@@ -42,6 +44,7 @@ impl<T, R> Core<T, R> {
         if !raft.commit_to_current_term() {
             return;
         }
+        self.forget_removals();
         let config = &self.state.meta.members;
         let step = plan(self.state.members(), self.state.leaving(), config, &self.health(), self.settings.id);
         let waits = if let Step::Wait(reason) = &step { Some(reason.clone()) } else { None };
@@ -83,6 +86,28 @@ impl<T, R> Core<T, R> {
             }
         }
         self.settle();
+    }
+
+    /// Who asked for a removal takes its mark back or removes the member. One that was cut off does neither,
+    /// and the member must not stay without a vote for it.
+    fn forget_removals(&mut self) {
+        let leaving = self.state.leaving();
+        self.marks.retain(|id, _| leaving.contains(id));
+        let mut forgotten = Vec::new();
+        for &id in leaving {
+            let since = self.marks.entry(id).or_insert(self.ticks);
+            *since = self.led_since.max(*since);
+            if self.ticks - *since >= self.settings.forget_after {
+                *since = self.ticks;
+                forgotten.push(id);
+            }
+        }
+        for id in forgotten {
+            tracing::warn!(id, "the removal of a member was not finished: it stays and may vote again");
+            let ops = vec![Op::Delete { key: membership::leaving_key(id) }];
+            // What is not taken is proposed again after as long.
+            let _ = self.raw.propose(Vec::new(), command::encode(&Txn { ops, ..Txn::default() }));
+        }
     }
 
     fn propose_change(&mut self, change: ConfChangeV2) {

@@ -19,7 +19,7 @@ fn core(id: u64, voters: &[u64], learners: &[u64]) -> Tested {
     let members = ConfState { voters: voters.to_vec(), learners: learners.to_vec(), ..ConfState::default() };
     let state = State::empty(members.clone());
     let log = RaftLog::new(HardState::default(), members, (0, 0), vec![]);
-    let settings = Settings { id, seed: 1, replace_after: 100, patience: 20, lag: 10 };
+    let settings = Settings { id, seed: 1, replace_after: 100, forget_after: 200, patience: 20, lag: 10 };
     (Core::new(settings, state, log, Arc::new(Nobody)).unwrap(), Output::default())
 }
 

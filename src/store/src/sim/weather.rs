@@ -132,11 +132,14 @@ impl World {
     fn remove(&mut self, id: u64, other: u64) {
         let Some(leader) = self.leader() else { return };
         let condition = |id: u64| Condition { key: membership::key(id), check: Check::Any };
-        let txn = Txn {
-            conditions: vec![condition(id), condition(other)],
-            ops: vec![Change::Delete { key: membership::key(id) }],
-            lazy: false,
+        // Or it is cut off before that.
+        let mark = Value { bytes: Vec::new().into(), splice: None };
+        let op = if self.random.one_in(3) {
+            Change::Put { key: membership::leaving_key(id), value: mark }
+        } else {
+            Change::Delete { key: membership::key(id) }
         };
+        let txn = Txn { conditions: vec![condition(id), condition(other)], ops: vec![op], lazy: false };
         self.propose(leader, &txn, NO_OP);
         self.drive(leader);
     }

@@ -200,7 +200,7 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.life += 1;
         let (state, log) = node.disk.load(id);
-        let settings = Settings { id, seed, replace_after: 60, patience: 60, lag: 8 };
+        let settings = Settings { id, seed, replace_after: 60, forget_after: 60, patience: 60, lag: 8 };
         let watcher = Watcher { member: id, history: self.history.clone() };
         let mut core = Core::new(settings, state, log, Arc::new(watcher)).unwrap();
         core.set_muted(false);
@@ -404,6 +404,9 @@ impl World {
         let Some(core) = self.nodes.get(&leader).and_then(|node| node.core.as_ref()) else { return false };
         let members = core.state.members();
         let config = &core.state.meta.members;
+        if !core.state.leaving().is_empty() {
+            return false;
+        }
         // The founder may have been cut short before it announced itself.
         if members.is_empty() {
             return core.is_alone();

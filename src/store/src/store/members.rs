@@ -59,6 +59,9 @@ fn not_removed(error: CommitError, id: u64, other: u64) -> MemberError {
         {
             MemberError::Unsafe("another node is leaving at the same time; try again when it has".into())
         }
+        CommitError::Conflict { key, .. } if key == membership::leaving_key(id) => MemberError::Unsafe(
+            "the removal took so long that the leader has taken it back; try again".into(),
+        ),
         other => MemberError::Commit(other),
     }
 }
@@ -138,18 +141,16 @@ impl Store {
             failure_domain: failure_domain.map(str::to_owned),
         };
         match self.member(self.shared.id).await? {
-            Some(known) if known == member => {
-                // A removal that was cut off is not gone on with: who starts wants to take part.
-                let mark = membership::leaving_key(self.shared.id);
-                if self.is_leaving(self.shared.id) {
-                    let txn = Txn { ops: vec![Op::Delete { key: mark }], ..Txn::default() };
-                    self.commit_any(txn).await?;
-                }
-                Ok(())
-            }
-            Some(known) => self.replace(known, member).await.map(drop),
-            None => self.admit(member, Txn::default()).await.map(drop),
+            Some(known) if known == member => {}
+            Some(known) => self.replace(known, member).await.map(drop)?,
+            None => self.admit(member, Txn::default()).await.map(drop)?,
         }
+        // A removal that was cut off is not gone on with: who starts wants to take part.
+        if self.is_leaving(self.shared.id) {
+            let mark = membership::leaving_key(self.shared.id);
+            self.commit_any(Txn { ops: vec![Op::Delete { key: mark }], ..Txn::default() }).await?;
+        }
+        Ok(())
     }
 
     /// Whether the others could do without this member now: see [`MemberError::Unsafe`].
@@ -193,8 +194,13 @@ impl Store {
                 let why =
                     why.map_or_else(|error| error.to_string(), |status| status.waits.unwrap_or_default());
                 self.take_back(id).await;
-                let why =
-                    if why.is_empty() { "the voters could not be changed in time".to_owned() } else { why };
+                let why = if why.is_empty() {
+                    "the leader did not change the voters in time, as one of an older version does not (upgrade \
+                     that node first)"
+                        .to_owned()
+                } else {
+                    why
+                };
                 return Err(MemberError::Unsafe(format!(
                     "the others did not confirm within {} s that they do without {}: {why}; it stays in the \
                      cluster. See kedge status for who does not answer, and try again when all do",
@@ -209,7 +215,12 @@ impl Store {
             Op::Delete { key: membership::address_key(&member.address) },
             Op::Delete { key: membership::leaving_key(id) },
         ];
-        match self.commit_with(txn, stays(id, other.id), ops).await {
+        let mut conditions = stays(id, other.id);
+        if votes {
+            // The leader forgets a removal that takes too long.
+            conditions.push(condition(membership::leaving_key(id), Check::Any));
+        }
+        match self.commit_with(txn, conditions, ops).await {
             Ok(revision) => Ok(revision),
             Err(error) => {
                 // Where it happened after all, this changes nothing.
@@ -231,7 +242,7 @@ impl Store {
         let _ = done.await;
     }
 
-    /// It stays, and may vote again. What cannot be written now is mended when the member starts the next time.
+    /// It stays, and may vote again. What cannot be written now the leader mends after [`membership::FORGOTTEN`].
     async fn take_back(&self, id: u64) {
         for _ in 0..TAKEN_BACK {
             let txn = Txn { ops: vec![Op::Delete { key: membership::leaving_key(id) }], ..Txn::default() };

@@ -58,11 +58,7 @@ impl Scan {
             return Err(damaged(path, 0, format!("its header is that of segment {:x}", header.sequence)));
         }
         if header.node_id != node_id {
-            return Err(Error::WrongNode {
-                path: path.to_owned(),
-                found: header.node_id,
-                expected: node_id,
-            });
+            return Err(Error::WrongNode { path: path.to_owned(), found: header.node_id, expected: node_id });
         }
         match self.segments.back() {
             None => self.begin(&header),

@@ -56,8 +56,7 @@ impl Log {
             anew,
         };
         let size = SEGMENT.max(SEGMENT_HEADER + frame);
-        let mut bytes =
-            self.spare.take_if(|spare| spare.len() == size).unwrap_or_else(|| vec![0; size]);
+        let mut bytes = self.spare.take_if(|spare| spare.len() == size).unwrap_or_else(|| vec![0; size]);
         let mut begin = header.encode();
         begin.resize(SEGMENT_HEADER + FRAME_HEADER, 0);
         let fits = begin.len().min(size);
