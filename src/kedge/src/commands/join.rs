@@ -146,7 +146,7 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     if !args.force
         && Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
         && staging.admitted()?.is_none()
-        && !leaving(config).exists()
+        && !was_told(config)
         && !has_others(config)
     {
         return Err(Failure::Failed(anyhow::anyhow!(
@@ -178,16 +178,30 @@ fn has_others(config: &Config) -> bool {
     local_state(config).is_ok_and(|state| !state.other_nodes.is_empty())
 }
 
-/// The cluster was told: a leave that is cut off from here on goes on when it is repeated, and tells nobody.
+/// The authority of the cluster that was told: a leave that is cut off from here on goes on when it is
+/// repeated, and tells nobody.
 fn leaving(config: &Config) -> PathBuf {
     config.data_dir.join("leaving")
 }
 
+/// Whether this node is still what it was when the cluster was told. If it became a node of its own since, the
+/// mark means nothing any more.
+fn was_told(config: &Config) -> bool {
+    let Ok(told) = fs::read(leaving(config)) else { return false };
+    match fs::read(config.pki_dir().join("ca.crt")) {
+        Ok(authority) => authority == told,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step) -> anyhow::Result<()> {
-    if !leaving(config).exists() {
+    if !was_told(config) {
         tell(config, args, staging, step)?;
+        let authority = config.pki_dir().join("ca.crt");
+        let authority = fs::read(&authority).with_context(|| format!("read {}", authority.display()))?;
         let mark = leaving(config);
-        kedge_base::write_atomic(&mark, b"", 0o600).with_context(|| format!("write {}", mark.display()))?;
+        kedge_base::write_atomic(&mark, &authority, 0o600)
+            .with_context(|| format!("write {}", mark.display()))?;
     }
     step.update("making this a single node again");
     take_down::run(config)?;
