@@ -4,7 +4,7 @@
 mod eviction;
 mod taints;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,9 +47,10 @@ struct Controller {
     heard: Mutex<HashMap<String, Heard>>,
     /// When a node of the zone last began to lose its pods.
     evicted: Mutex<HashMap<String, Instant>>,
-    /// Nodes that are not ready and whose pods were told so. It is said once (upstream: at the change): a
-    /// kubelet that still answers writes what is true again, and the two would take turns.
-    marked: Mutex<HashSet<String>>,
+    /// Nodes that are not ready and whose pods were told so, with the status it was for. It is said once for
+    /// each (upstream: at the change): a kubelet that still answers writes what is true again, and the two would
+    /// take turns; one that then is not heard of any more does not.
+    marked: Mutex<HashMap<String, String>>,
 }
 
 pub(crate) fn start(ctx: &Context) {
@@ -147,11 +148,12 @@ impl Controller {
             // Heard of again, it comes back by itself.
             next = Duration::MAX;
         }
-        if taints::is_ready(&node) {
+        let ready = taints::condition(&node, "Ready").map(|ready| ready.status.clone()).unwrap_or_default();
+        if ready == "True" {
             self.marked.lock().remove(name);
-        } else if !self.marked.lock().contains(name) {
+        } else if self.marked.lock().get(name) != Some(&ready) {
             self.mark_pods(&node).await?;
-            self.marked.lock().insert(name.to_owned());
+            self.marked.lock().insert(name.to_owned(), ready);
         }
         let (evict, distance) = self.disruption(&node);
         let mut wanted = taints::wanted(&node, evict);

@@ -23,8 +23,12 @@ const SILENT: Duration = Duration::from_secs(15);
 
 /// Does the Node's condition say so?
 pub(crate) fn is_ready(node: &Node) -> bool {
+    ready(node) == Some("True")
+}
+
+fn ready(node: &Node) -> Option<&str> {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+    conditions.into_iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status.as_str())
 }
 
 /// What is being done, in words, for whoever waits for it.
@@ -122,7 +126,7 @@ async fn moved(client: &kube::Client, node: &str, progress: &Progress) -> anyhow
 }
 
 /// Returns when nobody is on the node any more who could end its pods, and says how that shows: its condition,
-/// or that it neither answers nor renews its lease.
+/// or that it neither answers nor renews its lease. A node that says itself that it is not ready is there.
 pub(crate) async fn until_lost(client: &kube::Client, node: &str) -> String {
     let nodes: Api<Node> = Api::all(client.clone());
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
@@ -131,8 +135,8 @@ pub(crate) async fn until_lost(client: &kube::Client, node: &str) -> String {
     loop {
         tokio::time::sleep(AGAIN).await;
         let found = match nodes.get_opt(node).await {
-            Ok(Some(found)) if is_ready(&found) => found,
-            Ok(Some(_)) => return "is not Ready any more".into(),
+            Ok(Some(found)) if ready(&found) == Some("Unknown") => return "is not heard of any more".into(),
+            Ok(Some(found)) => found,
             Ok(None) => return "has no Node object any more".into(),
             // Whoever moves the pods says why the API server does not answer.
             Err(_) => continue,
