@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kedge_base::Tasks;
 use kedge_client::{Change, Informers, Recorder};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::allocation::Allocations;
 use crate::cgroup::Cgroups;
@@ -63,8 +63,9 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
     let client = informers.client().clone();
     let runtime = Runtime::new(&config.containerd_socket)?;
-    let layers = Layers::open(&runtime, &config.image_dir, &config.root_dir.join("layers")).await?;
-    tasks.spawn_until_stopped("unpacked layers", layers.follow());
+    let layers = Layers::new(&runtime, &config.image_dir, &config.root_dir.join("layers"))?;
+    let (mended, layers_mended) = oneshot::channel();
+    tasks.spawn_until_stopped("unpacked layers", layers.follow(mended));
     let name = config.node_name.clone();
     let workers = Workers::default();
     let wake = workers.clone();
@@ -111,6 +112,8 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
         follower.services.synced().await;
         follower.node.synced().await;
         follower.pods.synced().await;
+        // An error: this kubelet is stopping.
+        let _ = layers_mended.await;
         let core = follower.clone();
         follower.pods.on_change(move |change| pod_changed(&core, change));
         gc::remove_orphans(&follower).await;

@@ -4,11 +4,12 @@
 //! Others write there too: the node lifecycle controller says that pods are not ready while their node is
 //! silent, and takes nothing back. What a pod's object shows is therefore held against what the API server
 //! answered to this kubelet's last write (upstream compares every ten seconds, `needsReconcile`); what is the
-//! kubelet's and is another by now is written again.
+//! kubelet's and is another by now is written again. Only that a pod has ended nobody takes back, whoever said
+//! it (upstream `kubelet_pods.go`, `generateAPIPodStatus`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kedge_base::Tasks;
@@ -22,6 +23,8 @@ use crate::{allocation, pod};
 
 /// Pods whose statuses are written at the same time.
 const WORKERS: usize = 8;
+/// What others change again and again is written again this often (upstream's `syncBatch`).
+const MEND_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -32,6 +35,8 @@ struct Entry {
     written: Option<PodStatus>,
     /// What the API server had after that.
     answered: Option<Answered>,
+    /// When it was last written because of what somebody else wrote.
+    mended: Option<Instant>,
     /// Everything of the pod is gone: delete the object.
     finished: bool,
 }
@@ -42,6 +47,23 @@ struct Entry {
 struct Answered {
     version: Option<u64>,
     status: PodStatus,
+}
+
+impl Entry {
+    /// The object says that the pod has ended: that stays.
+    fn keep_end(&mut self, live: &Pod) {
+        if !pod::is_terminal_phase(pod::phase(live)) {
+            return;
+        }
+        let said = pod::status(live);
+        for status in
+            [Some(&mut self.status), self.answered.as_mut().map(|a| &mut a.status)].into_iter().flatten()
+        {
+            status.phase.clone_from(&said.phase);
+            status.reason.clone_from(&said.reason);
+            status.message.clone_from(&said.message);
+        }
+    }
 }
 
 impl Answered {
@@ -84,6 +106,7 @@ impl Statuses {
             status: pod::status(target),
             written: None,
             answered: None,
+            mended: None,
             finished: false,
         });
         entry.status = status;
@@ -96,13 +119,21 @@ impl Statuses {
     /// written again.
     pub(crate) fn seen(&self, live: &Pod) -> bool {
         let uid = pod::uid(live);
-        let entries = self.entries.lock();
-        let answered = entries.get(&uid).and_then(|entry| entry.answered.as_ref());
+        let mut entries = self.entries.lock();
+        let Some(entry) = entries.get_mut(&uid) else { return false };
+        entry.keep_end(live);
         // Without an answer yet, the write that is due looks for itself.
-        let changed = answered.is_some_and(|answered| answered.is_changed_by(live));
+        let changed = entry.answered.as_ref().is_some_and(|answered| answered.is_changed_by(live));
         if changed {
             tracing::debug!(pod = pod::name(live), "somebody changed the pod's status, it is written again");
-            self.queue.add(uid);
+            let now = Instant::now();
+            let due = match entry.mended {
+                Some(due) if due > now => due,
+                Some(last) => now.max(last + MEND_EVERY),
+                None => now,
+            };
+            entry.mended = Some(due);
+            self.queue.add_after(uid, due - now);
         }
         changed
     }
@@ -146,7 +177,13 @@ impl Statuses {
     }
 
     /// Brings the object, which was last seen as `live`, to what `entry` says.
-    async fn send(&self, client: &kube::Client, live: &Pod, entry: Entry) -> Result<(), kedge_client::Error> {
+    async fn send(
+        &self,
+        client: &kube::Client,
+        live: &Pod,
+        mut entry: Entry,
+    ) -> Result<(), kedge_client::Error> {
+        entry.keep_end(live);
         let uid = pod::uid(live);
         let api = kube::Api::<Pod>::namespaced(client.clone(), &entry.namespace);
         let answered = match difference(&pod::status(live), &entry.status) {
@@ -393,8 +430,24 @@ mod tests {
         assert_eq!(sent.len(), 2, "{sent:?}");
         assert_eq!(sent[1]["status"]["conditions"], json!([{ "type": "Ready", "status": "True" }]));
         assert!(!statuses.seen(&marked), "the watch is behind");
-        assert!(!statuses.seen(&object(13, canonical)), "it is as it was");
+        assert!(!statuses.seen(&object(13, canonical.clone())), "it is as it was");
         let lost = object(14, PodStatus { phase: Some("Pending".into()), ..running(vec![ready("True")]) });
         assert!(statuses.seen(&lost), "not only conditions");
+        let due = entry().mended.expect("it is to be written");
+        assert!(due > std::time::Instant::now(), "who changes it again and again is not answered at once");
+        assert!(statuses.seen(&object(15, lost.status.clone().expect("a status"))));
+        assert_eq!(entry().mended, Some(due), "one write mends both");
+
+        // An end is never taken back, even by what was found before it was seen.
+        let mut failed = pod::status(&object(16, canonical.clone()));
+        failed.phase = Some("Failed".into());
+        failed.reason = Some("Preempted".into());
+        let failed = object(16, failed);
+        assert!(!statuses.seen(&failed));
+        assert_eq!(statuses.last(&failed).reason.as_deref(), Some("Preempted"));
+        statuses.set(&failed, wanted);
+        statuses.send(&client, &failed, entry()).await.expect("nothing to write");
+        assert_eq!(patches.lock().len(), 2);
+        assert_eq!(entry().written.and_then(|status| status.phase).as_deref(), Some("Failed"));
     }
 }

@@ -9,9 +9,11 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use containerd_client::services::v1::snapshots as api;
-use kedge_base::Chain;
+use kedge_base::{Backoff, Chain};
+use tokio::sync::oneshot;
 
 use super::store::Store;
 use crate::Error;
@@ -65,11 +67,12 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Removes what a power cut may have spoiled. To be called before the first container is made.
-    pub(crate) async fn open(runtime: &Runtime, folder: &Path, record: &Path) -> Result<Self, Error> {
+    /// # Errors
+    /// The machine does not say which boot this is.
+    pub(crate) fn new(runtime: &Runtime, folder: &Path, record: &Path) -> Result<Self, Error> {
         let boot =
             std::fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read the boot's id", error))?;
-        let mut layers = Self {
+        Ok(Self {
             runtime: runtime.clone(),
             store: Store::of(runtime),
             folder: folder.to_owned(),
@@ -77,24 +80,33 @@ impl Layers {
             boot: boot.trim().to_owned(),
             synced: HashSet::new(),
             suspect: HashSet::new(),
-        };
-        let written =
-            kedge_base::read_optional(record).map_err(|error| Error::io("read the layers' record", error))?;
-        if let Some(kept) = written.and_then(|bytes| of_another_boot(&bytes, &layers.boot)) {
-            layers.remove(spoiled(&layers.list().await?, &kept)).await;
-        }
-        layers.sync().await?;
-        Ok(layers)
+        })
     }
 
-    /// Syncs what is unpacked, whenever something may have been.
-    pub(crate) async fn follow(mut self) {
+    /// Removes what a power cut may have spoiled and says so: the first container may be made then, and not
+    /// before. After that syncs what is unpacked, whenever something may have been.
+    pub(crate) async fn follow(mut self, mended: oneshot::Sender<()>) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        while let Err(error) = self.mend().await {
+            tracing::warn!(error = %Chain(&error), "no pod starts before the images' layers were looked at; it is tried again");
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+        let _ = mended.send(());
         loop {
-            self.runtime.unpacked().notified().await;
             if let Err(error) = self.sync().await {
                 tracing::warn!(error = %Chain(&error), "unpacked layers are not synced; it is tried again with the next container");
             }
+            self.runtime.unpacked().notified().await;
         }
+    }
+
+    async fn mend(&mut self) -> Result<(), Error> {
+        let written = kedge_base::read_optional(&self.record)
+            .map_err(|error| Error::io("read the layers' record", error))?;
+        if let Some(kept) = written.and_then(|bytes| of_another_boot(&bytes, &self.boot)) {
+            self.remove(spoiled(&self.list().await?, &kept)).await;
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Layer>, Error> {
