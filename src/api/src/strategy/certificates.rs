@@ -79,31 +79,36 @@ fn signer(name: &str, errors: &mut Vec<FieldError>) {
         let what = "the legacy signerName is not allowed via this API version";
         return errors.push(FieldError::invalid(AT, name, what));
     }
+    signer_name(name, AT, errors);
+}
+
+/// `<domain>/<path>` (`ValidateSignerName`).
+pub(super) fn signer_name(name: &str, at: &str, errors: &mut Vec<FieldError>) {
     if name.is_empty() {
-        return required(AT, "", errors);
+        return required(at, "", errors);
     }
     let Some((domain, path)) = name.split_once('/').filter(|(_, path)| !path.contains('/')) else {
         let what = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-        return errors.push(FieldError::invalid(AT, name, what));
+        return errors.push(FieldError::invalid(at, name, what));
     };
     if domain.len() > 253 {
-        errors.push(FieldError::too_long(AT, 253));
+        errors.push(FieldError::too_long(at, 253));
     }
     let mut parts = |whole: &str, rule: fn(&str) -> Vec<String>| {
         let wrong = whole.split('.').map(|part| (part, rule(part))).find(|(_, wrong)| !wrong.is_empty());
         for (part, what) in wrong.into_iter().flat_map(|(part, all)| all.into_iter().map(move |m| (part, m)))
         {
-            errors.push(FieldError::invalid(AT, whole, format!("validating label {part:?}: {what}")));
+            errors.push(FieldError::invalid(at, whole, format!("validating label {part:?}: {what}")));
         }
     };
     parts(domain, names::dns1123_label);
     parts(path, names::dns1123_subdomain);
     if !domain.contains('.') {
         let what = "should be a domain with at least two segments separated by dots";
-        errors.push(FieldError::invalid(AT, domain, what));
+        errors.push(FieldError::invalid(at, domain, what));
     }
     if name.len() > MAX_SIGNER {
-        errors.push(FieldError::too_long(AT, MAX_SIGNER as u64));
+        errors.push(FieldError::too_long(at, MAX_SIGNER as u64));
     }
 }
 

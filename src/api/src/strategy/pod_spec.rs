@@ -36,6 +36,14 @@ use tolerated::Tolerated;
 
 pub(super) use tolerated::forgive;
 
+/// What a persistent volume says of storage that a pod could name in the same words. Other kinds of sources have
+/// rules of their own.
+pub(super) fn persistent_source(kind: &str, source: &Value, errors: &mut Vec<FieldError>) {
+    let mut c = Checks { errors, tolerated: Tolerated::default(), is_pod: false };
+    let at = At::root("spec");
+    volumes::persistent_source(&mut c, kind, source, at.child(kind));
+}
+
 /// A pod (`validatePodMetadataAndSpec`).
 pub(super) fn validate_pod(pod: &Value, errors: &mut Vec<FieldError>) {
     check_pod(pod, Tolerated::default(), errors);

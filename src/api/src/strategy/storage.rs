@@ -41,9 +41,14 @@ const NO_SOURCE: [&str; 10] = [
 
 pub(super) fn update_pv(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     ratchet(volumes::validate_volume, new, old, errors);
+    // The secret for growing a volume may be named later, and changed never.
+    let late_secret = old["spec"]["csi"]["controllerExpandSecretRef"].is_null();
     let source = |v: &Value| {
         let mut m = v["spec"].as_object().cloned().unwrap_or_default();
         m.retain(|k, _| !NO_SOURCE.contains(&k.as_str()));
+        if let Some(csi) = m.get_mut("csi").and_then(Value::as_object_mut).filter(|_| late_secret) {
+            csi.remove("controllerExpandSecretRef");
+        }
         m
     };
     if source(new) != source(old) {
@@ -52,10 +57,12 @@ pub(super) fn update_pv(new: &Value, old: &Value, errors: &mut Vec<FieldError>) 
             "spec.persistentvolumesource is immutable after creation",
         ));
     }
-    let mode = &new["spec"]["volumeMode"];
-    if *mode != old["spec"]["volumeMode"] {
-        // Upstream's path lacks the beginning.
-        errors.push(FieldError::invalid("volumeMode", mode.clone(), "field is immutable"));
+    for (field, may_be_set) in [("nodeAffinity", true), ("volumeMode", false)] {
+        let (after, before) = (&new["spec"][field], &old["spec"][field]);
+        if after != before && !(may_be_set && before.is_null()) {
+            // Upstream's path lacks the beginning.
+            errors.push(FieldError::invalid(field, after.clone(), "field is immutable"));
+        }
     }
     let class = |v: &Value| v["spec"]["volumeAttributesClassName"].is_null();
     if class(new) && !class(old) {
@@ -161,5 +168,32 @@ mod tests {
         assert!(e.is_empty(), "{e:?}");
         volumes::validate_volume(&json!({"spec": {}}), &mut e);
         assert_eq!(e.len(), 4);
+
+        let changed = |before: Value, after: Value| {
+            let of = |own: &Value| {
+                let mut volume = v.clone();
+                volume["spec"].as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+                volume
+            };
+            let mut errors = Vec::new();
+            update_pv(&of(&after), &of(&before), &mut errors);
+            errors.iter().map(|error| error.path.clone()).collect::<Vec<_>>()
+        };
+        let on = |node: &str| {
+            json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}})
+        };
+        assert!(changed(json!({}), on("a")).is_empty(), "it may be set once");
+        assert_eq!(changed(on("a"), on("b")), ["nodeAffinity"]);
+        assert_eq!(changed(on("a"), json!({})), ["nodeAffinity"]);
+        let csi = |secret: Value| json!({"hostPath": null, "csi": {"driver": "d.example", "volumeHandle": "1", "controllerExpandSecretRef": secret}});
+        let secret = |name: &str| json!({"name": name, "namespace": "n"});
+        assert!(changed(csi(Value::Null), csi(secret("a"))).is_empty());
+        assert_eq!(changed(csi(secret("a")), csi(secret("b"))), ["spec.persistentvolumesource"]);
+        let iscsi = json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+            "iscsi": {"targetPortal": "192.0.2.1", "iqn": "iqn.2001-04.com.example:a", "lun": 999}}});
+        e.clear();
+        volumes::validate_volume(&iscsi, &mut e);
+        assert_eq!(e.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["spec.iscsi.lun"]);
     }
 }

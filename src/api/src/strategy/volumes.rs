@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::checks::{NOT_POSITIVE, label_selector, optional_name, required, required_name, syntax};
+use super::pod_spec;
 use super::storage_kinds::driver_name;
 use super::util::{NON_NEGATIVE, list, one_of, text};
 use crate::field::{FieldError, index, join, key};
@@ -12,8 +13,6 @@ use crate::object;
 use crate::quantity::Quantity;
 
 const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-const HOST_PATHS: [&str; 8] =
-    ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
 /// What a volume can be made of, in the order in which upstream looks.
 const SOURCES: [&str; 22] = [
     "hostPath",
@@ -145,25 +144,14 @@ fn source(spec: &Value, kind: &str, errors: &mut Vec<FieldError>) {
     let (s, at) = (&spec[kind], join("spec", kind));
     let path = text(s, "path");
     match kind {
-        "hostPath" | "local" => {
+        "local" => {
             if path.is_empty() {
                 required(join(&at, "path"), "", errors);
             } else {
                 no_backsteps(path, &join(&at, "path"), errors);
-                if kind == "hostPath" {
-                    one_of(s, "type", &at, &HOST_PATHS, errors);
-                }
             }
-            if kind == "local" && !spec["nodeAffinity"].is_object() {
+            if !spec["nodeAffinity"].is_object() {
                 required("spec.nodeAffinity", "Local volume requires node affinity", errors);
-            }
-        }
-        "nfs" => {
-            for field in ["server", "path"].into_iter().filter(|f| text(s, f).is_empty()) {
-                required(join(&at, field), "", errors);
-            }
-            if !path.starts_with('/') {
-                errors.push(FieldError::invalid(join(&at, "path"), path, "must be an absolute path"));
             }
         }
         "csi" => {
@@ -184,7 +172,7 @@ fn source(spec: &Value, kind: &str, errors: &mut Vec<FieldError>) {
                 }
             }
         }
-        _ => {}
+        _ => pod_spec::persistent_source(kind, s, errors),
     }
 }
 

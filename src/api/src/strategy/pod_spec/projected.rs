@@ -9,6 +9,7 @@ use super::checks::{At, Checks, is_set, number};
 use super::volumes::{downward_file, key_to_path, mode};
 use super::{list, text};
 use crate::names;
+use crate::strategy::certificates;
 
 const CONFLICT: &str = "conflicting duplicate paths";
 
@@ -108,26 +109,8 @@ fn trust_bundle(c: &mut Checks<'_>, of: &Value, from: At<'_>) {
     c.local_path(from.child("path"), text(of, "path"));
 }
 
-/// `<domain>/<path>`, what of `ValidateSignerName` tells good from bad.
 fn signer_name(c: &mut Checks<'_>, signer: &str, from: At<'_>) {
-    let at = from.child("signerName");
-    match signer.split_once('/') {
-        _ if signer.is_empty() => c.required(at, ""),
-        None => c.invalid(
-            at,
-            signer,
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        ),
-        Some((domain, path)) => {
-            c.each(at, domain, names::dns1123_subdomain(domain));
-            if !domain.contains('.') {
-                c.invalid(at, domain, "should be a domain with at least two segments separated by dots");
-            }
-            if path.is_empty() {
-                c.invalid(at, signer, "validating signer name path segment: must be non-empty");
-            }
-        }
-    }
+    certificates::signer_name(signer, &from.child("signerName").to_string(), c.errors);
 }
 
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];

@@ -138,6 +138,37 @@ fn source(c: &mut Checks<'_>, volume: &Value, at: At<'_>) {
     }
 }
 
+/// Kinds that persistent volumes have too, and that are checked alike there.
+const PERSISTENT: [&str; 20] = [
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "glusterfs",
+    "hostPath",
+    "iscsi",
+    "nfs",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
+];
+
+pub(super) fn persistent_source(c: &mut Checks<'_>, kind: &str, source: &Value, at: At<'_>) {
+    let check = SOURCES.iter().find(|(name, ..)| *name == kind && PERSISTENT.contains(name));
+    if let Some((.., check)) = check {
+        check(c, source, at);
+    }
+}
+
 /// `mode` and `defaultMode` are permissions.
 pub(super) fn mode(c: &mut Checks<'_>, of: &Value, field: &str, at: At<'_>) {
     if let Some(mode) = number(of, field).filter(|mode| !(0..=0o777).contains(mode)) {
