@@ -259,6 +259,12 @@ fn what_users_had_stays_when_an_addon_goes() {
         ],
     );
     assert_eq!(shared(), r#"{"both":"b","mine":"m"}"#);
+    let other = r#"{"data":{"both":"other"}}"#;
+    cluster.kubectl(&["-n", "webns", "patch", "configmap", "shared", "--type=merge", "-p", other]).ok();
+    let refused = cluster.kedge(&["enable", "web"]).failed(1);
+    assert_has(&refused, &["ConfigMap webns/shared was there before", ".data.both", "nothing was changed"]);
+    assert_eq!(shared(), r#"{"both":"other","mine":"m"}"#);
+    cluster.kubectl(&["-n", "webns", "delete", "configmap", "shared"]).ok();
     assert_eq!(cluster.field("namespace/webns", ".metadata.labels.of"), "");
     for namespace in ["webns", "newns"] {
         cluster.kubectl(&["-n", namespace, "get", "configmap", "users"]).ok();

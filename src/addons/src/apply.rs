@@ -31,7 +31,7 @@ const REPLACE_LIMIT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The first refusal. Other objects are applied all the same when `go_on` says so; nothing is deleted then.
-/// [`Error::Unchangeable`]: nothing was changed.
+/// [`Error::Unchangeable`], [`Error::Foreign`]: nothing was changed.
 pub(crate) async fn converge(
     client: &kube::Client,
     mut inventory: Inventory,
@@ -132,6 +132,12 @@ async fn existing(
     Ok(existed)
 }
 
+/// Conflicts are told in a line each.
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().map(|line| line.trim().trim_start_matches("- ")).collect();
+    lines.join(" ")
+}
+
 /// Asks the API server once for each kind.
 pub(crate) struct Objects<'a> {
     client: &'a kube::Client,
@@ -226,7 +232,8 @@ impl<'a> Objects<'a> {
     /// Those that must be replaced because the API server refuses to change them, with their UIDs.
     ///
     /// # Errors
-    /// [`Error::Unchangeable`] when one of them is not to be replaced.
+    /// [`Error::Unchangeable`] when one of them is not to be replaced; [`Error::Foreign`] when others have other
+    /// values in what was there before Kedge: to take that over would leave them without when Kedge gives it up.
     async fn unchangeable(
         &mut self,
         objects: &[DynamicObject],
@@ -238,12 +245,19 @@ impl<'a> Objects<'a> {
             let named = ObjectRef::of(object);
             let Some(there) = found.get(&named) else { continue };
             let Some(api) = self.api(&named).await? else { continue };
-            let params = PatchParams { dry_run: true, ..PatchParams::apply(self.shelf.manager).force() };
+            let params = PatchParams {
+                dry_run: true,
+                force: !existed.contains(&named),
+                ..PatchParams::apply(self.shelf.manager)
+            };
             // Whatever else goes wrong may be over when it is its turn.
             let Err(kube::Error::Api(status)) = api.patch(&named.name, &params, &Patch::Apply(object)).await
             else {
                 continue;
             };
+            if status.code == 409 && existed.contains(&named) {
+                return Err(Error::Foreign { object: named.to_string(), what: one_line(&status.message) });
+            }
             if status.code != 422 {
                 continue;
             }

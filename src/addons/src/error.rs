@@ -48,6 +48,12 @@ pub enum Error {
          values that it has, or disable the addon first"
     )]
     Unchangeable { object: String, what: String },
+    /// Found out by a dry run.
+    #[error(
+        "{object} was there before and is managed by others, and nothing was changed: {what}; remove it first if \
+         the addon is to take its place"
+    )]
+    Foreign { object: String, what: String },
     #[error("the API server knows no kind {kind} of {api_version}, which {object} is")]
     UnknownKind { object: String, kind: String, api_version: String },
     #[error("ask the API server")]

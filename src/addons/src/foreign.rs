@@ -87,21 +87,30 @@ fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
-/// Every kind of namespaces that can be listed, in one version; false: its group does not answer.
+/// Every kind of namespaces that can be listed, each in one version (a group's preferred one if it has the
+/// kind); false: its group does not answer.
 async fn kinds(client: &kube::Client) -> Result<Vec<(ApiResource, bool)>, Error> {
     let mut lists = vec![("v1".to_owned(), Some(client.list_core_api_resources("v1").await?))];
     let groups = client.list_api_groups().await?.groups;
     for group in groups.into_iter().filter(|group| !FIGURES.contains(&group.name.as_str())) {
-        let preferred = group.preferred_version.or_else(|| group.versions.into_iter().next());
-        let Some(version) = preferred.map(|version| version.group_version) else { continue };
-        let list = match client.list_api_group_resources(&version).await {
-            Ok(list) => Some(list),
-            Err(kube::Error::Api(status)) if status.code == 404 => continue,
-            Err(kube::Error::Api(_)) => None,
-            Err(error) => return Err(error.into()),
-        };
-        lists.push((version, list));
+        let mut versions: Vec<String> =
+            group.preferred_version.into_iter().map(|v| v.group_version).collect();
+        for version in group.versions {
+            if !versions.contains(&version.group_version) {
+                versions.push(version.group_version);
+            }
+        }
+        for version in versions {
+            let list = match client.list_api_group_resources(&version).await {
+                Ok(list) => Some(list),
+                Err(kube::Error::Api(status)) if status.code == 404 => continue,
+                Err(kube::Error::Api(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            lists.push((version, list));
+        }
     }
+    let mut known = BTreeSet::new();
     let mut kinds = Vec::new();
     for (api_version, list) in lists {
         let group = group(&api_version);
@@ -113,7 +122,8 @@ async fn kinds(client: &kube::Client) -> Result<Vec<(ApiResource, bool)>, Error>
         };
         for resource in list.resources {
             let listed = resource.verbs.iter().any(|verb| verb == "list");
-            if resource.namespaced && listed && !resource.name.contains('/') {
+            let counts = resource.namespaced && listed && !resource.name.contains('/');
+            if counts && known.insert((group.to_owned(), resource.name.clone())) {
                 let kind = GroupVersionKind::gvk(group, version, &resource.kind);
                 kinds.push((ApiResource::from_gvk_with_plural(&kind, &resource.name), true));
             }
