@@ -67,7 +67,9 @@ step() {
     fi
     return 0
 }
+SKIPPED=0
 skipped() {
+    SKIPPED=$((SKIPPED + 1))
     printf '\n=== %s: skipped (%s)\n' "$1" "$2"
     SUMMARY+=("$(printf 'skipped          %s (%s)' "$1" "$2")")
 }
@@ -391,4 +393,4 @@ if [ -n "$FAILED" ]; then
     echo "something failed, see above ($SECONDS s)"
     exit 1
 fi
-echo "all steps passed ($SECONDS s)"
+echo "all steps passed, $SKIPPED skipped ($SECONDS s)"

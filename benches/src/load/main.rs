@@ -114,5 +114,8 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
     tasks.shutdown(Duration::from_secs(5)).await;
     println!("{table}");
     cluster.remove();
-    Ok(())
+    match table.missed() {
+        0 => Ok(()),
+        missed => anyhow::bail!("{missed} of the targets were missed"),
+    }
 }

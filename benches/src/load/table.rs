@@ -52,6 +52,11 @@ impl Table {
         self.1.push(line);
     }
 
+    /// How many targets were missed.
+    pub(crate) fn missed(&self) -> usize {
+        self.0.iter().filter(|row| row[3] == "no").count()
+    }
+
     fn row(&mut self, what: &str, value: String, target: String, kept: bool) {
         eprintln!("{what}: {value} (target {target})");
         self.0.push([what.to_owned(), value, target, if kept { "yes" } else { "no" }.to_owned()]);
