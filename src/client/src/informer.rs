@@ -1,4 +1,5 @@
-//! Shared informers: one watch and one cache per kind and process, however many components look.
+//! Shared informers: one watch and one cache per kind, however many components of one [`Informers`]
+//! look. The node has one, and who leads the store another one, which ends with the lead.
 
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};

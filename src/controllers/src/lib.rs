@@ -136,7 +136,7 @@ pub enum Error {
 }
 
 /// Start every controller as tasks of `tasks`. Returns at once; each begins its work when the
-/// informers it reads are complete. To be called while holding the controllers' Lease: when
+/// informers it reads are complete. To be called by who leads the store: when
 /// `tasks` stops, all of them end and change nothing more.
 pub fn start(
     config: Config,

@@ -47,8 +47,8 @@ pub enum Error {
     Config(&'static str),
 }
 
-/// Starts the scheduler as tasks of `tasks`. Whoever calls holds the leader's Lease when there is
-/// more than one scheduler of this name, and stops `tasks` when it is lost.
+/// Starts the scheduler as tasks of `tasks`. Where there may be more than one scheduler of this name, whoever
+/// calls leads the store, and stops `tasks` when it does not any more.
 ///
 /// # Errors
 /// When the configuration is not valid.
