@@ -132,14 +132,15 @@ impl World {
     fn remove(&mut self, id: u64, other: u64) {
         let Some(leader) = self.leader() else { return };
         let condition = |id: u64| Condition { key: membership::key(id), check: Check::Any };
+        let mark = membership::leaving_key(id);
         // Or it is cut off before that.
-        let mark = Value { bytes: Vec::new().into(), splice: None };
-        let op = if self.random.one_in(3) {
-            Change::Put { key: membership::leaving_key(id), value: mark }
+        let ops = if self.random.one_in(3) {
+            vec![Change::Put { key: mark, value: Value { bytes: Vec::new().into(), splice: None } }]
         } else {
-            Change::Delete { key: membership::key(id) }
+            vec![Change::Delete { key: membership::key(id) }, Change::Delete { key: mark }]
         };
-        let txn = Txn { conditions: vec![condition(id), condition(other)], ops: vec![op], lazy: false };
+        let stays = Condition { key: membership::leaving_key(other), check: Check::Absent };
+        let txn = Txn { conditions: vec![condition(id), condition(other), stays], ops, lazy: false };
         self.propose(leader, &txn, NO_OP);
         self.drive(leader);
     }
