@@ -216,9 +216,9 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     }
     let network = core.health.borrow().clone().and_then(|health| health.network);
     if let Some(problem) = network.filter(|_| !pod::host_network(target)) {
-        let text = format!("network is not ready: container runtime network not ready: {problem}");
-        core.warning(target, None, "NetworkNotReady", text.clone());
-        return Err(Error::other(text));
+        let error = Error::NetworkNotReady(problem);
+        core.warning(target, None, "NetworkNotReady", error.text());
+        return Err(error);
     }
     let (cgroups, pod_of_group) = (core.cgroups.clone(), target.clone());
     let dir = core.config.pod_dir(&pod::uid(target));

@@ -218,9 +218,8 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
                 }
                 Some(Ok(launch::Outcome::End(verdict))) => verdict,
                 Some(Err(error)) => {
-                    let text = Chain(&error).to_string();
-                    tracing::debug!(pod = %pod::name(&order.pod), error = %text, "pod not synced, trying again");
-                    let delay = if text.contains("network") { AFTER_TRANSIENT } else { AFTER_ERROR };
+                    tracing::debug!(pod = %pod::name(&order.pod), error = %Chain(&error), "pod not synced, trying again");
+                    let delay = if error.is_transient() { AFTER_TRANSIENT } else { AFTER_ERROR };
                     wait(handle, Some(Instant::now() + delay)).await;
                     continue;
                 }
