@@ -354,8 +354,14 @@ fn refused_in_words() {
     other.kubectl(&["get", "configmap", "plan"]).ok();
     assert_eq!(members(&first), before);
 
-    step("by force; and a node of a cluster joins no other");
+    step("pods of a node that is stopped");
+    other.kubectl(&["scale", "deployment", "web", "--replicas=1"]).ok();
+    other.rolled_out("deployment/web");
     assert_eq!(other.stop(), 0);
+    let said = other.kedge(&["join", &join]).failed(1);
+    assert_has(&said, &[": Pod default/web-", "of the stopped node; save"]);
+
+    step("by force; and a node of a cluster joins no other");
     other.kedge(&["join", &join, "--worker", "--force", "--timeout", "90"]).ok();
     first.wait(&format!("node/{}", other.node), "condition=Ready");
     let said = first.kedge(&["join", &join]).failed(1);

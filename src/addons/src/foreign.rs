@@ -18,7 +18,7 @@ const IGNORED: [(&str, &str); 5] = [
 /// Groups that show figures, and hold nothing.
 const FIGURES: [&str; 3] = ["metrics.k8s.io", "custom.metrics.k8s.io", "external.metrics.k8s.io"];
 
-/// Kubernetes' own; Kedge's are there, too.
+/// Kubernetes' own; most of Kedge's is there, too.
 const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// What counts of what is in no namespace: group, version, kind, plural.
 const OF_THE_CLUSTER: [(&str, &str, &str, &str); 3] = [
@@ -27,13 +27,15 @@ const OF_THE_CLUSTER: [(&str, &str, &str, &str); 3] = [
     ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions"),
 ];
 
-/// Everything in this cluster that neither Kubernetes, Kedge nor an addon has made, in words.
+/// Everything in this cluster that neither Kubernetes, Kedge nor an addon has made, in words. `namespaces` are
+/// further ones of Kedge's.
 ///
 /// # Errors
 /// When the API server does not say what kinds there are.
-pub async fn objects_of_users(client: &kube::Client) -> Result<Vec<String>, Error> {
+pub async fn objects_of_users(client: &kube::Client, namespaces: &[&str]) -> Result<Vec<String>, Error> {
     let inventories = Inventory::all(client).await?;
-    let own: BTreeSet<_> = inventories.iter().flat_map(Inventory::made).map(key).collect();
+    let mut own: BTreeSet<_> = inventories.iter().flat_map(Inventory::made).map(key).collect();
+    own.extend(namespaces.iter().map(|name| ("", "Namespace", None, *name)));
     let of_the_cluster = OF_THE_CLUSTER.map(|(group, version, kind, plural)| {
         let kind = GroupVersionKind::gvk(group, version, kind);
         (ApiResource::from_gvk_with_plural(&kind, plural), true)

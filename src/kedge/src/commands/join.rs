@@ -121,6 +121,10 @@ fn replace(
 /// What joining would replace, from the running node or from what a stopped one left.
 fn local_state(config: &Config) -> anyhow::Result<LocalState> {
     let other_nodes = other_nodes(config)?;
+    // Refused for those alone; and a worker does not see what its cluster holds.
+    if !other_nodes.is_empty() {
+        return Ok(LocalState { other_nodes, ..LocalState::default() });
+    }
     let socket = config.status_socket();
     let objects = match control::call(&socket, "GET", ops::OBJECTS_OF_USERS, &(), SOON) {
         Ok(objects) => objects,

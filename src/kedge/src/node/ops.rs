@@ -131,7 +131,8 @@ impl Ops {
             ("POST", "/certs/rotate") => reply(self.rotate().await),
             ("GET", OTHER_NODES) => reply(self.other_nodes().await),
             ("GET", OBJECTS_OF_USERS) => {
-                let found = kedge_addons::objects_of_users(&self.client).await;
+                let namespaces = [kedge_network::CONFIG_MAP_NAMESPACE];
+                let found = kedge_addons::objects_of_users(&self.client, &namespaces).await;
                 reply(found.context("see what was made in this cluster"))
             }
             _ => return None,
