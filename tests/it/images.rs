@@ -96,12 +96,33 @@ fn archives_are_watched_exported_and_pruned() {
         assert!(listed(&cluster, kept).is_some(), "{kept}");
     }
 
-    step("without its file an image may go");
+    step("without its file an image goes, but not what another file or a person holds");
+    let copy = |from: &str, to: &str| {
+        fs::copy(file(from), folder.join(".tmp")).unwrap();
+        fs::rename(folder.join(".tmp"), folder.join(to)).unwrap();
+    };
+    copy("late.tar.gz", "same.tar.gz");
+    copy("extra.tar", "extra.tar");
+    eventually("the archive to be imported", || (listed(&cluster, EXTRA)?["pinned"] == true).then_some(()));
+    cluster.kedge(&["images", "import", &path("extra.tar")]).ok();
+    assert_eq!(listed(&cluster, EXTRA).unwrap()["pinned"], true, "importing it by hand unpins nothing");
     fs::remove_file(folder.join("late.tar.gz")).unwrap();
-    eventually("the image to be let go of", || (listed(&cluster, LATE)?["pinned"] == false).then_some(()));
-    assert_has(&cluster.kedge(&["images", "prune"]).ok(), &[&format!("removed {LATE}")]);
+    fs::remove_file(folder.join("extra.tar")).unwrap();
+    eventually("the image to be let go of", || (listed(&cluster, EXTRA)?["pinned"] == false).then_some(()));
+    assert_eq!(listed(&cluster, LATE).expect("held by another file")["pinned"], true);
+    fs::remove_file(folder.join("same.tar.gz")).unwrap();
+    eventually("the image to go", || listed(&cluster, LATE).is_none().then_some(()));
+    assert!(listed(&cluster, EXTRA).is_some(), "somebody imported it");
+
+    step("one that a container uses goes when none does, at the next change");
+    fs::remove_file(folder.join("box.tar.gz")).unwrap();
+    eventually("the image to be let go of", || (listed(&cluster, BUSYBOX)?["pinned"] == false).then_some(()));
+    cluster.kubectl(&["delete", "pod", "box", "--now"]).ok();
+    eventually("no container of it", || (listed(&cluster, BUSYBOX)?["inUse"] == false).then_some(()));
+    copy("late.tar.gz", "late.tar.gz");
+    eventually("the image to go", || listed(&cluster, BUSYBOX).is_none().then_some(()));
     cluster.kedge(&["images", "import", &path("all.tar.gz")]).ok();
-    assert!(listed(&cluster, LATE).is_some(), "what was exported can be imported");
+    assert!(listed(&cluster, BUSYBOX).is_some(), "what was exported can be imported");
 
     step("Kedge's own images: the same bytes each time");
     for name in ["own.tar", "own-again.tar"] {

@@ -1,10 +1,10 @@
 //! Joining that is cut off, raced or refused: one member record, and words that say what to do.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Cluster, Network, assert_has, eventually, step};
+use kedge_tests::{Cluster, Network, assert_has, eventually, run, step};
 
 use crate::faults::{datastore, invitation};
 
@@ -326,19 +326,42 @@ fn refused_in_words() {
     assert_eq!(members(&first), before);
     assert_eq!(nodes(&first), [first.node.as_str()]);
 
-    step("workloads that would be lost");
+    step("what would be lost, though nothing of it runs");
     let mut other = second;
     other.run();
     other.wait_ready();
-    other.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0"]).ok();
-    other.rolled_out("deployment/web");
+    let objects = || -> Vec<String> {
+        let answer = run(
+            Command::new("curl")
+                .args(["--silent", "--unix-socket"])
+                .arg(other.dir().join("run/kedge.sock"))
+                .arg("http://kedge/objects-of-users"),
+            b"",
+        );
+        serde_json::from_str(&answer.ok()).expect("a list")
+    };
+    assert!(objects().is_empty(), "of a fresh node: {:?}", objects());
+    other.kubectl(&["create", "deployment", "web", "--image=kedge.dev/hello:1.0", "--replicas=0"]).ok();
+    other.kubectl(&["create", "configmap", "plan"]).ok();
+    other.kubectl(&["create", "namespace", "shop"]).ok();
+    other.kubectl(&["create", "secret", "generic", "key", "--namespace=shop"]).ok();
     let said = other.kedge(&["join", &join]).failed(1);
-    assert_has(&said, &["workloads run on this node", "--force", "Nothing was changed"]);
-    other.rolled_out("deployment/web");
+    let told =
+        ["ConfigMap default/plan", "Deployment default/web", "Secret shop/key", "Namespace shop", "--force"];
+    assert_has(&said, &told);
+    assert_has(&said, &["Nothing was changed"]);
+    assert_eq!(objects().len(), 4, "{:?}", objects());
+    other.kubectl(&["get", "configmap", "plan"]).ok();
     assert_eq!(members(&first), before);
 
-    step("by force; and a node of a cluster joins no other");
+    step("pods of a node that is stopped");
+    other.kubectl(&["scale", "deployment", "web", "--replicas=1"]).ok();
+    other.rolled_out("deployment/web");
     assert_eq!(other.stop(), 0);
+    let said = other.kedge(&["join", &join]).failed(1);
+    assert_has(&said, &[": Pod default/web-", "of the stopped node; save"]);
+
+    step("by force; and a node of a cluster joins no other");
     other.kedge(&["join", &join, "--worker", "--force", "--timeout", "90"]).ok();
     first.wait(&format!("node/{}", other.node), "condition=Ready");
     let said = first.kedge(&["join", &join]).failed(1);

@@ -1,6 +1,7 @@
 //! What an operator tells the kubelet, and what it shows: thresholds, sysctls, RuntimeClasses, the host's logs.
 
 use std::fs;
+use std::time::Duration;
 
 use kedge_tests::{BUSYBOX, Cluster, assert_has, eventually, step};
 
@@ -122,4 +123,64 @@ fn a_full_disk_is_pressure() {
     eventually("the taint to go", || {
         (!cluster.field(&node, ".spec.taints[*].key").contains("disk-pressure")).then_some(())
     });
+}
+
+/// How often the kubelet has asked the runtime for a sandbox: once each time that it reads a pod.
+fn reads(cluster: &Cluster) -> u64 {
+    let text =
+        cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", cluster.node)]).ok();
+    let name = "kubelet_runtime_operations_total{operation_type=\"podsandbox_status\"} ";
+    let found = text.lines().find_map(|line| line.strip_prefix(name));
+    found.map_or(0, |number| number.parse().expect("a number"))
+}
+
+/// The same when nothing more comes.
+fn settled_reads(cluster: &Cluster) -> u64 {
+    let mut last = reads(cluster);
+    eventually("the kubelet to rest", || {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = reads(cluster);
+        (std::mem::replace(&mut last, now) == now).then_some(now)
+    })
+}
+
+#[test]
+fn a_pod_is_looked_at_for_what_concerns_it() {
+    let mut cluster = Cluster::prepare();
+    cluster.run();
+    cluster.wait_ready();
+    cluster.import_busybox();
+    let before = settled_reads(&cluster);
+    cluster.apply(&pod("box", "sleep 3600", "  readinessGates: [{conditionType: example.com/open}]"));
+    cluster.wait("pod/box", "jsonpath={.status.phase}=Running");
+    let started = settled_reads(&cluster);
+    eprintln!("reads of the runtime for the start of a pod: {}", started - before);
+    let told = |kind: &str, status: &str, message: usize| {
+        let patch = serde_json::json!({ "status": { "conditions": [
+            { "type": kind, "status": status, "message": message.to_string() },
+        ] } });
+        let patch = patch.to_string();
+        cluster.kubectl(&["patch", "pod", "box", "--subresource=status", "--patch", &patch]).ok();
+    };
+
+    step("statuses that nobody waits for");
+    for number in 0..10 {
+        told("example.com/other", "True", number);
+    }
+    let after = settled_reads(&cluster);
+    assert!(after - started <= 2, "{started} reads, then {after}");
+
+    step("changes that a round has nothing to do for: one read each");
+    for number in 0..10 {
+        cluster.kubectl(&["label", "pod", "box", "--overwrite", &format!("number={number}")]).ok();
+    }
+    let labelled = settled_reads(&cluster);
+    assert!((1..=12).contains(&(labelled - after)), "{after} reads, then {labelled}");
+
+    step("its readiness gate");
+    assert_eq!(cluster.field("pod/box", ".status.conditions[?(@.type==\"Ready\")].status"), "False");
+    told("example.com/open", "True", 0);
+    cluster.wait("pod/box", "condition=Ready");
+    told("example.com/open", "False", 0);
+    cluster.wait("pod/box", "condition=Ready=false");
 }

@@ -1,4 +1,4 @@
-//! What a namespace holds that an inventory does not name: things of users, for which the namespace stays.
+//! What users have made: in a namespace, for which it stays when its addon goes; or in the whole cluster.
 
 use std::collections::BTreeSet;
 
@@ -18,6 +18,98 @@ const IGNORED: [(&str, &str); 5] = [
 /// Groups that show figures, and hold nothing.
 const FIGURES: [&str; 3] = ["metrics.k8s.io", "custom.metrics.k8s.io", "external.metrics.k8s.io"];
 
+/// Kubernetes' own; most of Kedge's is there, too.
+const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+/// What counts of what is in no namespace: group, version, kind, plural.
+const OF_THE_CLUSTER: [(&str, &str, &str, &str); 3] = [
+    ("", "v1", "Namespace", "namespaces"),
+    ("", "v1", "PersistentVolume", "persistentvolumes"),
+    ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions"),
+];
+
+/// Everything in this cluster that neither Kubernetes, Kedge nor an addon has made, in words. `namespaces` are
+/// further ones of Kedge's.
+///
+/// # Errors
+/// When the API server does not say what kinds there are.
+pub async fn objects_of_users(client: &kube::Client, namespaces: &[&str]) -> Result<Vec<String>, Error> {
+    let inventories = Inventory::all(client).await?;
+    let mut own: BTreeSet<_> = inventories.iter().flat_map(Inventory::made).map(key).collect();
+    own.extend(namespaces.iter().map(|name| ("", "Namespace", None, *name)));
+    let of_the_cluster = OF_THE_CLUSTER.map(|(group, version, kind, plural)| {
+        let kind = GroupVersionKind::gvk(group, version, kind);
+        (ApiResource::from_gvk_with_plural(&kind, plural), true)
+    });
+    let mut found = Vec::new();
+    for (resource, listed) in kinds(client).await?.into_iter().chain(of_the_cluster) {
+        if IGNORED.contains(&(resource.group.as_str(), resource.kind.as_str())) {
+            continue;
+        }
+        // Who does not say what it holds may hold something.
+        if !listed {
+            found.push(format!("whatever {} holds, which does not answer", resource.api_version));
+            continue;
+        }
+        let Some(list) = list(client, &resource, None).await? else {
+            found.push(format!("whatever {} there are, which cannot be listed", resource.plural));
+            continue;
+        };
+        let objects = list.into_iter().filter(|metadata| counts(&resource.kind, metadata));
+        found.extend(
+            objects
+                .map(|metadata| ObjectRef {
+                    api_version: resource.api_version.clone(),
+                    kind: resource.kind.clone(),
+                    namespace: metadata.namespace,
+                    name: metadata.name.unwrap_or_default(),
+                })
+                .filter(|object| is_of_users(object, &own))
+                .map(|object| object.to_string()),
+        );
+    }
+    Ok(found)
+}
+
+/// `own` is what addons have made.
+fn is_of_users(object: &ObjectRef, own: &BTreeSet<Key<'_>>) -> bool {
+    let systems_or_addons = |namespace: &str| {
+        SYSTEM_NAMESPACES.contains(&namespace) || own.contains(&("", "Namespace", None, namespace))
+    };
+    let name = object.name.as_str();
+    let is_of_kubernetes = match (object.kind.as_str(), object.namespace.as_deref()) {
+        ("Namespace", None) => name == "default" || systems_or_addons(name),
+        ("Service", Some("default")) => name == "kubernetes",
+        (_, Some(namespace)) => systems_or_addons(namespace),
+        _ => false,
+    };
+    !is_of_kubernetes && !own.contains(&key(object))
+}
+
+/// An object in whichever version: group, kind, namespace, name.
+type Key<'a> = (&'a str, &'a str, Option<&'a str>, &'a str);
+
+fn key(object: &ObjectRef) -> Key<'_> {
+    (group(&object.api_version), &object.kind, object.namespace.as_deref(), &object.name)
+}
+
+/// The metadata of all objects; `None`: they cannot be listed.
+async fn list(
+    client: &kube::Client,
+    resource: &ApiResource,
+    namespace: Option<&str>,
+) -> Result<Option<Vec<ObjectMeta>>, Error> {
+    let api = match namespace {
+        Some(namespace) => Api::<DynamicObject>::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
+    };
+    match api.list_metadata(&ListParams::default()).await {
+        Ok(list) => Ok(Some(list.items.into_iter().map(|object| object.metadata).collect())),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => Ok(Some(Vec::new())),
+        Err(kube::Error::Api(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The first of them and how many more there are, in words; `None`: there is none.
 ///
 /// # Errors
@@ -27,11 +119,7 @@ pub(crate) async fn first(
     namespace: &str,
     inventory: &Inventory,
 ) -> Result<Option<String>, Error> {
-    let own: BTreeSet<(&str, &str, &str)> = inventory
-        .made()
-        .filter(|object| object.namespace.as_deref() == Some(namespace))
-        .map(|object| (group(&object.api_version), object.kind.as_str(), object.name.as_str()))
-        .collect();
+    let own: BTreeSet<_> = inventory.made().map(key).collect();
     let mut found: Vec<ObjectRef> = Vec::new();
     for (resource, listed) in kinds(client).await? {
         if IGNORED.contains(&(resource.group.as_str(), resource.kind.as_str())) {
@@ -41,25 +129,21 @@ pub(crate) async fn first(
         if !listed {
             return Ok(Some(format!("nobody knows what: {} does not answer", resource.api_version)));
         }
-        let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
-        let list = match api.list_metadata(&ListParams::default()).await {
-            Ok(list) => list.items,
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => continue,
-            Err(kube::Error::Api(_)) => {
-                return Ok(Some(format!("nobody knows what: {} cannot be listed", resource.plural)));
-            }
-            Err(error) => return Err(error.into()),
+        let Some(list) = list(client, &resource, Some(namespace)).await? else {
+            return Ok(Some(format!("nobody knows what: {} cannot be listed", resource.plural)));
         };
-        found.extend(list.into_iter().map(|object| object.metadata).filter_map(|metadata| {
-            let name = metadata.name.clone().unwrap_or_default();
-            let ours = own.contains(&(resource.group.as_str(), resource.kind.as_str(), name.as_str()));
-            (!ours && counts(&resource.kind, &metadata)).then(|| ObjectRef {
-                api_version: resource.api_version.clone(),
-                kind: resource.kind.clone(),
-                namespace: None,
-                name,
-            })
-        }));
+        found.extend(list.into_iter().filter(|metadata| counts(&resource.kind, metadata)).filter_map(
+            |metadata| {
+                let name = metadata.name.unwrap_or_default();
+                let ours = own.contains(&(&resource.group, &resource.kind, Some(namespace), name.as_str()));
+                (!ours).then(|| ObjectRef {
+                    api_version: resource.api_version.clone(),
+                    kind: resource.kind.clone(),
+                    namespace: None,
+                    name,
+                })
+            },
+        ));
     }
     Ok(found.first().map(|object| match found.len() {
         1 => format!("{object}, which is not the addon's"),
@@ -159,6 +243,42 @@ mod tests {
         ] {
             let metadata: ObjectMeta = from_value(metadata).unwrap();
             assert_eq!(counts(kind, &metadata), expected, "{kind} {metadata:?}");
+        }
+    }
+
+    #[test]
+    fn what_addons_and_kubernetes_have_made_is_no_users() {
+        let object = |api_version: &str, kind: &str, namespace: Option<&str>, name: &str| ObjectRef {
+            api_version: api_version.into(),
+            kind: kind.into(),
+            namespace: namespace.map(str::to_owned),
+            name: name.into(),
+        };
+        let crd = "apiextensions.k8s.io/v1";
+        let made = [
+            object("v1", "Namespace", None, "metallb-system"),
+            object(crd, "CustomResourceDefinition", None, "pools.metallb.io"),
+            object("autoscaling/v1", "HorizontalPodAutoscaler", Some("default"), "addons"),
+        ];
+        let own: BTreeSet<_> = made.iter().map(key).collect();
+        for (object, expected) in [
+            (object("v1", "Service", Some("default"), "kubernetes"), false),
+            (object("v1", "Service", Some("default"), "web"), true),
+            (object("v1", "Service", Some("other"), "kubernetes"), true),
+            (object("v1", "Secret", Some("kube-system"), "x"), false),
+            (object("v1", "Secret", Some("metallb-system"), "x"), false),
+            (object("v1", "Secret", Some("default"), "x"), true),
+            (object("v1", "Namespace", None, "kube-node-lease"), false),
+            (object("v1", "Namespace", None, "default"), false),
+            (object("v1", "Namespace", None, "metallb-system"), false),
+            (object("v1", "Namespace", None, "shop"), true),
+            (object("v1", "PersistentVolume", None, "disk"), true),
+            (object(crd, "CustomResourceDefinition", None, "pools.metallb.io"), false),
+            (object(crd, "CustomResourceDefinition", None, "lamps.example.invalid"), true),
+            (object("example.invalid/v1", "Lamp", Some("default"), "first"), true),
+            (object("autoscaling/v2", "HorizontalPodAutoscaler", Some("default"), "addons"), false),
+        ] {
+            assert_eq!(is_of_users(&object, &own), expected, "{object}");
         }
     }
 }

@@ -24,6 +24,7 @@ mod repository;
 pub use catalog::Catalog;
 pub use definition::{Addon, Argument, ArgumentType};
 pub use error::Error;
+pub use foreign::objects_of_users;
 pub use inventory::{Inventory, ObjectRef};
 pub use manager::{Cluster, Listed, Manager, State};
 pub use manifests::{Done, Manifests};

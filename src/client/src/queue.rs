@@ -2,7 +2,7 @@
 //! time, and comes back after its handling when it was added meanwhile
 //! (client-go `util/workqueue`).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,11 @@ struct State<T> {
     /// Waiting or being handled and to be handled again.
     dirty: HashSet<T>,
     processing: HashSet<T>,
-    delayed: HashMap<T, Instant>,
+    /// Deadlines and the numbers that tell equal ones apart.
+    delayed: HashMap<T, (Instant, u64)>,
+    /// The same, the earliest first.
+    deadlines: BTreeMap<(Instant, u64), T>,
+    last_number: u64,
     failures: HashMap<T, u32>,
 }
 
@@ -55,6 +59,8 @@ impl<T: Clone + Eq + Hash> Queue<T> {
                 dirty: HashSet::new(),
                 processing: HashSet::new(),
                 delayed: HashMap::new(),
+                deadlines: BTreeMap::new(),
+                last_number: 0,
                 failures: HashMap::new(),
             }),
             changed: Notify::new(),
@@ -64,7 +70,7 @@ impl<T: Clone + Eq + Hash> Queue<T> {
     /// Handle `item` as soon as a worker is free.
     pub fn add(&self, item: T) {
         let mut state = self.0.state.lock();
-        state.delayed.remove(&item);
+        state.no_longer_delayed(&item);
         state.enqueue(item);
         drop(state);
         self.0.changed.notify_one();
@@ -76,11 +82,10 @@ impl<T: Clone + Eq + Hash> Queue<T> {
             return self.add(item);
         }
         let at = Instant::now() + delay;
-        let mut state = self.0.state.lock();
-        let entry = state.delayed.entry(item).or_insert(at);
-        *entry = (*entry).min(at);
-        drop(state);
-        self.0.changed.notify_one();
+        // Whoever waits for the earliest deadline learns of an earlier one only.
+        if self.0.state.lock().delay(item, at) {
+            self.0.changed.notify_one();
+        }
     }
 
     /// Handle `item` after a delay that doubles with each failure.
@@ -124,13 +129,14 @@ impl<T: Clone + Eq + Hash> Queue<T> {
                 if let Some(item) = state.ready.pop_front() {
                     state.dirty.remove(&item);
                     state.processing.insert(item.clone());
-                    // Another worker may have slept through the notification of the next item.
-                    if !state.ready.is_empty() {
+                    // Another worker may have slept through the notification of the next item, or knows
+                    // nothing of the deadline that comes next.
+                    if !state.ready.is_empty() || !state.deadlines.is_empty() {
                         self.0.changed.notify_one();
                     }
                     return item;
                 }
-                state.delayed.values().min().copied()
+                state.earliest()
             };
             match wait {
                 Some(at) => {
@@ -160,13 +166,36 @@ impl<T: Clone + Eq + Hash> State<T> {
         }
     }
 
+    /// Keeps the earlier deadline; true when it is the earliest of all.
+    fn delay(&mut self, item: T, at: Instant) -> bool {
+        if self.delayed.get(&item).is_some_and(|(known, _)| *known <= at) {
+            return false;
+        }
+        self.no_longer_delayed(&item);
+        self.last_number += 1;
+        let deadline = (at, self.last_number);
+        self.delayed.insert(item.clone(), deadline);
+        self.deadlines.insert(deadline, item);
+        self.earliest() == Some(at)
+    }
+
+    fn no_longer_delayed(&mut self, item: &T) {
+        if let Some(deadline) = self.delayed.remove(item) {
+            self.deadlines.remove(&deadline);
+        }
+    }
+
+    fn earliest(&self) -> Option<Instant> {
+        self.deadlines.first_key_value().map(|((at, _), _)| *at)
+    }
+
     fn release_due(&mut self) {
-        if self.delayed.is_empty() {
+        if self.deadlines.is_empty() {
             return;
         }
         let now = Instant::now();
-        let due: Vec<T> = self.delayed.iter().filter(|(_, at)| **at <= now).map(|(i, _)| i.clone()).collect();
-        for item in due {
+        while let Some(first) = self.deadlines.first_entry().filter(|first| first.key().0 <= now) {
+            let item = first.remove();
             self.delayed.remove(&item);
             self.enqueue(item);
         }
@@ -211,5 +240,38 @@ mod tests {
         assert_eq!((start.elapsed() - Duration::from_secs(30)).as_millis(), 5 + 10 + 20);
         queue.forget(&"late");
         assert_eq!(queue.requeues(&"late"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_pass_in_order_whoever_is_busy() {
+        let queue = Queue::new();
+        let start = Instant::now();
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        // Each worker takes one item and is busy with it for ever.
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let (queue, taken) = (queue.clone(), taken.clone());
+                async move {
+                    let item = queue.next().await;
+                    taken.lock().push((item, start.elapsed().as_secs()));
+                }
+            })
+            .collect();
+        let orders = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for (item, seconds) in
+                [("d", 60), ("b", 20), ("x", 5), ("c", 40), ("a", 10), ("a", 30), ("d", 50)]
+            {
+                queue.add_after(item, Duration::from_secs(seconds - 1));
+            }
+            queue.add("x");
+            let mut state = queue.0.state.lock();
+            assert_eq!((state.delayed.len(), state.deadlines.len()), (4, 4), "one deadline an item");
+            state.ready.clear();
+            state.dirty.clear();
+        };
+        futures::join!(futures::future::join_all(workers), orders);
+        assert_eq!(*taken.lock(), [("a", 10), ("b", 20), ("c", 40), ("d", 50)]);
+        assert_eq!(queue.0.state.lock().deadlines.len(), 0);
     }
 }

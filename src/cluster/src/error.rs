@@ -119,10 +119,10 @@ pub enum Error {
     },
     /// Joining replaces what runs here.
     #[error(
-        "{} workloads run on this node ({}) and joining replaces its state; remove them or repeat with --force. Nothing was changed",
-        .0.len(), shorten(.0)
+        "joining replaces this node's state, and what was made in it would be lost: {}; save what you need and repeat with --force. Nothing was changed",
+        shorten(.0)
     )]
-    Workloads(Vec<String>),
+    Holds(Vec<String>),
     /// No control-plane node could be asked.
     #[error("no control-plane node answers: {0}")]
     NoControlPlane(String),
@@ -147,9 +147,7 @@ fn shown(found: &Option<String>) -> String {
 }
 
 fn shorten(names: &[String]) -> String {
-    let mut text = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-    if names.len() > 5 {
-        text.push_str(", ...");
-    }
-    text
+    let (shown, more) = names.split_at(names.len().min(5));
+    let text = shown.join(", ");
+    if more.is_empty() { text } else { format!("{text} and {} more", more.len()) }
 }

@@ -25,21 +25,21 @@ use crate::{Clock, Error, JoinString, PeerIdentity, Refusal, Role, Staging};
 pub struct LocalState {
     /// The names of other nodes of the cluster this node is in; empty for a single node.
     pub other_nodes: Vec<String>,
-    /// Pods that are not Kedge's own, as `namespace/name`.
-    pub workloads: Vec<String>,
+    /// What users have made, in words: `ConfigMap default/web`.
+    pub objects: Vec<String>,
 }
 
 impl LocalState {
     /// May this node join a cluster?
     ///
     /// # Errors
-    /// [`Error::AlreadyInCluster`], with or without `force`; [`Error::Workloads`] without.
+    /// [`Error::AlreadyInCluster`], with or without `force`; [`Error::Holds`] without.
     pub fn check(&self, force: bool) -> Result<(), Error> {
         if !self.other_nodes.is_empty() {
             return Err(Error::AlreadyInCluster { cluster: format!("with {}", self.other_nodes.join(", ")) });
         }
-        if !force && !self.workloads.is_empty() {
-            return Err(Error::Workloads(self.workloads.clone()));
+        if !force && !self.objects.is_empty() {
+            return Err(Error::Holds(self.objects.clone()));
         }
         Ok(())
     }

@@ -20,6 +20,9 @@ pub enum Error {
         /// The waiting message.
         message: String,
     },
+    /// Pods cannot have a network yet; the runtime's reason.
+    #[error("network is not ready: container runtime network not ready: {0}")]
+    NetworkNotReady(String),
     /// Anything else; the text says what to do.
     #[error("{0}")]
     Other(String),
@@ -45,6 +48,24 @@ impl Error {
         matches!(self, Self::Runtime(status) if status.code() == tonic::Code::NotFound)
     }
 
+    /// What was asked of the runtime took longer than it may.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Runtime(status) if status.code() == tonic::Code::DeadlineExceeded)
+    }
+
+    /// The network or the runtime is not there at the moment, and will be before long.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::NetworkNotReady(_) => true,
+            Self::Runtime(status) => {
+                status.code() == tonic::Code::Unavailable
+                    // containerd has no code for what a network plugin says (`RunPodSandbox`).
+                    || status.message().contains("failed to setup network for sandbox")
+            }
+            _ => false,
+        }
+    }
+
     /// The text for an event or a status: the error and its causes, without repeating a cause.
     pub fn text(&self) -> String {
         match self {
@@ -54,6 +75,7 @@ impl Error {
             Self::Api(error) => error.to_string(),
             Self::Io(what, error) => format!("{what}: {error}"),
             Self::Container { message, .. } | Self::Other(message) => message.clone(),
+            Self::NetworkNotReady(_) => self.to_string(),
         }
     }
 }
@@ -91,5 +113,31 @@ fn code_name(code: tonic::Code) -> &'static str {
         Code::Unavailable => "Unavailable",
         Code::DataLoss => "DataLoss",
         Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::{Code, Status};
+
+    #[test]
+    fn what_passes_by_itself_is_told_by_its_type() {
+        let plugin = "failed to setup network for sandbox \"x\": plugin type=\"flannel\" failed (add)";
+        for (error, transient) in [
+            (Error::NetworkNotReady("cni plugin not initialized".into()), true),
+            (Status::unavailable("connection refused").into(), true),
+            (Status::unknown(plugin).into(), true),
+            // Words of users: names of images, volumes, Secrets.
+            (Status::not_found("image example.invalid/network:1").into(), false),
+            (Error::other("secret \"network\" not found"), false),
+            (Error::config("network"), false),
+        ] {
+            assert_eq!(error.is_transient(), transient, "{error}");
+        }
+        assert!(Error::from(Status::new(Code::DeadlineExceeded, "timeout 1s exceeded")).is_timeout());
+        assert!(!Error::from(Status::unknown("the program timed out")).is_timeout());
+        let error = Error::NetworkNotReady("no plugin".into());
+        assert_eq!(error.text(), "network is not ready: container runtime network not ready: no plugin");
     }
 }

@@ -34,7 +34,7 @@ pub(crate) use collect::Collector;
 pub use collect::ImageGc;
 pub use export::export;
 pub(crate) use layers::Layers;
-pub use listing::{ImageInfo, describe, list, prune, set_pinned};
+pub use listing::{ImageInfo, describe, let_go, list, prune, set_pinned};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(300);

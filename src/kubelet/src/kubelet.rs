@@ -124,17 +124,20 @@ pub async fn start(config: Config, informers: &Informers, tasks: &Tasks) -> Resu
 
 fn pod_changed(core: &Shared, change: &Change<Pod>) {
     // A pod that was deleted and made again between two looks has another uid.
-    if let (Some(old), Some(new)) = (&change.old, &change.new)
-        && pod::uid(old) != pod::uid(new)
-    {
-        core.workers.order(core, Order::of(old.clone(), true));
-    }
-    if let Some(new) = &change.new {
-        core.statuses.seen(new);
-    }
-    match (&change.new, &change.old) {
-        (Some(new), _) => core.workers.order(core, Order::of(new.clone(), false)),
-        (None, Some(old)) => core.workers.order(core, Order::of(old.clone(), true)),
+    let old = match (&change.old, &change.new) {
+        (Some(old), Some(new)) if pod::uid(old) != pod::uid(new) => {
+            core.workers.order(core, Order::of(old.clone(), true), true);
+            None
+        }
+        (old, _) => old.as_ref(),
+    };
+    match (&change.new, old) {
+        (Some(new), old) => {
+            core.statuses.seen(new);
+            let wake = old.is_none_or(|old| pod::needs_a_look(old, new));
+            core.workers.order(core, Order::of(new.clone(), false), wake);
+        }
+        (None, Some(old)) => core.workers.order(core, Order::of(old.clone(), true), true),
         (None, None) => {}
     }
 }

@@ -119,11 +119,16 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
         }
     }
     let mut real = if plan.kill_pod || !plan.kill.is_empty() { core.runtime.pod(&uid).await? } else { real };
-    if let Err(error) = resize_action::carry_out(core, target, &real).await {
-        tracing::info!(pod = pod::name(target), error = %error.text(), "resize not carried out, trying again");
-        resize::failed(core, target, &error.text());
-        next.at(Instant::now() + AFTER_FAILED_RESIZE);
-    }
+    // Something else may run, or in another way, than what was read.
+    let mut acted = match resize_action::carry_out(core, target, &real).await {
+        Ok(resized) => resized,
+        Err(error) => {
+            tracing::info!(pod = pod::name(target), error = %error.text(), "resize not carried out, trying again");
+            resize::failed(core, target, &error.text());
+            next.at(Instant::now() + AFTER_FAILED_RESIZE);
+            true
+        }
+    };
     if resize::waits(core, &uid) {
         next.at(Instant::now() + resize::RETRY);
     }
@@ -141,10 +146,13 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
             paths = volumes::set_up(core, target, &sandbox.ips).await.map_or(paths, |ready| ready.paths);
         }
         for name in &plan.start {
-            start(core, target, name, &real, &sandbox.id, &config, &paths, memory, &mut next).await?;
+            acted |=
+                start(core, target, name, &real, &sandbox.id, &config, &paths, memory, &mut next).await?;
         }
     }
-    let real = core.runtime.pod(&uid).await?;
+    if acted {
+        real = core.runtime.pod(&uid).await?;
+    }
     own_all(core, &uid, &real);
     core.probes.track(core, target, &real);
     resize::settle(core, target, &real);
@@ -196,8 +204,9 @@ fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &mut Memory) -
 /// `activeDeadlineSeconds`.
 fn deadline(core: &Shared, target: &Pod, next: &mut Next) -> Option<Verdict> {
     let limit = target.spec.as_ref()?.active_deadline_seconds?;
-    let start = core.statuses.last(target).start_time?;
-    let left = limit - pod::seconds_since(&start);
+    // The first round begins the time, with its report.
+    let start = core.statuses.last(target).start_time;
+    let left = limit - start.map_or(0, |start| pod::seconds_since(&start));
     if left > 0 {
         next.at(Instant::now() + Duration::from_secs(u64::try_from(left).unwrap_or(0)));
         return None;
@@ -216,9 +225,9 @@ async fn prepare(core: &Shared, target: &Pod, real: &RuntimePod) -> Result<(), E
     }
     let network = core.health.borrow().clone().and_then(|health| health.network);
     if let Some(problem) = network.filter(|_| !pod::host_network(target)) {
-        let text = format!("network is not ready: container runtime network not ready: {problem}");
-        core.warning(target, None, "NetworkNotReady", text.clone());
-        return Err(Error::other(text));
+        let error = Error::NetworkNotReady(problem);
+        core.warning(target, None, "NetworkNotReady", error.text());
+        return Err(error);
     }
     let (cgroups, pod_of_group) = (core.cgroups.clone(), target.clone());
     let dir = core.config.pod_dir(&pod::uid(target));
@@ -288,7 +297,7 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
 }
 
 /// Starts one container unless its back-off says "later". What goes wrong with it is kept for the
-/// status and does not stop the others.
+/// status and does not stop the others. False: nothing was tried.
 #[allow(clippy::too_many_arguments)]
 async fn start(
     core: &Shared,
@@ -300,8 +309,8 @@ async fn start(
     paths: &HashMap<String, PathBuf>,
     memory: &mut Memory,
     next: &mut Next,
-) -> Result<(), Error> {
-    let Some(container) = pod::find_container(target, name) else { return Ok(()) };
+) -> Result<bool, Error> {
+    let Some(container) = pod::find_container(target, name) else { return Ok(false) };
     let resized = memory.resized.remove(name);
     if let Some(at) = back_off(target, &container, real, memory).filter(|_| !resized) {
         let delay = memory.restarts.get(name).map_or(FIRST_RESTART, |restart| restart.delay);
@@ -323,7 +332,7 @@ async fn start(
         }
         memory.waiting.insert(name.to_owned(), ("CrashLoopBackOff".into(), message));
         next.at(at);
-        return Ok(());
+        return Ok(false);
     }
     let kind = pod::kind_of_container(target, name);
     core.metrics.starting(kind);
@@ -360,7 +369,7 @@ async fn start(
         }
         Err(error) => return Err(error),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// When the container may start, if that is not now. Counts a new death.

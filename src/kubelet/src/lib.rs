@@ -61,7 +61,8 @@ pub use eviction::{
 };
 pub use images::{
     ImageGc, ImageInfo, ImportOptions, describe as describe_images, export as export_images,
-    import as import_images, list as list_images, prune as prune_images, set_pinned as set_images_pinned,
+    import as import_images, let_go as let_go_of_images, list as list_images, prune as prune_images,
+    set_pinned as set_images_pinned,
 };
 pub use kubelet::{Kubelet, Summary, start};
 pub use registries::{Mirrors, Registries, check_mirror};

@@ -5,14 +5,21 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::Error;
+use crate::volumes::blocking;
+
+/// A container that says nothing may still end, and its end writes nothing into the log: so long after the last
+/// line, and as often, its state is asked for.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// What of a log is wanted.
 #[derive(Clone, Debug, Default)]
@@ -165,35 +172,34 @@ where
     A: Fn() -> F + Send,
     F: Future<Output = bool> + Send,
 {
-    let failed = |error| Error::io("read the container's log", error);
-    let mut left = wanted.limit_bytes.unwrap_or(u64::MAX);
-    let mut parts = if wanted.tail.is_some() { VecDeque::from([log.clone()]) } else { parts_of(&log) };
+    let (follow, file) = (wanted.follow, log.clone());
+    let (mut parts, mut reading) = blocking(move || {
+        let parts = if wanted.tail.is_some() { VecDeque::from([file]) } else { parts_of(&file) };
+        let first = parts.front().cloned().unwrap_or_default();
+        Ok((parts, Reading::open(&first, wanted)?))
+    })
+    .await?;
+    let watch = if follow { Some(watch(&log)?) } else { None };
     while parts.len() > 1 {
-        let Some(part) = parts.pop_front() else { break };
-        let mut reader = BufReader::new(File::open(part).map_err(failed)?);
-        if !send(&mut reader, &mut Vec::new(), &wanted, &sender, &mut left).await.map_err(failed)? {
-            return Ok(());
-        }
+        parts.pop_front();
+        let Some((mut read, _)) = reading.send(&sender).await? else { return Ok(()) };
+        let next = parts.front().cloned().unwrap_or_default();
+        reading = blocking(move || read.go_on_with(&next).map(|()| read)).await?;
     }
-    let mut file = File::open(&log).map_err(failed)?;
-    let start = match wanted.tail {
-        Some(lines) => start_of_tail(&mut file, lines).map_err(failed)?,
-        None => 0,
-    };
-    file.seek(SeekFrom::Start(start)).map_err(failed)?;
-    let mut reader = BufReader::new(file);
-    // The runtime may be in the middle of a line.
-    let mut unfinished = Vec::new();
-    let watch = if wanted.follow { Some(watch(&log)?) } else { None };
+    let mut ask_at = Instant::now();
     loop {
-        if !send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)? {
-            return Ok(());
-        }
+        let Some((read, anything)) = reading.send(&sender).await? else { return Ok(()) };
+        reading = read;
         let Some(watch) = &watch else { return Ok(()) };
-        let goes_on = alive().await;
-        if !goes_on {
-            send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)?;
-            return Ok(());
+        if Instant::now() >= ask_at {
+            let goes_on = alive().await;
+            if !goes_on {
+                reading.send(&sender).await?;
+                return Ok(());
+            }
+            ask_at = Instant::now() + SILENCE;
+        } else if anything {
+            ask_at = Instant::now() + SILENCE;
         }
         tokio::select! {
             ready = watch.readable() => {
@@ -206,16 +212,19 @@ where
                 }));
                 if replaced {
                     // Rotated: what is left of the old file first.
-                    send(&mut reader, &mut unfinished, &wanted, &sender, &mut left).await.map_err(failed)?;
-                    reader = BufReader::new(File::open(&log).map_err(failed)?);
-                    unfinished.clear();
+                    let Some((mut read, _)) = reading.send(&sender).await? else { return Ok(()) };
+                    let log = log.clone();
+                    reading = blocking(move || read.go_on_with(&log).map(|()| read)).await?;
                 }
             }
             () = sender.closed() => return Ok(()),
-            // A container that says nothing may still end; its end writes nothing into the log.
-            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+            () = tokio::time::sleep_until(ask_at) => {}
         }
     }
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::io("read the container's log", error)
 }
 
 struct Watch(Inotify);
@@ -238,40 +247,78 @@ fn watch(log: &Path) -> Result<AsyncFd<Watch>, Error> {
     watch.map_err(failed)
 }
 
-/// Sends what can be read now. `false`: nobody listens any more, or the limit is reached.
-async fn send(
-    reader: &mut BufReader<File>,
-    unfinished: &mut Vec<u8>,
-    wanted: &Wanted,
-    sender: &mpsc::Sender<Bytes>,
-    left: &mut u64,
-) -> std::io::Result<bool> {
-    loop {
+/// A log that is being read, off the runtime's threads: disks may be slow.
+struct Reading {
+    reader: BufReader<File>,
+    /// The runtime may be in the middle of a line.
+    unfinished: Vec<u8>,
+    wanted: Wanted,
+    /// Bytes that may still be sent.
+    left: u64,
+}
+
+impl Reading {
+    fn open(log: &Path, wanted: Wanted) -> Result<Self, Error> {
+        let mut file = File::open(log).map_err(failed)?;
+        let start = match wanted.tail {
+            Some(lines) => start_of_tail(&mut file, lines).map_err(failed)?,
+            None => 0,
+        };
+        file.seek(SeekFrom::Start(start)).map_err(failed)?;
+        let left = wanted.limit_bytes.unwrap_or(u64::MAX);
+        Ok(Self { reader: BufReader::new(file), unfinished: Vec::new(), wanted, left })
+    }
+
+    fn go_on_with(&mut self, log: &Path) -> Result<(), Error> {
+        self.reader = BufReader::new(File::open(log).map_err(failed)?);
+        self.unfinished.clear();
+        Ok(())
+    }
+
+    /// The next lines, and whether there are no more for now.
+    fn batch(&mut self) -> std::io::Result<(Vec<u8>, bool)> {
         let mut batch = Vec::new();
         let mut ended = false;
         while batch.len() < 32 * 1024 {
-            if reader.read_until(b'\n', unfinished)? == 0 || !unfinished.ends_with(b"\n") {
+            if self.reader.read_until(b'\n', &mut self.unfinished)? == 0 || !self.unfinished.ends_with(b"\n")
+            {
                 ended = true;
                 break;
             }
-            if let Some(line) = render(unfinished, wanted) {
+            if let Some(line) = render(&self.unfinished, &self.wanted) {
                 batch.extend_from_slice(&line);
             }
-            unfinished.clear();
+            self.unfinished.clear();
         }
         let size = batch.len() as u64;
-        if size > *left {
-            batch.truncate(usize::try_from(*left).unwrap_or(0));
+        if size > self.left {
+            batch.truncate(usize::try_from(self.left).unwrap_or(0));
         }
-        *left = left.saturating_sub(size);
-        if !batch.is_empty() && sender.send(Bytes::from(batch)).await.is_err() {
-            return Ok(false);
-        }
-        if *left == 0 {
-            return Ok(false);
-        }
-        if ended {
-            return Ok(true);
+        self.left = self.left.saturating_sub(size);
+        Ok((batch, ended))
+    }
+
+    /// Sends what can be read now, and says whether that was anything. `None`: nobody listens any more, or the
+    /// limit is reached.
+    async fn send(mut self, sender: &mpsc::Sender<Bytes>) -> Result<Option<(Self, bool)>, Error> {
+        let mut anything = false;
+        loop {
+            let (read, (batch, ended)) = blocking(move || {
+                let batch = self.batch().map_err(failed)?;
+                Ok((self, batch))
+            })
+            .await?;
+            self = read;
+            anything |= !batch.is_empty();
+            if !batch.is_empty() && sender.send(Bytes::from(batch)).await.is_err() {
+                return Ok(None);
+            }
+            if self.left == 0 {
+                return Ok(None);
+            }
+            if ended {
+                return Ok(Some((self, anything)));
+            }
         }
     }
 }
@@ -313,5 +360,44 @@ mod tests {
         ] {
             assert_eq!(read(wanted.clone()).await, expected, "{wanted:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_container_that_writes_is_not_asked_for_its_state() {
+        use std::io::Write as _;
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = dir.path().join("0.log");
+        let mut file = File::create(&log).expect("made");
+        let (sender, mut receiver) = mpsc::channel(16);
+        let (asked, running) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
+        let (questions, state) = (asked.clone(), running.clone());
+        let alive = move || {
+            questions.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(state.load(Ordering::SeqCst))
+        };
+        let wanted = Wanted { follow: true, ..Wanted::default() };
+        let begun = Instant::now();
+        let follow = stream(log.clone(), wanted, sender, alive);
+        let write = async {
+            for number in 0..200 {
+                writeln!(file, "2026-01-01T00:00:01Z stdout F {number}").expect("written");
+                assert_eq!(receiver.recv().await, Some(Bytes::from(format!("{number}\n"))));
+            }
+            let (times, most) = (asked.load(Ordering::SeqCst), begun.elapsed().as_secs() + 2);
+            assert!(times <= most, "asked {times} times, expected at most {most}");
+
+            // Rotated, written to once more, and ended.
+            std::fs::rename(&log, dir.path().join("0.log.1")).expect("renamed");
+            let mut file = File::create(&log).expect("made");
+            writeln!(file, "2026-01-01T00:00:02Z stdout F last").expect("written");
+            assert_eq!(receiver.recv().await, Some(Bytes::from("last\n")));
+            running.store(false, Ordering::SeqCst);
+            assert_eq!(receiver.recv().await, None);
+        };
+        let (followed, ()) = futures::future::join(follow, write).await;
+        followed.expect("read to its end");
     }
 }

@@ -1,8 +1,8 @@
 //! Small questions about a Pod object that many modules ask.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodCondition, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// The default of `terminationGracePeriodSeconds`.
@@ -120,6 +120,24 @@ pub(crate) fn is_terminal_phase(phase: &str) -> bool {
     matches!(phase, "Failed" | "Succeeded")
 }
 
+/// Is there anything new that a round for the pod would go by? Not when the kubelet's own status came back
+/// (upstream `podsDifferSemantically`, and `NeedToReconcilePodReadiness` for what others say).
+pub(crate) fn needs_a_look(old: &Pod, new: &Pod) -> bool {
+    let metadata =
+        |pod: &Pod| ObjectMeta { resource_version: None, managed_fields: None, ..pod.metadata.clone() };
+    let gates = |pod: &Pod| -> Vec<PodCondition> {
+        let gates = new.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref());
+        let wanted =
+            |condition: &&PodCondition| gates.iter().any(|gate| gate.condition_type == condition.type_);
+        conditions.unwrap_or_default().iter().filter(wanted).cloned().collect()
+    };
+    old.spec != new.spec
+        || metadata(old) != metadata(new)
+        || is_terminal_phase(phase(old)) != is_terminal_phase(phase(new))
+        || gates(old) != gates(new)
+}
+
 pub(crate) fn is_being_deleted(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
@@ -200,6 +218,40 @@ mod tests {
         assert_eq!(grace_period(&pod), 5, "not deleted yet");
         pod.metadata.deletion_timestamp = Some(now());
         assert_eq!(grace_period(&pod), 1);
+    }
+
+    #[test]
+    fn a_status_alone_needs_no_look_but_what_others_say_does() {
+        let pod = || {
+            serde_json::json!({
+                "metadata": {"name": "p", "resourceVersion": "1", "managedFields": [{"manager": "a"}]},
+                "spec": {"containers": [], "readinessGates": [{"conditionType": "example.com/gate"}]},
+                "status": {"phase": "Pending", "conditions": [
+                    {"type": "Ready", "status": "False"}, {"type": "example.com/gate", "status": "False"},
+                ]},
+            })
+        };
+        let old: Pod = serde_json::from_value(pod()).expect("a pod");
+        for (path, value, needs) in [
+            ("/metadata/resourceVersion", "2".into(), false),
+            ("/metadata/managedFields", serde_json::json!([{"manager": "b"}]), false),
+            ("/status/phase", "Running".into(), false),
+            ("/status/conditions/0/status", "True".into(), false),
+            ("/status/conditions/1/status", "True".into(), true),
+            ("/status/phase", "Failed".into(), true),
+            ("/spec/containers", serde_json::json!([{"name": "c", "image": "i:2"}]), true),
+            ("/metadata", serde_json::json!({"name": "p", "labels": {"a": "b"}}), true),
+            (
+                "/metadata",
+                serde_json::json!({"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                true,
+            ),
+        ] {
+            let mut changed = pod();
+            *changed.pointer_mut(path).expect("it is there") = value;
+            let new: Pod = serde_json::from_value(changed.clone()).expect("a pod");
+            assert_eq!(needs_a_look(&old, &new), needs, "{changed}");
+        }
     }
 
     #[test]

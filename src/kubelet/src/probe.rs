@@ -307,7 +307,7 @@ impl Task {
             return match self.core.runtime.exec_sync(&self.current.id, command, timeout).await {
                 Ok((0, _)) => Answer::Good,
                 Ok((_, output)) => Answer::Bad(short(&output)),
-                Err(error) if is_timeout(&error) => {
+                Err(error) if error.is_timeout() => {
                     Answer::Bad(format!("command timed out after {}s", timeout.as_secs()))
                 }
                 Err(error) => Answer::Error(error.text()),
@@ -360,11 +360,6 @@ impl Task {
         }
         Answer::Error("missing probe handler".to_owned())
     }
-}
-
-fn is_timeout(error: &crate::Error) -> bool {
-    matches!(error, crate::Error::Runtime(status) if status.code() == tonic::Code::DeadlineExceeded
-        || status.message().contains("timed out") || status.message().contains("deadline exceeded"))
 }
 
 /// Output in an event is cut at 10 KiB upstream; an event takes 1 KiB anyway.

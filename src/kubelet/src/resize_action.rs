@@ -89,24 +89,24 @@ pub(crate) fn restarts(core: &Core, target: &Pod, real: &RuntimePod, plan: &mut 
 }
 
 /// Makes the running containers and the pod's cgroup what was granted. `real` is what runs after those to be
-/// restarted were stopped.
+/// restarted were stopped. False: there was nothing to do.
 ///
 /// # Errors
 /// The first thing that could not be done; what was done until then stays and is not done again.
-pub(crate) async fn carry_out(core: &Core, target: &Pod, real: &RuntimePod) -> Result<(), Error> {
+pub(crate) async fn carry_out(core: &Core, target: &Pod, real: &RuntimePod) -> Result<bool, Error> {
     let uid = pod::uid(target);
     let under_way =
         core.allocations.lock().records.get(&uid).is_some_and(|record| record.in_progress.is_some());
     let updates = updates(core, target, real);
     if (!under_way && updates.is_empty()) || real.ready_sandbox().is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let (cgroups, of) = (core.cgroups.clone(), target.clone());
     let (wanted, found) = volumes::blocking(move || Ok((cgroups.wanted(&of), cgroups.found(&of)?))).await?;
     check_memory(core, target, &updates, &wanted, &found)?;
     let done = actuate(core, target, updates, &wanted, &found).await;
     allocation::save(core, &uid).await?;
-    done
+    done.map(|()| true)
 }
 
 async fn actuate(

@@ -13,8 +13,10 @@ use prost::Message;
 
 use crate::core::Shared;
 
-/// While the stream is broken every pod is looked at this often.
-const RELIST: Duration = Duration::from_secs(10);
+/// While the stream is broken it is tried again, and every pod looked at, this often.
+const RELIST: Duration = Duration::from_secs(2);
+/// The longest pause between two looks after an event.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// So often at most CRI is asked after an event: for a bit more than a minute.
 const LOOKS: usize = 15;
 
@@ -46,7 +48,7 @@ pub(crate) async fn follow(core: Shared) {
             }
         }
         core.workers.wake_all();
-        tokio::time::sleep(RELIST.min(Duration::from_secs(1) + RELIST / 10)).await;
+        tokio::time::sleep(RELIST).await;
     }
 }
 
@@ -76,7 +78,7 @@ fn meant(envelope: &Envelope) -> Option<(String, bool)> {
 /// counts as running there is asked for again, because nothing else will tell of it. A machine that is short of
 /// memory or busy may take many seconds.
 async fn tell(core: &Shared, id: &str, ended: bool) {
-    let mut backoff = Backoff::new(Duration::from_millis(50), RELIST);
+    let mut backoff = Backoff::new(Duration::from_millis(50), LONGEST_PAUSE);
     for _ in 0..LOOKS {
         tokio::time::sleep(backoff.next_delay()).await;
         // A container may end before its worker has noted whose it is.

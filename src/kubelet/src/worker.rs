@@ -141,8 +141,9 @@ impl Workers {
         }
     }
 
-    /// Tell the pod's worker of a new version, starting the worker when there is none.
-    pub(crate) fn order(&self, core: &Shared, order: Order) {
+    /// Tell the pod's worker of a new version, starting the worker when there is none. Unless `wake`, one that
+    /// sleeps goes on sleeping.
+    pub(crate) fn order(&self, core: &Shared, order: Order, wake: bool) {
         let uid = pod::uid(&order.pod);
         let mut workers = self.0.lock();
         if let Some(handle) = workers.get(&uid) {
@@ -150,7 +151,9 @@ impl Workers {
                 known.pod = order.pod;
                 known.gone = order.gone;
             });
-            handle.wake.notify_one();
+            if wake {
+                handle.wake.notify_one();
+            }
             return;
         }
         if order.gone {
@@ -174,7 +177,7 @@ impl Workers {
             if let Some(again) = again.filter(|pod| !pod::is_terminal_phase(pod::phase(pod)))
                 && !pod::is_being_deleted(&again)
             {
-                all.order(&core, Order::of(again, false));
+                all.order(&core, Order::of(again, false), true);
             }
         });
     }
@@ -218,9 +221,8 @@ async fn run(core: &Shared, uid: &str, handle: &Handle) {
                 }
                 Some(Ok(launch::Outcome::End(verdict))) => verdict,
                 Some(Err(error)) => {
-                    let text = Chain(&error).to_string();
-                    tracing::debug!(pod = %pod::name(&order.pod), error = %text, "pod not synced, trying again");
-                    let delay = if text.contains("network") { AFTER_TRANSIENT } else { AFTER_ERROR };
+                    tracing::debug!(pod = %pod::name(&order.pod), error = %Chain(&error), "pod not synced, trying again");
+                    let delay = if error.is_transient() { AFTER_TRANSIENT } else { AFTER_ERROR };
                     wait(handle, Some(Instant::now() + delay)).await;
                     continue;
                 }

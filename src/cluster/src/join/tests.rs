@@ -434,16 +434,18 @@ async fn only_a_control_plane_node_passes_for_the_cluster() {
 }
 
 #[test]
-fn a_node_with_a_cluster_or_workloads_does_not_join() {
-    let state = |nodes: &[&str], pods: &[&str]| LocalState {
+fn a_node_with_a_cluster_or_objects_of_users_does_not_join() {
+    let state = |nodes: &[&str], objects: &[&str]| LocalState {
         other_nodes: nodes.iter().map(|name| (*name).to_owned()).collect(),
-        workloads: pods.iter().map(|name| (*name).to_owned()).collect(),
+        objects: objects.iter().map(|name| (*name).to_owned()).collect(),
     };
     assert!(state(&[], &[]).check(false).is_ok());
     assert!(matches!(state(&["n2"], &[]).check(true), Err(Error::AlreadyInCluster { .. })));
     let error = state(&[], &["default/web"]).check(false).unwrap_err();
     assert!(error.to_string().contains("default/web") && error.to_string().contains("--force"), "{error}");
     assert!(state(&[], &["default/web"]).check(true).is_ok());
+    let error = state(&[], &["a", "b", "c", "d", "e", "f", "g"]).check(false).unwrap_err();
+    assert!(error.to_string().contains(": a, b, c, d, e and 2 more;"), "{error}");
 }
 
 #[test]

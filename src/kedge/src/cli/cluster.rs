@@ -63,7 +63,7 @@ pub(crate) struct JoinArgs {
     /// Run pods only, no control plane
     #[arg(long)]
     pub(crate) worker: bool,
-    /// Join although pods run here: they are lost with this node's own cluster
+    /// Join although something was made here: it is lost with this node's own cluster
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

@@ -120,19 +120,50 @@ fn replace(
 
 /// What joining would replace, from the running node or from what a stopped one left.
 fn local_state(config: &Config) -> anyhow::Result<LocalState> {
-    match control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), SOON) {
-        Ok(state) => Ok(LocalState { other_nodes: state.other_nodes, workloads: state.workloads }),
-        Err(CallError::NotRunning) => {
-            let joined = Admitted::read(&config.pki_dir())?;
-            let other_nodes =
-                joined.map(|admitted| admitted.peers.into_iter().map(|peer| peer.name).collect());
-            let pods = fs::read_dir(config.data_dir.join("kubelet/pods")).into_iter().flatten().flatten();
-            let workloads =
-                pods.map(|pod| format!("pod {} of the stopped node", pod.file_name().to_string_lossy()));
-            Ok(LocalState { other_nodes: other_nodes.unwrap_or_default(), workloads: workloads.collect() })
-        }
-        Err(error) => Err(error).context("ask this node what runs on it"),
+    let other_nodes = other_nodes(config)?;
+    // Refused for those alone; and a worker does not see what its cluster holds.
+    if !other_nodes.is_empty() {
+        return Ok(LocalState { other_nodes, ..LocalState::default() });
     }
+    let socket = config.status_socket();
+    let objects = match control::call(&socket, "GET", ops::OBJECTS_OF_USERS, &(), SOON) {
+        Ok(objects) => objects,
+        Err(CallError::NotRunning) => pods_left(&config.data_dir, &config.log_dir),
+        Err(error) => return Err(error).context("ask this node what was made on it"),
+    };
+    Ok(LocalState { other_nodes, objects })
+}
+
+fn other_nodes(config: &Config) -> anyhow::Result<Vec<String>> {
+    match control::call(&config.status_socket(), "GET", ops::OTHER_NODES, &(), SOON) {
+        Ok(names) => Ok(names),
+        Err(CallError::NotRunning) => {
+            let peers = Admitted::read(&config.pki_dir())?.map(|admitted| admitted.peers);
+            Ok(peers.into_iter().flatten().map(|peer| peer.name).collect())
+        }
+        Err(error) => Err(error).context("ask this node for the others"),
+    }
+}
+
+/// Pods of a stopped node. The kubelet's folders have their uids as names, those of their logs namespaces too,
+/// which tell Kedge's own.
+fn pods_left(data_dir: &Path, log_dir: &Path) -> Vec<String> {
+    let names = |folder: PathBuf| -> Vec<String> {
+        let here = fs::read_dir(folder).into_iter().flatten().flatten();
+        here.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let logs = names(log_dir.join("pods"));
+    let mut left = Vec::new();
+    for uid in names(data_dir.join("kubelet/pods")) {
+        let log = logs.iter().find_map(|log| log.strip_suffix(&uid)?.strip_suffix('_')?.split_once('_'));
+        match log {
+            Some(("kube-system", _)) => {}
+            Some((namespace, name)) => left.push(format!("Pod {namespace}/{name} of the stopped node")),
+            None => left.push(format!("Pod {uid} of the stopped node")),
+        }
+    }
+    left.sort();
+    left
 }
 
 /// Leave the cluster: drained, off its books, and a fresh single node again.
@@ -170,12 +201,12 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
 
 /// The names of the other nodes of this node's cluster, as far as they are known here.
 pub(crate) fn others(config: &Config) -> Vec<String> {
-    local_state(config).map(|state| state.other_nodes).unwrap_or_default()
+    other_nodes(config).unwrap_or_default()
 }
 
 /// The founder of a cluster has no membership file, but may leave it to the others.
 fn has_others(config: &Config) -> bool {
-    local_state(config).is_ok_and(|state| !state.other_nodes.is_empty())
+    other_nodes(config).is_ok_and(|names| !names.is_empty())
 }
 
 /// The authority of the cluster that was told: a leave that is cut off from here on goes on when it is
@@ -267,4 +298,25 @@ fn remove(path: &Path) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     result.with_context(|| format!("remove {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_a_stopped_node_are_told_from_kedges_own() {
+        let (data, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert!(pods_left(data.path(), logs.path()).is_empty());
+        for uid in ["u-1", "u-2", "u-3"] {
+            fs::create_dir_all(data.path().join("kubelet/pods").join(uid)).unwrap();
+        }
+        for log in ["kube-system_dns-x_u-1", "shop_web_u-2", "kube-system_gone_u-4"] {
+            fs::create_dir_all(logs.path().join("pods").join(log)).unwrap();
+        }
+        assert_eq!(
+            pods_left(data.path(), logs.path()),
+            ["Pod shop/web of the stopped node", "Pod u-3 of the stopped node"]
+        );
+    }
 }

@@ -338,14 +338,14 @@ pub(super) fn say_dropped(dropped: &BTreeSet<String>) {
 fn say_others(config: &Config, done: &Done) {
     say_dropped(&done.dropped);
     let limit = Duration::from_secs(30);
-    let state = control::call::<ops::LocalState>(&config.status_socket(), "GET", "/local-state", &(), limit);
-    if let Ok(state) = state
-        && !state.other_nodes.is_empty()
+    let others = control::call::<Vec<String>>(&config.status_socket(), "GET", ops::OTHER_NODES, &(), limit);
+    if let Ok(others) = others
+        && !others.is_empty()
     {
         output::say(&format!(
             "Node objects that were restored too: {}; delete those whose machines are not there (kedge kubectl \
              delete node NAME)",
-            state.other_nodes.join(", ")
+            others.join(", ")
         ));
     }
 }

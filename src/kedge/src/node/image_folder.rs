@@ -1,8 +1,8 @@
 //! The folder of image archives: what lies there is imported before the first pod starts and when it
-//! appears, and pinned, because nobody could fetch it again. When a file goes, its images are no longer
-//! pinned: they stay for as long as something uses them.
+//! appears, and pinned, because nobody could fetch it again. When a file goes, so do its images that nobody else
+//! holds; those that containers use go later, at the next change of the folder or the next start.
 //!
-//! What was imported is noted in the folder (`.imported.json`), so that a start does not read every archive
+//! What was imported, and what is to go, is noted in the folder (`.imported.json`), so that a start does not read every archive
 //! again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use kedge_kubelet::ImportOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::image_build;
 use crate::node_status::Board;
 
 const NOTES: &str = ".imported.json";
@@ -30,13 +31,20 @@ struct Imported {
     images: Vec<String>,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Notes {
+    imported: BTreeMap<String, Imported>,
+    /// Images of files that are gone.
+    going: BTreeSet<String>,
+}
+
 /// The folder of one node.
 pub(crate) struct ImageFolder {
     folder: PathBuf,
     work_dir: PathBuf,
     socket: PathBuf,
     board: Board,
-    imported: BTreeMap<String, Imported>,
+    notes: Notes,
 }
 
 impl ImageFolder {
@@ -48,7 +56,7 @@ impl ImageFolder {
             socket: config.containerd_socket(),
             board,
             // Without it everything is imported once more, which does no harm.
-            imported: serde_json::from_slice(&text).unwrap_or_default(),
+            notes: serde_json::from_slice(&text).unwrap_or_default(),
             folder,
         }
     }
@@ -97,12 +105,12 @@ impl ImageFolder {
         let names = names.unwrap_or_else(|| {
             let here = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
             here.map(|file| file.file_name().to_string_lossy().into_owned())
-                .chain(self.imported.keys().cloned())
+                .chain(self.notes.imported.keys().cloned())
                 .collect()
         });
         let names: Vec<String> = names.into_iter().filter(|name| is_archive(name)).collect();
         let mut again = BTreeSet::new();
-        if names.is_empty() {
+        if names.is_empty() && self.notes.going.is_empty() {
             return again;
         }
         let present = match kedge_kubelet::list_images(&self.socket).await {
@@ -112,7 +120,7 @@ impl ImageFolder {
                 return names.into_iter().collect();
             }
         };
-        let before = self.imported.clone();
+        let before = self.notes.clone();
         for name in names {
             match self.file(&name, &present).await {
                 Ok(()) => self.tell(&name, None),
@@ -125,16 +133,35 @@ impl ImageFolder {
                 }
             }
         }
-        if self.imported != before {
+        self.let_go().await;
+        if self.notes != before {
             self.save();
         }
         again
     }
 
+    /// Removes images that no file holds any more, when nobody else does.
+    async fn let_go(&mut self) {
+        let Notes { imported, going } = &mut self.notes;
+        going.retain(|image| !imported.values().any(|imported| imported.images.contains(image)));
+        if going.is_empty() {
+            return;
+        }
+        match kedge_kubelet::let_go_of_images(&self.socket, going, &image_build::names()).await {
+            Ok(in_use) => *going = in_use,
+            Err(error) => {
+                tracing::warn!(error = %kedge_base::Chain(&error), "images of archives that are gone not removed yet");
+            }
+        }
+    }
+
     async fn file(&mut self, name: &str, present: &[String]) -> Result<(), kedge_kubelet::Error> {
         let path = self.folder.join(name);
         let Some(meta) = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file) else {
-            return self.gone(name).await;
+            if let Some(gone) = self.notes.imported.remove(name) {
+                self.notes.going.extend(gone.images);
+            }
+            return Ok(());
         };
         let mut now = Imported {
             size: meta.size(),
@@ -142,7 +169,7 @@ impl ImageFolder {
             modified: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
             images: Vec::new(),
         };
-        if let Some(known) = self.imported.get(name) {
+        if let Some(known) = self.notes.imported.get(name) {
             now.images.clone_from(&known.images);
             if *known == now && now.images.iter().all(|image| present.contains(image)) {
                 return Ok(());
@@ -151,27 +178,14 @@ impl ImageFolder {
         let options = ImportOptions { work_dir: self.work_dir.clone(), pin: true };
         now.images = kedge_kubelet::import_images(&self.socket, &path, &options).await?;
         tracing::info!(file = name, images = now.images.join(", "), "imported");
-        if let Some(old) = self.imported.insert(name.to_owned(), now) {
-            self.let_go(old.images).await?;
+        if let Some(old) = self.notes.imported.insert(name.to_owned(), now) {
+            self.notes.going.extend(old.images);
         }
         Ok(())
     }
 
-    async fn gone(&mut self, name: &str) -> Result<(), kedge_kubelet::Error> {
-        match self.imported.remove(name) {
-            Some(old) => self.let_go(old.images).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Images that no file holds any more may be removed when nothing uses them.
-    async fn let_go(&self, mut images: Vec<String>) -> Result<(), kedge_kubelet::Error> {
-        images.retain(|image| !self.imported.values().any(|imported| imported.images.contains(image)));
-        kedge_kubelet::set_images_pinned(&self.socket, &images, false).await
-    }
-
     fn save(&self) {
-        let saved = serde_json::to_vec(&self.imported)
+        let saved = serde_json::to_vec(&self.notes)
             .map_err(std::io::Error::other)
             .and_then(|text| kedge_base::write_atomic(&self.folder.join(NOTES), &text, 0o644));
         if let Err(error) = saved {

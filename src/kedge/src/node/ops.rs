@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kedge_cluster::{
     HostPort, JoinString, Leaf, Members, NodeRecord, Pki, Refusal, Registry, Role, TokenOptions, TokenSummary,
 };
@@ -25,6 +25,11 @@ use crate::control::{self, Reply, Request};
 
 /// How long a control-plane node that leaves waits until the others do without it.
 const HANDED_OVER: Duration = Duration::from_secs(30);
+
+/// The names of the cluster's other nodes.
+pub(crate) const OTHER_NODES: &str = "/other-nodes";
+/// What joining another cluster would lose, in words.
+pub(crate) const OBJECTS_OF_USERS: &str = "/objects-of-users";
 
 /// `POST /add-node`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,13 +72,6 @@ pub(crate) struct Removed {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Leave {
     pub(crate) force: bool,
-}
-
-/// What joining another cluster would replace: `GET /local-state`.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct LocalState {
-    pub(crate) other_nodes: Vec<String>,
-    pub(crate) workloads: Vec<String>,
 }
 
 /// The parts of a running node that these requests work on.
@@ -131,7 +129,12 @@ impl Ops {
                 reply(with(request, async |wish| self.authority()?.wish(wish).await).await)
             }
             ("POST", "/certs/rotate") => reply(self.rotate().await),
-            ("GET", "/local-state") => reply(self.local_state().await),
+            ("GET", OTHER_NODES) => reply(self.other_nodes().await),
+            ("GET", OBJECTS_OF_USERS) => {
+                let namespaces = [kedge_network::CONFIG_MAP_NAMESPACE];
+                let found = kedge_addons::objects_of_users(&self.client, &namespaces).await;
+                reply(found.context("see what was made in this cluster"))
+            }
             _ => return None,
         })
     }
@@ -305,23 +308,10 @@ impl Ops {
         Ok(Leaf::WORKER.to_vec())
     }
 
-    async fn local_state(&self) -> anyhow::Result<LocalState> {
+    async fn other_nodes(&self) -> anyhow::Result<Vec<String>> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let names = nodes.list(&ListParams::default()).await?.items.into_iter();
-        let other_nodes =
-            names.filter_map(|node| node.metadata.name).filter(|name| *name != self.node_name).collect();
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let pods = pods.list(&ListParams::default()).await?.items;
-        // What Kedge's own addons run comes back with the next cluster.
-        let workloads = pods
-            .iter()
-            .filter(|pod| pod.metadata.namespace.as_deref() != Some("kube-system"))
-            .map(|pod| {
-                let part = |text: &Option<String>| text.clone().unwrap_or_default();
-                format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
-            })
-            .collect();
-        Ok(LocalState { other_nodes, workloads })
+        Ok(names.filter_map(|node| node.metadata.name).filter(|name| *name != self.node_name).collect())
     }
 }
 

@@ -34,7 +34,7 @@ const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub struct ImportOptions {
     /// Where a compressed archive is unpacked meanwhile; a folder with room for it.
     pub work_dir: PathBuf,
-    /// Keep the images until they are unpinned: nobody could fetch them again.
+    /// Keep the images until they are unpinned: nobody could fetch them again. If not, a person imports them.
     pub pin: bool,
 }
 

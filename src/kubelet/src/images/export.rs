@@ -320,6 +320,7 @@ mod tests {
             name: name.to_owned(),
             target: (MANIFEST.to_owned(), "sha256:1".to_owned(), 1),
             pinned: false,
+            by_hand: false,
         };
         let digest = format!("docker.io/library/app@sha256:{}", "1".repeat(64));
         let present = [image("docker.io/library/app:1"), image(&digest), image("sha256:1")];

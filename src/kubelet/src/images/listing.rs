@@ -92,6 +92,74 @@ pub async fn prune(containerd_socket: &Path, keep: &[String]) -> Result<Vec<Imag
     Ok(removed)
 }
 
+/// Unpins the names, and removes them where nobody else holds them: with their images, or the names alone where
+/// an image has others that stay. What was imported by hand or is in `keep` stays. Returns those that a container
+/// was made from: they are to be tried again.
+///
+/// # Errors
+/// When containerd refuses.
+pub async fn let_go(
+    containerd_socket: &Path,
+    names: &BTreeSet<String>,
+    keep: &[String],
+) -> Result<BTreeSet<String>, Error> {
+    let runtime = Runtime::new(containerd_socket)?;
+    let store = Store::of(&runtime);
+    for name in names {
+        store.set_pinned(name, false).await?;
+    }
+    let held: HashSet<String> = store
+        .list()
+        .await?
+        .into_iter()
+        .filter(|image| image.pinned || image.by_hand)
+        .map(|image| image.name)
+        .chain(keep.iter().cloned())
+        .collect();
+    let mut waiting = BTreeSet::new();
+    for image in describe(containerd_socket).await? {
+        match removal(&image, names, &held) {
+            Removal::Nothing => {}
+            Removal::Later(names) => waiting.extend(names),
+            Removal::Names(names) => {
+                for name in names {
+                    store.remove(&name).await?;
+                }
+            }
+            Removal::Image => {
+                let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
+                runtime.cri().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await?;
+            }
+        }
+    }
+    Ok(waiting)
+}
+
+/// What of an image goes when names are let go of.
+#[derive(Debug, PartialEq, Eq)]
+enum Removal {
+    Nothing,
+    Later(Vec<String>),
+    Names(Vec<String>),
+    /// With all its names.
+    Image,
+}
+
+fn removal(image: &ImageInfo, names: &BTreeSet<String>, held: &HashSet<String>) -> Removal {
+    let all = || image.names.iter().chain(&image.digests);
+    let goes = |name: &&String| names.contains(*name) && !held.contains(*name);
+    let going: Vec<String> = all().filter(goes).cloned().collect();
+    if going.is_empty() {
+        Removal::Nothing
+    } else if image.in_use {
+        Removal::Later(going)
+    } else if image.names.iter().all(|name| going.contains(name)) && !all().any(|name| held.contains(name)) {
+        Removal::Image
+    } else {
+        Removal::Names(going)
+    }
+}
+
 /// Pins the names, or lets go of them: what is pinned is never removed by itself.
 ///
 /// # Errors
@@ -124,4 +192,38 @@ pub(super) async fn in_use(runtime: &Runtime) -> Result<HashSet<String>, Error> 
         ]
     });
     Ok(all.filter(|name| !name.is_empty()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_holds_goes() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (digest, other) = ("a@sha256:1", "b@sha256:1");
+        for (names, in_use, going, held, expected) in [
+            (&["a:1"][..], false, &["a:1"][..], &[][..], Removal::Image),
+            (&["a:1"], false, &["a:1", digest], &[], Removal::Image),
+            (&["a:1"], true, &["a:1"], &[], Removal::Later(set(&["a:1"]))),
+            // By hand, or another archive.
+            (&["a:1"], false, &["a:1"], &["a:1"], Removal::Nothing),
+            (&["a:1", "a:2"], false, &["a:1"], &[], Removal::Names(set(&["a:1"]))),
+            (&["a:1", "a:2"], false, &["a:1", "a:2"], &["a:2"], Removal::Names(set(&["a:1"]))),
+            (&["a:1", "a:2"], false, &["a:1", "a:2"], &[], Removal::Image),
+            (&["a:1"], false, &["a:1"], &[other], Removal::Names(set(&["a:1"]))),
+            (&["c:1"], false, &["a:1"], &[], Removal::Nothing),
+        ] {
+            let image = ImageInfo {
+                id: "sha256:2".into(),
+                names: set(names),
+                digests: set(&[digest, other]),
+                size: 1,
+                pinned: true,
+                in_use,
+            };
+            let (going, held) = (set(going).into_iter().collect(), set(held).into_iter().collect());
+            assert_eq!(removal(&image, &going, &held), expected, "{names:?} {going:?} {held:?}");
+        }
+    }
 }

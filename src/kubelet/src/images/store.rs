@@ -26,6 +26,8 @@ const NAMESPACE: &str = "k8s.io";
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// CRI of containerd 1.7 and newer knows it too.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+/// Kedge's own: a person has imported it by hand.
+const BY_HAND: (&str, &str) = ("kedge.dev/imported", "by-hand");
 const CHUNK: usize = 1 << 20;
 const UPDATE_IMAGE: &str = "/containerd.services.images.v1.Images/Update";
 
@@ -41,6 +43,7 @@ pub(super) struct Named {
     pub(super) name: String,
     pub(super) target: Target,
     pub(super) pinned: bool,
+    pub(super) by_hand: bool,
 }
 
 /// Keeps what is being stored from being collected before it has a name.
@@ -91,8 +94,10 @@ impl Store {
             .into_iter()
             .map(|image| {
                 let target = image.target.unwrap_or_default();
+                let has = |(key, value)| image.labels.get(key).is_some_and(|found| found == value);
                 Named {
-                    pinned: image.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1),
+                    pinned: has(PINNED),
+                    by_hand: has(BY_HAND),
                     name: image.name,
                     target: (target.media_type, target.digest, u64::try_from(target.size).unwrap_or(0)),
                 }
@@ -102,7 +107,7 @@ impl Store {
         Ok(images)
     }
 
-    /// Lets `name` lead to `target`.
+    /// Lets `name` lead to `target`, pinned or as imported by hand; what it was before, it stays, too.
     pub(super) async fn put_image(
         &self,
         lease: &Lease,
@@ -111,8 +116,9 @@ impl Store {
         pin: bool,
     ) -> Result<(), Error> {
         let (media_type, digest, size) = target.clone();
-        let mut labels = vec![MANAGED];
-        labels.extend(pin.then_some(PINNED));
+        let labels = [MANAGED, if pin { PINNED } else { BY_HAND }];
+        let mask = labels.iter().map(|(key, _)| format!("labels.{key}")).chain(["target".to_owned()]);
+        let mask = prost_types::FieldMask { paths: mask.collect() };
         let image = api::Image {
             name: name.to_owned(),
             labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
@@ -130,7 +136,11 @@ impl Store {
         match created.await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                let update = api::UpdateImageRequest { image: Some(image), ..Default::default() };
+                let update = api::UpdateImageRequest {
+                    image: Some(image),
+                    update_mask: Some(mask),
+                    ..Default::default()
+                };
                 call::<_, api::UpdateImageResponse>(
                     &self.channel,
                     UPDATE_IMAGE,
@@ -155,6 +165,16 @@ impl Store {
         let asked =
             api::UpdateImageRequest { image: Some(image), update_mask: Some(mask), ..Default::default() };
         match call::<_, api::UpdateImageResponse>(&self.channel, UPDATE_IMAGE, request(asked, None)?).await {
+            Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes one name; one that is gone is no error.
+    pub(super) async fn remove(&self, name: &str) -> Result<(), Error> {
+        let asked = api::DeleteImageRequest { name: name.to_owned(), sync: true, ..Default::default() };
+        let path = "/containerd.services.images.v1.Images/Delete";
+        match call::<_, ()>(&self.channel, path, request(asked, None)?).await {
             Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
             _ => Ok(()),
         }
