@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use http::HeaderMap;
 use kedge_api::status::Status;
 use rustls_pki_types::CertificateDer;
+use uuid::Uuid;
 
 use crate::request::percent_decode;
 use crate::state::State;
-use crate::token::Claims;
+use crate::token::{Bound, Claims};
+use crate::verbs::object_key;
 
 /// Members may do everything, whatever RBAC says.
 pub(crate) const MASTERS: &str = "system:masters";
@@ -125,14 +127,11 @@ pub(crate) fn token_user(
         return Err("token audiences do not match");
     }
     let bound = &claims.kubernetes;
-    let uid_of = |resource: &str, name: &str| {
-        let stored = state.cache.bucket(resource).get(&format!("{}/{name}", bound.namespace))?;
-        let object: serde_json::Value = serde_json::from_slice(&stored.bytes).ok()?;
-        object.pointer("/metadata/uid").and_then(|uid| uid.as_str()).map(str::to_owned)
+    let is_there = |resource: &str, object: &Bound| {
+        let stored = state.cache.bucket(resource).get(&object_key(&bound.namespace, &object.name));
+        stored.is_some_and(|stored| Uuid::parse_str(&object.uid) == Ok(stored.extracted.uid))
     };
-    if uid_of("serviceaccounts", &bound.serviceaccount.name).as_deref()
-        != Some(bound.serviceaccount.uid.as_str())
-    {
+    if !is_there("serviceaccounts", &bound.serviceaccount) {
         return Err("service account is gone or was replaced");
     }
     let mut extra = BTreeMap::new();
@@ -140,7 +139,7 @@ pub(crate) fn token_user(
         extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={jti}")]);
     }
     if let Some(pod) = &bound.pod {
-        if uid_of("pods", &pod.name).as_deref() != Some(pod.uid.as_str()) {
+        if !is_there("pods", pod) {
             return Err("the pod that the token is bound to is gone");
         }
         extra.insert("authentication.kubernetes.io/pod-name".to_owned(), vec![pod.name.clone()]);
@@ -151,7 +150,7 @@ pub(crate) fn token_user(
         extra.insert("authentication.kubernetes.io/node-uid".to_owned(), vec![node.uid.clone()]);
     }
     if let Some(secret) = &bound.secret
-        && uid_of("secrets", &secret.name).as_deref() != Some(secret.uid.as_str())
+        && !is_there("secrets", secret)
     {
         return Err("the secret that the token is bound to is gone");
     }

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod derived;
+mod pins;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use kedge_api::schema::SchemaRef;
 use kedge_api::status::Status;
 use kedge_base::Tasks;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::authn::User;
@@ -37,6 +38,8 @@ pub(crate) struct Installer {
     state: Arc<State>,
     tasks: Tasks,
     known: HashMap<Arc<str>, Installed>,
+    /// The names that definitions have been granted, which no other of the group gets.
+    granted: HashMap<Arc<str>, Value>,
     /// Definitions whose objects are being deleted by a task of their own.
     cleaning: Arc<Mutex<HashSet<Arc<str>>>>,
 }
@@ -47,6 +50,7 @@ impl Installer {
             state,
             tasks: tasks.child("custom resources"),
             known: HashMap::new(),
+            granted: HashMap::new(),
             cleaning: Arc::default(),
         }
     }
@@ -74,6 +78,7 @@ impl Installer {
         let mut removed = Vec::new();
         for key in gone {
             removed.extend(self.known.remove(&key));
+            self.granted.remove(&key);
         }
         let fresh: Vec<Arc<Stored>> = objects
             .values()
@@ -87,6 +92,7 @@ impl Installer {
         for old in &removed {
             take_out(&mut registry, &old.rows);
         }
+        self.granted.extend(fresh.iter().map(|stored| (stored.key.clone(), granted(&stored.bytes))));
         for stored in fresh {
             let Ok(definition) = read::parse(&stored.bytes) else { continue };
             let rows = self.rows(&registry, &definition);
@@ -102,7 +108,7 @@ impl Installer {
             }
             let installed = Installed { revision: stored.modified, storage_key, rows };
             self.known.insert(stored.key.clone(), installed);
-            self.settle(&stored.key, &definition, &objects.values().cloned().collect::<Vec<_>>()).await;
+            self.settle(&stored.key, &definition).await;
         }
         self.state.registry.replace(registry);
         for old in removed {
@@ -130,7 +136,7 @@ impl Installer {
     }
 
     /// Writes the definition's conditions, or begins to delete its objects.
-    async fn settle(&self, key: &Arc<str>, definition: &Value, all: &[Arc<Stored>]) {
+    async fn settle(&mut self, key: &Arc<str>, definition: &Value) {
         if object::deletion_timestamp(definition).is_some() {
             let held = object::finalizers(definition).contains(&crd::FINALIZER);
             if held && self.cleaning.lock().insert(key.clone()) {
@@ -145,16 +151,15 @@ impl Installer {
             }
             return;
         }
-        let group = &definition["spec"]["group"];
-        let others: Vec<Value> = all
+        let others: Vec<Value> = self
+            .granted
             .iter()
-            .filter(|stored| stored.key != *key)
-            .filter_map(|stored| read::parse(&stored.bytes).ok())
-            .filter(|other| other["spec"]["group"] == *group)
+            .filter(|(other, _)| *other != key && group(other) == group(key))
+            .map(|(_, names)| json!({ "status": { "acceptedNames": names } }))
             .collect();
-        if crd::naming(definition, &others).is_none() {
-            return;
-        }
+        let Some(status) = crd::naming(definition, &others) else { return };
+        // Those that come later in the same round get other names.
+        self.granted.insert(key.clone(), status["acceptedNames"].clone());
         let mut edit = |current: &Value| {
             let mut new = current.clone();
             if let Some(status) = crd::naming(current, &others) {
@@ -166,6 +171,29 @@ impl Installer {
             tracing::warn!(definition = object::name(definition), %status, "conditions not written");
         }
     }
+}
+
+/// The group of a definition, whose name is always `plural.group`.
+fn group(key: &str) -> &str {
+    key.split_once('.').map_or("", |(_, group)| group)
+}
+
+/// The names that a definition has been granted. Its schemas, which may be large, are passed over.
+fn granted(definition: &[u8]) -> Value {
+    #[derive(Deserialize)]
+    struct Definition {
+        status: Option<Names>,
+    }
+    #[derive(Deserialize)]
+    struct Names {
+        #[serde(rename = "acceptedNames", default)]
+        accepted_names: Value,
+    }
+    let definition: Option<Definition> = serde_json::from_slice(definition).ok();
+    definition
+        .and_then(|definition| definition.status)
+        .map(|status| status.accepted_names)
+        .unwrap_or_default()
 }
 
 fn take_out(registry: &mut Registry, rows: &[Arc<Resource>]) {
@@ -262,4 +290,18 @@ pub(crate) fn warn(resource: &Resource, definition: &Value, warnings: &mut Vec<S
 /// Whether the resource is that of definitions.
 pub(crate) fn is_definition(resource: &Resource) -> bool {
     resource.storage_key == DEFINITIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_tells_its_group_and_names_without_its_schemas() {
+        assert_eq!(group("/things.example.com"), "example.com");
+        let bytes =
+            br#"{"spec":{"versions":[{"schema":{}}]},"status":{"acceptedNames":{"kind":"Thing"},"x":1}}"#;
+        assert_eq!(granted(bytes), json!({ "kind": "Thing" }));
+        assert_eq!(granted(b"{}"), Value::Null);
+    }
 }

@@ -1,17 +1,20 @@
-//! Takes labels and selectable fields out of an object's JSON without building the object.
+//! Takes labels, selectable fields and the uid out of an object's JSON without building the object.
 
 use std::fmt;
 
 use kedge_api::registry::{Absent, Selectable};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use uuid::Uuid;
 
-/// What selectors look at.
+/// What selectors look at, and who holds a token bound to the object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extracted {
     pub(crate) labels: Box<[(Box<str>, Box<str>)]>,
     /// In the order of [`Paths::names`].
     pub(crate) fields: Box<[Box<str>]>,
+    /// Nil if there is none.
+    pub(crate) uid: Uuid,
 }
 
 impl Extracted {
@@ -88,9 +91,15 @@ impl Paths {
     pub(crate) fn extract(&self, bytes: &[u8]) -> Extracted {
         let mut labels = Vec::new();
         let mut fields = vec![Box::<str>::default(); self.slots];
+        let mut uid = Uuid::nil();
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let walk =
-            Walk { node: Some(&self.root), place: Place::Root, labels: &mut labels, fields: &mut fields };
+        let walk = Walk {
+            node: Some(&self.root),
+            place: Place::Root,
+            labels: &mut labels,
+            fields: &mut fields,
+            uid: &mut uid,
+        };
         if let Err(error) = walk.deserialize(&mut deserializer) {
             tracing::debug!(%error, "stored object is not JSON");
         }
@@ -103,7 +112,7 @@ impl Paths {
             }
         }
         fields.truncate(self.names.len());
-        Extracted { labels: labels.into(), fields: fields.into() }
+        Extracted { labels: labels.into(), fields: fields.into(), uid }
     }
 }
 
@@ -112,6 +121,7 @@ enum Place {
     Root,
     Metadata,
     Labels,
+    Uid,
     Elsewhere,
 }
 
@@ -120,6 +130,7 @@ struct Walk<'a> {
     place: Place,
     labels: &'a mut Vec<(Box<str>, Box<str>)>,
     fields: &'a mut [Box<str>],
+    uid: &'a mut Uuid,
 }
 
 impl<'de> DeserializeSeed<'de> for Walk<'_> {
@@ -159,12 +170,14 @@ impl<'de> Visitor<'de> for Walk<'_> {
             let place = match (self.place, &*key) {
                 (Place::Root, "metadata") => Place::Metadata,
                 (Place::Metadata, "labels") => Place::Labels,
+                (Place::Metadata, "uid") => Place::Uid,
                 _ => Place::Elsewhere,
             };
             if node.is_none() && place == Place::Elsewhere {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Walk { node, place, labels: self.labels, fields: self.fields })?;
+                let (labels, fields, uid) = (&mut *self.labels, &mut *self.fields, &mut *self.uid);
+                map.next_value_seed(Walk { node, place, labels, fields, uid })?;
             }
         }
         Ok(())
@@ -176,6 +189,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        if self.place == Place::Uid {
+            *self.uid = value.parse().unwrap_or_default();
+        }
         self.leaf(|| value.into());
         Ok(())
     }
@@ -225,12 +241,14 @@ mod tests {
             field("spec.nobody", Absent::Path("/spec/nodeName")),
             Selectable { name: "also".into(), ..field("spec.nodeName", Absent::Text("")) },
         ]);
-        let bytes = br#"{"metadata":{"labels":{"app":"web","a\"b":"c"},"name":"x"},
-            "spec":{"nodeName":"n1","unschedulable":true,"replicas":3,"labels":{"no":"no"},"list":[{"nodeName":"n2"}]}}"#;
+        let bytes = br#"{"metadata":{"labels":{"app":"web","a\"b":"c"},"name":"x",
+            "uid":"0b1f4d3e-8c6a-4f0e-9d2b-7a5c3e1f2d4b"},
+            "spec":{"uid":"no","nodeName":"n1","unschedulable":true,"replicas":3,"labels":{"no":"no"},"list":[{"nodeName":"n2"}]}}"#;
         let extracted = paths.extract(bytes);
         assert_eq!(extracted.label("app"), Some("web"));
         assert_eq!(extracted.label("a\"b"), Some("c"));
         assert_eq!(extracted.labels.len(), 2);
+        assert_eq!(extracted.uid.to_string(), "0b1f4d3e-8c6a-4f0e-9d2b-7a5c3e1f2d4b");
         let field = |name| &*extracted.fields[paths.index(name).expect("known")];
         assert_eq!(field("spec.nodeName"), "n1");
         assert_eq!(field("spec.unschedulable"), "true");

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use futures::FutureExt;
@@ -10,6 +11,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use kedge_api::status::Status;
 use kedge_base::prometheus::{self, Exposition, Kind};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::authn::{self, User};
 use crate::authz::{self, rbac::Attributes};
@@ -17,6 +19,8 @@ use crate::request::{Query, RequestInfo};
 use crate::state::State;
 use crate::verbs::{self, Context};
 use crate::{aggregation, body, components, discovery, protobuf, proxy, respond, review, stream};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Answer a request. `peer` is the user of a verified client certificate, or the component of this
 /// process that asks.
@@ -50,23 +54,25 @@ async fn answer(
     let query = Query::parse(request.uri());
     let info = RequestInfo::parse(request.method(), request.uri(), &query);
     let user = authn::authenticate(state, request.headers(), peer.as_ref())?;
-    check_timeout(&info, &query)?;
+    let deadline = Instant::now() + time_limit(&info, &query)?;
     let user = impersonated(state, user, request.headers())?;
     if state.is_new() && !user.is_in(authn::MASTERS) && info.is_resource {
         return Err(Status::service_unavailable("the API server is starting"));
     }
-    let _permit = state.inflight.enter(&user, &info, &query)?;
+    let _permit = state.inflight.enter(&user, &info)?;
     authz::require(state, &user, &authz::attributes(&user, &info))?;
     if (info.is_resource || is_version_root(&info.path))
         && let Some(remote) = aggregation::find(state, &info.group, &info.version)
     {
-        return aggregation::forward(state, &remote, &user, request).await;
+        let answer = aggregation::forward(state, &remote, &user, request);
+        return if info.is_long_running() { answer.await } else { within(deadline, answer).await };
     }
     if matches!(*request.method(), Method::GET | Method::HEAD)
         && let Some((group, version)) = crate::openapi::group_version(&info.path)
         && let Some(remote) = aggregation::find(state, group, version)
     {
-        return aggregation::forward(state, &remote, &aggregation::user(), request).await;
+        let user = aggregation::user();
+        return within(deadline, aggregation::forward(state, &remote, &user, request)).await;
     }
     if !info.is_resource {
         return plain(state, request.headers(), request.method(), &info, &query);
@@ -127,7 +133,7 @@ async fn answer(
             None => response,
         });
     }
-    let body = body::collect(request.into_body()).await?;
+    let body = within(deadline, body::collect(request.into_body())).await?;
     let takes_protobuf = accepted.protobuf;
     let response = if context.resource.stored {
         verbs::run(context, body).await?
@@ -167,21 +173,26 @@ fn impersonated(state: &State, user: User, headers: &HeaderMap) -> Result<User, 
     Ok(wanted.user)
 }
 
-/// What is wrong with the time-out that a client asks for (apiserver `filters/request_deadline.go`); requests that
-/// live long have none.
-fn check_timeout(info: &RequestInfo, query: &Query) -> Result<(), Status> {
-    let lives_long = info.verb == "watch"
-        || proxy::is_stream(&info.group, &info.resource, &info.subresource)
-        || info.path.starts_with("/proxy");
-    let Some(timeout) = query.get("timeout").filter(|timeout| !lives_long && !timeout.is_empty()) else {
-        return Ok(());
+/// How long a client may take to send its request, and another server to answer it: what the client asks for, up to
+/// upstream's `--request-timeout` (apiserver `filters/request_deadline.go`). Requests that live long cannot ask.
+fn time_limit(info: &RequestInfo, query: &Query) -> Result<Duration, Status> {
+    let Some(timeout) = query.get("timeout").filter(|_| !info.is_long_running()) else {
+        return Ok(REQUEST_TIMEOUT);
     };
-    if kedge_api::cel::is_duration(timeout) {
-        return Ok(());
-    }
-    Err(Status::bad_request(format!(
-        "invalid timeout specified in the request URL - time: invalid duration {timeout:?}"
-    )))
+    let nanos = kedge_api::cel::duration(timeout).ok_or_else(|| {
+        Status::bad_request(format!(
+            "invalid timeout specified in the request URL - time: invalid duration {timeout:?}"
+        ))
+    })?;
+    let asked = u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos);
+    Ok(asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT))
+}
+
+/// What comes in time (apiserver `server/filters/timeout.go`).
+async fn within<T>(deadline: Instant, future: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    tokio::time::timeout_at(deadline, future)
+        .await
+        .unwrap_or_else(|_| Err(Status::timeout("request did not complete within the allotted timeout", 0)))
 }
 
 /// `/apis/GROUP/VERSION`
@@ -298,4 +309,25 @@ fn metrics(state: &State) -> Response<Body> {
     let help = "Changes of the store since it was made.";
     out.single("kedge_store_revision", Kind::Counter, help, state.store.revision());
     respond::text(StatusCode::OK, out.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_may_ask_for_less_time_but_not_for_more() {
+        let limit = |uri: &str| {
+            let uri: http::Uri = uri.parse().expect("URI");
+            let query = Query::parse(&uri);
+            time_limit(&RequestInfo::parse(&Method::GET, &uri, &query), &query)
+        };
+        let seconds = |uri| limit(uri).expect(uri).as_secs();
+        assert_eq!(seconds("/api/v1/pods"), 60);
+        assert_eq!(seconds("/api/v1/pods?timeout=34s"), 34);
+        assert_eq!(seconds("/api/v1/pods?timeout=1h"), 60);
+        assert_eq!(seconds("/api/v1/pods?timeout=0s") + seconds("/api/v1/pods?timeout=-1s"), 120);
+        assert_eq!(limit("/api/v1/pods?timeout=7").expect_err("no unit").code, 400);
+        assert_eq!(seconds("/api/v1/namespaces/a/pods/b/log?timeout=7"), 60);
+    }
 }

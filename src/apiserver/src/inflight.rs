@@ -6,7 +6,7 @@ use kedge_api::status::Status;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authn::{MASTERS, User};
-use crate::request::{Query, RequestInfo};
+use crate::request::RequestInfo;
 
 /// Upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`.
 const READS: usize = 400;
@@ -29,10 +29,9 @@ impl Limits {
         &self,
         user: &User,
         info: &RequestInfo,
-        query: &Query,
     ) -> Result<Option<SemaphorePermit<'_>>, Status> {
         // Kubelets are as many as there are nodes, and what they say keeps the cluster alive.
-        if is_long_running(info, query) || user.is_in(MASTERS) || user.node().is_some() {
+        if info.is_long_running() || user.is_in(MASTERS) || user.node().is_some() {
             return Ok(None);
         }
         let room = match info.verb {
@@ -43,12 +42,6 @@ impl Limits {
             .map(Some)
             .map_err(|_| Status::too_many_requests("Too many requests, please try again later.", 1))
     }
-}
-
-fn is_long_running(info: &RequestInfo, query: &Query) -> bool {
-    info.verb == "watch"
-        || matches!(info.subresource.as_str(), "attach" | "exec" | "portforward" | "proxy")
-        || (info.subresource == "log" && query.flag("follow"))
 }
 
 #[cfg(test)]
@@ -62,13 +55,12 @@ mod tests {
     #[test]
     fn only_ordinary_requests_are_counted() {
         let limits = Limits { reads: Semaphore::new(1), writes: Semaphore::new(0) };
-        let query = Query::default();
         let ann = User::new("ann", []);
         let enter = |user: &User, verb, subresource: &str| {
-            limits.enter(user, &info(verb, subresource), &query).map(|permit| permit.is_some())
+            limits.enter(user, &info(verb, subresource)).map(|permit| permit.is_some())
         };
         assert_eq!(enter(&ann, "get", ""), Ok(true));
-        let held = limits.enter(&ann, &info("list", ""), &query).expect("room");
+        let held = limits.enter(&ann, &info("list", "")).expect("room");
         let refused = enter(&ann, "get", "").expect_err("full");
         assert_eq!(
             (refused.code, refused.details.map(|details| details.retry_after_seconds)),

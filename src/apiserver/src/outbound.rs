@@ -1,5 +1,6 @@
-//! How the API server reaches what is not part of it: admission webhooks and aggregated API servers,
-//! by URL or by Service, over TLS that is checked against the authority the user gave.
+//! How the API server reaches what is not part of it: kubelets, pods and Services for streams and proxies, admission
+//! webhooks and aggregated API servers by URL or by Service, over TLS that is checked against the authority the user
+//! gave.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +12,9 @@ use http::header::HOST;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1::SendRequest;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use kedge_api::object;
+use kedge_base::Tasks;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
@@ -20,6 +22,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as 
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -28,6 +31,12 @@ use crate::verbs::read;
 
 /// An answer larger than this is refused.
 const ANSWER_LIMIT: usize = 8 << 20;
+/// A destination that does not answer in this time is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection, encrypted or not.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A server that requests go to.
 #[derive(Clone)]
@@ -125,37 +134,66 @@ impl Server {
     pub(crate) async fn send(&self, state: &State, request: Request<Body>) -> Result<Response<Body>, String> {
         let mut sender = self.connect(state).await?;
         let mut request = request;
-        let host =
-            HeaderValue::from_str(&format!("{}:{}", self.host, self.port)).map_err(|e| e.to_string())?;
+        let host = HeaderValue::from_str(&host_port(&self.host, self.port)).map_err(|e| e.to_string())?;
         request.headers_mut().insert(HOST, host);
         let response = sender.send_request(request).await.map_err(|e| kedge_base::Chain(&e).to_string())?;
         Ok(response.map(Body::new))
     }
 
     async fn connect(&self, state: &State) -> Result<SendRequest<Body>, String> {
-        let failed = |error: std::io::Error| format!("dial tcp {}:{}: {error}", self.host, self.port);
-        let stream = match &self.service {
+        let (address, port) = match &self.service {
             Some((namespace, name)) => {
                 let (address, port) = endpoint(state, namespace, name, self.port)?;
-                TcpStream::connect((address, port)).await.map_err(failed)?
+                (address.to_string(), port)
             }
-            None => TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?,
+            None => (self.host.clone(), self.port),
         };
-        let _ = stream.set_nodelay(true);
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
-        let stream = TlsConnector::from(self.tls.clone())
-            .connect(name, stream)
-            .await
-            .map_err(|error| format!("tls: {error}"))?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-        state.tasks.spawn_until_stopped("outbound connection", async move {
-            // The answer tells of a failure.
-            let _ = connection.with_upgrades().await;
-        });
-        Ok(sender)
+        connect(&state.tasks, &address, port, Some((&self.host, self.tls.clone()))).await
     }
+}
+
+/// One connection for one request: streams live long, and the others are rare. With TLS the server shows a
+/// certificate for that name.
+pub(crate) async fn connect(
+    tasks: &Tasks,
+    address: &str,
+    port: u16,
+    tls: Option<(&str, Arc<ClientConfig>)>,
+) -> Result<SendRequest<Body>, String> {
+    let dial = async {
+        let stream = TcpStream::connect((address, port)).await.map_err(|error| error.to_string())?;
+        let _ = stream.set_nodelay(true);
+        let Some((name, config)) = tls else { return Ok(Box::new(stream) as Box<dyn Io>) };
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+        let stream = TlsConnector::from(config).connect(name, stream).await;
+        Ok::<_, String>(Box::new(stream.map_err(|error| format!("tls: {error}"))?) as Box<dyn Io>)
+    };
+    let dialled = tokio::time::timeout(PATIENCE, dial).await;
+    let stream = dialled
+        .unwrap_or_else(|_| Err("i/o timeout".to_owned()))
+        .map_err(|error| format!("dial tcp {}: {error}", host_port(address, port)))?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    tasks.spawn_until_stopped("outbound connection", async move {
+        // The answer tells of a failure.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(sender)
+}
+
+/// `address:port`, with brackets where it needs them.
+pub(crate) fn host_port(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+/// Passes bytes between a client and the server that has just switched protocols for it.
+pub(crate) fn join<B>(tasks: &Tasks, client: OnUpgrade, response: &mut Response<B>) {
+    let server = hyper::upgrade::on(response);
+    tasks.spawn_until_stopped("proxy stream", async move {
+        let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
+        kedge_base::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
+    });
 }
 
 /// A ready endpoint behind a Service's port.
@@ -174,16 +212,26 @@ pub(crate) fn endpoint(
         .find(|own| own["port"].as_u64() == Some(u64::from(port)))
         .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
     let wanted = wanted["name"].as_str().unwrap_or_default();
+    ready_endpoint(state, namespace, name, wanted)
+}
+
+/// Any of the ready endpoints behind the port of that name.
+pub(crate) fn ready_endpoint(
+    state: &State,
+    namespace: &str,
+    name: &str,
+    port_name: &str,
+) -> Result<(IpAddr, u16), String> {
     let mut found: Vec<(IpAddr, u16)> = Vec::new();
     for stored in crate::admission::objects_in(state, "endpointslices.discovery.k8s.io", namespace) {
         if stored.extracted.label("kubernetes.io/service-name") != Some(name) {
             continue;
         }
         let slice = read::parse(&stored.bytes).map_err(|status| status.message)?;
-        let list = |field: &str| slice[field].as_array().cloned().unwrap_or_default();
+        let list = |field: &str| slice[field].as_array().map(Vec::as_slice).unwrap_or_default();
         let port = list("ports")
             .iter()
-            .find(|port| port["name"].as_str().unwrap_or_default() == wanted)
+            .find(|port| port["name"].as_str().unwrap_or_default() == port_name)
             .and_then(|port| port["port"].as_u64())
             .and_then(|port| u16::try_from(port).ok());
         let Some(port) = port else { continue };
@@ -194,7 +242,7 @@ pub(crate) fn endpoint(
         }
     }
     if found.is_empty() {
-        return Err(format!("no endpoints available for service {:?}", object::name(&service)));
+        return Err(format!("no endpoints available for service {name:?}"));
     }
     let pick = crate::random::below(found.len() as u64);
     Ok(found[usize::try_from(pick).unwrap_or(0)])
@@ -306,5 +354,29 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_given_up() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("listen");
+        let port = listener.local_addr().expect("address").port();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config =
+            config.expect("TLS").with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let tls = Some(("webhook.default.svc", Arc::new(config)));
+        let answer = connect(&Tasks::new("test"), "127.0.0.1", port, tls).await.map(drop);
+        assert_eq!(answer, Err(format!("dial tcp 127.0.0.1:{port}: i/o timeout")));
+    }
+
+    #[test]
+    fn addresses_with_colons_have_brackets() {
+        assert_eq!(host_port("fd00::1", 443), "[fd00::1]:443");
+        assert_eq!(host_port("10.0.0.1", 80), "10.0.0.1:80");
     }
 }

@@ -4,7 +4,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
@@ -15,11 +14,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use kedge_api::status::Status;
-use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::authz::{self, rbac::Attributes};
 use crate::connect;
@@ -29,16 +24,10 @@ use crate::respond;
 use crate::stream::{self, Wanted, Way};
 use crate::verbs::{Context, read};
 
-/// A destination that does not answer in this time is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Pages up to this size are looked through for links.
 const PAGE_LIMIT: usize = 8 << 20;
 /// In which SPDY clients and servers negotiate what the streams mean.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-
-/// A connection, encrypted or not.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Where a request goes on to.
 struct Destination {
@@ -288,79 +277,28 @@ fn service(context: &Context) -> Result<Destination, Status> {
             Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))
         })?;
     let wanted = port["name"].as_str().unwrap_or_default();
-    let slices = context.state.cache.bucket("endpointslices.discovery.k8s.io").objects();
-    for stored in slices.values().filter(|stored| stored.namespace() == info.namespace) {
-        if stored.extracted.label("kubernetes.io/service-name") != Some(name) {
-            continue;
-        }
-        let slice = read::parse(&stored.bytes)?;
-        let port = slice["ports"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|port| port["name"].as_str().unwrap_or_default() == wanted)
-            .and_then(|port| port["port"].as_u64());
-        let address = slice["endpoints"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|endpoint| endpoint["conditions"]["ready"] != false)
-            .find_map(|endpoint| endpoint["addresses"][0].as_str());
-        if let (Some(port), Some(address)) = (port, address) {
-            return Ok(Destination {
-                address: address.to_owned(),
-                port: u16::try_from(port).unwrap_or(80),
-                tls: tls_of(&info.name),
-                path: format!("/{}", info.rest),
-            });
-        }
-    }
-    Err(Status::service_unavailable(format!("no endpoints available for service {:?}", info.name)))
+    let (address, port) = outbound::ready_endpoint(&context.state, &info.namespace, name, wanted)
+        .map_err(Status::service_unavailable)?;
+    let (address, path) = (address.to_string(), format!("/{}", info.rest));
+    Ok(Destination { address, port, tls: tls_of(&info.name), path })
 }
 
-fn unreachable(to: &Destination, what: &str, error: &dyn std::fmt::Display) -> Status {
-    Status::service_unavailable(format!(
-        "error trying to reach service: {what} {}:{}: {error}",
-        to.address, to.port
-    ))
+fn unreachable(error: impl std::fmt::Display) -> Status {
+    Status::service_unavailable(format!("error trying to reach service: {error}"))
 }
 
-/// One connection for one request: streams live long, and the others are rare.
 async fn connect(context: &Context, to: &Destination) -> Result<SendRequest<Body>, Status> {
-    let ip: IpAddr = to.address.parse().map_err(|error| unreachable(to, "address", &error))?;
-    let dial = async {
-        let stream =
-            TcpStream::connect((ip, to.port)).await.map_err(|error| unreachable(to, "dial tcp", &error))?;
-        let _ = stream.set_nodelay(true);
-        Ok::<Box<dyn Io>, Status>(match to.tls {
-            Tls::None => Box::new(stream),
-            Tls::Unverified => {
-                let config = outbound::tls(&context.state, None, true, None)
-                    .map_err(|error| unreachable(to, "tls", &error))?;
-                let name = ServerName::IpAddress(ip.into());
-                let connecting = TlsConnector::from(config).connect(name, stream);
-                Box::new(connecting.await.map_err(|error| unreachable(to, "tls", &error))?)
-            }
-            Tls::Kubelet => {
-                let connector = TlsConnector::from(context.state.config.kubelet_client.clone());
-                let name = ServerName::IpAddress(ip.into());
-                Box::new(
-                    connector.connect(name, stream).await.map_err(|error| unreachable(to, "tls", &error))?,
-                )
-            }
-        })
+    // Only addresses: names are never resolved.
+    if to.address.parse::<IpAddr>().is_err() {
+        return Err(unreachable(format!("{:?} is no address", to.address)));
+    }
+    let config = match to.tls {
+        Tls::None => None,
+        Tls::Unverified => Some(outbound::tls(&context.state, None, true, None).map_err(unreachable)?),
+        Tls::Kubelet => Some(context.state.config.kubelet_client.clone()),
     };
-    let stream = tokio::time::timeout(PATIENCE, dial)
-        .await
-        .map_err(|_| unreachable(to, "dial tcp", &"i/o timeout"))??;
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| unreachable(to, "http", &error))?;
-    context.state.tasks.spawn_until_stopped("proxy connection", async move {
-        // The request's answer tells of a failure.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(sender)
+    let tls = config.map(|config| (to.address.as_str(), config));
+    outbound::connect(&context.state.tasks, &to.address, to.port, tls).await.map_err(unreachable)
 }
 
 fn path_and_query(
@@ -370,16 +308,11 @@ fn path_and_query(
 ) -> Result<PathAndQuery, Status> {
     let query =
         request.uri().query().map(|query| format!("?{}", kubelet_query(context, query))).unwrap_or_default();
-    format!("{}{query}", to.path).parse().map_err(|error| unreachable(to, "path", &error))
+    format!("{}{query}", to.path).parse().map_err(unreachable)
 }
 
 fn host(to: &Destination) -> Result<HeaderValue, Status> {
-    let host = if to.address.contains(':') {
-        format!("[{}]:{}", to.address, to.port)
-    } else {
-        format!("{}:{}", to.address, to.port)
-    };
-    HeaderValue::from_str(&host).map_err(|error| unreachable(to, "host", &error))
+    HeaderValue::try_from(outbound::host_port(&to.address, to.port)).map_err(unreachable)
 }
 
 /// A SPDY connection to the kubelet and the headers that it was accepted with, or the refusal.
@@ -399,14 +332,12 @@ async fn spdy(
     for protocol in protocols {
         outgoing = outgoing.header(STREAM_PROTOCOL, protocol);
     }
-    let outgoing = outgoing.body(Body::empty()).map_err(|error| unreachable(to, "request", &error))?;
-    let mut response =
-        sender.send_request(outgoing).await.map_err(|error| unreachable(to, "request", &error))?;
+    let outgoing = outgoing.body(Body::empty()).map_err(unreachable)?;
+    let mut response = sender.send_request(outgoing).await.map_err(unreachable)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Err(response));
     }
-    let backend =
-        hyper::upgrade::on(&mut response).await.map_err(|error| unreachable(to, "upgrade", &error))?;
+    let backend = hyper::upgrade::on(&mut response).await.map_err(unreachable)?;
     Ok(Ok((response.headers().clone(), backend)))
 }
 
@@ -439,7 +370,6 @@ async fn forward(
     to: Destination,
 ) -> Result<Response<Body>, Status> {
     let path = path_and_query(context, &request, &to)?;
-    let tasks = &context.state.tasks;
     let mut sender = connect(context, &to).await?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let client = is_upgrade.then(|| hyper::upgrade::on(&mut request));
@@ -451,19 +381,14 @@ async fn forward(
         stream::without_token(headers);
         headers.insert(HOST, host(&to)?);
     }
-    let outgoing = outgoing.body(body).map_err(|error| unreachable(&to, "request", &error))?;
+    let outgoing = outgoing.body(body).map_err(unreachable)?;
     let root = root_of(&parts.uri, &to.path);
     let has_body = !is_head;
-    let mut response =
-        sender.send_request(outgoing).await.map_err(|error| unreachable(&to, "request", &error))?;
+    let mut response = sender.send_request(outgoing).await.map_err(unreachable)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client) = client
     {
-        let server = hyper::upgrade::on(&mut response);
-        tasks.spawn_until_stopped("proxy stream", async move {
-            let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            kedge_base::pass_bytes(TokioIo::new(client), TokioIo::new(server)).await;
-        });
+        outbound::join(&context.state.tasks, client, &mut response);
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *answer.headers_mut() = passed_on(response.headers(), true);

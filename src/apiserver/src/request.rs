@@ -86,6 +86,13 @@ impl RequestInfo {
         }
         info
     }
+
+    /// Whether its answer has no end of its own: such requests have no time limit and are not counted
+    /// (`BasicLongRunningRequestCheck` with upstream's settings).
+    pub(crate) fn is_long_running(&self) -> bool {
+        let subresource = self.subresource.as_str();
+        self.verb == "watch" || matches!(subresource, "attach" | "exec" | "proxy" | "log" | "portforward")
+    }
 }
 
 /// The last `count` segments of a path as the client wrote them, with a trailing slash if there is one.

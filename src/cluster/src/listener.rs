@@ -12,9 +12,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioTimer;
 use kedge_base::Tasks;
-use kedge_base::https::{self, Answering};
+use kedge_base::https::{self, Answering, Newcomer, Newcomers};
 pub use kedge_base::https::{Body, BoxError};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +25,6 @@ use crate::service::{Asker, Service};
 use crate::wire::{PREFIX, REQUEST_LIMIT};
 use crate::{Error, Leaf, PeerIdentity, Refusal, Role};
 
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A stranger's connection ends after this time.
 const STRANGER_LIMIT: Duration = Duration::from_secs(90);
 /// So many connections at once, from one source and from all, that have not shown a member's certificate.
@@ -65,13 +63,15 @@ struct Port {
 
 async fn accept(listener: TcpListener, port: Port) {
     let doors = Arc::new(Doors::default());
+    let newcomers = Newcomers::default();
     loop {
+        let newcomer = newcomers.enter().await;
         let (stream, source) = https::accept(&listener).await;
         let Some(stranger) = Doors::enter(&doors, source.ip().to_canonical()) else {
             tracing::debug!(%source, "too many connections without a certificate");
             continue;
         };
-        let future = Box::pin(connection(port.clone(), stream, source, stranger));
+        let future = Box::pin(connection(port.clone(), stream, source, stranger, newcomer));
         port.tasks.spawn_until_stopped("cluster connection", future);
     }
 }
@@ -109,22 +109,26 @@ impl Drop for Stranger {
     }
 }
 
-async fn connection(port: Port, stream: TcpStream, source: SocketAddr, stranger: Stranger) {
-    let Some(stream) = https::handshake(&port.acceptor, stream, HANDSHAKE_LIMIT).await else { return };
+async fn connection(
+    port: Port,
+    stream: TcpStream,
+    source: SocketAddr,
+    stranger: Stranger,
+    newcomer: Newcomer,
+) {
+    let Some(stream) = https::handshake(&port.acceptor, stream, &newcomer).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let peer = certificates.and_then(<[_]>::first).and_then(PeerIdentity::of);
     let is_member = peer.is_some();
     let asker = Arc::new(Asker { source: source.ip().to_canonical(), peer });
     let mut builder = https::protocols(&port.tasks);
     let answering = Answering::new(move |request| respond(port.clone(), asker.clone(), request));
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
     builder
         .http2()
-        .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY)
         .max_concurrent_streams(256);
-    let serving = https::serve(builder, stream, answering);
+    let serving = https::serve(builder, stream, answering, newcomer);
     let ended = if is_member {
         drop(stranger);
         serving.await

@@ -2,13 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
 use kedge_base::Tasks;
-use kedge_base::https::{self, Answering};
+use kedge_base::https::{self, Answering, Newcomer, Newcomers};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -17,9 +16,9 @@ use crate::Error;
 use crate::api::Api;
 use crate::auth::Delegated;
 
-/// A client that does not finish its handshake in this time is cut off.
-const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
+/// So many of them may be of clients that have not sent a request yet.
+const MAX_NEWCOMERS: usize = 64;
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
@@ -44,15 +43,17 @@ pub(crate) async fn listen(
     let listener = listener.map_err(failed)?;
     let connections = tasks.child("server");
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let newcomers = Newcomers::new(MAX_NEWCOMERS);
     tasks.spawn_until_stopped("server", async move {
         loop {
             // Those beyond the limit wait in the kernel's queue.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let newcomer = newcomers.enter().await;
             let (stream, _) = https::accept(&listener).await;
             let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
             let tasks = connections.clone();
             connections.spawn_until_stopped("connection", async move {
-                connection(api, stream, acceptor, &tasks).await;
+                connection(api, stream, acceptor, newcomer, &tasks).await;
                 drop(permit);
             });
         }
@@ -60,8 +61,14 @@ pub(crate) async fn listen(
     Ok(())
 }
 
-async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, tasks: &Tasks) {
-    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
+async fn connection(
+    api: Arc<Api>,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    newcomer: Newcomer,
+    tasks: &Tasks,
+) {
+    let Some(stream) = https::handshake(&acceptor, stream, &newcomer).await else { return };
     // rustls has checked that it is of the front proxy's authority.
     let certificates = stream.get_ref().1.peer_certificates();
     let peer: Arc<Option<String>> =
@@ -73,7 +80,7 @@ async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, tas
             answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
         }
     });
-    let served = https::serve(https::protocols(tasks), stream, answering).await;
+    let served = https::serve(https::protocols(tasks), stream, answering, newcomer).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

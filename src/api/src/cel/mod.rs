@@ -34,9 +34,9 @@ pub use eval::{Scope, Variables};
 pub use meter::{Budget, PER_CALL};
 pub use value::{Key, Map, Message, Value};
 
-/// Whether this is a duration as Go's `time.ParseDuration` takes it (`1h30m`, `-1.5s`).
-pub fn is_duration(text: &str) -> bool {
-    time::parse_duration(text).is_some()
+/// The nanoseconds of a duration as Go's `time.ParseDuration` takes it (`1h30m`, `-1.5s`).
+pub fn duration(text: &str) -> Option<i64> {
+    time::parse_duration(text)
 }
 
 /// Why an expression gave no value.

@@ -3,9 +3,9 @@
 
 use kedge_api::status::GroupResource;
 use kedge_api::status::{Cause, Status};
-use serde_json::Value;
 
 use super::{Operation, Request};
+use crate::verbs::object_key;
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
@@ -19,7 +19,7 @@ pub(super) async fn exists(request: &Request<'_>) -> Result<(), Status> {
         return Ok(());
     }
     let bucket = request.state.cache.bucket("namespaces");
-    let key = format!("/{}", request.namespace);
+    let key = object_key("", request.namespace);
     let mut stored = bucket.get(&key);
     if stored.is_none() {
         // Another control-plane node may have made it a moment ago.
@@ -29,11 +29,8 @@ pub(super) async fn exists(request: &Request<'_>) -> Result<(), Status> {
     let Some(stored) = stored else {
         return Err(Status::not_found(&GroupResource::new("", "namespaces"), request.namespace));
     };
-    let terminating = serde_json::from_slice::<Value>(&stored.bytes).is_ok_and(|namespace| {
-        namespace["metadata"]["deletionTimestamp"].is_string()
-            || namespace["status"]["phase"] == "Terminating"
-    });
-    if !terminating {
+    let phase = bucket.field("status.phase").and_then(|index| stored.extracted.fields.get(index));
+    if phase.is_none_or(|phase| &**phase != "Terminating") {
         return Ok(());
     }
     let mut status = request.forbidden(&format!(

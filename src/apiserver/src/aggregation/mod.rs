@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::body::Body;
 use http::header::{AUTHORIZATION, CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use kedge_api::object;
 use kedge_api::status::Status;
 use parking_lot::Mutex;
@@ -132,13 +131,7 @@ pub(crate) async fn forward(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client) = client
     {
-        let server = hyper::upgrade::on(&mut response);
-        state.tasks.spawn_until_stopped("aggregated stream", async move {
-            let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            // Either side may hang up at any time; that is how streams end.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-        });
+        outbound::join(&state.tasks, client, &mut response);
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *answer.headers_mut() = passed_on(response.headers(), true);

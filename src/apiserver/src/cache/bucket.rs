@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use kedge_store::Entry;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use super::pins::Pins;
 use crate::extract::{Extracted, Paths};
 use crate::sealing::KeyId;
 
@@ -21,9 +22,6 @@ pub(super) const HISTORY_EVENTS: usize = 4096;
 const HISTORY_BYTES: usize = 4 << 20;
 /// What a bucket keeps however much the others hold.
 pub(super) const HISTORY_SHARE: usize = 64 << 10;
-/// Views that continue tokens may refer to, per bucket, and for how long.
-const PINS: usize = 32;
-const PIN_AGE: Duration = Duration::from_secs(300);
 /// The lines of a watch that are written at once, in bytes, unless a single one is larger. With what HTTP and
 /// TLS put around them that is one call of the kernel: [`crate::server`] lets TLS take so much at once.
 pub(super) const CHUNK_BYTES: usize = (128 << 10) - 512;
@@ -155,20 +153,11 @@ pub(crate) struct Bucket {
     state: RwLock<State>,
     /// The revision of the bucket's last event.
     changed: watch::Sender<u64>,
-    pins: Mutex<VecDeque<Pin>>,
+    pins: Pins,
     /// The last chunks that were built, the newest at the end.
     chunks: Mutex<VecDeque<Arc<Chunk>>>,
     /// The bytes of all buckets' histories.
     total: Arc<AtomicUsize>,
-}
-
-/// What is left of a chunked list.
-struct Pin {
-    revision: u64,
-    at: Instant,
-    prefix: Box<str>,
-    /// In the order of their keys, as of the list's first chunk.
-    rest: Arc<[Arc<Stored>]>,
 }
 
 #[derive(Default)]
@@ -195,7 +184,7 @@ impl Bucket {
             paths: ArcSwap::from_pointee(paths),
             state: RwLock::new(State { floor, ..State::default() }),
             changed: watch::Sender::new(floor),
-            pins: Mutex::default(),
+            pins: Pins::default(),
             chunks: Mutex::default(),
             total,
         }
@@ -315,26 +304,17 @@ impl Bucket {
 
     /// Keep what follows the first chunk of a list for its continue tokens.
     pub(crate) fn pin(&self, revision: u64, prefix: &str, rest: &[Arc<Stored>]) {
-        let mut pins = self.pins.lock();
-        pins.retain(|pin| pin.at.elapsed() < PIN_AGE);
-        if let Some(at) = pins.iter().position(|pin| pin.revision == revision && *pin.prefix == *prefix) {
-            // Whoever took larger chunks pinned less.
-            if pins[at].rest.len() >= rest.len() {
-                return;
-            }
-            pins.remove(at);
-        }
-        if pins.len() == PINS {
-            pins.pop_front();
-        }
-        pins.push_back(Pin { revision, at: Instant::now(), prefix: prefix.into(), rest: rest.into() });
+        self.pins.begin(Instant::now(), revision, prefix, rest, &self.objects());
     }
 
     /// What [`Bucket::pin`] kept, unless it has expired.
     pub(crate) fn pinned(&self, revision: u64, prefix: &str) -> Option<Arc<[Arc<Stored>]>> {
-        let mut pins = self.pins.lock();
-        pins.retain(|pin| pin.at.elapsed() < PIN_AGE);
-        pins.iter().find(|pin| pin.revision == revision && *pin.prefix == *prefix).map(|pin| pin.rest.clone())
+        self.pins.get(Instant::now(), revision, prefix)
+    }
+
+    /// A list that was pinned is at its end.
+    pub(crate) fn unpin(&self, revision: u64, prefix: &str) {
+        self.pins.end(Instant::now(), revision, prefix);
     }
 
     /// Everything is other than before, as of `revision`: who watches has to list anew.
@@ -344,7 +324,7 @@ impl Bucket {
             State { objects, sealed, floor: revision, ..State::default() },
         );
         self.total.fetch_sub(before.history_bytes, Ordering::Relaxed);
-        self.pins.lock().clear();
+        self.pins.clear();
         *self.chunks.lock() = VecDeque::new();
     }
 
@@ -459,7 +439,7 @@ impl Bucket {
     /// Forgets what is older than any client may come back for.
     pub(super) fn sweep(&self, revision: u64) {
         self.shrink(|_, oldest| oldest <= revision);
-        self.pins.lock().retain(|pin| pin.at.elapsed() < PIN_AGE);
+        self.pins.sweep(Instant::now(), &self.objects());
         *self.chunks.lock() = VecDeque::new();
     }
 }

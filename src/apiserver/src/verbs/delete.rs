@@ -180,23 +180,25 @@ impl Deletion<'_> {
         }
         let store_key = store_key(resource, &object_key(namespace, name));
         let mut conditions = vec![Condition { key: store_key.clone(), check: Check::At(stored.modified) }];
-        let fresh = encode::encode(&value);
         let mut ops = Vec::new();
-        if gone {
+        let marked = if gone {
             ops.push(Op::Delete { key: store_key });
             claims::release(state, resource, &old).add_to(&mut conditions, &mut ops);
+            None
         } else {
+            let fresh = encode::encode(&value);
             let value = seal(state, resource, &store_key, fresh.clone(), &mut conditions)?;
             ops.push(Op::Put { key: store_key, value });
-        }
-        let outcome = match state.store.commit(Txn { conditions, ops, lazy: false }).await {
-            Ok(_) if gone => Outcome::Gone(stored.bytes.clone()),
-            Ok(revision) => Outcome::Marked(encode::spliced(&fresh, revision)),
-            Err(CommitError::Conflict { key: at, .. }) => {
+            Some(fresh)
+        };
+        let outcome = match (state.store.commit(Txn { conditions, ops, lazy: false }).await, marked) {
+            (Ok(_), None) => Outcome::Gone(stored.bytes.clone()),
+            (Ok(revision), Some(fresh)) => Outcome::Marked(encode::spliced(&fresh, revision)),
+            (Err(CommitError::Conflict { key: at, .. }), _) => {
                 written_otherwise(state, &at).await?;
                 return Ok(None);
             }
-            Err(error) => return Err(commit_failed(&error)),
+            (Err(error), _) => return Err(commit_failed(&error)),
         };
         Ok(Some(Attempt { outcome, committed: true }))
     }

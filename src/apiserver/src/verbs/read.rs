@@ -229,8 +229,10 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
             rest.push(stored.clone());
         }
     }
-    if next.is_some() && first {
-        bucket.pin(revision, &prefix, &rest);
+    match (&next, first) {
+        (Some(_), true) => bucket.pin(revision, &prefix, &rest),
+        (None, false) => bucket.unpin(revision, &prefix),
+        _ => {}
     }
     let remaining = (next.is_some() && !selection.is_selective()).then_some(remaining);
     Ok(Page { revision, objects: selected, next, remaining })

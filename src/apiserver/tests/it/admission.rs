@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::fixture::{Client, Fixture};
+use crate::fixture::{Client, Fixture, config_map};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const NAMESPACE: &str = "/api/v1/namespaces/default";
@@ -200,5 +200,21 @@ async fn a_budget_refuses_evictions() {
                 "message": "The disruption budget web needs 1 healthy pods and has 2 currently" })
         )
     );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_created_in_a_namespace_that_ends() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let path = "/api/v1/namespaces/doomed";
+    let (status, answer) = client.post(&format!("{path}/configmaps"), &config_map("a")).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
+    client.make("/api/v1/namespaces", &json!({ "metadata": { "name": "doomed" } })).await;
+    client.make(&format!("{path}/configmaps"), &config_map("a")).await;
+    client.delete(path, &json!({})).await;
+    let (status, answer) = client.post(&format!("{path}/configmaps"), &config_map("b")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
+    assert_eq!(answer["details"]["causes"][0]["reason"], "NamespaceTerminating");
     fixture.stop().await;
 }

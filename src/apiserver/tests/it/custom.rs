@@ -220,6 +220,33 @@ async fn nobody_defines_kinds_in_kedges_own_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_many_that_want_one_kind_one_gets_it() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let all = (0..8).map(|index| {
+        let mut definition = definition();
+        let plural = format!("things{index}");
+        definition["metadata"]["name"] = json!(format!("{plural}.example.com"));
+        definition["spec"]["names"] = json!({ "plural": plural, "kind": "Thing" });
+        let client = client.clone();
+        async move { client.make(CRDS, &definition).await }
+    });
+    futures::future::join_all(all).await;
+    let mut watch = client.watch(&format!("{CRDS}?watch=true")).await;
+    let mut decided = std::collections::HashMap::new();
+    while decided.len() < 8 {
+        let event = watch.next().await.expect("an event");
+        let conditions = event["object"]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if let Some(condition) = conditions.iter().find(|condition| condition["type"] == "NamesAccepted") {
+            let name = event["object"]["metadata"]["name"].to_string();
+            decided.insert(name, condition["status"] == "True");
+        }
+    }
+    assert_eq!(decided.values().filter(|accepted| **accepted).count(), 1, "{decided:?}");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn objects_go_with_their_definition() {
     let fixture = Fixture::start().await;
     let client = fixture.admin();

@@ -130,13 +130,13 @@ impl Client {
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: Vec<u8>,
+        body: impl Into<Body>,
     ) -> http::Response<Body> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::from(body)).expect("request");
+        let request = request.body(body.into()).expect("request");
         self.server.local(self.user.clone()).oneshot(request).await.expect("infallible")
     }
 
@@ -153,6 +153,15 @@ impl Client {
         let bytes = response.into_body().collect().await.expect("body").to_bytes();
         let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
         (status, value)
+    }
+
+    /// A request whose body never ends.
+    pub(crate) async fn slow(&self, method: Method, path: &str) -> (StatusCode, Value) {
+        let body = Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let response = self.raw(method, path, &[], body).await;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        (status, serde_json::from_slice(&bytes).expect("JSON"))
     }
 
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {

@@ -206,6 +206,10 @@ async fn another_server_answers_for_its_group() {
     assert!(whole["paths"]["/apis/metrics.k8s.io/v1beta1/nodes"].is_object());
     assert!(whole["paths"]["/api/v1/x"].is_null() && whole["definitions"]["Unused"].is_null());
     assert_eq!(whole["definitions"]["N"], json!({ "type": "object" }));
+    // It has so long as the client gives it.
+    let path = "/apis/metrics.k8s.io/v1beta1/nodes?timeout=50ms";
+    let (status, answer) = client.slow(Method::POST, path).await;
+    assert_eq!((status, &answer["reason"]), (StatusCode::GATEWAY_TIMEOUT, &json!("Timeout")));
     // Without its Service it is told apart from what does not exist.
     client.delete("/api/v1/namespaces/kube-system/services/metrics", &json!({})).await;
     let change = json!({ "spec": { "versionPriority": 50 } });

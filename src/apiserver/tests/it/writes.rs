@@ -1,6 +1,6 @@
 //! CREATE, UPDATE, PATCH, DELETE and the subresources.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::fixture::{Client, Fixture, MAPS, config_map};
@@ -151,6 +151,23 @@ async fn bad_manifests_get_upstreams_words_and_change_nothing() {
         (status, &answer["message"]),
         (StatusCode::NOT_FOUND, &"namespaces \"none\" not found".into())
     );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_end_is_given_up() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    for (method, path) in [(Method::POST, MAPS.to_owned()), (Method::DELETE, format!("{MAPS}/a"))] {
+        let (status, answer) = client.slow(method, &format!("{path}?timeout=50ms")).await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{answer}");
+        assert_eq!(answer["reason"], "Timeout");
+        assert_eq!(answer["message"], "Timeout: request did not complete within the allotted timeout");
+    }
+    let (status, answer) = client.get(&format!("{MAPS}?timeout=soon")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    // It is the time for one request, not for a watch.
+    client.watch(&format!("{MAPS}?watch=true&timeout=soon")).await;
     fixture.stop().await;
 }
 

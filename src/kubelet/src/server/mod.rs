@@ -11,7 +11,6 @@ mod own_metrics;
 mod streams;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -20,7 +19,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use k8s_openapi::api::core::v1::Pod;
-use kedge_base::https::{self, Answering};
+use kedge_base::https::{self, Answering, Newcomer, Newcomers};
 use kedge_base::{Chain, Tasks};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -31,8 +30,6 @@ use crate::logs::{self, Wanted};
 use crate::runtime::RuntimePod;
 use crate::{Error, pod};
 
-/// A client that does not finish its handshake in this time is cut off.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Chunks of a log that may wait for a slow reader.
 const LOG_CHUNKS: usize = 4;
 
@@ -66,19 +63,28 @@ pub(crate) async fn listen(core: &Shared) -> Result<(), Error> {
         .map_err(|error| Error::io(format!("listen on {address} (the kubelet's port)"), error))?;
     let acceptor = TlsAcceptor::from(core.config.tls.config.clone());
     let connections = core.tasks.child("server");
+    let newcomers = Newcomers::default();
     let core = core.clone();
     core.tasks.clone().spawn_until_stopped("server", async move {
         loop {
+            let newcomer = newcomers.enter().await;
             let (stream, _) = https::accept(&listener).await;
-            let connection = connection(core.clone(), stream, acceptor.clone(), connections.clone());
+            let connection =
+                connection(core.clone(), stream, acceptor.clone(), newcomer, connections.clone());
             connections.spawn_until_stopped("connection", connection);
         }
     });
     Ok(())
 }
 
-async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor, tasks: Tasks) {
-    let Some(stream) = https::handshake(&acceptor, stream, PATIENCE).await else { return };
+async fn connection(
+    core: Shared,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    newcomer: Newcomer,
+    tasks: Tasks,
+) {
+    let Some(stream) = https::handshake(&acceptor, stream, &newcomer).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let peer =
         Arc::new(certificates.and_then(|chain| chain.first()).and_then(|first| access::subject(first)));
@@ -89,7 +95,7 @@ async fn connection(core: Shared, stream: TcpStream, acceptor: TlsAcceptor, task
         let answer = async move { if is_head { without_body(answer.await) } else { answer.await } };
         async move { answer.await.map(|body| body.map_err(https::BoxError::from).boxed_unsync()) }
     });
-    let served = https::serve(protocols, stream, answering).await;
+    let served = https::serve(protocols, stream, answering, newcomer).await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }
