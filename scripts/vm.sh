@@ -15,8 +15,9 @@
 # more. Without --binary it is the release binary under target/, or one that scripts/cross.sh builds.
 # Needs root, qemu, debootstrap, e2fsprogs, cpio, kmod and 3 GB in KEDGE_VM_DIR [/var/cache/kedge-vm],
 # where the disks stay for the next run (delete them when you like). KEDGE_VM_TIMEOUT: seconds a trial
-# (of "power": a boot) may take [1800; 7200 when emulated]. "power" needs python3, and its --seed is printed. Prints "N passed, N failed, N skipped" last, and skips all, with the reason,
-# on a machine that cannot run it.
+# (of "power": a boot) may take [1800; 7200 when emulated]. "power" needs python3, and its --seed is
+# printed. Prints "N passed, N failed, N skipped" last, and skips all, with the reason, on a machine that
+# cannot run it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 . scripts/mirrors.sh
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
         --cuts) CUTS=$2 && shift 2 ;;
         --seed) SEED=$2 && shift 2 ;;
         amd64 | arm64) ARCH=$1 && shift ;;
-        *) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        *) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
 done
 [ ${#trials[@]} -gt 0 ] || trials=(tour small no-memory power)

@@ -347,7 +347,7 @@ async fn a_port_that_is_named_is_looked_at() {
         json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
             "ports": [{ "port": 80 }] })
     };
-    let outside = "provided port is not in the valid range. The range of valid ports is 30000-32767";
+    let outside = "provided port is not in the valid range. The range of valid ports is 30000-30100";
     let taken = "provided port is already allocated";
     for (spec, field, wanted) in [
         (bare(json!(6443)), "spec.ports[0].nodePort: Invalid value: 6443", outside),

@@ -11,5 +11,6 @@ pub use address::{default_address_of, until_moved};
 pub use cleanup::cleanup;
 pub(crate) use cni::{has_cni_config, remove_cni_config, show_foreign_cni};
 pub use cni::{write_cni_config, write_cni_config_for};
+pub(crate) use portmap::has_legacy_table;
 pub use prepare::{Warning, prepare_host};
 pub(crate) use prepare::{prepare_connection_tracking, prepare_ipv6};

@@ -38,14 +38,17 @@ pub(super) fn remove_port_mappings(network: &str) -> io::Result<()> {
     result
 }
 
-/// Asking the old command would make the kernel load its tables.
 fn is_legacy_and_unused(program: &str) -> bool {
-    let list = match program {
-        "iptables-legacy" => "/proc/net/ip_tables_names",
-        "ip6tables-legacy" => "/proc/net/ip6_tables_names",
-        _ => return false,
-    };
-    !std::fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+    program.ends_with("-legacy") && !has_legacy_table(program, "nat")
+}
+
+/// Whether x_tables has this table, as `iptables-legacy` or `ip6tables-legacy` would show it: asking that command
+/// would make the kernel load it. In the network namespace of this thread, where the command would run:
+/// `/proc/net` is that of the first one.
+pub(crate) fn has_legacy_table(program: &str, table: &str) -> bool {
+    let list = if program.starts_with("ip6") { "ip6_tables_names" } else { "ip_tables_names" };
+    std::fs::read_to_string(format!("/proc/thread-self/net/{list}"))
+        .is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
 /// iptables on nftables makes its table for the first rule and leaves it behind without any.

@@ -8,7 +8,6 @@
 //! x_tables (`iptables-legacy`) are not part of nftables; there the same is done by that command.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use kedge_base::{Backoff, Chain, Tasks};
 use tokio::sync::watch;
 
 use super::config::{Backend, NetworkConfig, VxlanConfig};
+use crate::host::has_legacy_table;
 use crate::nft::{
     Batch, Compare, Expr, ForeignChain, ForeignHook, TransactionError, Verdict, Watcher, Writer, base_chains,
     commented_rules,
@@ -229,8 +229,8 @@ pub fn obstacles(pod_networks: &[IpNet]) -> std::io::Result<Vec<Obstacle>> {
     for chain in base_chains(ForeignHook::Input)?.into_iter().filter(|chain| chain.drops) {
         found.push(Obstacle { chain: chain.to_string(), incoming: true, opened: false });
     }
-    for (tables, program) in LEGACY {
-        let listed = if uses_filter(tables) { listed(program) } else { Vec::new() };
+    for program in LEGACY {
+        let listed = if has_legacy_table(program, "filter") { listed(program) } else { Vec::new() };
         if listed.iter().any(|line| line == "-P FORWARD DROP") && program == "iptables-legacy" {
             let opened = pod_networks.iter().filter(|network| network.addr().is_ipv4()).all(|network| {
                 ["from", "to"].iter().all(|word| {
@@ -256,8 +256,8 @@ pub(crate) fn remove_rules() -> Result<(), TransactionError> {
         }
         writer.commit(batch)?;
     }
-    for (tables, program) in LEGACY {
-        if uses_filter(tables) {
+    for program in LEGACY {
+        if has_legacy_table(program, "filter") {
             for rule in listed(program).iter().filter(|rule| rule.contains(COMMENT)) {
                 let arguments = rule.replacen("-A ", "-D ", 1);
                 run_legacy(program, &split(&arguments));
@@ -267,20 +267,14 @@ pub(crate) fn remove_rules() -> Result<(), TransactionError> {
     Ok(())
 }
 
-/// Where the kernel lists the tables of x_tables, and the command for them.
-const LEGACY: [(&str, &str); 2] =
-    [("/proc/net/ip_tables_names", "iptables-legacy"), ("/proc/net/ip6_tables_names", "ip6tables-legacy")];
-
-fn uses_filter(tables: &str) -> bool {
-    // Reading does not make the kernel load anything, unlike the command.
-    std::fs::read_to_string(Path::new(tables)).is_ok_and(|names| names.lines().any(|name| name == "filter"))
-}
+/// The commands of x_tables.
+const LEGACY: [&str; 2] = ["iptables-legacy", "ip6tables-legacy"];
 
 /// The same for x_tables.
 fn legacy(networks: &[IpNet]) {
-    for (tables, program) in LEGACY {
+    for program in LEGACY {
         let is_ipv4 = program == "iptables-legacy";
-        if !uses_filter(tables) {
+        if !has_legacy_table(program, "filter") {
             continue;
         }
         let listed = listed(program);
