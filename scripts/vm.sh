@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
         --cuts) CUTS=$2 && shift 2 ;;
         --seed) SEED=$2 && shift 2 ;;
         amd64 | arm64) ARCH=$1 && shift ;;
-        *) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        *) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
 done
 [ ${#trials[@]} -gt 0 ] || trials=(tour small no-memory power)
