@@ -31,8 +31,7 @@ pub(crate) fn listen(state: Arc<State>, listener: TcpListener, tasks: &Tasks) {
     let newcomers = Newcomers::default();
     tasks.spawn_until_stopped("listener", async move {
         loop {
-            let newcomer = newcomers.enter().await;
-            let (stream, _) = https::accept(&listener).await;
+            let (stream, _, newcomer) = newcomers.accept(&listener).await;
             let (state, acceptor, tasks) = (state.clone(), acceptor.clone(), connections.clone());
             connections
                 .spawn_until_stopped("connection", connection(state, stream, acceptor, newcomer, tasks));

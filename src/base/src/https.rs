@@ -86,8 +86,16 @@ impl Newcomers {
         Self { room: Arc::new(Semaphore::new(limit)), crowded: Arc::default() }
     }
 
-    /// A place for one more, when there is one.
-    pub async fn enter(&self) -> Newcomer {
+    /// The next connection and where it comes from, when there is a place for one more.
+    pub async fn accept(&self, listener: &TcpListener) -> (TcpStream, SocketAddr, Newcomer) {
+        let mut newcomer = self.enter().await;
+        let (stream, source) = accept(listener).await;
+        // Its time begins when it comes, not when it could have.
+        newcomer.since = Instant::now();
+        (stream, source, newcomer)
+    }
+
+    async fn enter(&self) -> Newcomer {
         let place = match self.room.clone().try_acquire_owned() {
             Ok(place) => Ok(place),
             Err(_) => {
@@ -262,6 +270,19 @@ mod tests {
             let after = ended(served).await;
             assert!(after.is_some_and(|after| after <= FIRST_REQUEST), "{words:?}: {after:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_comes_late_has_as_much_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, newcomers) = (listener.local_addr().unwrap(), Newcomers::default());
+        let accepted = newcomers.accept(&listener);
+        let connected = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            (Instant::now(), TcpStream::connect(address).await.unwrap())
+        };
+        let ((_, _, newcomer), (came, _stream)) = tokio::join!(accepted, connected);
+        assert!(newcomer.since >= came);
     }
 
     #[tokio::test(start_paused = true)]

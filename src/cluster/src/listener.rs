@@ -65,8 +65,7 @@ async fn accept(listener: TcpListener, port: Port) {
     let doors = Arc::new(Doors::default());
     let newcomers = Newcomers::default();
     loop {
-        let newcomer = newcomers.enter().await;
-        let (stream, source) = https::accept(&listener).await;
+        let (stream, source, newcomer) = newcomers.accept(&listener).await;
         let Some(stranger) = Doors::enter(&doors, source.ip().to_canonical()) else {
             tracing::debug!(%source, "too many connections without a certificate");
             continue;

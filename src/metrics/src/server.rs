@@ -48,8 +48,7 @@ pub(crate) async fn listen(
         loop {
             // Those beyond the limit wait in the kernel's queue.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let newcomer = newcomers.enter().await;
-            let (stream, _) = https::accept(&listener).await;
+            let (stream, _, newcomer) = newcomers.accept(&listener).await;
             let (api, acceptor) = (api.clone(), TlsAcceptor::from(auth.tls()));
             let tasks = connections.clone();
             connections.spawn_until_stopped("connection", async move {

@@ -67,8 +67,7 @@ pub(crate) async fn listen(core: &Shared) -> Result<(), Error> {
     let core = core.clone();
     core.tasks.clone().spawn_until_stopped("server", async move {
         loop {
-            let newcomer = newcomers.enter().await;
-            let (stream, _) = https::accept(&listener).await;
+            let (stream, _, newcomer) = newcomers.accept(&listener).await;
             let connection =
                 connection(core.clone(), stream, acceptor.clone(), newcomer, connections.clone());
             connections.spawn_until_stopped("connection", connection);
