@@ -2,8 +2,8 @@
 //! appears, and pinned, because nobody could fetch it again. When a file goes, so do its images that nobody else
 //! holds; those that containers use go later, at the next change of the folder or the next start.
 //!
-//! What was imported, and what is to go, is noted in the folder (`.imported.json`), so that a start does not read every archive
-//! again.
+//! What was imported, and what is to go, is noted in the folder (`.imported.json`), so that a start does not read
+//! every archive again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
