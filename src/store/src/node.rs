@@ -98,6 +98,8 @@ pub(crate) enum Msg {
     Backup(BackupReply),
     /// The group as the leader sees it.
     Ask(oneshot::Sender<Result<Status, Error>>),
+    /// The group as this member sees it, now: what is published is up to half a second old.
+    Look(oneshot::Sender<Status>),
     Close(oneshot::Sender<Result<(), Error>>),
     /// Stop without flushing, as a crash would: for tests.
     Abandon(oneshot::Sender<()>),
@@ -315,6 +317,7 @@ impl Node {
                 None => self.backups.push(reply),
             },
             Msg::Ask(reply) => self.ask(reply),
+            Msg::Look(reply) => drop(reply.send(self.status())),
             Msg::Close(reply) => self.begin_close(reply),
             Msg::Abandon(_) => {}
         }

@@ -97,7 +97,7 @@ impl Node {
         let _ = reply.send(answer);
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let core = &self.core;
         let leader = core.leader();
         let members: Vec<MemberStatus> =

@@ -176,7 +176,9 @@ impl Inner {
 
     async fn health(self: Arc<Self>, request: Request<Empty>) -> Result<Response<Health>, Status> {
         self.member(&request)?;
-        Ok(Response::new(Health::of(&self.shared.status.borrow())))
+        let (reply, answer) = oneshot::channel();
+        self.shared.sender.send(Msg::Look(reply)).map_err(|_| closed())?;
+        Ok(Response::new(Health::of(&answer.await.map_err(|_| closed())?)))
     }
 
     async fn propose(self: Arc<Self>, request: Request<Propose>) -> Result<Response<Proposed>, Status> {

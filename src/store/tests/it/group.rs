@@ -212,6 +212,26 @@ async fn nobody_goes_whom_the_others_need() {
     write(&leader, "alone", b"1").await;
 }
 
+/// A member that is asked whether it may leave must not hear of a dead one later than the leader does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_leader_knows_others_hear_at_once() {
+    let group = Group::new();
+    let mut nodes = three(&group).await;
+    let leader = nodes[0].wait_leader().await;
+    let leader = nodes.remove(nodes.iter().position(|node| node.id == leader).unwrap());
+    let (other, dead) = (nodes.remove(0), nodes.remove(0));
+    let dead_id = dead.id;
+    dead.kill().await;
+    let silent = async |node: &Node| {
+        let status = node.store.leader_status().await.unwrap();
+        status.members.iter().any(|member| member.id == dead_id && member.healthy == Some(false))
+    };
+    while !silent(&leader).await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(silent(&other).await, "it heard less than the leader knew");
+}
+
 /// The leader has not noticed yet that the third one is dead. Whether the removal is refused or not, the votes
 /// that are needed for it are there until it is committed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
