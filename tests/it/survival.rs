@@ -65,7 +65,7 @@ fn killed_and_started_again() {
     });
 
     step("a container that ends while kedge is away is seen and restarted");
-    let pid = container_process(&cluster);
+    let pid = container_process(&cluster, "box");
     cluster.kill9();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     cluster.run();
@@ -88,6 +88,34 @@ fn killed_and_started_again() {
     cluster.run();
     cluster.wait_ready();
     assert_eq!(containers(&cluster).len(), 1);
+}
+
+/// The end of a container reaches the runtime's events, what CRI says of it and the kubelet's first look one after
+/// the other: whichever of them kedge's start falls between, it is seen.
+#[test]
+fn what_ends_while_kedge_starts_is_seen() {
+    let mut cluster = Cluster::start();
+    cluster.import_busybox();
+    let pods: Vec<(String, u64)> =
+        [0, 20, 40, 60, 80, 100, 150, 200].iter().map(|after| (format!("ends-{after}"), *after)).collect();
+    for (name, _) in &pods {
+        let image = format!("--image={BUSYBOX}");
+        cluster.kubectl(&["run", name, &image, "--restart=Never", "--", "sleep", "100000"]).ok();
+    }
+    for (name, _) in &pods {
+        cluster.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    for (name, after) in &pods {
+        let pid = container_process(&cluster, name);
+        cluster.kill9();
+        cluster.run();
+        std::thread::sleep(std::time::Duration::from_millis(*after));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        cluster.wait_ready();
+        eventually("the end to be seen", || {
+            (cluster.field(&format!("pod/{name}"), ".status.phase") == "Failed").then_some(())
+        });
+    }
 }
 
 /// What a power cut leaves of an image that was unpacked just before: containerd knows the layer, its file is
@@ -142,10 +170,10 @@ fn shims(cluster: &Cluster) -> Vec<i32> {
     pids
 }
 
-/// The host's id of the process that the container of the pod `box` began with: its cgroup names the
+/// The host's id of the process that the container of the pod began with: its cgroup names the
 /// container, and in its own namespace it is number 1 (ids wrap around, so the lowest may be a child).
-fn container_process(cluster: &Cluster) -> i32 {
-    let id = cluster.field("pod/box", ".status.containerStatuses[0].containerID");
+fn container_process(cluster: &Cluster, pod: &str) -> i32 {
+    let id = cluster.field(&format!("pod/{pod}"), ".status.containerStatuses[0].containerID");
     let id = id.rsplit('/').next().unwrap().to_owned();
     std::fs::read_dir("/proc")
         .unwrap()

@@ -13,6 +13,7 @@ use prost::Message;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Request, Response, Status};
 
@@ -84,10 +85,19 @@ impl Operations {
     }
 }
 
+/// containerd's namespace of CRI.
+pub(crate) const CRI_NAMESPACE: &str = "k8s.io";
 /// Most calls end in milliseconds.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(120);
 /// Where a request keeps the time that it has.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// A request to containerd's own services, about what CRI keeps there.
+pub(crate) fn in_cri_namespace<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(CRI_NAMESPACE));
+    request
+}
 
 /// Calls the method at `path`.
 ///

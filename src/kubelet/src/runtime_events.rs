@@ -1,16 +1,23 @@
 //! Wakes a pod's worker when one of its containers starts, ends or runs out of memory: from
 //! containerd's own event stream, because CRI's (GetContainerEvents) is missing in containerd 1.6.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use containerd_client::events::{TaskExit, TaskOom, TaskStart};
-use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::{
+    ListTasksRequest, ListTasksResponse, PublishRequest, SubscribeRequest,
+};
 use containerd_client::types::Envelope;
+use containerd_client::types::v1::Status as TaskStatus;
 use k8s_cri::v1::ContainerState;
-use kedge_base::Backoff;
+use kedge_base::{Backoff, Chain};
 use prost::Message;
+use tonic::{Status, Streaming};
 
+use crate::Error;
+use crate::calls::{CALL_LIMIT, CRI_NAMESPACE, call, in_cri_namespace};
 use crate::core::Shared;
 
 /// While the stream is broken it is tried again, and every pod looked at, this often.
@@ -19,19 +26,19 @@ const RELIST: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// So often at most CRI is asked after an event: for a bit more than a minute.
 const LOOKS: usize = 15;
+/// An event of Kedge's own: see [`subscribe`].
+const LISTENING: &str = "/kedge/listening";
 
 /// Follows the events for as long as the process lives.
 pub(crate) async fn follow(core: Shared) {
     loop {
-        let mut client = EventsClient::new(core.runtime.channel());
-        let filters = ["/tasks/exit", "/tasks/oom", "/tasks/start"]
-            .map(|topic| format!("namespace==k8s.io,topic==\"{topic}\""));
-        match client.subscribe(SubscribeRequest { filters: filters.to_vec() }).await {
-            Ok(answer) => {
+        match subscribe(&core).await {
+            Ok(mut stream) => {
                 core.report(None);
-                // What happened before the stream began.
                 core.workers.wake_all();
-                let mut stream = answer.into_inner();
+                if let Err(error) = ended_before(&core).await {
+                    tracing::warn!(error = %Chain(&error), "containers that ended unseen were not looked for");
+                }
                 loop {
                     match stream.message().await {
                         Ok(Some(envelope)) => handle(&core, &envelope),
@@ -52,8 +59,58 @@ pub(crate) async fn follow(core: Shared) {
     }
 }
 
+/// Returns when events arrive: what happens from then on is told. containerd sends nothing at all, not even that
+/// it listens, before the first event, so there is one.
+async fn subscribe(core: &Shared) -> Result<Streaming<Envelope>, Status> {
+    let mut client = EventsClient::new(core.runtime.channel());
+    let filters = ["/tasks/exit", "/tasks/oom", "/tasks/start", LISTENING]
+        .map(|topic| format!("namespace=={CRI_NAMESPACE},topic==\"{topic}\""));
+    let arrived = client.subscribe(SubscribeRequest { filters: filters.to_vec() });
+    let channel = core.runtime.channel();
+    let publish = async {
+        let mut backoff = Backoff::new(Duration::from_millis(10), RELIST);
+        loop {
+            let event = prost_types::Any { type_url: "kedge.dev/listening".to_owned(), value: Vec::new() };
+            let told = in_cri_namespace(PublishRequest { topic: LISTENING.to_owned(), event: Some(event) });
+            let path = "/containerd.services.events.v1.Events/Publish";
+            if let Err(status) = call::<_, ()>(&channel, path, told).await {
+                return status;
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    };
+    tokio::select! {
+        arrived = arrived => Ok(arrived?.into_inner()),
+        status = publish => Err(status),
+    }
+}
+
+/// What ended before the stream began was told to nobody here, and CRI may still say that it runs.
+async fn ended_before(core: &Shared) -> Result<(), Error> {
+    // In this order: what starts meanwhile is not taken for dead.
+    let containers = core.runtime.list_containers(None).await?;
+    let mut asked = in_cri_namespace(ListTasksRequest::default());
+    asked.set_timeout(CALL_LIMIT);
+    let path = "/containerd.services.tasks.v1.Tasks/List";
+    let tasks = call::<_, ListTasksResponse>(&core.runtime.channel(), path, asked).await?.into_inner().tasks;
+    let alive = |status: TaskStatus| status != TaskStatus::Stopped && status != TaskStatus::Unknown;
+    let alive: HashSet<String> =
+        tasks.into_iter().filter(|task| alive(task.status())).map(|task| task.id).collect();
+    for container in containers {
+        if container.state() == ContainerState::ContainerRunning && !alive.contains(&container.id) {
+            follow_up(core, container.id, true);
+        }
+    }
+    Ok(())
+}
+
 fn handle(core: &Shared, envelope: &Envelope) {
-    let Some((id, ended)) = meant(envelope) else { return };
+    if let Some((id, ended)) = meant(envelope) {
+        follow_up(core, id, ended);
+    }
+}
+
+fn follow_up(core: &Shared, id: String, ended: bool) {
     let core = core.clone();
     let tasks = core.tasks.clone();
     tasks.spawn_until_stopped("runtime event", async move { tell(&core, &id, ended).await });

@@ -12,16 +12,15 @@ use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClien
 use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, RemoveSnapshotRequest};
 use containerd_client::types::Descriptor;
 use kedge_base::Order as _;
+use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::transport::Channel;
 
 use super::archive::{Blob, From, Span, Target, read_at};
 use super::layers::Layer;
 use crate::Error;
-use crate::calls::{MESSAGE_LIMIT, call};
+use crate::calls::{MESSAGE_LIMIT, call, in_cri_namespace};
 use crate::runtime::Runtime;
 
-/// The containerd namespace of CRI.
-const NAMESPACE: &str = "k8s.io";
 /// CRI looks at images with this label only.
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// CRI of containerd 1.7 and newer knows it too.
@@ -289,14 +288,10 @@ impl Store {
 }
 
 fn request<T>(message: T, lease: Option<&Lease>) -> Result<tonic::Request<T>, Error> {
-    let mut request = tonic::Request::new(message);
-    let value = |text: &str| {
-        text.parse::<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>()
-            .map_err(|error| Error::other(error.to_string()))
-    };
-    request.metadata_mut().insert("containerd-namespace", value(NAMESPACE)?);
-    if let Some(lease) = lease {
-        request.metadata_mut().insert("containerd-lease", value(&lease.0)?);
+    let mut request = in_cri_namespace(message);
+    if let Some(Lease(id)) = lease {
+        let id = id.parse().map_err(|error: InvalidMetadataValue| Error::other(error.to_string()))?;
+        request.metadata_mut().insert("containerd-lease", id);
     }
     Ok(request)
 }
