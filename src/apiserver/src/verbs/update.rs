@@ -192,7 +192,7 @@ impl Change<'_> {
         if !version.is_empty() && version != "0" && version != object::resource_version(old) {
             return Err(self.conflict(name));
         }
-        self.keep_identity(name, old, &mut value)?;
+        self.keep_identity(namespace, name, old, &mut value)?;
         let strategy = &resource.strategy;
         if self.target == Target::Main {
             strategy.default(&mut value);
@@ -278,7 +278,13 @@ impl Change<'_> {
     }
 
     /// Name, uid and what only the server sets stay as they are (apiserver `registry/rest/update.go`).
-    fn keep_identity(&self, name: &str, old: &Value, value: &mut Value) -> Result<(), Status> {
+    fn keep_identity(
+        &self,
+        namespace: &str,
+        name: &str,
+        old: &Value,
+        value: &mut Value,
+    ) -> Result<(), Status> {
         let (uid, old_uid) = (object::uid(value).to_owned(), object::uid(old));
         if !uid.is_empty() && uid != old_uid {
             return Err(Status::conflict(
@@ -291,6 +297,12 @@ impl Change<'_> {
             return Err(Status::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({name})",
                 object::name(value)
+            )));
+        }
+        let own = object::namespace(value);
+        if !namespace.is_empty() && !own.is_empty() && own != namespace {
+            return Err(Status::bad_request(format!(
+                "the namespace of the object ({own}) does not match the namespace on the request ({namespace})"
             )));
         }
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {

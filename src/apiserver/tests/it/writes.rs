@@ -63,6 +63,32 @@ async fn a_stale_update_is_refused_and_an_unversioned_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_moves_no_object() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let made = client.make(MAPS, &config_map("a")).await;
+    let path = format!("{MAPS}/a");
+    let mut elsewhere = config_map("a");
+    elsewhere["metadata"]["namespace"] = json!("other");
+    let request = "the namespace of the provided object does not match the namespace sent on the request";
+    let object = "the namespace of the object (other) does not match the namespace on the request (default)";
+    let name = "the name of the object (b) does not match the name on the URL (a)";
+    let named = json!({ "metadata": { "name": "b" } });
+    for (answer, expected) in [
+        (client.put(&path, &elsewhere).await, request),
+        (client.put(&path, &config_map("b")).await, name),
+        (client.patch(&path, "merge", &elsewhere).await, object),
+        (client.patch(&path, "strategic-merge", &elsewhere).await, object),
+        (client.patch(&path, "merge", &named).await, name),
+        (client.patch(&format!("{path}?fieldManager=m"), "apply", &elsewhere).await, request),
+    ] {
+        assert_eq!((answer.0, &answer.1["message"]), (StatusCode::BAD_REQUEST, &expected.into()));
+    }
+    assert_eq!(client.get(&path).await.1, made);
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_writers_of_one_object_lose_nothing() {
     let fixture = Fixture::start().await;
     let client = fixture.admin();
