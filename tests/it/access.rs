@@ -1,6 +1,7 @@
 //! Who is let in, and what they may do.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use base64::Engine as _;
@@ -148,6 +149,50 @@ fn tokens_roles_and_strangers() {
 }
 
 /// The status code of a request without any identity.
+/// Where everybody on the machine may look lies nobody's secret and no key.
+#[test]
+fn what_is_on_the_disk_is_for_root_alone() {
+    const WORD: &str = "a-word-that-nobody-else-may-read";
+    let mut cluster = Cluster::start();
+    cluster.kubectl(&["create", "secret", "generic", "s", &format!("--from-literal=k={WORD}")]).ok();
+    cluster.kedge(&["snapshot", "save"]).ok();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(WORD);
+    let exposed = |cluster: &Cluster| -> Vec<std::path::PathBuf> {
+        let mut files = open_files(&cluster.dir().join("data"));
+        files.retain(|file| {
+            let bytes = fs::read(file).unwrap_or_default();
+            let has = |word: &[u8]| bytes.windows(word.len()).any(|part| part == word);
+            has(WORD.as_bytes()) || has(encoded.as_bytes()) || has(b"PRIVATE KEY")
+        });
+        files
+    };
+    let none: [&std::path::Path; 0] = [];
+    assert_eq!(exposed(&cluster), none);
+
+    step("a folder that an older version left open is closed at the next start");
+    assert_eq!(cluster.stop(), 0);
+    fs::set_permissions(cluster.dir().join("data/store"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(!exposed(&cluster).is_empty(), "the Secret was looked for in the wrong place");
+    cluster.run();
+    cluster.wait_ready();
+    assert_eq!(exposed(&cluster), none);
+}
+
+/// The files below that a user without any rights can open.
+fn open_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.metadata() else { continue };
+        let mode = meta.permissions().mode();
+        if meta.is_dir() && mode & 0o001 != 0 {
+            found.extend(open_files(&entry.path()));
+        } else if meta.is_file() && mode & 0o004 != 0 {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
 fn with_http_code(cluster: &Cluster, ca: &std::path::Path, path: &str) -> String {
     let mut command = Command::new("curl");
     command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]).arg(ca);

@@ -5,6 +5,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,6 +80,9 @@ pub(crate) struct Opened {
 
 pub(crate) fn open(config: &Config, paths: &Paths, counters: &Arc<Counters>) -> Result<Opened, Error> {
     fs::create_dir_all(&paths.dir).map_err(Error::io("create", &paths.dir))?;
+    // Everybody's secrets are in it; older versions left it open.
+    let private = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(&paths.dir, private).map_err(Error::io("restrict", &paths.dir))?;
     let lock = File::create(&paths.lock).map_err(Error::io("create", &paths.lock))?;
     match lock.try_lock() {
         Ok(()) => {}
