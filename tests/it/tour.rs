@@ -296,6 +296,17 @@ fn look_into_and_reach() {
     );
     assert_has(&out.ok(), &["got word"]);
     assert_has(&cluster.kubectl(&["get", "pod", "once"]).failed(1), &["pods \"once\" not found"]);
+    // Nothing is lost of what ends before anybody can attach.
+    let lines: [(&str, &[&str]); 3] = [
+        ("echo first", &["first"]),
+        ("sleep 0.02; echo first", &["first"]),
+        ("echo first; sleep 0.4; echo last", &["first", "last"]),
+    ];
+    for (line, words) in lines.repeat(3) {
+        let image = format!("--image={BUSYBOX}");
+        let run = ["run", "short", "--rm", "-i", "--restart=Never", &image, "--", "sh", "-c", line];
+        assert_has(&cluster.kubectl(&run).ok(), words);
+    }
 
     step("delete: the Service and its port are gone");
     cluster.kubectl(&["delete", "service", "hello"]).ok();

@@ -160,6 +160,13 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
     if let Some(end) = report(core, target, &real, memory) {
         return Ok(end);
     }
+    let settling = pod::containers(target)
+        .iter()
+        .filter_map(|container| status::settles_in(container, real.latest(&container.name)?))
+        .max();
+    if let Some(left) = settling {
+        next.at(Instant::now() + left);
+    }
     // Init containers that ended while others were started leave no event behind.
     let again = actions::plan(target, &real, &core.probes);
     let waits = |name: &String| memory.restarts.contains_key(name) || memory.waiting.contains_key(name);

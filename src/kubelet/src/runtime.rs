@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_client::services::v1::{GetRequest, GetResponse};
+use containerd_client::types::v1::Status as TaskStatus;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
 use kedge_base::Order as _;
@@ -12,7 +14,7 @@ use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Error;
-use crate::calls::{CALL_LIMIT, Cri, Operations};
+use crate::calls::{CALL_LIMIT, Cri, Operations, call, in_cri_namespace};
 
 /// Labels and annotations that make a restart of the kubelet possible
 /// (upstream `pkg/kubelet/kuberuntime/labels.go`).
@@ -220,6 +222,20 @@ impl Runtime {
         let asked = request(cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false });
         let answer = self.cri().container_status(asked).await?.into_inner();
         answer.status.ok_or_else(|| Error::other(format!("the runtime gave no status of container {id}")))
+    }
+
+    /// Whether its first process has ended. CRI says that it runs for a moment longer.
+    pub(crate) async fn has_ended(&self, id: &str) -> Result<bool, Error> {
+        let mut asked = in_cri_namespace(GetRequest { container_id: id.to_owned(), ..GetRequest::default() });
+        asked.set_timeout(CALL_LIMIT);
+        let path = "/containerd.services.tasks.v1.Tasks/Get";
+        match call::<_, GetResponse>(&self.channel, path, asked).await {
+            Ok(answer) => {
+                Ok(answer.into_inner().process.is_none_or(|process| process.status() == TaskStatus::Stopped))
+            }
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(true),
+            Err(status) => Err(status.into()),
+        }
     }
 
     /// `handler` is the runtime that a RuntimeClass names; empty is the default one.

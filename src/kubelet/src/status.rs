@@ -1,6 +1,8 @@
 //! The status of a pod from what runs (upstream `kubelet_pods.go`, `generateAPIPodStatus`, and
 //! `pkg/kubelet/status/generate.go`).
 
+use std::time::Duration;
+
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -255,10 +257,26 @@ fn initialized(target: &Pod, real: &RuntimePod) -> bool {
     pod::containers(target).iter().any(|container| real.latest(&container.name).is_some())
 }
 
+/// Clients attach to a container with an input for one (`kubectl run -i`) as soon as it is said to run, and miss
+/// what it wrote before. Of one that ends within this time they are told that it has ended, and read its log:
+/// with upstream's kubelet, which looks once a second, it is the same by chance.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// How long the container is not said to run yet.
+pub(crate) fn settles_in(container: &Container, current: &Running) -> Option<Duration> {
+    if !current.is_running() || container.stdin_once != Some(true) {
+        return None;
+    }
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let age =
+        u64::try_from(now - i128::from(current.status.started_at)).map_or(SETTLED, Duration::from_nanos);
+    SETTLED.checked_sub(age).filter(|left| !left.is_zero())
+}
+
 fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running) -> ContainerState {
     let status = &current.status;
     match current.state {
-        cri::ContainerState::ContainerRunning => ContainerState {
+        cri::ContainerState::ContainerRunning if settles_in(container, current).is_none() => ContainerState {
             running: Some(ContainerStateRunning { started_at: pod::time_from_nanos(status.started_at) }),
             ..ContainerState::default()
         },

@@ -53,6 +53,15 @@ pub(super) async fn attach(
     target: &Target,
     query: &Query,
 ) -> Result<Answer, Refusal> {
+    // CRI attaches to it still, and its streams would end empty, as if it had said nothing. Told so, kubectl run
+    // reads the log.
+    if core.runtime.has_ended(&target.id).await.map_err(|error| Refusal::internal(&error))? {
+        let text = format!(
+            "error attaching to container: container {} has ended; its output is in its log",
+            target.id
+        );
+        return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, text));
+    }
     let wanted = cri::AttachRequest {
         container_id: target.id.clone(),
         // For a container without an input it leads nowhere, but the client expects the stream.
