@@ -44,17 +44,10 @@ fn dns_is_enabled_asked_and_disabled() {
     assert_has(&cluster.exec("box", "wget -q -O - http://web/"), &["hello 1.0"]);
 
     step("arguments change what is there");
-    cluster.kedge(&["enable", "dns:replicas=2"]).ok();
-    let replicas = cluster.kubectl(&[
-        "-n",
-        "kube-system",
-        "get",
-        "deployment",
-        "kube-dns",
-        "-o",
-        "jsonpath={.status.readyReplicas}",
-    ]);
-    assert_eq!(replicas.ok(), "2");
+    cluster.kedge(&["enable", "dns:replicas=3"]).ok();
+    let asked = "jsonpath={.metadata.annotations.kedge\\.dev/replicas-by-nodes} {.status.readyReplicas}";
+    let replicas = cluster.kubectl(&["-n", "kube-system", "get", "deployment", "kube-dns", "-o", asked]);
+    assert_eq!(replicas.ok(), "3 1", "one node, one server");
 
     step("disabled: exactly what it made is gone");
     cluster.kedge(&["disable", "dns"]).ok();

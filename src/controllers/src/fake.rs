@@ -311,10 +311,19 @@ impl Fake {
                 new
             } else {
                 let mut kept = old.clone();
-                kept["status"] = new["status"].clone();
+                if target.subresource == "scale" {
+                    kept["spec"]["replicas"] = new["spec"]["replicas"].clone();
+                } else {
+                    kept["status"] = new["status"].clone();
+                }
                 kept
             };
-            state.store(&target, &old, new)
+            let stored = state.store(&target, &old, new);
+            if target.subresource == "scale" {
+                return json!({ "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": stored["metadata"],
+                    "spec": { "replicas": stored["spec"]["replicas"] } });
+            }
+            stored
         };
         let done = match parts.method {
             Method::GET => old,

@@ -35,6 +35,7 @@ mod pod_control;
 mod pod_gc;
 mod pods;
 mod replica_set;
+mod replicas_by_nodes;
 mod resource_quota;
 mod scale;
 mod service_account;
@@ -158,6 +159,7 @@ pub fn start(
     node_lifecycle::start(&ctx);
     replica_set::start(&ctx);
     deployment::start(&ctx);
+    replicas_by_nodes::start(&ctx);
     daemon_set::start(&ctx);
     stateful_set::start(&ctx);
     job::start(&ctx);
