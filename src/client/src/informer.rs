@@ -28,7 +28,10 @@ impl<K> Watched for K where
 
 /// Makes informers on first use and shares them afterwards. Clones share.
 #[derive(Clone)]
-pub struct Informers(Arc<Factory>);
+pub struct Informers {
+    client: kube::Client,
+    factory: Arc<Factory>,
+}
 
 struct Factory {
     client: kube::Client,
@@ -39,12 +42,19 @@ struct Factory {
 impl Informers {
     /// The informers run as tasks of `tasks` and end with it.
     pub fn new(client: kube::Client, tasks: &Tasks) -> Self {
-        Self(Arc::new(Factory { client, tasks: tasks.child("informers"), made: Mutex::default() }))
+        let tasks = tasks.child("informers");
+        let factory = Arc::new(Factory { client: client.clone(), tasks, made: Mutex::default() });
+        Self { client, factory }
     }
 
-    /// The client that the informers use.
+    /// The same caches for a component that makes its own requests with this client.
+    pub fn with_client(&self, client: kube::Client) -> Self {
+        Self { client, factory: self.factory.clone() }
+    }
+
+    /// The client for requests of one's own.
     pub fn client(&self) -> &kube::Client {
-        &self.0.client
+        &self.client
     }
 
     /// All objects of the kind, in all namespaces.
@@ -54,13 +64,13 @@ impl Informers {
 
     /// The objects that a field selector lets through, e.g. `spec.nodeName=node1`.
     pub fn informer_with_fields<K: Watched>(&self, field_selector: &str) -> Informer<K> {
-        let mut made = self.0.made.lock();
+        let mut made = self.factory.made.lock();
         let key = (TypeId::of::<K>(), field_selector.to_owned());
         if let Some(informer) = made.get(&key).and_then(|any| any.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
         let informer = Informer::new();
-        informer.start(self.0.client.clone(), field_selector, &self.0.tasks);
+        informer.start(self.factory.client.clone(), field_selector, &self.factory.tasks);
         made.insert(key, Box::new(informer.clone()));
         informer
     }

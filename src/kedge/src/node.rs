@@ -201,12 +201,17 @@ impl Node {
             board.expect(first_start::ADDONS);
         }
         let announcer = kedge_network::start_announcer(node_ips.clone(), &groups.components);
-        let client = match control_plane {
+        let (client, kubelet_client) = match control_plane {
             Some(control_plane) => {
                 lead(config, node_ips[0], pki, control_plane, board, &announcer, &groups.components).await;
-                kube::Client::new(control_plane.server.local(User::component("kedge")), "default")
+                let client_of =
+                    |name| kedge_client::named(control_plane.server.local(User::component(name)), name);
+                (client_of("kedge"), client_of("kubelet"))
             }
-            None => worker_client(config, pki, joined.as_ref(), &groups.components)?,
+            None => {
+                let client = worker_client(config, pki, joined.as_ref(), &groups.components)?;
+                (client.clone(), client)
+            }
         };
         if let (Some(members), Some(admitted)) = (members, joined) {
             let keep = standing(members.clone(), admitted.clone(), config.pki_dir(), board.clone());
@@ -272,7 +277,7 @@ impl Node {
         board.ready("network");
         let kubelet = kedge_kubelet::start(
             kubelet_config(config, pki, node_ips.clone(), *role, registries)?,
-            &informers,
+            &informers.with_client(kubelet_client),
             &groups.node,
         )
         .await
@@ -435,7 +440,7 @@ fn worker_client(
     let servers = Servers::open(&config.node_name, Some(config.data_dir.join("api-servers.json")), &known)
         .context("run kedge leave --force and join again")?;
     let tls = pki.cluster_client_config(Some(Leaf::KubeletClient))?;
-    let client = failover::client(&servers, tls, "default", tasks);
+    let client = failover::client(&servers, tls, "kubelet", tasks);
     failover::follow(&servers, client.clone(), tasks);
     Ok(client)
 }

@@ -39,19 +39,14 @@ const SERVER_NAME: &str = "kubernetes.default.svc";
 #[error("no API server answers: {0}")]
 pub struct NoServer(String);
 
-/// A `kube::Client` over all of `servers`. `tls` says who is trusted and which certificate is shown; one
+/// A `kube::Client` over all of `servers` that calls itself `name`. `tls` says who is trusted and which certificate is shown; one
 /// that is swapped in it is used from the next connection on. The servers' certificates must carry the name
 /// `kubernetes.default.svc`, whatever their address is.
 ///
 /// A request that no server has seen is repeated with the next one; one that a server may have seen only if
 /// it reads. A watch that breaks ends with an error, and whoever watches resumes it on another server.
-pub fn client(
-    servers: &Servers,
-    tls: Arc<ClientConfig>,
-    default_namespace: &str,
-    tasks: &Tasks,
-) -> kube::Client {
-    kube::Client::new(Failover::new(servers.clone(), tls, tasks), default_namespace)
+pub fn client(servers: &Servers, tls: Arc<ClientConfig>, name: &'static str, tasks: &Tasks) -> kube::Client {
+    crate::named(Failover::new(servers.clone(), tls, tasks), name)
 }
 
 /// Learn of control-plane nodes that come and go, from the endpoints of the Service `kubernetes`.

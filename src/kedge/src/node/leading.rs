@@ -107,7 +107,7 @@ impl Leading {
 
     fn start(&self, addresses: &watch::Sender<Vec<IpAddr>>, term: &Tasks) -> anyhow::Result<()> {
         let client_of =
-            |component: &str| kube::Client::new(self.server.local(User::component(component)), "default");
+            |component| kedge_client::named(self.server.local(User::component(component)), component);
         self.server.lead(addresses.subscribe(), term);
         let (registry, changes) = (self.registry.clone(), self.book_changes.clone());
         let forget = forget_nodes(registry, changes, client_of("kedge"));
@@ -130,9 +130,11 @@ impl Leading {
         let upgrade = upgrade_addons(crate::addons::manager(&self.config, client_of("kedge"))?);
         term.spawn_until_stopped("addons' upgrade", upgrade);
         let informers = Informers::new(client_of("kedge"), term);
-        let manager = client_of("system:kube-controller-manager");
+        let user = User::component("system:kube-controller-manager");
+        let manager = kedge_client::named(self.server.local(user), "kube-controller-manager");
         kedge_controllers::start(self.controllers.clone(), &manager, &informers, term)?;
         self.board.ready("controllers");
+        let informers = informers.with_client(client_of("kube-scheduler"));
         kedge_scheduler::start(kedge_scheduler::Config::default(), &informers, term)?;
         self.board.ready("scheduler");
         Ok(())
