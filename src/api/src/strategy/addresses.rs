@@ -4,14 +4,14 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::meta::immutable;
-use super::util::{list, text};
-use crate::field::{FieldError, index};
+use super::checks::Checks;
+use super::util::list;
+use crate::field::At;
 use crate::names;
 use crate::object;
 
 const IMMUTABLE: &str = "field is immutable";
-const CIDRS: &str = "spec.cidrs";
+const CIDRS: At<'_> = At::root("spec.cidrs");
 
 /// An IPAddress is named by its address, which has one form.
 pub(super) fn address_name(name: &str) -> Vec<String> {
@@ -25,28 +25,21 @@ pub(super) fn address_name(name: &str) -> Vec<String> {
     }
 }
 
-pub(super) fn validate_address(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_address(c: &mut Checks, obj: &Value) {
     let parent = object::get(obj, "/spec/parentRef");
     if !parent.is_object() {
-        return errors.push(FieldError::required("spec.parentRef", ""));
+        return c.required("spec.parentRef", "");
     }
-    let mut check = |field: &str, rule: fn(&str) -> Vec<String>, required: bool| {
-        let (path, value) = (format!("spec.parentRef.{field}"), text(parent, field));
-        if !value.is_empty() {
-            errors.extend(rule(value).into_iter().map(|m| FieldError::invalid(path.as_str(), value, m)));
-        } else if required {
-            errors.push(FieldError::required(path, ""));
-        }
-    };
+    const AT: At<'_> = At::root("spec.parentRef");
     // The core group has no name.
-    check("group", names::dns1123_subdomain, false);
-    check("resource", names::path_segment, true);
-    check("name", names::path_segment, true);
-    check("namespace", names::path_segment, false);
+    c.optional_name(parent, "group", AT, names::dns1123_subdomain);
+    c.required_name(parent, "resource", AT, names::path_segment);
+    c.required_name(parent, "name", AT, names::path_segment);
+    c.optional_name(parent, "namespace", AT, names::path_segment);
 }
 
-pub(super) fn update_address(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec/parentRef", errors);
+pub(super) fn update_address(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/spec/parentRef");
 }
 
 fn cidrs(obj: &Value) -> &[Value] {
@@ -73,14 +66,14 @@ fn canonical((address, length): (IpAddr, u32)) -> String {
     format!("{network}/{length}")
 }
 
-pub(super) fn validate_range(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_range(c: &mut Checks, obj: &Value) {
     let all = cidrs(obj);
     if all.is_empty() {
-        return errors.push(FieldError::required(CIDRS, "at least one CIDR required"));
+        return c.required(CIDRS, "at least one CIDR required");
     }
     if all.len() > 2 {
         let spec = object::get(obj, "/spec").clone();
-        return errors.push(FieldError::invalid(CIDRS, spec, "may only hold up to 2 values"));
+        return c.invalid(CIDRS, spec, "may only hold up to 2 values");
     }
     let mut parsed = Vec::new();
     for (i, cidr) in all.iter().enumerate() {
@@ -101,28 +94,28 @@ pub(super) fn validate_range(obj: &Value, errors: &mut Vec<FieldError>) {
                 }
             }
         };
-        errors.push(FieldError::invalid(index(CIDRS, i), cidr, message));
+        c.invalid(CIDRS.index(i), cidr, message);
     }
     if let [(first, _), (second, _)] = parsed.as_slice()
         && first.is_ipv4() == second.is_ipv4()
     {
         let what = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-        errors.push(FieldError::invalid(CIDRS, all.to_vec(), what));
+        c.invalid(CIDRS, all.to_vec(), what);
     }
 }
 
 /// A range stays as it is; it may get a second family.
-pub(super) fn update_range(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_range(c: &mut Checks, new: &Value, old: &Value) {
     let (changed, new, old) = (new, cidrs(new), cidrs(old));
     if new.len() != old.len() {
-        validate_range(changed, errors);
+        validate_range(c, changed);
     }
     if new.len() != old.len() && (old.len() != 1 || new.len() != 2) {
-        return errors.push(FieldError::invalid(CIDRS, new.to_vec(), IMMUTABLE));
+        return c.invalid(CIDRS, new.to_vec(), IMMUTABLE);
     }
     for (i, (new, old)) in new.iter().zip(old).enumerate() {
         if new != old {
-            errors.push(FieldError::invalid(index(CIDRS, i), new.clone(), IMMUTABLE));
+            c.invalid(CIDRS.index(i), new.clone(), IMMUTABLE);
         }
     }
 }
@@ -132,10 +125,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn told(check: impl FnOnce(&mut Vec<FieldError>)) -> String {
-        let mut errors = Vec::new();
-        check(&mut errors);
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    fn told(check: impl FnOnce(&mut Checks)) -> String {
+        let mut c = Checks::default();
+        check(&mut c);
+        c.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -156,7 +149,7 @@ mod tests {
 
     #[test]
     fn an_address_belongs_to_something() {
-        let of = |parent: Value| told(|e| validate_address(&json!({ "spec": { "parentRef": parent } }), e));
+        let of = |parent: Value| told(|e| validate_address(e, &json!({ "spec": { "parentRef": parent } })));
         assert_eq!(of(json!({ "resource": "services", "name": "a", "namespace": "b" })), "");
         assert!(of(Value::Null).contains("spec.parentRef: Required"));
         let missing = of(json!({ "group": "-" }));
@@ -167,7 +160,7 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let of = |list: Value| told(|e| validate_range(&json!({ "spec": { "cidrs": list } }), e));
+        let of = |list: Value| told(|e| validate_range(e, &json!({ "spec": { "cidrs": list } })));
         for (list, wanted) in [
             (json!(["10.0.0.0/16"]), ""),
             (json!(["10.0.0.0/16", "fd00::/112"]), ""),
@@ -187,7 +180,7 @@ mod tests {
     fn a_range_may_get_its_second_family() {
         let of = |new: Value, old: Value| {
             let spec = |list: Value| json!({ "spec": { "cidrs": list } });
-            told(|e| update_range(&spec(new), &spec(old), e)).is_empty()
+            told(|e| update_range(e, &spec(new), &spec(old))).is_empty()
         };
         let (four, six) = ("10.0.0.0/16", "fd00::/112");
         assert!(of(json!([four]), json!([four])));

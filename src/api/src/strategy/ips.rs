@@ -3,7 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::field::FieldError;
+use super::checks::Checks;
+use crate::field::At;
 
 const NO_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const NO_RANGE: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
@@ -16,7 +17,7 @@ fn sloppy(s: &str) -> Option<(IpAddr, bool)> {
     let mut octets = [0; 4];
     let mut parts = s.split('.');
     for octet in &mut octets {
-        let part = parts.next().filter(|p| p.len() < 10 && p.bytes().all(|b| b.is_ascii_digit()))?;
+        let part = parts.next().filter(|p| p.bytes().all(|b| b.is_ascii_digit()))?;
         *octet = part.parse::<u32>().ok().and_then(|n| u8::try_from(n).ok())?;
     }
     parts.next().is_none().then(|| (Ipv4Addr::from(octets).into(), true))
@@ -32,27 +33,27 @@ fn is_mapped(ip: IpAddr) -> bool {
 }
 
 /// `IsValidIPForLegacyField`.
-pub(super) fn address(value: &str, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn address(c: &mut Checks, value: &str, path: At<'_>) {
     match sloppy(value) {
-        None => errors.push(FieldError::invalid(path, value, NO_ADDRESS)),
-        Some((_, true)) => errors.push(FieldError::invalid(path, value, "must not have leading 0s")),
+        None => c.invalid(path, value, NO_ADDRESS),
+        Some((_, true)) => c.invalid(path, value, "must not have leading 0s"),
         Some((ip, _)) if is_mapped(ip) => {
-            errors.push(FieldError::invalid(path, value, "must not be an IPv4-mapped IPv6 address"));
+            c.invalid(path, value, "must not be an IPv4-mapped IPv6 address");
         }
         Some(_) => {}
     }
 }
 
 /// `ValidateEndpointIP`: no address that means something else on every machine.
-pub(super) fn endpoint(value: &str, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn endpoint(c: &mut Checks, value: &str, path: At<'_>) {
     let Some(ip) = parse(value).map(|ip| ip.to_canonical()) else {
-        return errors.push(FieldError::invalid(path, value, "must be a valid IP address"));
+        return c.invalid(path, value, "must be a valid IP address");
     };
     let (unicast, multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
         IpAddr::V6(ip) => (ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xff0f == 0xff02),
     };
-    let mut say = |what: String| errors.push(FieldError::invalid(path, value, what));
+    let mut say = |what: String| c.invalid(path, value, what);
     if ip.is_unspecified() {
         say(format!("may not be unspecified ({value})"));
     }
@@ -112,9 +113,9 @@ impl Range {
 }
 
 /// `IsValidCIDRForLegacyField`: the range if it can be read at all.
-pub(super) fn range(value: &str, path: &str, errors: &mut Vec<FieldError>) -> Option<Range> {
+pub(super) fn range(c: &mut Checks, value: &str, path: At<'_>) -> Option<Range> {
     let Some(range) = Range::parse(value) else {
-        errors.push(FieldError::invalid(path, value, NO_RANGE));
+        c.invalid(path, value, NO_RANGE);
         return None;
     };
     let what = if range.leading_zeros {
@@ -128,7 +129,7 @@ pub(super) fn range(value: &str, path: &str, errors: &mut Vec<FieldError>) -> Op
     } else {
         return Some(range);
     };
-    errors.push(FieldError::invalid(path, value, what));
+    c.invalid(path, value, what);
     Some(range)
 }
 
@@ -136,10 +137,10 @@ pub(super) fn range(value: &str, path: &str, errors: &mut Vec<FieldError>) -> Op
 mod tests {
     use super::*;
 
-    fn told(f: impl FnOnce(&mut Vec<FieldError>)) -> String {
-        let mut errors = Vec::new();
-        f(&mut errors);
-        errors.iter().map(|e| e.detail.as_str()).collect::<Vec<_>>().join("; ")
+    fn told(f: impl FnOnce(&mut Checks)) -> String {
+        let mut c = Checks::default();
+        f(&mut c);
+        c.errors.iter().map(|e| e.detail.as_str()).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -155,7 +156,7 @@ mod tests {
             ("x", NO_ADDRESS),
             ("", NO_ADDRESS),
         ] {
-            assert_eq!(told(|e| address(value, "", e)), wanted, "{value}");
+            assert_eq!(told(|e| address(e, value, At::ROOT)), wanted, "{value}");
         }
     }
 
@@ -174,7 +175,7 @@ mod tests {
             ("ff02::1", "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
             ("x", "must be a valid IP address"),
         ] {
-            assert_eq!(told(|e| endpoint(value, "", e)), wanted, "{value}");
+            assert_eq!(told(|e| endpoint(e, value, At::ROOT)), wanted, "{value}");
         }
     }
 
@@ -196,7 +197,7 @@ mod tests {
         ] {
             assert_eq!(
                 told(|e| {
-                    let _ = range(value, "", e);
+                    let _ = range(e, value, At::ROOT);
                 }),
                 wanted,
                 "{value}"

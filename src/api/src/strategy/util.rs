@@ -2,11 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use crate::field::FieldError;
-use crate::object;
-
-pub(super) const NON_NEGATIVE: &str = "must be greater than or equal to 0";
-
 /// `obj[key]` as an object, if it is one.
 pub(super) fn map<'a>(obj: &'a mut Value, key: &str) -> Option<&'a mut Map<String, Value>> {
     obj.get_mut(key).and_then(Value::as_object_mut)
@@ -52,20 +47,4 @@ pub(super) fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
 
 pub(super) fn text<'a>(v: &'a Value, key: &str) -> &'a str {
     v.get(key).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// Refuses a negative number at `/spec/replicas`.
-pub(super) fn non_negative(obj: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if let Some(n) = object::get(obj, path).as_i64().filter(|n| *n < 0) {
-        errors.push(FieldError::invalid(path.trim_start_matches('/').replace('/', "."), n, NON_NEGATIVE));
-    }
-}
-
-/// Refuses a string that is set and not one of these.
-pub(super) fn one_of(v: &Value, key: &str, path: &str, allowed: &[&str], errors: &mut Vec<FieldError>) {
-    if let Some(s) = v.get(key).and_then(Value::as_str)
-        && !allowed.contains(&s)
-    {
-        errors.push(FieldError::not_supported(crate::field::join(path, key), s, allowed));
-    }
 }
