@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, NOT_POSITIVE, number};
+use super::checks::{Checks, NOT_POSITIVE};
 use super::resource_names as resources;
-use super::util::{list, text};
+use super::util::{list, number, text};
 use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;

@@ -2,10 +2,10 @@
 //! upstream's words (apimachinery's `api/validation` and `util/validation`). Paths come as [`At`]s, which cost
 //! nothing until something is wrong.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::pod_spec::Tolerated;
-use super::util::{list, text};
+use super::util::{integer, text};
 use crate::field::{At, FieldError, FieldErrorKind};
 use crate::names;
 use crate::object;
@@ -19,8 +19,8 @@ pub(super) type Syntax = fn(&str) -> Vec<String>;
 pub(super) const NON_NEGATIVE: &str = "must be greater than or equal to 0";
 pub(super) const NOT_POSITIVE: &str = "must be greater than zero";
 pub(super) const IMMUTABLE: &str = "field is immutable";
-const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const HTTP_PATH: &str = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+pub(super) const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
 
 /// What is wrong with an object, in the order in which it was found (`field.ErrorList`).
@@ -126,6 +126,14 @@ impl Checks {
         if let Some(value) = of.get(field).and_then(Value::as_str)
             && !supported.contains(&value)
         {
+            self.unsupported(at.child(field), value, supported);
+        }
+    }
+
+    /// A string that is one of these, which may be the empty one; nothing at all is empty too.
+    pub(super) fn only(&mut self, of: &Value, field: &str, at: At<'_>, supported: &[&str]) {
+        let value = text(of, field);
+        if !supported.contains(&value) {
             self.unsupported(at.child(field), value, supported);
         }
     }
@@ -290,49 +298,10 @@ pub(super) fn has_backsteps(path: &str) -> bool {
     path.contains("..") && path.split('/').any(|part| part == "..")
 }
 
-/// The fields of an object, none if it is none.
-pub(super) fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
-    value.as_object().into_iter().flat_map(Map::iter).map(|(key, value)| (key.as_str(), value))
-}
-
-pub(super) fn integer(of: &Value, field: &str) -> Option<i64> {
-    of.get(field).and_then(Value::as_i64)
-}
-
-/// A number of a field, zero if it is not there, as Go reads it.
-pub(super) fn number(of: &Value, field: &str) -> i64 {
-    integer(of, field).unwrap_or(0)
-}
-
-pub(super) fn flag(of: &Value, field: &str) -> Option<bool> {
-    of.get(field).and_then(Value::as_bool)
-}
-
-pub(super) fn is_set(of: &Value, field: &str) -> bool {
-    of.get(field).is_some_and(|value| !value.is_null())
-}
-
-/// The strings of a list.
-pub(super) fn strings<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = &'a str> + Clone {
-    list(of, field).iter().map(|value| value.as_str().unwrap_or_default())
-}
-
-/// A subdomain with `*.` before it.
-pub(super) fn wildcard_subdomain(s: &str) -> Vec<String> {
-    let mut out = Vec::new();
-    if s.len() > 253 {
-        out.push("must be no more than 253 bytes".to_owned());
-    }
-    let rest = s.strip_prefix("*.").unwrap_or_default();
-    if rest.is_empty() || rest.len() <= 253 && !names::dns1123_subdomain(rest).is_empty() {
-        out.push(WILDCARD.to_owned());
-    }
-    out
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::strategy::util::strings;
     use serde_json::json;
 
     /// What a check says of an object, joined.
@@ -358,8 +327,6 @@ pub(super) mod tests {
             let got = told(check, &json!(value));
             assert!(if wanted.is_empty() { got.is_empty() } else { got.contains(wanted) }, "{value}: {got}");
         }
-        assert!(wildcard_subdomain("*.a.b").is_empty());
-        assert!(!wildcard_subdomain("*.").is_empty() && !wildcard_subdomain("a.*.b").is_empty());
     }
 
     #[test]

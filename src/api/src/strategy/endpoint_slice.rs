@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::Checks;
+use super::checks::{Checks, PROTOCOLS};
 use super::ips;
 use super::meta::labels;
 use super::util::{list, text};
@@ -50,7 +50,7 @@ fn ports(c: &mut Checks, ports: &[Value]) {
         if !seen.insert(name) {
             c.duplicate(at.child("name"), name);
         }
-        c.one_of(p, "protocol", at, &["SCTP", "TCP", "UDP"]);
+        c.one_of(p, "protocol", at, &PROTOCOLS);
         c.set_name(p, "appProtocol", at, names::qualified_name);
     }
 }
@@ -81,12 +81,12 @@ fn address(c: &mut Checks, value: &str, family: &str, path: At<'_>, i: usize) {
     let before = c.errors.len();
     match family {
         "IPv4" | "IPv6" => {
-            ips::address(c, value, at);
-            let Some(ip) = ips::parse(value).filter(|_| c.errors.len() == before) else { return };
-            if family == "IPv6" && ip.to_string() != value {
-                let what = format!("must be in canonical form ({:?})", ip.to_string());
-                return c.invalid(at, value, what);
+            if family == "IPv6" {
+                c.syntax(at, value, ips::canonical_address);
+            } else {
+                ips::address(c, value, at);
             }
+            let Some(ip) = ips::parse(value).filter(|_| c.errors.len() == before) else { return };
             if ip.is_ipv4() != (family == "IPv4") {
                 c.invalid(path, value, format!("must be an {family} address"));
             }

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, number};
+use super::checks::{Checks, PROTOCOLS};
 use super::ips;
-use super::util::{list, text};
+use super::util::{list, number, text};
 use crate::field::At;
 use crate::names;
 
@@ -51,7 +51,7 @@ fn endpoint_port(c: &mut Checks, p: &Value, named: bool, at: At<'_>) {
         c.required(at.child("name"), "");
     }
     c.port(at.child("port"), number(p, "port"));
-    c.required_one_of(p, "protocol", at, &["SCTP", "TCP", "UDP"]);
+    c.required_one_of(p, "protocol", at, &PROTOCOLS);
     c.set_name(p, "appProtocol", at, names::qualified_name);
 }
 

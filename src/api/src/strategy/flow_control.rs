@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::checks::{Checks, number};
-use super::util::{list, put, spec, text};
+use super::checks::Checks;
+use super::util::{list, number, put, spec, text};
 use crate::field::At;
 use crate::names;
 use crate::object;

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, number, wildcard_subdomain};
+use super::checks::Checks;
 use super::ips;
-use super::util::{list, text};
+use super::util::{list, number, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -54,7 +54,7 @@ pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
 }
 
 fn host(c: &mut Checks, host: &str, path: At<'_>) {
-    let rule = if host.contains('*') { wildcard_subdomain } else { names::dns1123_subdomain };
+    let rule = if host.contains('*') { names::wildcard_subdomain } else { names::dns1123_subdomain };
     c.syntax(path, host, rule);
 }
 

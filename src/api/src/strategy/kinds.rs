@@ -180,7 +180,8 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             ..base
         },
         ("networking.k8s.io", "IPAddress") => Rules {
-            name: addresses::address_name,
+            // One form of an address is one name.
+            name: super::ips::canonical_address,
             validate: addresses::validate_address,
             validate_update: addresses::update_address,
             ..base

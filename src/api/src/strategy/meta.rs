@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, NON_NEGATIVE, Syntax, entries};
+use super::checks::{Checks, NON_NEGATIVE, Syntax};
+use super::util::entries;
 use crate::field::At;
 use crate::names;
 use crate::object;

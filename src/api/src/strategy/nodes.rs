@@ -4,15 +4,14 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{Checks, entries};
+use super::checks::Checks;
 use super::meta::labels;
-use super::util::{list, text};
+use super::util::{entries, list, text};
 use super::{ips, pod_spec, resource_names};
 use crate::field::{At, FieldError};
 use crate::names;
 
 const METADATA: At<'_> = At::root("metadata");
-const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 pub(super) fn validate(c: &mut Checks, obj: &Value) {
     taints(c, list(&obj["spec"], "taints"));
@@ -35,7 +34,7 @@ fn taints(c: &mut Checks, taints: &[Value]) {
         if !wrong.is_empty() {
             c.invalid(at.child("value"), value, wrong.join(";"));
         }
-        c.required_one_of(t, "effect", at, &EFFECTS);
+        c.required_one_of(t, "effect", at, &pod_spec::EFFECTS);
         if !seen.insert((key, text(t, "effect"))) {
             let detail = "taints must be unique by key and effect pair".to_owned();
             c.errors.push(FieldError { detail, ..FieldError::duplicate(at, t.clone()) });

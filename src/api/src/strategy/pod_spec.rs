@@ -26,15 +26,16 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{Checks, flag, integer, is_set};
+use super::checks::Checks;
 use super::meta;
-use super::util::{list, text};
+use super::util::{flag, integer, is_set, list, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
 
+pub(super) use projected::token_seconds;
 pub(super) use resources::overhead;
-pub(super) use scheduling::tolerations;
+pub(super) use scheduling::{EFFECTS, tolerations};
 pub(super) use tolerated::{Tolerated, validate_forgiving};
 pub(super) use volumes::persistent_source;
 
@@ -136,7 +137,9 @@ fn specification(c: &mut Checks, spec: &Value, pod: &str, is_static: bool, at: A
     network::host_aliases(c, spec, at);
     c.optional_name(spec, "priorityClassName", at, names::dns1123_subdomain);
     c.set_name(spec, "runtimeClassName", at, names::dns1123_subdomain);
-    c.one_of(spec, "preemptionPolicy", at, &["PreemptLowerPriority", "Never"]);
+    if is_set(spec, "preemptionPolicy") {
+        c.required_one_of(spec, "preemptionPolicy", at, &["PreemptLowerPriority", "Never"]);
+    }
     resources::overhead(c, &spec["overhead"], at.child("overhead"));
     security_context::os(c, spec, at);
     env::file_volumes(c, spec, at);

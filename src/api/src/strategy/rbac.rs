@@ -62,20 +62,12 @@ pub(super) fn default_binding(obj: &mut Value) {
     }
 }
 
-/// A field that has one of these values and no other, empty included.
-fn only(c: &mut Checks, holder: &Value, field: &str, at: At<'_>, allowed: &[&str]) {
-    let value = text(holder, field);
-    if !allowed.contains(&value) {
-        c.unsupported(at.child(field), value, allowed);
-    }
-}
-
 pub(super) fn validate_binding(c: &mut Checks, obj: &Value) {
     let role = &obj["roleRef"];
     let namespaced = object::kind(obj) == "RoleBinding";
-    only(c, role, "apiGroup", At::root("roleRef"), &[GROUP]);
+    c.only(role, "apiGroup", At::root("roleRef"), &[GROUP]);
     let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
-    only(c, role, "kind", At::root("roleRef"), kinds);
+    c.only(role, "kind", At::root("roleRef"), kinds);
     match text(role, "name") {
         "" => c.required("roleRef.name", ""),
         name => c.syntax(At::root("roleRef.name"), name, names::path_segment),
@@ -95,13 +87,13 @@ fn subject(c: &mut Checks, s: &Value, namespaced: bool, at: At<'_>) {
             if !name.is_empty() {
                 c.syntax(at.child("name"), name, names::dns1123_subdomain);
             }
-            only(c, s, "apiGroup", at, &[""]);
+            c.only(s, "apiGroup", at, &[""]);
             if !namespaced && text(s, "namespace").is_empty() {
                 c.required(at.child("namespace"), "");
             }
         }
-        "User" | "Group" => only(c, s, "apiGroup", at, &[GROUP]),
-        _ => only(c, s, "kind", at, &["ServiceAccount", "User", "Group"]),
+        "User" | "Group" => c.only(s, "apiGroup", at, &[GROUP]),
+        _ => c.only(s, "kind", at, &["ServiceAccount", "User", "Group"]),
     }
 }
 

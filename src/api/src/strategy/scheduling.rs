@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, number};
+use super::checks::Checks;
 use super::selectors;
-use super::util::text;
+use super::util::{number, text};
 use crate::field::At;
 use crate::object;
 

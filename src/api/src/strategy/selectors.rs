@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::{Checks, strings};
+use super::checks::Checks;
 use super::meta::labels;
-use super::util::{list, text};
+use super::util::{list, strings, text};
 use crate::field::At;
 use crate::names;
 

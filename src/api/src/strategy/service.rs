@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::checks::{Checks, number};
+use super::checks::{Checks, PROTOCOLS};
 use super::ips;
 use super::meta::ANNOTATIONS;
-use super::util::{list, text};
+use super::util::{list, number, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -105,7 +105,7 @@ fn ports(c: &mut Checks, ports: &[Value]) {
             }
         }
         c.port(at.child("port"), number(p, "port"));
-        c.required_one_of(p, "protocol", at, &["SCTP", "TCP", "UDP"]);
+        c.required_one_of(p, "protocol", at, &PROTOCOLS);
         if !p["targetPort"].is_null() {
             c.port_or_name(at.child("targetPort"), &p["targetPort"]);
         }

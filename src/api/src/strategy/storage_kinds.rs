@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::checks::{Checks, number};
+use super::checks::Checks;
+use super::pod_spec::token_seconds;
 use super::selectors;
-use super::util::{list, text};
+use super::util::{list, number, text};
 use crate::field::At;
 use crate::names;
 
@@ -152,15 +153,9 @@ pub(super) fn validate_driver(c: &mut Checks, obj: &Value) {
         let (at, audience) = (At::SPEC.item("tokenRequests", i), text(request, "audience"));
         if !audiences.insert(audience) {
             c.duplicate(at.child("audience"), audience);
-            continue;
+        } else {
+            token_seconds(c, request, at);
         }
-        let Some(n) = request["expirationSeconds"].as_i64() else { continue };
-        let what = match n {
-            ..600 => "may not specify a duration less than 10 minutes",
-            4_294_967_297.. => "may not specify a duration larger than 2^32 seconds",
-            _ => continue,
-        };
-        c.invalid(at.child("expirationSeconds"), n, what);
     }
     for mode in list(spec, "volumeLifecycleModes") {
         if mode != "Persistent" && mode != "Ephemeral" {

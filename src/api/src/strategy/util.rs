@@ -48,3 +48,30 @@ pub(super) fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
 pub(super) fn text<'a>(v: &'a Value, key: &str) -> &'a str {
     v.get(key).and_then(Value::as_str).unwrap_or_default()
 }
+
+/// The fields of an object, none if it is none.
+pub(super) fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    value.as_object().into_iter().flat_map(Map::iter).map(|(key, value)| (key.as_str(), value))
+}
+
+pub(super) fn integer(of: &Value, field: &str) -> Option<i64> {
+    of.get(field).and_then(Value::as_i64)
+}
+
+/// A number of a field, zero if it is not there, as Go reads it.
+pub(super) fn number(of: &Value, field: &str) -> i64 {
+    integer(of, field).unwrap_or(0)
+}
+
+pub(super) fn flag(of: &Value, field: &str) -> Option<bool> {
+    of.get(field).and_then(Value::as_bool)
+}
+
+pub(super) fn is_set(of: &Value, field: &str) -> bool {
+    of.get(field).is_some_and(|value| !value.is_null())
+}
+
+/// The strings of a list.
+pub(super) fn strings<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = &'a str> + Clone {
+    list(of, field).iter().map(|value| value.as_str().unwrap_or_default())
+}

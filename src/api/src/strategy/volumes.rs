@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::checks::{Checks, NOT_POSITIVE, entries, strings};
+use super::checks::{Checks, NOT_POSITIVE};
 use super::storage_kinds::driver_name;
-use super::util::{list, text};
+use super::util::{entries, list, strings, text};
 use super::{pod_spec, selectors};
 use crate::field::At;
 use crate::names;

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, entries, is_set, number, strings};
+use crate::strategy::checks::Checks;
 use crate::strategy::selectors;
+use crate::strategy::util::{entries, is_set, list, number, strings, text};
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";

@@ -7,10 +7,11 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::each_container;
-use super::{list, scheduling, text};
+use super::scheduling;
 use crate::field::At;
 use crate::object;
-use crate::strategy::checks::{Checks, entries};
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{entries, list, text};
 
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";

@@ -6,10 +6,11 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::volumes::Volumes;
-use super::{env, list, mounts, probes, resources, security_context, text};
+use super::{env, mounts, probes, resources, security_context};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, entries, integer, is_set, number};
+use crate::strategy::checks::{Checks, PROTOCOLS};
+use crate::strategy::util::{entries, integer, is_set, list, number, text};
 
 /// What containers are checked against.
 pub(super) struct Pod<'a> {
@@ -191,7 +192,7 @@ fn ports(c: &mut Checks, container: &Value, path: At<'_>) {
         if integer(port, "hostPort") != Some(0) {
             c.in_range(port, "hostPort", at, 1, 65535);
         }
-        c.one_of(port, "protocol", at, &["SCTP", "TCP", "UDP"]);
+        c.one_of(port, "protocol", at, &PROTOCOLS);
     }
 }
 

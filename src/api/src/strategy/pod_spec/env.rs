@@ -6,11 +6,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;
-use crate::strategy::checks::{Checks, has_backsteps, is_set};
+use crate::strategy::checks::{Checks, has_backsteps};
+use crate::strategy::util::{is_set, list, text};
 
 const ENV_FIELDS: [&str; 9] = [
     "metadata.name",

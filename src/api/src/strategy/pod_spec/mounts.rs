@@ -6,9 +6,9 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::volumes::Volumes;
-use super::{list, text};
 use crate::field::At;
-use crate::strategy::checks::{Checks, flag, has_backsteps, is_set};
+use crate::strategy::checks::{Checks, has_backsteps};
+use crate::strategy::util::{flag, is_set, list, text};
 
 pub(super) fn validate(c: &mut Checks, container: &Value, volumes: &Volumes<'_>, at: At<'_>) {
     let (mounts, devices) = (list(container, "volumeMounts"), list(container, "volumeDevices"));

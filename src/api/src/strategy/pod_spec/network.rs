@@ -3,11 +3,11 @@
 
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, flag, number, strings};
+use crate::strategy::checks::Checks;
 use crate::strategy::ips;
+use crate::strategy::util::{flag, list, number, strings, text};
 
 /// What the resolvers of Linux can hold.
 const NAMESERVERS: usize = 3;

@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::At;
-use crate::strategy::checks::{Checks, integer, is_set, number};
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{integer, is_set, list, number, text};
 
 /// A regular container's or a sidecar's probes and hooks. `grace` is the pod's grace period.
 pub(super) fn validate(c: &mut Checks, container: &Value, grace: Option<i64>, at: At<'_>) {

@@ -6,10 +6,10 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::volumes::{downward_file, key_to_path, mode};
-use super::{list, text};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, entries, integer, is_set};
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{entries, integer, is_set, list, text};
 use crate::strategy::{certificates, selectors};
 
 const CONFLICT: &str = "conflicting duplicate paths";
@@ -63,9 +63,10 @@ fn files<'a>(c: &mut Checks, of: &'a Value, at: At<'_>, from: At<'_>, paths: &mu
     }
 }
 
-fn token(c: &mut Checks, of: &Value, at: At<'_>, from: At<'_>) {
+/// How long a token lasts.
+pub(in crate::strategy) fn token_seconds(c: &mut Checks, of: &Value, at: At<'_>) {
     if let Some(seconds) = integer(of, "expirationSeconds") {
-        let path = from.child("expirationSeconds");
+        let path = at.child("expirationSeconds");
         if seconds < 600 {
             c.invalid(path, seconds, "may not specify a duration less than 10 minutes");
         }
@@ -73,6 +74,10 @@ fn token(c: &mut Checks, of: &Value, at: At<'_>, from: At<'_>) {
             c.invalid(path, seconds, "may not specify a duration larger than 2^32 seconds");
         }
     }
+}
+
+fn token(c: &mut Checks, of: &Value, at: At<'_>, from: At<'_>) {
+    token_seconds(c, of, from);
     if c.needs(of, "path", at) && !c.tolerated.token_paths {
         c.local_path(at.child("path"), text(of, "path"));
     }

@@ -6,12 +6,12 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::{At, FieldError};
 use crate::names;
 use crate::quantity::Quantity;
-use crate::strategy::checks::{Checks, entries, is_set};
+use crate::strategy::checks::Checks;
 use crate::strategy::resource_names::{self, is_huge_page, may_overcommit};
+use crate::strategy::util::{entries, is_set, list, text};
 
 const NEEDS_BASIC: &str = "HugePages require cpu or memory";
 

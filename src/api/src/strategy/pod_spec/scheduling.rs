@@ -6,20 +6,22 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::affinity::match_label_keys;
-use super::{list, text};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, entries, integer, is_set, number, strings};
+use crate::strategy::checks::Checks;
 use crate::strategy::selectors;
+use crate::strategy::util::{entries, integer, is_set, list, number, strings, text};
+
+pub(in crate::strategy) const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// `validateTopologySpreadConstraints`.
 pub(super) fn spread(c: &mut Checks, spec: &Value, at: At<'_>) {
     let constraints = list(spec, "topologySpreadConstraints");
     let path = at.child("topologySpreadConstraints");
     // Each pair is told where it comes first, as long as it comes again.
-    let pair = |constraint: &Value| {
-        (text(constraint, "topologyKey").to_owned(), text(constraint, "whenUnsatisfiable").to_owned())
-    };
+    fn pair(constraint: &Value) -> (&str, &str) {
+        (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"))
+    }
     let mut later = HashSet::new();
     let mut repeats = vec![false; constraints.len()];
     if constraints.len() > 1 {
@@ -30,11 +32,11 @@ pub(super) fn spread(c: &mut Checks, spec: &Value, at: At<'_>) {
     for (i, constraint) in constraints.iter().enumerate() {
         let at = path.index(i);
         positive(c, number(constraint, "maxSkew"), at.child("maxSkew"));
-        let (key, action) = (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
+        let (key, action) = pair(constraint);
         if key.is_empty() {
             c.required(at.child("topologyKey"), "can not be empty");
         }
-        c.one_of(constraint, "whenUnsatisfiable", at, &["DoNotSchedule", "ScheduleAnyway"]);
+        c.only(constraint, "whenUnsatisfiable", at, &["DoNotSchedule", "ScheduleAnyway"]);
         if repeats[i] {
             c.duplicate(at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
@@ -116,8 +118,8 @@ pub(in crate::strategy) fn tolerations(c: &mut Checks, tolerations: &[Value], pa
             "Lt" | "Gt" => c.unsupported(at.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
             _ => c.unsupported(at.child("operator"), operator, &["Equal", "Exists"]),
         }
-        if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-            c.unsupported(at.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+        if !effect.is_empty() {
+            c.one_of(toleration, "effect", at, &EFFECTS);
         }
     }
 }

@@ -6,9 +6,10 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::each_container;
-use super::{list, text, windows};
+use super::windows;
 use crate::field::At;
-use crate::strategy::checks::{Checks, flag, is_set};
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{flag, is_set, list, text};
 
 /// The kernel's identifiers of users and groups that Kubernetes takes.
 const MAX_ID: i64 = i32::MAX as i64;

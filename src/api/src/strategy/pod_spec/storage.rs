@@ -5,11 +5,11 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::Value;
 
-use super::{list, text};
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, entries, flag, integer, is_set};
+use crate::strategy::checks::Checks;
 use crate::strategy::storage_kinds::driver_name;
+use crate::strategy::util::{entries, flag, integer, is_set, list, text};
 
 fn partition(c: &mut Checks, source: &Value, at: At<'_>) {
     // Zero is the whole disk; upstream's message leaves it out.

@@ -6,12 +6,13 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::each_container;
-use super::{affinity, annotations, list, resources, security_context, text};
+use super::{affinity, annotations, resources, security_context};
 use crate::field::{At, FieldError};
 use crate::object;
 use crate::quantity::Quantity;
-use crate::strategy::checks::{Check, Checks, entries, flag, is_set};
+use crate::strategy::checks::{Check, Checks};
 use crate::strategy::selectors;
+use crate::strategy::util::{entries, flag, is_set, list, text};
 
 /// What an update may still have because the old object had it (upstream's `PodValidationOptions`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,12 +5,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::{env, list, projected, storage, text};
+use super::{env, projected, storage};
 use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;
-use crate::strategy::checks::{Checks, entries, integer, is_set};
+use crate::strategy::checks::Checks;
 use crate::strategy::meta;
+use crate::strategy::util::{entries, integer, is_set, list, text};
 
 pub(super) const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const MORE_THAN_ONE: &str = "may not specify more than 1 volume type";

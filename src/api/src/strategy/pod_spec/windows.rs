@@ -4,10 +4,10 @@
 use serde_json::Value;
 
 use super::each_container;
-use super::list;
 use crate::field::At;
 use crate::names;
-use crate::strategy::checks::{Checks, flag, is_set};
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{flag, is_set, list};
 
 /// Fields of the pod's security context and of the pod that Windows has not, in upstream's order.
 const POD: [(&str, bool); 15] = [
