@@ -245,6 +245,10 @@ mod tests {
     #[test]
     fn bad_autoscalers() {
         for (spec, wanted) in [
+            (
+                json!({"behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 1}], "tolerance": "-0.5"}}}),
+                "behavior.scaleUp.tolerance: Invalid value: \"-500m\": must be greater than or equal to 0",
+            ),
             (json!({"minReplicas": 0}), "minReplicas: Invalid value: 0: must be greater than or equal to 1"),
             (
                 json!({"minReplicas": null, "maxReplicas": 0}),

@@ -481,5 +481,8 @@ mod tests {
         let nameless = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": meta, "roleRef": {"kind": "Role"}});
         let found = told(nameless);
         assert_eq!(found.iter().filter(|e| e.starts_with("roleRef.name")).count(), 2, "{found:?}");
+        let orphan = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": "10.0.0.1"},
+            "spec": {"parentRef": {"resource": "services"}}});
+        assert_eq!(told(orphan), ["spec.parentRef.name: Required value"; 2]);
     }
 }

@@ -168,6 +168,14 @@ mod tests {
                 "overhead.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
             ),
             (
+                json!({"handler": "a", "overhead": {"podFixed": {"hugepages-2Mi": "2Mi"}}}),
+                "overhead: Forbidden: HugePages require cpu or memory",
+            ),
+            (
+                json!({"handler": "a", "overhead": {"podFixed": {"cpu": 1, "hugepages-2Mi": "1Mi"}}}),
+                "overhead.limits[hugepages-2Mi]: Invalid value: \"1Mi\": 1Mi is not positive integer multiple of hugepages-2Mi",
+            ),
+            (
                 json!({"handler": "a", "scheduling": {"tolerations": [{"operator": "Exists"}, {"operator": "Exists"}]}}),
                 "scheduling.tolerations[1]: Duplicate value: {\"operator\":\"Exists\"}",
             ),

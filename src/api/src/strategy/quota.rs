@@ -197,6 +197,13 @@ mod tests {
         ] {
             assert_eq!(of(spec), wanted);
         }
+        let term = json!({"scopeName": "PriorityClass", "operator": "In"});
+        let twice = of(json!({"scopeSelector": {"matchExpressions": [term, term]}}));
+        assert_eq!(
+            twice.matches("matchExpressions.values: Required value").count(),
+            2,
+            "each is told: {twice}"
+        );
         let mut c = Checks::default();
         let quota = |scopes: Value| json!({"spec": {"scopes": scopes}});
         update(&mut c, &quota(json!(["BestEffort"])), &quota(json!([])));

@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn invalid() {
-        let cases: [(Check, Value, &str); 15] = [
+        let cases: [(Check, Value, &str); 16] = [
             (validate_class, json!({"provisioner": ""}), "provisioner: Required value"),
             (
                 validate_class,
@@ -372,6 +372,11 @@ mod tests {
                 validate_node,
                 json!({"spec": {"drivers": [{"name": "a"}]}}),
                 "spec.drivers[0].nodeID: Required value",
+            ),
+            (
+                validate_capacity,
+                json!({"storageClassName": "s", "capacity": -1}),
+                "capacity: Invalid value: \"-1\": must be greater than or equal to 0",
             ),
             (
                 validate_capacity,

@@ -326,4 +326,23 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn percentages_of_rollouts() {
+        let of = |check: fn(&mut Checks, &Value), strategy: &str, rolling: Value| {
+            let mut obj = deployment();
+            obj["spec"][strategy] = json!({"type": "RollingUpdate", "rollingUpdate": rolling});
+            errors(&obj, check)
+        };
+        let most = "must not be greater than 100%";
+        // A surge of a deployment may be more than all that is there.
+        assert_eq!(
+            of(validate_deployment, "strategy", json!({"maxUnavailable": "120%", "maxSurge": "120%"})),
+            [format!("spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"120%\": {most}")]
+        );
+        assert_eq!(
+            of(validate_daemon_set, "updateStrategy", json!({"maxUnavailable": 0, "maxSurge": "120%"})),
+            [format!("spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: \"120%\": {most}")]
+        );
+    }
 }
