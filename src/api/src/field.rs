@@ -126,21 +126,6 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// `a.b`, or `b` at the root.
-pub fn join(path: &str, field: &str) -> String {
-    if path.is_empty() { field.to_string() } else { format!("{path}.{field}") }
-}
-
-/// `a[3]`
-pub fn index(path: &str, i: usize) -> String {
-    format!("{path}[{i}]")
-}
-
-/// `a[key]`
-pub fn key(path: &str, k: &str) -> String {
-    format!("{path}[{k}]")
-}
-
 /// The path of a field (`field.Path`), written out only for an error: validation is on the way of each write.
 #[derive(Clone, Copy)]
 pub struct At<'a> {
@@ -167,6 +152,9 @@ impl<'a> At<'a> {
     pub const fn root(path: &'a str) -> Self {
         Self { parent: None, part: Part::Name(path) }
     }
+    pub fn is_root(&self) -> bool {
+        matches!(self, At { parent: None, part: Part::Name("") })
+    }
     /// `a.b`
     pub const fn child(&'a self, name: &'a str) -> Self {
         Self { parent: Some(self), part: Part::Name(name) }
@@ -189,8 +177,7 @@ impl fmt::Display for At<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(parent) = self.parent {
             parent.fmt(f)?;
-            let is_first = matches!(parent, At { parent: None, part: Part::Name("") });
-            if matches!(self.part, Part::Name(_) | Part::Item(..)) && !is_first {
+            if matches!(self.part, Part::Name(_) | Part::Item(..)) && !parent.is_root() {
                 f.write_str(".")?;
             }
         }

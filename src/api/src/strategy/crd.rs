@@ -7,7 +7,7 @@ use super::checks::Checks;
 use super::meta::ANNOTATIONS;
 use super::structural::structural;
 use super::util::{list, put, put_str, spec, text};
-use crate::field::{At, join};
+use crate::field::At;
 use crate::names;
 use crate::object;
 use crate::schema::{SchemaRef, validate_schema};
@@ -192,7 +192,8 @@ fn defaults_fit(c: &mut Checks, schema: &SchemaRef, id: u32, path: At<'_>, seen:
     }
     if let Some(default) = node.limits.as_ref().and_then(|limits| limits.default.as_ref()) {
         for mut error in validate_schema(&at, default) {
-            error.path = join(&path.child("default").to_string(), &error.path);
+            let at = path.child("default");
+            error.path = if error.path.is_empty() { at.into() } else { at.child(&error.path).into() };
             c.errors.push(error);
         }
     }
@@ -300,8 +301,8 @@ fn rules_fit(c: &mut Checks, obj: &Value, old: Option<&Value>) {
         if let Ok(schema) = SchemaRef::from_openapi(schema)
             && !same
         {
-            let path = At::SPEC.item("versions", i).child("schema.openAPIV3Schema").to_string();
-            c.errors.extend(crate::schema::mistakes(&schema, &path));
+            let at = At::SPEC.item("versions", i);
+            c.errors.extend(crate::schema::mistakes(&schema, at.child("schema.openAPIV3Schema")));
         }
     }
 }
