@@ -117,20 +117,14 @@ pub(super) fn conditions(c: &mut Checks, obj: &Value) {
     let all = list(&obj["status"], "conditions");
     let mut seen = HashSet::new();
     for (i, condition) in all.iter().enumerate() {
-        let (at, kind, status) = (AT.index(i), text(condition, "type"), text(condition, "status"));
-        if kind.is_empty() {
-            c.required(at.child("type"), "");
-        }
+        let (at, kind) = (AT.index(i), text(condition, "type"));
+        c.needs(condition, "type", at);
         let allowed: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") {
             &["True"]
         } else {
             &["False", "True", "Unknown"]
         };
-        if status.is_empty() {
-            c.required(at.child("status"), "");
-        } else if !allowed.contains(&status) {
-            c.unsupported(at.child("status"), status, allowed);
-        }
+        c.required_one_of(condition, "status", at, allowed);
         let other = match kind {
             "Approved" => "Denied",
             "Denied" => "Approved",

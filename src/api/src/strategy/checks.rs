@@ -45,7 +45,7 @@ impl Checks {
     pub(super) fn required(&mut self, at: impl Into<String>, detail: impl Into<String>) {
         let (path, detail) = (at.into(), detail.into());
         let is_this = |e: &&mut FieldError| e.kind == FieldErrorKind::Required && e.path == path;
-        match self.errors[..self.general].iter_mut().find(is_this) {
+        match self.errors.iter_mut().take(self.general).find(is_this) {
             Some(said) if said.detail.is_empty() => said.detail = detail,
             Some(said) if said.detail == detail => {}
             _ => self.errors.push(FieldError::required(path, detail)),

@@ -308,11 +308,8 @@ pub(super) fn validate_api_service(c: &mut Checks, obj: &Value) {
         }
         return;
     }
-    for field in ["namespace", "name"] {
-        if text(service, field).is_empty() {
-            c.required(At::SPEC.child("service").child(field), "");
-        }
-    }
+    c.needs(service, "namespace", At::root("spec.service"));
+    c.needs(service, "name", At::root("spec.service"));
     if has_bundle && insecure {
         c.invalid("spec.insecureSkipTLSVerify", true, "may not be true if caBundle is present");
     }

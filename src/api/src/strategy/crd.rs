@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::checks::Checks;
 use super::meta::ANNOTATIONS;
 use super::structural::structural;
-use super::util::{list, put, put_str, spec, text};
+use super::util::{list, put, put_str, spec, strings, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -108,8 +108,8 @@ pub(super) fn validate(c: &mut Checks, obj: &Value) {
         c.invalid("spec.names.listKind", text(names, "listKind"), "kind and listKind may not be the same");
     }
     for field in ["shortNames", "categories"] {
-        for (i, name) in list(names, field).iter().enumerate() {
-            c.syntax(NAMES.item(field, i), name.as_str().unwrap_or_default(), names::dns1035_label);
+        for (i, name) in strings(names, field).enumerate() {
+            c.syntax(NAMES.item(field, i), name, names::dns1035_label);
         }
     }
     versions(c, s);
@@ -210,13 +210,11 @@ fn defaults_fit(c: &mut Checks, schema: &SchemaRef, id: u32, path: At<'_>, seen:
 
 fn column_of(c: &mut Checks, column: &Value, path: At<'_>) {
     let kinds = ["boolean", "date", "integer", "number", "string"];
-    if text(column, "name").is_empty() {
-        c.required(path.child("name"), "");
-    }
+    c.needs(column, "name", path);
     match text(column, "type") {
         "" => c.required(path.child("type"), format!("must be one of {}", kinds.join(","))),
         kind if !kinds.contains(&kind) => {
-            c.invalid(path.child("type"), kind, format!("must be one of {}", kinds.join(",")))
+            c.invalid(path.child("type"), kind, format!("must be one of {}", kinds.join(",")));
         }
         _ => {}
     }
@@ -321,8 +319,7 @@ pub(super) fn validate_update(c: &mut Checks, new: &Value, old: &Value) {
     }
     c.immutable(new, old, "/spec/names/plural");
     let known: Vec<&str> = list(&new["spec"], "versions").iter().map(|v| text(v, "name")).collect();
-    for (i, stored) in list(&new["status"], "storedVersions").iter().enumerate() {
-        let stored = stored.as_str().unwrap_or_default();
+    for (i, stored) in strings(&new["status"], "storedVersions").enumerate() {
         if !known.contains(&stored) {
             c.invalid(At::root("status").item("storedVersions", i), stored, format!("missing from spec.versions; {stored} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {stored} and removes {stored} from status.storedVersions"));
         }

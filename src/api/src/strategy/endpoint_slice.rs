@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::checks::{Checks, PROTOCOLS};
 use super::ips;
 use super::meta::labels;
-use super::util::{list, text};
+use super::util::{list, strings, text};
 use crate::field::At;
 use crate::names;
 
@@ -62,8 +62,8 @@ fn endpoint(c: &mut Checks, e: &Value, family: &str, at: At<'_>) {
     } else if addresses.len() > MAX_ADDRESSES {
         c.too_many(path, addresses.len(), MAX_ADDRESSES);
     }
-    for (i, a) in addresses.iter().enumerate() {
-        address(c, a.as_str().unwrap_or_default(), family, path, i);
+    for (i, a) in strings(e, "addresses").enumerate() {
+        address(c, a, family, path, i);
     }
     c.set_name(e, "nodeName", at, names::dns1123_subdomain);
     let topology = &e["deprecatedTopology"];

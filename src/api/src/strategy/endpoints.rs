@@ -37,18 +37,16 @@ pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
 fn address(c: &mut Checks, a: &Value, at: At<'_>) {
     let (path, ip) = (at.child("ip"), text(a, "ip"));
     ips::address(c, ip, path);
-    if !text(a, "hostname").is_empty() {
-        c.set_name(a, "hostname", at, names::dns1123_label);
-    }
+    c.optional_name(a, "hostname", at, names::dns1123_label);
     c.set_name(a, "nodeName", at, names::dns1123_subdomain);
     ips::endpoint(c, ip, path);
 }
 
 fn endpoint_port(c: &mut Checks, p: &Value, named: bool, at: At<'_>) {
-    if !text(p, "name").is_empty() {
-        c.set_name(p, "name", at, names::dns1123_label);
-    } else if named {
-        c.required(at.child("name"), "");
+    if named {
+        c.required_name(p, "name", at, names::dns1123_label);
+    } else {
+        c.optional_name(p, "name", at, names::dns1123_label);
     }
     c.port(at.child("port"), number(p, "port"));
     c.required_one_of(p, "protocol", at, &PROTOCOLS);

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::checks::Checks;
+use super::checks::{Checks, IMMUTABLE};
 use super::util::text;
 use crate::field::At;
 use crate::names;
@@ -127,7 +127,7 @@ pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
         ("reportingInstance", "reportingInstance"),
     ] {
         if settled(&new[field]) != settled(&old[field]) {
-            c.invalid(told, new[field].clone(), "field is immutable");
+            c.invalid(told, new[field].clone(), IMMUTABLE);
         }
     }
 }

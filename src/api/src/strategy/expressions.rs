@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::checks::Checks;
-use super::util::list;
+use super::util::{list, text};
 use crate::cel::{Program, Type};
 use crate::field::At;
 use crate::names;
@@ -192,14 +192,10 @@ fn conditions(c: &mut Checks, holder: &Value, at: At<'_>) {
     let mut seen = HashSet::new();
     for (index, condition) in all.iter().enumerate() {
         let path = at.item("matchConditions", index);
-        let name = condition["name"].as_str().unwrap_or_default();
-        if name.is_empty() {
-            c.required(path.child("name"), "");
-        } else {
-            c.syntax(path.child("name"), name, names::qualified_name);
-            if !seen.insert(name) {
-                c.duplicate(path.child("name"), name);
-            }
+        c.required_name(condition, "name", path, names::qualified_name);
+        let name = text(condition, "name");
+        if !name.is_empty() && !seen.insert(name) {
+            c.duplicate(path.child("name"), name);
         }
         expression(c, condition, "expression", path);
     }
@@ -207,11 +203,11 @@ fn conditions(c: &mut Checks, holder: &Value, at: At<'_>) {
 
 fn expression(c: &mut Checks, holder: &Value, field: &str, path: At<'_>) {
     let path = path.child(field);
-    let text = holder[field].as_str().unwrap_or_default();
-    if text.trim().is_empty() {
+    let code = text(holder, field);
+    if code.trim().is_empty() {
         c.required(path, format!("{field} is not specified"));
-    } else if let Err(error) = Program::compile(text) {
-        c.invalid(path, text, error.to_string());
+    } else if let Err(error) = Program::compile(code) {
+        c.invalid(path, code, error.to_string());
     }
 }
 

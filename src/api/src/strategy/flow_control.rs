@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use super::checks::Checks;
-use super::util::{list, number, put, spec, text};
+use super::util::{list, number, put, spec, strings, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -130,7 +130,7 @@ fn subject(c: &mut Checks, s: &Value, at: At<'_>) {
     };
     let (body, path) = (&s[*member], at.child(member));
     if !body.is_object() {
-        c.required(path, &format!("{member} is required when subject kind is '{kind}'"));
+        c.required(path, format!("{member} is required when subject kind is '{kind}'"));
     } else if kind == "ServiceAccount" {
         if text(body, "name") != "*" {
             c.required_name(body, "name", path, names::dns1123_subdomain);
@@ -140,8 +140,8 @@ fn subject(c: &mut Checks, s: &Value, at: At<'_>) {
             "" => c.required(namespace, "must specify namespace for service account"),
             name => c.syntax(namespace, name, names::dns1123_label),
         }
-    } else if text(body, "name").is_empty() {
-        c.required(path.child("name"), "");
+    } else {
+        c.needs(body, "name", path);
     }
     for (other, field) in MEMBERS.iter().filter(|(k, f)| *k != kind && !s[*f].is_null()) {
         let what = format!("{field} is forbidden when subject kind is not '{other}'");
@@ -170,7 +170,7 @@ fn resource_rule(c: &mut Checks, r: &Value, at: At<'_>) {
     {
         let (path, values) = (at.child(field), list(r, field));
         if values.is_empty() {
-            c.required(path, &format!("resource rules must supply at least one {one}"));
+            c.required(path, format!("resource rules must supply at least one {one}"));
         } else if values.len() > 1 && has_wildcard(values) {
             let what = format!("if '*' is present, must not specify other {many}");
             c.invalid(path, values.to_vec(), what);
@@ -186,8 +186,7 @@ fn resource_rule(c: &mut Checks, r: &Value, at: At<'_>) {
             c.invalid(path, namespaces.to_vec(), what);
         }
     } else {
-        for (i, n) in namespaces.iter().enumerate() {
-            let n = n.as_str().unwrap_or_default();
+        for (i, n) in strings(r, "namespaces").enumerate() {
             for m in names::dns1123_label(n) {
                 let what = format!("each member of this list must be '*' or a DNS-1123 label; {m}");
                 c.invalid(path.index(i), n, what);
@@ -208,8 +207,7 @@ fn url_rule(c: &mut Checks, r: &Value, path: At<'_>) {
         }
         return;
     }
-    for (i, url) in urls.iter().enumerate() {
-        let url = url.as_str().unwrap_or_default();
+    for (i, url) in strings(r, "nonResourceURLs").enumerate() {
         let stars = url.matches('*').count();
         let what = if url.is_empty() {
             "must not be empty"
@@ -288,7 +286,7 @@ fn level(c: &mut Checks, limited: &Value) {
     let (path, queuing) = (RESPONSE.child("queuing"), &response["queuing"]);
     match text(response, "type") {
         "Reject" if !queuing.is_null() => {
-            c.forbidden(path, "must be nil if limited.limitResponse.type is not Limited")
+            c.forbidden(path, "must be nil if limited.limitResponse.type is not Limited");
         }
         "Reject" => {}
         "Queue" if queuing.is_null() => {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::checks::Checks;
 use super::ips;
-use super::util::{list, number, text};
+use super::util::{list, number, strings, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -27,12 +27,10 @@ pub(super) fn validate(c: &mut Checks, obj: &Value) {
     }
     for (i, tls) in list(spec, "tls").iter().enumerate() {
         let at = At::SPEC.item("tls", i);
-        for (j, h) in list(tls, "hosts").iter().enumerate() {
-            host(c, h.as_str().unwrap_or_default(), at.item("hosts", j));
+        for (j, h) in strings(tls, "hosts").enumerate() {
+            host(c, h, at.item("hosts", j));
         }
-        if !text(tls, "secretName").is_empty() {
-            c.set_name(tls, "secretName", at, names::dns1123_subdomain);
-        }
+        c.optional_name(tls, "secretName", at, names::dns1123_subdomain);
     }
     c.set_name(spec, "ingressClassName", At::SPEC, names::dns1123_subdomain);
 }

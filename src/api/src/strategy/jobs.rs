@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::checks::Checks;
+use super::checks::{Checks, IMMUTABLE};
 use super::util::{each, put, put_str, spec, text};
 use super::workloads::{template, template_labels, validate_template};
 use crate::field::At;
@@ -180,7 +180,7 @@ fn update_job_template(c: &mut Checks, new: &Value, old: &Value) {
         }
     }
     if &without_nulls(allowed) != wanted {
-        c.invalid("spec.template.spec", wanted.clone(), "field is immutable");
+        c.invalid("spec.template.spec", wanted.clone(), IMMUTABLE);
     }
 }
 

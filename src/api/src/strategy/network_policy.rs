@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::checks::Checks;
 use super::ips;
 use super::selectors;
-use super::util::{list, text};
+use super::util::{list, strings, text};
 use crate::field::At;
 use crate::names;
 
@@ -93,14 +93,12 @@ fn peer(c: &mut Checks, p: &Value, at: At<'_>) {
 }
 
 fn block(c: &mut Checks, b: &Value, at: At<'_>) {
-    let cidr = text(b, "cidr");
-    if cidr.is_empty() {
-        return c.required(at.child("cidr"), "");
+    if !c.needs(b, "cidr", at) {
+        return;
     }
-    let Some(all) = ips::range(c, cidr, at.child("cidr")) else { return };
-    for (i, except) in list(b, "except").iter().enumerate() {
+    let Some(all) = ips::range(c, text(b, "cidr"), at.child("cidr")) else { return };
+    for (i, except) in strings(b, "except").enumerate() {
         let path = at.item("except", i);
-        let except = except.as_str().unwrap_or_default();
         let Some(part) = ips::range(c, except, path) else { continue };
         if !all.has_inside(&part) {
             c.invalid(path, except, "must be a strict subset of `cidr`");

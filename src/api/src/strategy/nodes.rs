@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::checks::Checks;
 use super::meta::labels;
-use super::util::{entries, list, text};
+use super::util::{entries, list, strings, text};
 use super::{ips, pod_spec, resource_names};
 use crate::field::{At, FieldError};
 use crate::names;
@@ -46,8 +46,8 @@ fn ranges(c: &mut Checks, spec: &Value) {
     const AT: At<'_> = At::root("spec.podCIDRs");
     let ranges = list(spec, "podCIDRs");
     let mut families = HashSet::new();
-    for (i, range) in ranges.iter().enumerate() {
-        let range = ips::range(c, range.as_str().unwrap_or_default(), AT.index(i));
+    for (i, range) in strings(spec, "podCIDRs").enumerate() {
+        let range = ips::range(c, range, AT.index(i));
         families.extend(range.map(|r| r.is_ipv4()));
     }
     if ranges.len() > 1 && (families.len() != 2 || ranges.len() > 2) {

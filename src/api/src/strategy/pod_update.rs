@@ -26,7 +26,7 @@ pub(super) fn validate_update(c: &mut Checks, new: &Value, old: &Value) {
     let deadline = |v: &Value| v.get("activeDeadlineSeconds").and_then(Value::as_i64);
     match (deadline(n), deadline(o)) {
         (Some(a), Some(b)) if a > b => {
-            c.invalid("spec.activeDeadlineSeconds", a, "must be less than or equal to previous value")
+            c.invalid("spec.activeDeadlineSeconds", a, "must be less than or equal to previous value");
         }
         (None, Some(_)) => c.invalid(
             "spec.activeDeadlineSeconds",

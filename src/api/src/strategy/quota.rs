@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::checks::Checks;
+use super::checks::{Checks, IMMUTABLE};
 use super::resource_names as resources;
 use super::util::{list, text};
 use crate::field::At;
@@ -112,7 +112,7 @@ pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
     c.ratchet(validate, new, old);
     let (new, old) = (list(&new["spec"], "scopes"), list(&old["spec"], "scopes"));
     if new.iter().any(|s| !old.contains(s)) || old.iter().any(|s| !new.contains(s)) {
-        c.invalid(SCOPES, new.to_vec(), "field is immutable");
+        c.invalid(SCOPES, new.to_vec(), IMMUTABLE);
     }
 }
 

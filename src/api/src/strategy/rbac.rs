@@ -68,28 +68,20 @@ pub(super) fn validate_binding(c: &mut Checks, obj: &Value) {
     c.only(role, "apiGroup", At::root("roleRef"), &[GROUP]);
     let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
     c.only(role, "kind", At::root("roleRef"), kinds);
-    match text(role, "name") {
-        "" => c.required("roleRef.name", ""),
-        name => c.syntax(At::root("roleRef.name"), name, names::path_segment),
-    }
+    c.required_name(role, "name", At::root("roleRef"), names::path_segment);
     for (i, s) in list(obj, "subjects").iter().enumerate() {
         subject(c, s, namespaced, At::ROOT.item("subjects", i));
     }
 }
 
 fn subject(c: &mut Checks, s: &Value, namespaced: bool, at: At<'_>) {
-    let name = text(s, "name");
-    if name.is_empty() {
-        c.required(at.child("name"), "");
-    }
+    c.needs(s, "name", at);
     match text(s, "kind") {
         "ServiceAccount" => {
-            if !name.is_empty() {
-                c.syntax(at.child("name"), name, names::dns1123_subdomain);
-            }
+            c.optional_name(s, "name", at, names::dns1123_subdomain);
             c.only(s, "apiGroup", at, &[""]);
-            if !namespaced && text(s, "namespace").is_empty() {
-                c.required(at.child("namespace"), "");
+            if !namespaced {
+                c.needs(s, "namespace", at);
             }
         }
         "User" | "Group" => c.only(s, "apiGroup", at, &[GROUP]),

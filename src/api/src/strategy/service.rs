@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::checks::{Checks, PROTOCOLS};
+use super::checks::{Checks, IMMUTABLE, PROTOCOLS};
 use super::ips;
 use super::meta::ANNOTATIONS;
-use super::util::{list, number, text};
+use super::util::{list, number, strings, text};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -45,7 +45,7 @@ pub(super) fn validate(c: &mut Checks, obj: &Value) {
     }
     match kind {
         "LoadBalancer" | "NodePort" if is_headless(spec) => {
-            c.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"))
+            c.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"));
         }
         "ExternalName" => external_name(c, spec),
         _ => {}
@@ -53,9 +53,8 @@ pub(super) fn validate(c: &mut Checks, obj: &Value) {
     ports(c, list_of_ports);
     super::meta::labels(c, &spec["selector"], At::SPEC.child("selector"));
     affinity(c, spec);
-    for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
-        let (path, ip, before) =
-            (At::SPEC.item("externalIPs", i), ip.as_str().unwrap_or_default(), c.errors.len());
+    for (i, ip) in strings(spec, "externalIPs").enumerate() {
+        let (path, before) = (At::SPEC.item("externalIPs", i), c.errors.len());
         ips::address(c, ip, path);
         if c.errors.len() == before {
             ips::endpoint(c, ip, path);
@@ -177,8 +176,8 @@ fn balancer(c: &mut Checks, obj: &Value, kind: &str) {
         if !is_balancer {
             c.forbidden(AT, BALANCER_ONLY);
         }
-        for (i, range) in ranges.iter().enumerate() {
-            ips::range(c, range.as_str().unwrap_or_default().trim(), AT.index(i));
+        for (i, range) in strings(spec, "loadBalancerSourceRanges").enumerate() {
+            ips::range(c, range.trim(), AT.index(i));
         }
     } else if let Some(ranges) = object::annotation(obj, RANGES) {
         let at = ANNOTATIONS.key(RANGES);
@@ -222,8 +221,7 @@ fn traffic(c: &mut Checks, spec: &Value) {
     let distributions = ["PreferClose", "PreferSameZone", "PreferSameNode"];
     c.one_of(spec, "trafficDistribution", At::SPEC, &distributions);
     c.one_of(spec, "ipFamilyPolicy", At::SPEC, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
-    for (i, ip) in list(spec, "clusterIPs").iter().enumerate() {
-        let ip = ip.as_str().unwrap_or_default();
+    for (i, ip) in strings(spec, "clusterIPs").enumerate() {
         if !matches!(ip, "" | "None") {
             ips::address(c, ip, At::SPEC.item("clusterIPs", i));
         }
@@ -242,7 +240,7 @@ pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
         && needs_health_check(before)
         && number(after, "healthCheckNodePort") != number(before, "healthCheckNodePort")
     {
-        c.forbidden("spec.healthCheckNodePort", "field is immutable");
+        c.forbidden("spec.healthCheckNodePort", IMMUTABLE);
     }
     c.ratchet(validate, new, old);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::checks::Checks;
+use super::checks::{Checks, IMMUTABLE};
 use super::util::{put, put_str, spec, text};
 use super::volumes;
 use crate::object;
@@ -57,7 +57,7 @@ pub(super) fn update_pv(c: &mut Checks, new: &Value, old: &Value) {
         let (after, before) = (&new["spec"][field], &old["spec"][field]);
         if after != before && !(may_be_set && before.is_null()) {
             // Upstream's path lacks the beginning.
-            c.invalid(field, after.clone(), "field is immutable");
+            c.invalid(field, after.clone(), IMMUTABLE);
         }
     }
     let class = |v: &Value| v["spec"]["volumeAttributesClassName"].is_null();

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::checks::Checks;
+use super::checks::{Checks, IMMUTABLE};
 use super::pod_spec::token_seconds;
 use super::selectors;
-use super::util::{list, number, text};
+use super::util::{list, strings, text};
 use crate::field::At;
 use crate::names;
 
@@ -74,8 +74,7 @@ fn topology<'a>(c: &mut Checks, terms: &'a [Value], at: At<'_>) -> BTreeMap<&'a 
         if list(term, "values").is_empty() {
             c.required(path, "");
         }
-        for (j, v) in list(term, "values").iter().enumerate() {
-            let v = v.as_str().unwrap_or_default();
+        for (j, v) in strings(term, "values").enumerate() {
             if !values.insert(v) {
                 c.duplicate(path.index(j), v);
             }
@@ -183,7 +182,7 @@ pub(super) fn update_driver(c: &mut Checks, new: &Value, old: &Value) {
     {
         let value = &new["spec"][field];
         if *value != old["spec"][field] {
-            c.invalid(told, value.clone(), "field is immutable");
+            c.invalid(told, value.clone(), IMMUTABLE);
         }
     }
 }
@@ -193,22 +192,16 @@ pub(super) fn validate_node(c: &mut Checks, obj: &Value) {
     for (i, driver) in list(&obj["spec"], "drivers").iter().enumerate() {
         let (at, name, id) = (At::SPEC.item("drivers", i), text(driver, "name"), text(driver, "nodeID"));
         driver_name(c, name, at.child("name"));
-        if id.is_empty() {
-            c.required(at.child("nodeID"), "");
-        } else if id.len() > MAX_NODE_ID {
+        if c.needs(driver, "nodeID", at) && id.len() > MAX_NODE_ID {
             let what = format!("must be {MAX_NODE_ID} characters or less");
             c.invalid(at.child("nodeID"), id, what);
         }
-        let count = number(&driver["allocatable"], "count");
-        if count < 0 {
-            let path = at.child("allocatable.count");
-            c.invalid(path, count, super::checks::NON_NEGATIVE);
-        }
+        c.non_negative(&driver["allocatable"], "count", at.child("allocatable"));
         if !seen.insert(name) {
             c.duplicate(at.child("name"), name);
         }
         let mut keys = HashSet::new();
-        for key in list(driver, "topologyKeys").iter().map(|k| k.as_str().unwrap_or_default()) {
+        for key in strings(driver, "topologyKeys") {
             if key.is_empty() {
                 c.required(at, "");
             }
@@ -227,7 +220,7 @@ pub(super) fn update_node(c: &mut Checks, new: &Value, old: &Value) {
         for after in list(&new["spec"], "drivers").iter().filter(|d| d["name"] == before["name"]) {
             let ids = text(before, "nodeID") == text(after, "nodeID");
             if !ids || list(before, "topologyKeys") != list(after, "topologyKeys") {
-                c.invalid("spec.drivers", after.clone(), "field is immutable");
+                c.invalid("spec.drivers", after.clone(), IMMUTABLE);
             }
         }
     }

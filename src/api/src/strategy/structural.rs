@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::checks::Checks;
-use super::util::{list, text};
+use super::util::{list, strings, text};
 use crate::field::At;
 
 /// What a schema may not have anywhere.
@@ -101,7 +101,7 @@ fn walk(c: &mut Checks, schema: &Value, path: At<'_>, role: &str, depth: usize) 
     }
     match map.get("items") {
         Some(Value::Array(_)) => {
-            c.forbidden(path.child("items"), "items must be a schema object and not an array")
+            c.forbidden(path.child("items"), "items must be a schema object and not an array");
         }
         Some(items) => walk(c, items, path.child("items"), "array items", depth + 1),
         None if kind == "array" => {
@@ -149,8 +149,7 @@ fn list_type(c: &mut Checks, schema: &Value, path: At<'_>) {
         return;
     }
     let items = &schema["items"];
-    for (i, name) in keys.iter().enumerate() {
-        let name = name.as_str().unwrap_or_default();
+    for (i, name) in strings(schema, "x-kubernetes-list-map-keys").enumerate() {
         let property = &items["properties"][name];
         if property.is_null() {
             c.invalid(at.index(i), name, "entries must all be names of item properties");

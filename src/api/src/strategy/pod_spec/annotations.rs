@@ -115,7 +115,7 @@ fn same(c: &mut Checks, profile: &Value, told: &str, what: &str, at: At<'_>) {
         _ => return,
     };
     if !kind {
-        c.forbidden(at.child("type"), &format!("{what} type in annotation and field must match"));
+        c.forbidden(at.child("type"), format!("{what} type in annotation and field must match"));
     } else if let Some(path) = told.strip_prefix("localhost/")
         && path != object::get_str(profile, "/localhostProfile")
     {

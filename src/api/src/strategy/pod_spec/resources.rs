@@ -177,9 +177,7 @@ pub(super) fn claims(c: &mut Checks, spec: &Value, is_static: bool, at: At<'_>) 
             }
         }
         for source in sources {
-            if let Some(name) = claim.get(source).and_then(Value::as_str) {
-                c.syntax(at.child(source), name, names::dns1123_subdomain);
-            }
+            c.set_name(claim, source, at, names::dns1123_subdomain);
         }
     }
 }

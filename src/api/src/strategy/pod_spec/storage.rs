@@ -20,9 +20,8 @@ fn partition(c: &mut Checks, source: &Value, at: At<'_>) {
 
 /// A reference to a secret has a name.
 fn secret_name(c: &mut Checks, source: &Value, at: At<'_>) {
-    if is_set(source, "secretRef") && text(&source["secretRef"], "name").is_empty() {
-        let at = at.child("secretRef");
-        c.required(at.child("name"), "");
+    if is_set(source, "secretRef") {
+        c.needs(&source["secretRef"], "name", at.child("secretRef"));
     }
 }
 
