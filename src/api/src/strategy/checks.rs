@@ -304,11 +304,16 @@ pub(super) mod tests {
     use crate::strategy::util::strings;
     use serde_json::json;
 
-    /// What a check says of an object, joined.
-    pub(in super::super) fn told(check: Check, obj: &Value) -> String {
+    /// What a check says of an object.
+    pub(in super::super) fn errors(check: Check, obj: &Value) -> Vec<String> {
         let mut c = Checks::default();
         check(&mut c, obj);
-        c.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        c.errors.iter().map(ToString::to_string).collect()
+    }
+
+    /// The same, joined.
+    pub(in super::super) fn told(check: Check, obj: &Value) -> String {
+        errors(check, obj).join("; ")
     }
 
     #[test]

@@ -293,12 +293,7 @@ fn check_schedule(s: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn errors(v: &Value, f: fn(&mut Checks, &Value)) -> Vec<String> {
-        let mut e = Checks::default();
-        f(&mut e, v);
-        e.errors.iter().map(ToString::to_string).collect()
-    }
+    use crate::strategy::checks::tests::errors;
 
     #[test]
     fn jobs() {
@@ -308,7 +303,7 @@ mod tests {
         create_job(&mut j);
         assert_eq!(j["spec"]["backoffLimit"], 6);
         assert_eq!(j["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
-        assert_eq!(errors(&j, validate_job), Vec::<String>::new());
+        assert_eq!(errors(validate_job, &j), Vec::<String>::new());
     }
 
     #[test]

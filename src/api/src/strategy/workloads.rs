@@ -292,17 +292,12 @@ pub(super) fn update_revision(c: &mut Checks, new: &Value, old: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strategy::checks::tests::errors;
 
     fn deployment() -> Value {
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "b"}, "spec": {
             "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
             "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
-    }
-
-    fn errors(v: &Value, f: fn(&mut Checks, &Value)) -> Vec<String> {
-        let mut e = Checks::default();
-        f(&mut e, v);
-        e.errors.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -315,11 +310,11 @@ mod tests {
             json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
         );
         assert_eq!(d["spec"]["template"]["spec"]["dnsPolicy"], "ClusterFirst");
-        assert_eq!(errors(&d, validate_deployment), Vec::<String>::new());
+        assert_eq!(errors(validate_deployment, &d), Vec::<String>::new());
         d["spec"]["template"]["metadata"]["labels"] = json!({"a": "x"});
         d["spec"]["replicas"] = json!(-1);
         assert_eq!(
-            errors(&d, validate_deployment),
+            errors(validate_deployment, &d),
             [
                 "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
                 r#"spec.template.metadata.labels: Invalid value: {"a":"x"}: `selector` does not match template `labels`"#,
@@ -332,7 +327,7 @@ mod tests {
         let of = |check: fn(&mut Checks, &Value), strategy: &str, rolling: Value| {
             let mut obj = deployment();
             obj["spec"][strategy] = json!({"type": "RollingUpdate", "rollingUpdate": rolling});
-            errors(&obj, check)
+            errors(check, &obj)
         };
         let most = "must not be greater than 100%";
         // A surge of a deployment may be more than all that is there.

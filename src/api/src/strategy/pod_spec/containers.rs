@@ -61,13 +61,11 @@ fn init<'a>(c: &mut Checks, spec: &'a Value, pod: &Pod<'_>, names: &mut HashSet<
         if is_sidecar || c.tolerated.init_restart_on_resize {
             continue;
         }
-        let path = at.child("resizePolicy");
         for (j, policy) in list(container, "resizePolicy").iter().enumerate() {
             let policy = text(policy, "restartPolicy");
             if policy == "RestartContainer" {
-                let at = path.index(j);
                 let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
-                c.invalid(at.child("restartPolicy"), policy, why);
+                c.invalid(at.item("resizePolicy", j).child("restartPolicy"), policy, why);
             }
         }
     }

@@ -54,10 +54,9 @@ pub(super) fn dns(c: &mut Checks, spec: &Value, at: At<'_>) {
             c.syntax(path.index(i), search, search_domain);
         }
     }
-    let path = at.child("options");
     for (i, option) in list(config, "options").iter().enumerate() {
         if text(option, "name").is_empty() {
-            c.required(path.index(i), "must not be empty");
+            c.required(at.item("options", i), "must not be empty");
         }
     }
 }
@@ -80,13 +79,11 @@ fn search_domain(name: &str) -> Vec<String> {
 }
 
 pub(super) fn host_aliases(c: &mut Checks, spec: &Value, at: At<'_>) {
-    let path = at.child("hostAliases");
     for (i, alias) in list(spec, "hostAliases").iter().enumerate() {
-        let at = path.index(i);
+        let at = at.item("hostAliases", i);
         ips::address(c, text(alias, "ip"), at.child("ip"));
-        let path = at.child("hostnames");
         for (j, name) in strings(alias, "hostnames").enumerate() {
-            c.syntax(path.index(j), name, names::dns1123_subdomain);
+            c.syntax(at.item("hostnames", j), name, names::dns1123_subdomain);
         }
     }
 }
@@ -96,17 +93,14 @@ pub(super) fn host_ports(c: &mut Checks, spec: &Value, at: At<'_>) {
     if flag(spec, "hostNetwork") != Some(true) {
         return;
     }
-    let path = at.child("containers");
     for (i, container) in list(spec, "containers").iter().enumerate() {
-        let at = path.index(i);
-        let path = at.child("ports");
+        let at = at.item("containers", i);
         for (j, port) in list(container, "ports").iter().enumerate() {
             let of = |field: &str| number(port, field);
             let host = of("hostPort");
             if (c.is_pod || host != 0) && host != of("containerPort") {
-                let at = path.index(j);
                 let why = "must match `containerPort` when `hostNetwork` is true";
-                c.invalid(at.child("hostPort"), host, why);
+                c.invalid(at.item("ports", j).child("hostPort"), host, why);
             }
         }
     }

@@ -147,14 +147,13 @@ fn claim_names(c: &mut Checks, of: &Value, known: &HashSet<&str>, path: At<'_>) 
 
 /// The claims that a pod has.
 pub(super) fn claims(c: &mut Checks, spec: &Value, is_static: bool, at: At<'_>) {
-    let path = at.child("resourceClaims");
     let mut seen = HashSet::new();
     for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
         if is_static {
             c.forbidden(At::root("[]"), "static pods do not support resource claims");
             continue;
         }
-        let at = path.index(i);
+        let at = at.item("resourceClaims", i);
         let name = text(claim, "name");
         if name.is_empty() {
             c.required(at.child("name"), "");
@@ -208,7 +207,6 @@ pub(super) fn of_pod(c: &mut Checks, spec: &Value, at: At<'_>) {
             }
         }
     }
-    let path = at.child("containers");
     for (i, container) in list(spec, "containers").iter().enumerate() {
         for (name, value) in entries(&container["resources"]["limits"]) {
             let (Some(own), Some(whole)) =
@@ -217,10 +215,8 @@ pub(super) fn of_pod(c: &mut Checks, spec: &Value, at: At<'_>) {
                 continue;
             };
             if own > whole {
-                let at = path.index(i);
-                let at = at.key(name);
                 let why = format!("must be less than or equal to pod limits of {whole}");
-                c.invalid(at.child("limits"), own.to_string(), why);
+                c.invalid(at.item("containers", i).key(name).child("limits"), own.to_string(), why);
             }
         }
     }

@@ -143,18 +143,16 @@ fn compared(c: &mut Checks, value: &str, at: At<'_>) {
 
 /// Conditions that a pod waits for, to be ready and to be scheduled.
 pub(super) fn gates(c: &mut Checks, spec: &Value, at: At<'_>) {
-    let path = at.child("readinessGates");
     for (i, gate) in list(spec, "readinessGates").iter().enumerate() {
-        let (name, at) = (text(gate, "conditionType"), path.index(i));
+        let (name, at) = (text(gate, "conditionType"), at.item("readinessGates", i));
         c.syntax(at.child("conditionType"), name, names::qualified_name);
     }
-    let path = at.child("schedulingGates");
     let mut seen = HashSet::new();
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         let name = text(gate, "name");
-        c.syntax(path.index(i), name, names::qualified_name);
+        c.syntax(at.item("schedulingGates", i), name, names::qualified_name);
         if !seen.insert(name) {
-            c.duplicate(path.index(i), name);
+            c.duplicate(at.item("schedulingGates", i), name);
         }
     }
 }
