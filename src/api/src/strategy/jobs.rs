@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::checks::{Checks, IMMUTABLE};
+use super::selectors;
 use super::util::{each, put, put_str, spec, text};
 use super::workloads::{template, template_labels, validate_template};
 use crate::field::At;
@@ -114,6 +115,7 @@ pub(super) fn validate_job(c: &mut Checks, obj: &Value) {
     validate_job_spec(c, &obj["spec"], At::SPEC);
     let selector = object::get(obj, "/spec/selector");
     if selector.is_object() {
+        selectors::label_selector(c, selector, At::SPEC.child("selector"));
         if let Ok(s) = LabelSelector::from_object(selector) {
             template_labels(c, obj, &s);
         }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::checks::Checks;
 use super::util::{each, list, put, put_str, spec, text};
-use super::{meta, pod, pod_spec};
+use super::{meta, pod, pod_spec, selectors};
 use crate::field::At;
 use crate::object;
 use crate::selector::LabelSelector;
@@ -88,28 +88,27 @@ pub(super) fn default_stateful_set(obj: &mut Value) {
     }
 }
 
+/// A selector is one, selects something, and the pods of its own template.
 fn selector_matches(c: &mut Checks, obj: &Value) {
     let selector = object::get(obj, "/spec/selector");
     if !selector.is_object() {
         return;
     }
-    let parsed = match LabelSelector::from_object(selector) {
-        Ok(s) => s,
-        Err(_) => {
-            c.invalid("spec.selector", selector.clone(), "invalid label selector");
-            return;
-        }
+    selectors::label_selector(c, selector, At::SPEC.child("selector"));
+    // Upstream's ReplicaSets speak for their Deployments, its StatefulSets say nothing, its DaemonSets not even that.
+    let (name, why) = match object::kind(obj) {
+        "StatefulSet" => ("statefulset", Some("")),
+        "DaemonSet" => ("daemonset", None),
+        _ => ("deployment", Some("invalid label selector")),
     };
-    if parsed.is_everything() {
-        c.invalid(
-            "spec.selector",
-            selector.clone(),
-            "empty selector is invalid for deployment"
-                .replace("deployment", &object::kind(obj).to_lowercase()),
-        );
-        return;
+    match (LabelSelector::from_object(selector), why) {
+        (Ok(all), _) if all.is_everything() => {
+            c.invalid("spec.selector", selector.clone(), format!("empty selector is invalid for {name}"));
+        }
+        (Ok(some), _) => template_labels(c, obj, &some),
+        (Err(_), Some(why)) => c.invalid("spec.selector", selector.clone(), why),
+        (Err(_), None) => {}
     }
-    template_labels(c, obj, &parsed);
 }
 
 pub(super) fn template_labels(c: &mut Checks, obj: &Value, selector: &LabelSelector) {
@@ -339,5 +338,31 @@ mod tests {
             of(validate_daemon_set, "updateStrategy", json!({"maxUnavailable": 0, "maxSurge": "120%"})),
             [format!("spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: \"120%\": {most}")]
         );
+    }
+
+    #[test]
+    fn selectors_of_labels() {
+        let of = |check: fn(&mut Checks, &Value), kind: &str, selector: Value| {
+            let mut obj = deployment();
+            obj["kind"] = json!(kind);
+            obj["spec"]["selector"] = selector;
+            errors(check, &obj)
+        };
+        let empty = |kind: &str| {
+            vec![format!("spec.selector: Invalid value: {{}}: empty selector is invalid for {kind}")]
+        };
+        assert_eq!(of(validate_deployment, "Deployment", json!({})), empty("deployment"));
+        assert_eq!(of(validate_replica_set, "ReplicaSet", json!({})), empty("deployment"));
+        assert_eq!(of(validate_daemon_set, "DaemonSet", json!({})), empty("daemonset"));
+        let bad = || json!({"matchExpressions": [{"key": "a", "operator": "in"}]});
+        let operator = r#"spec.selector.matchExpressions[0].operator: Invalid value: "in": not a valid selector operator"#;
+        let whole = r#"spec.selector: Invalid value: {"matchExpressions":[{"key":"a","operator":"in"}]}"#;
+        let why = "invalid label selector";
+        assert_eq!(
+            of(validate_deployment, "Deployment", bad()),
+            [operator.to_owned(), format!("{whole}: {why}")]
+        );
+        assert_eq!(of(validate_stateful_set, "StatefulSet", bad()), [operator, whole]);
+        assert_eq!(of(validate_daemon_set, "DaemonSet", bad()), [operator]);
     }
 }

@@ -42,10 +42,12 @@ pub(in crate::strategy) fn validate_forgiving(c: &mut Checks, validate: Check, n
     let Some(path) = template_path(object::kind(new)) else { return };
     let is_pod = path.is_empty();
     let here = |error: &FieldError| {
-        (is_pod && (error.path.starts_with("spec.") || error.path.starts_with("metadata.annotations")))
-            || (!is_pod
-                && error.path.starts_with(path)
-                && error.path.as_bytes().get(path.len()) == Some(&b'.'))
+        if is_pod {
+            error.path.starts_with("spec.") || error.path.starts_with("metadata.annotations")
+        } else {
+            let below = error.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+            below || error.path.starts_with("spec.selector.")
+        }
     };
     if !c.errors.iter().any(here) {
         return;
