@@ -126,24 +126,91 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// `a.b`, or `b` at the root.
-pub fn join(path: &str, field: &str) -> String {
-    if path.is_empty() { field.to_string() } else { format!("{path}.{field}") }
+/// The path of a field (`field.Path`), written out only for an error: validation is on the way of each write.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    parent: Option<&'a At<'a>>,
+    part: Part<'a>,
 }
 
-/// `a[3]`
-pub fn index(path: &str, i: usize) -> String {
-    format!("{path}[{i}]")
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Name(&'a str),
+    Index(usize),
+    Item(&'a str, usize),
+    Key(&'a str),
 }
 
-/// `a[key]`
-pub fn key(path: &str, k: &str) -> String {
-    format!("{path}[{k}]")
+impl At<'static> {
+    /// The object itself; its fields' paths begin with their names.
+    pub const ROOT: Self = At::root("");
+    pub const SPEC: Self = At::root("spec");
+}
+
+impl<'a> At<'a> {
+    /// A path that is already written.
+    pub const fn root(path: &'a str) -> Self {
+        Self { parent: None, part: Part::Name(path) }
+    }
+    pub fn is_root(&self) -> bool {
+        matches!(self, At { parent: None, part: Part::Name("") })
+    }
+    /// `a.b`
+    pub const fn child(&'a self, name: &'a str) -> Self {
+        Self { parent: Some(self), part: Part::Name(name) }
+    }
+    /// `a[3]`
+    pub const fn index(&'a self, index: usize) -> Self {
+        Self { parent: Some(self), part: Part::Index(index) }
+    }
+    /// `a.b[3]`
+    pub const fn item(&'a self, list: &'a str, index: usize) -> Self {
+        Self { parent: Some(self), part: Part::Item(list, index) }
+    }
+    /// `a[key]`
+    pub const fn key(&'a self, key: &'a str) -> Self {
+        Self { parent: Some(self), part: Part::Key(key) }
+    }
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            parent.fmt(f)?;
+            if matches!(self.part, Part::Name(_) | Part::Item(..)) && !parent.is_root() {
+                f.write_str(".")?;
+            }
+        }
+        match self.part {
+            Part::Name(name) => f.write_str(name),
+            Part::Index(index) => write!(f, "[{index}]"),
+            Part::Item(list, index) => write!(f, "{list}[{index}]"),
+            Part::Key(key) => write!(f, "[{key}]"),
+        }
+    }
+}
+
+impl From<At<'_>> for String {
+    fn from(at: At<'_>) -> Self {
+        at.to_string()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths() {
+        let list = At::SPEC.child("containers");
+        let (one, same) = (list.index(3), At::SPEC.item("containers", 3));
+        for one in [one, same] {
+            assert_eq!(one.child("limits").key("cpu").to_string(), "spec.containers[3].limits[cpu]");
+        }
+        assert_eq!(At::ROOT.child("data").key("a").to_string(), "data[a]");
+        assert_eq!(At::ROOT.item("rules", 0).child("verbs").to_string(), "rules[0].verbs");
+        assert_eq!(At::ROOT.to_string(), "");
+    }
 
     #[test]
     fn wording() {

@@ -8,6 +8,7 @@ const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist 
 const NAME_PART_MSG: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const QUALIFIED_MSG: &str = "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
 const CONFIG_KEY_MSG: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+const WILDCARD_MSG: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 
 fn too_long(max: usize) -> String {
     format!("must be no more than {max} bytes")
@@ -53,6 +54,13 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
 /// A DNS subdomain (RFC 1123), at most 253 bytes.
 pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     collect(253, s, !s.is_empty() && s.split('.').all(label_chars), SUBDOMAIN_MSG)
+}
+
+/// A DNS subdomain with `*.` before it.
+pub fn wildcard_subdomain(s: &str) -> Vec<String> {
+    let rest = s.strip_prefix("*.").unwrap_or_default();
+    let ok = !rest.is_empty() && rest.split('.').all(label_chars);
+    collect(253, s, ok, WILDCARD_MSG)
 }
 
 /// A DNS label (RFC 1035): must begin with a letter.
@@ -173,6 +181,9 @@ mod tests {
             (dns1123_subdomain, "a.b-c.d", true),
             (dns1123_subdomain, "a..b", false),
             (dns1123_subdomain, "A", false),
+            (wildcard_subdomain, "*.a.b", true),
+            (wildcard_subdomain, "*.", false),
+            (wildcard_subdomain, "a.*.b", false),
             (dns1035_label, "1a", false),
             (dns1035_label, "a1", true),
             (label_value, "", true),

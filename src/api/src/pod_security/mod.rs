@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::field::{FieldError, key};
+use crate::field::{At, FieldError};
 use crate::object;
 
 /// The minor version of Kubernetes whose policies are known here; later ones mean this one.
@@ -76,15 +76,15 @@ impl Policy {
     /// The policy of a namespace, with what is wrong with its labels. A label that cannot be read
     /// enforces the strictest level and never warns.
     pub fn of_namespace(namespace: &Value) -> (Self, Vec<FieldError>) {
+        const LABELS: At<'_> = At::root("metadata.labels");
         let mut errors = Vec::new();
         let label = |name: &str| object::label(namespace, name);
         let mut read = |name: &str, fallback: Level| {
             let mut found = PRIVILEGED;
-            let path = |label: &str| key("metadata.labels", label);
             if let Some(text) = label(name) {
                 found.level = Level::parse(text).unwrap_or_else(|| {
                     errors.push(FieldError::invalid(
-                        path(name),
+                        LABELS.key(name),
                         text,
                         "must be one of privileged, baseline, restricted",
                     ));
@@ -95,7 +95,7 @@ impl Policy {
             if let Some(text) = label(&versioned) {
                 found.version = parse_version(text).unwrap_or_else(|| {
                     errors.push(FieldError::invalid(
-                        path(&versioned),
+                        LABELS.key(&versioned),
                         text,
                         "must be \"latest\" or \"v1.x\"",
                     ));

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::{Cursor, Limits, ListType, SchemaRef, Shape};
-use crate::field::{FieldError, index, join, key};
+use crate::field::{At, FieldError};
 
 /// Fills in the `default` values of a CRD's schema.
 pub fn apply_defaults(schema: &SchemaRef, value: &mut Value) {
@@ -74,12 +74,12 @@ pub fn validate_schema(schema: &SchemaRef, value: &Value) -> Vec<FieldError> {
 pub fn validate_schema_update(schema: &SchemaRef, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if schema.set().is_builtin() {
-        required(schema.cursor(), value, "", &mut errors);
+        required(schema.cursor(), value, At::ROOT, &mut errors);
     } else {
-        check(schema.cursor(), value, old, "", &mut errors);
+        check(schema.cursor(), value, old, At::ROOT, &mut errors);
         // Rules may rely on the types of what they look at.
         if errors.is_empty() && schema.set().has_rules {
-            super::rules::check(schema.cursor(), value, old, "", &mut errors);
+            super::rules::check(schema.cursor(), value, old, At::ROOT, &mut errors);
         }
     }
     errors
@@ -98,7 +98,7 @@ fn lenient(type_name: &str, field: &str) -> bool {
     )
 }
 
-fn required(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn required(at: Cursor<'_>, value: &Value, path: At<'_>, errors: &mut Vec<FieldError>) {
     // A pod's own validation looks at everything, in its own order.
     if at.node.short_name() == "PodSpec" {
         return;
@@ -110,26 +110,26 @@ fn required(at: Cursor<'_>, value: &Value, path: &str, errors: &mut Vec<FieldErr
                 let checked =
                     matches!(shape, Shape::String | Shape::Object | Shape::IntOrString | Shape::Bytes);
                 if checked && !map.contains_key(f.name.as_ref()) && !lenient(at.node.short_name(), &f.name) {
-                    errors.push(FieldError::required(join(path, &f.name), ""));
+                    errors.push(FieldError::required(path.child(&f.name), ""));
                 }
             }
             for (k, v) in map {
-                if !matches!(v, Value::Object(_) | Value::Array(_)) || (path.is_empty() && k == "status") {
+                if !matches!(v, Value::Object(_) | Value::Array(_)) || (path.is_root() && k == "status") {
                     continue;
                 }
-                if path == "metadata" && k == "managedFields" {
+                if k == "managedFields" && at.node.short_name() == "ObjectMeta" {
                     continue;
                 }
                 if let Some(child) = at.child(k) {
-                    let deeper = if at.node.shape == Shape::Map { key(path, k) } else { join(path, k) };
-                    required(child, v, &deeper, errors);
+                    let deeper = if at.node.shape == Shape::Map { path.key(k) } else { path.child(k) };
+                    required(child, v, deeper, errors);
                 }
             }
         }
         Value::Array(items) => {
             if let Some(item) = at.item().filter(|i| !i.node.fields.is_empty()) {
                 for (i, v) in items.iter().enumerate() {
-                    required(item, v, &index(path, i), errors);
+                    required(item, v, path.index(i), errors);
                 }
             }
         }
@@ -185,7 +185,7 @@ pub(super) fn same_item<'a>(at: Cursor<'_>, old: Option<&'a Value>, item: &Value
     list.iter().find(|old| keys.iter().all(|key| old.get(key.as_ref()) == item.get(key.as_ref())))
 }
 
-fn check(at: Cursor<'_>, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+fn check(at: Cursor<'_>, value: &Value, old: Option<&Value>, path: At<'_>, errors: &mut Vec<FieldError>) {
     if old == Some(value) {
         return;
     }
@@ -207,14 +207,14 @@ fn check(at: Cursor<'_>, value: &Value, old: Option<&Value>, path: &str, errors:
         Value::Object(map) => {
             for (k, v) in map {
                 if let Some(child) = at.child(k) {
-                    check(child, v, old.and_then(|old| old.get(k)), &join(path, k), errors);
+                    check(child, v, old.and_then(|old| old.get(k)), path.child(k), errors);
                 }
             }
         }
         Value::Array(items) => {
             if let Some(item) = at.item() {
                 for (i, v) in items.iter().enumerate() {
-                    check(item, v, same_item(at, old, v), &index(path, i), errors);
+                    check(item, v, same_item(at, old, v), path.index(i), errors);
                 }
             }
             unique(at, items, path, errors);
@@ -223,7 +223,7 @@ fn check(at: Cursor<'_>, value: &Value, old: Option<&Value>, path: &str, errors:
     }
 }
 
-fn unique(at: Cursor<'_>, items: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+fn unique(at: Cursor<'_>, items: &[Value], path: At<'_>, errors: &mut Vec<FieldError>) {
     let mut seen = std::collections::HashSet::new();
     for (i, v) in items.iter().enumerate() {
         let id = match &at.node.list {
@@ -234,12 +234,12 @@ fn unique(at: Cursor<'_>, items: &[Value], path: &str, errors: &mut Vec<FieldErr
             ),
         };
         if !seen.insert(id.to_string()) {
-            errors.push(FieldError::duplicate(index(path, i), id));
+            errors.push(FieldError::duplicate(path.index(i), id));
         }
     }
 }
 
-fn limits(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn limits(at: Cursor<'_>, l: &Limits, value: &Value, path: At<'_>, errors: &mut Vec<FieldError>) {
     if !l.enumeration.is_empty() && !l.enumeration.contains(value) {
         let names: Vec<String> =
             l.enumeration.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string)).collect();
@@ -292,7 +292,7 @@ fn limits(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Ve
                 errors.push(FieldError::too_many(path, map.len(), max));
             }
             for name in l.required.iter().filter(|n| !map.contains_key(n.as_ref())) {
-                errors.push(FieldError::required(join(path, name), ""));
+                errors.push(FieldError::required(path.child(name), ""));
             }
         }
         _ => {}
@@ -300,7 +300,7 @@ fn limits(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Ve
     combined(at, l, value, path, errors);
 }
 
-fn combined(at: Cursor<'_>, l: &Limits, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn combined(at: Cursor<'_>, l: &Limits, value: &Value, path: At<'_>, errors: &mut Vec<FieldError>) {
     let run = |id: u32| {
         let mut found = Vec::new();
         check(at.at(id), value, None, path, &mut found);

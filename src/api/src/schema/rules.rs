@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::check::{same_item, type_name};
 use super::{Cursor, NodeId, SchemaRef, Shape};
 use crate::cel::{Budget, Error, Program, Scope, Type, Value as Cel, typed};
-use crate::field::{FieldError, index, join, key};
+use crate::field::{At, FieldError};
 
 /// One rule of one node.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub fn unenforced(schema: &SchemaRef) -> Vec<String> {
 }
 
 /// Rules of a definition that are none: what cannot be read, or is certainly wrong for the types of its place.
-pub fn mistakes(schema: &SchemaRef, path: &str) -> Vec<FieldError> {
+pub fn mistakes(schema: &SchemaRef, path: At<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     find_mistakes(schema, schema.id(), path, &mut Vec::new(), &mut errors);
     errors
@@ -96,7 +96,7 @@ pub fn mistakes(schema: &SchemaRef, path: &str) -> Vec<FieldError> {
 fn find_mistakes(
     schema: &SchemaRef,
     id: NodeId,
-    path: &str,
+    path: At<'_>,
     seen: &mut Vec<NodeId>,
     errors: &mut Vec<FieldError>,
 ) {
@@ -108,12 +108,12 @@ fn find_mistakes(
     let node = at.node();
     let rules = node.limits.iter().flat_map(|limits| limits.validations.iter());
     for (place, rule) in rules.enumerate() {
-        let path = format!("{path}.x-kubernetes-validations[{place}]");
+        let path = path.item("x-kubernetes-validations", place);
         let types = Type::of(at.cursor(), true);
         let before = if rule.optional { Type::Optional(Box::new(types.clone())) } else { types.clone() };
         let declared = [("self", types), ("oldSelf", before)];
         let mut wrong = |field: &str, text: &str, why: String| {
-            errors.push(FieldError::invalid(format!("{path}.{field}"), text, why));
+            errors.push(FieldError::invalid(path.child(field), text, why));
         };
         match rule.program() {
             Ok(program) => {
@@ -145,13 +145,12 @@ fn find_mistakes(
     }
     for field in &node.fields {
         if schema.set().node(field.node).name.is_empty() {
-            let path = format!("{path}.properties[{}]", field.name);
-            find_mistakes(schema, field.node, &path, seen, errors);
+            find_mistakes(schema, field.node, path.child("properties").key(&field.name), seen, errors);
         }
     }
     if let Some(item) = node.item {
         let below = if node.shape == Shape::Array { "items" } else { "additionalProperties" };
-        find_mistakes(schema, item, &format!("{path}.{below}"), seen, errors);
+        find_mistakes(schema, item, path.child(below), seen, errors);
     }
 }
 
@@ -160,7 +159,7 @@ pub(super) fn check(
     at: Cursor<'_>,
     value: &Value,
     old: Option<&Value>,
-    path: &str,
+    path: At<'_>,
     errors: &mut Vec<FieldError>,
 ) {
     walk(at, value, old, path, Only::All, &mut Budget::validation(), errors);
@@ -180,7 +179,7 @@ fn walk(
     at: Cursor<'_>,
     value: &Value,
     old: Option<&Value>,
-    path: &str,
+    path: At<'_>,
     only: Only,
     budget: &mut Budget,
     errors: &mut Vec<FieldError>,
@@ -198,14 +197,14 @@ fn walk(
         Value::Object(map) => {
             for (name, value) in map {
                 let Some(child) = at.child(name) else { continue };
-                let path = if at.node.field(name).is_some() { join(path, name) } else { key(path, name) };
-                walk(child, value, old.and_then(|old| old.get(name)), &path, only, budget, errors);
+                let path = if at.node.field(name).is_some() { path.child(name) } else { path.key(name) };
+                walk(child, value, old.and_then(|old| old.get(name)), path, only, budget, errors);
             }
         }
         Value::Array(items) => {
             let Some(item) = at.item() else { return };
             for (i, value) in items.iter().enumerate() {
-                walk(item, value, same_item(at, old, value), &index(path, i), only, budget, errors);
+                walk(item, value, same_item(at, old, value), path.index(i), only, budget, errors);
             }
         }
         _ => {}
@@ -218,7 +217,7 @@ fn rules(
     at: Cursor<'_>,
     value: &Value,
     old: Option<&Value>,
-    path: &str,
+    path: At<'_>,
     budget: &mut Budget,
     errors: &mut Vec<FieldError>,
 ) {
@@ -245,7 +244,7 @@ fn one(
     rule: &Rule,
     at: Cursor<'_>,
     variables: &[(&str, Cel)],
-    path: &str,
+    path: At<'_>,
     budget: &mut Budget,
     errors: &mut Vec<FieldError>,
 ) {
@@ -277,8 +276,8 @@ fn one(
     };
     // A field's path starts with a dot: `.spec.x`.
     let path = match rule.field_path.strip_prefix('.') {
-        Some(below) => join(path, below),
-        None => path.to_owned(),
+        Some(below) => path.child(below),
+        None => path,
     };
     errors.push(match rule.reason.as_str() {
         "FieldValueForbidden" => FieldError::forbidden(path, failed),
@@ -413,7 +412,7 @@ mod tests {
                 "x-kubernetes-validations": [{"rule": "self.y > 1"}, {"rule": "self.x"}, {"rule": "self.x =="},
                     {"rule": "self.x > oldSelf.x", "messageExpression": "self.x"}]}}}))
         .unwrap();
-        let found = mistakes(&s, "schema");
+        let found = mistakes(&s, At::root("schema"));
         let paths: Vec<&str> = found.iter().map(|error| error.path.as_str()).collect();
         let at = |place: usize, field: &str| {
             format!("schema.properties[spec].x-kubernetes-validations[{place}].{field}")

@@ -1,128 +1,69 @@
 //! IPAddresses and ServiceCIDRs (upstream's `pkg/apis/networking/validation`).
 
-use std::net::IpAddr;
-
 use serde_json::Value;
 
-use super::meta::immutable;
-use super::util::{list, text};
-use crate::field::{FieldError, index};
+use super::checks::{Checks, IMMUTABLE};
+use super::ips;
+use super::util::{list, strings};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
-const IMMUTABLE: &str = "field is immutable";
-const CIDRS: &str = "spec.cidrs";
+const CIDRS: At<'_> = At::root("spec.cidrs");
 
-/// An IPAddress is named by its address, which has one form.
-pub(super) fn address_name(name: &str) -> Vec<String> {
-    match name.parse::<IpAddr>() {
-        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
-            vec!["must not be an IPv4-mapped IPv6 address".to_owned()]
-        }
-        Ok(ip) if ip.to_string() != name => vec![format!("must be in canonical form ({:?})", ip.to_string())],
-        Ok(_) => Vec::new(),
-        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
-    }
-}
-
-pub(super) fn validate_address(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_address(c: &mut Checks, obj: &Value) {
     let parent = object::get(obj, "/spec/parentRef");
     if !parent.is_object() {
-        return errors.push(FieldError::required("spec.parentRef", ""));
+        return c.required("spec.parentRef", "");
     }
-    let mut check = |field: &str, rule: fn(&str) -> Vec<String>, required: bool| {
-        let (path, value) = (format!("spec.parentRef.{field}"), text(parent, field));
-        if !value.is_empty() {
-            errors.extend(rule(value).into_iter().map(|m| FieldError::invalid(path.as_str(), value, m)));
-        } else if required {
-            errors.push(FieldError::required(path, ""));
-        }
-    };
+    const AT: At<'_> = At::root("spec.parentRef");
     // The core group has no name.
-    check("group", names::dns1123_subdomain, false);
-    check("resource", names::path_segment, true);
-    check("name", names::path_segment, true);
-    check("namespace", names::path_segment, false);
+    c.optional_name(parent, "group", AT, names::dns1123_subdomain);
+    c.required_name(parent, "resource", AT, names::path_segment);
+    c.required_name(parent, "name", AT, names::path_segment);
+    c.optional_name(parent, "namespace", AT, names::path_segment);
 }
 
-pub(super) fn update_address(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec/parentRef", errors);
+pub(super) fn update_address(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/spec/parentRef");
 }
 
 fn cidrs(obj: &Value) -> &[Value] {
     list(object::get(obj, "/spec"), "cidrs")
 }
 
-/// The address and the length of its prefix.
-fn parse(cidr: &str) -> Option<(IpAddr, u32)> {
-    let (address, length) = cidr.split_once('/')?;
-    let address: IpAddr = address.parse().ok()?;
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    let length = length.parse().ok().filter(|length| *length <= bits && !cidr.contains('+'))?;
-    Some((address, length))
-}
-
-/// The range with no bits after its prefix, as it is written.
-fn canonical((address, length): (IpAddr, u32)) -> String {
-    let network = match address {
-        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) & u32::MAX.checked_shl(32 - length).unwrap_or(0)).into()),
-        IpAddr::V6(ip) => {
-            IpAddr::V6((u128::from(ip) & u128::MAX.checked_shl(128 - length).unwrap_or(0)).into())
-        }
-    };
-    format!("{network}/{length}")
-}
-
-pub(super) fn validate_range(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_range(c: &mut Checks, obj: &Value) {
     let all = cidrs(obj);
     if all.is_empty() {
-        return errors.push(FieldError::required(CIDRS, "at least one CIDR required"));
+        return c.required(CIDRS, "at least one CIDR required");
     }
     if all.len() > 2 {
-        let spec = object::get(obj, "/spec").clone();
-        return errors.push(FieldError::invalid(CIDRS, spec, "may only hold up to 2 values"));
+        return c.invalid(CIDRS, obj["spec"].clone(), "may only hold up to 2 values");
     }
-    let mut parsed = Vec::new();
-    for (i, cidr) in all.iter().enumerate() {
-        let cidr = cidr.as_str().unwrap_or_default();
-        let message = match parse(cidr) {
-            None => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned(),
-            Some(range) => {
-                parsed.push(range);
-                let wanted = canonical(range);
-                if wanted == cidr {
-                    continue;
-                }
-                let host = format!("{}/{}", range.0, range.1);
-                if host == cidr {
-                    format!("must not have bits set beyond the prefix length (use {wanted:?})")
-                } else {
-                    format!("must be in canonical form ({wanted:?})")
-                }
-            }
-        };
-        errors.push(FieldError::invalid(index(CIDRS, i), cidr, message));
-    }
-    if let [(first, _), (second, _)] = parsed.as_slice()
-        && first.is_ipv4() == second.is_ipv4()
+    let family = |cidr: &Value| ips::Range::parse(cidr.as_str().unwrap_or_default()).map(|r| r.is_ipv4());
+    if let [first, second] = all
+        && !matches!((family(first), family(second)), (Some(a), Some(b)) if a != b)
     {
         let what = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-        errors.push(FieldError::invalid(CIDRS, all.to_vec(), what));
+        return c.invalid(CIDRS, obj["spec"].clone(), what);
+    }
+    for (i, cidr) in strings(&obj["spec"], "cidrs").enumerate() {
+        ips::canonical_range(c, cidr, CIDRS.index(i));
     }
 }
 
 /// A range stays as it is; it may get a second family.
-pub(super) fn update_range(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_range(c: &mut Checks, new: &Value, old: &Value) {
     let (changed, new, old) = (new, cidrs(new), cidrs(old));
     if new.len() != old.len() {
-        validate_range(changed, errors);
+        validate_range(c, changed);
     }
     if new.len() != old.len() && (old.len() != 1 || new.len() != 2) {
-        return errors.push(FieldError::invalid(CIDRS, new.to_vec(), IMMUTABLE));
+        return c.invalid(CIDRS, new.to_vec(), IMMUTABLE);
     }
     for (i, (new, old)) in new.iter().zip(old).enumerate() {
         if new != old {
-            errors.push(FieldError::invalid(index(CIDRS, i), new.clone(), IMMUTABLE));
+            c.invalid(CIDRS.index(i), new.clone(), IMMUTABLE);
         }
     }
 }
@@ -132,10 +73,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn told(check: impl FnOnce(&mut Vec<FieldError>)) -> String {
-        let mut errors = Vec::new();
-        check(&mut errors);
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    fn told(check: impl FnOnce(&mut Checks)) -> String {
+        let mut c = Checks::default();
+        check(&mut c);
+        c.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -150,13 +91,13 @@ mod tests {
             ("10.0.0.01", false),
             ("name", false),
         ] {
-            assert_eq!(address_name(name).is_empty(), right, "{name}");
+            assert_eq!(ips::canonical_address(name).is_empty(), right, "{name}");
         }
     }
 
     #[test]
     fn an_address_belongs_to_something() {
-        let of = |parent: Value| told(|e| validate_address(&json!({ "spec": { "parentRef": parent } }), e));
+        let of = |parent: Value| told(|e| validate_address(e, &json!({ "spec": { "parentRef": parent } })));
         assert_eq!(of(json!({ "resource": "services", "name": "a", "namespace": "b" })), "");
         assert!(of(Value::Null).contains("spec.parentRef: Required"));
         let missing = of(json!({ "group": "-" }));
@@ -167,7 +108,7 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let of = |list: Value| told(|e| validate_range(&json!({ "spec": { "cidrs": list } }), e));
+        let of = |list: Value| told(|e| validate_range(e, &json!({ "spec": { "cidrs": list } })));
         for (list, wanted) in [
             (json!(["10.0.0.0/16"]), ""),
             (json!(["10.0.0.0/16", "fd00::/112"]), ""),
@@ -175,7 +116,9 @@ mod tests {
             (json!([]), "at least one"),
             (json!(["10.0.0.0/16", "fd00::/112", "fd01::/112"]), "up to 2"),
             (json!(["10.0.0.0/33"]), "valid CIDR"),
-            (json!(["10.0.0.1/16"]), "beyond the prefix length (use \"10.0.0.0/16\")"),
+            (json!(["10.0.0.1/16"]), "must not have bits set beyond the prefix length"),
+            (json!(["010.0.0.0/16"]), "must not have leading 0s in IP or prefix length"),
+            (json!(["FD00::/112"]), "must be in canonical form (\"fd00::/112\")"),
             (json!(["10.0.0.0/16", "10.1.0.0/16"]), "no more than one IP for each"),
         ] {
             let got = of(list.clone());
@@ -187,7 +130,7 @@ mod tests {
     fn a_range_may_get_its_second_family() {
         let of = |new: Value, old: Value| {
             let spec = |list: Value| json!({ "spec": { "cidrs": list } });
-            told(|e| update_range(&spec(new), &spec(old), e)).is_empty()
+            told(|e| update_range(e, &spec(new), &spec(old))).is_empty()
         };
         let (four, six) = ("10.0.0.0/16", "fd00::/112");
         assert!(of(json!([four]), json!([four])));

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::checks::{NOT_POSITIVE, not_negative, number, ratchet, required, required_name, syntax};
+use super::checks::{Checks, NOT_POSITIVE};
 use super::resource_names as resources;
-use super::util::{list, text};
-use crate::field::{FieldError, index, join};
+use super::util::{list, number, text};
+use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;
 
@@ -20,113 +20,113 @@ const SOURCES: [(&str, &str); 5] = [
 ];
 const TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let (min, max) = (spec.get("minReplicas").and_then(Value::as_i64), number(spec, "maxReplicas"));
     if let Some(min) = min.filter(|min| *min < 1) {
-        errors.push(FieldError::invalid("spec.minReplicas", min, "must be greater than or equal to 1"));
+        c.invalid("spec.minReplicas", min, "must be greater than or equal to 1");
     }
     if max == 0 {
-        required("spec.maxReplicas", "must be set and greater than 0", errors);
+        c.required("spec.maxReplicas", "must be set and greater than 0");
     } else if max < 0 {
-        errors.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to 1"));
+        c.invalid("spec.maxReplicas", max, "must be greater than or equal to 1");
     }
     if min.is_some_and(|min| max < min) {
         let what = "must be greater than or equal to `minReplicas`";
-        errors.push(FieldError::invalid("spec.maxReplicas", max, what));
+        c.invalid("spec.maxReplicas", max, what);
     }
     let target = &spec["scaleTargetRef"];
     // The one kind of the core group that scales.
-    reference(target, "spec.scaleTargetRef", text(target, "kind") == "ReplicationController", errors);
+    reference(c, target, At::SPEC.child("scaleTargetRef"), text(target, "kind") == "ReplicationController");
     // The one metric of the older version is the first of the newer one.
     if let Some(n) = spec.get("targetCPUUtilizationPercentage").and_then(Value::as_i64).filter(|n| *n < 1) {
         let at = "spec.metrics[0].resource.target.averageUtilization";
-        errors.push(FieldError::invalid(at, n, POSITIVE));
+        c.invalid(at, n, POSITIVE);
     }
     for (i, m) in list(spec, "metrics").iter().enumerate() {
-        metric(m, &index("spec.metrics", i), errors);
+        metric(c, m, At::SPEC.item("metrics", i));
     }
     for direction in ["scaleUp", "scaleDown"] {
         let rules = &spec["behavior"][direction];
         if rules.is_object() {
-            scaling(rules, &format!("spec.behavior.{direction}"), errors);
+            scaling(c, rules, At::SPEC.child("behavior").child(direction));
         }
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
 }
 
 /// A `CrossVersionObjectReference`.
-fn reference(r: &Value, at: &str, may_be_core: bool, errors: &mut Vec<FieldError>) {
-    required_name(r, "kind", names::path_segment, at, errors);
-    required_name(r, "name", names::path_segment, at, errors);
+fn reference(c: &mut Checks, r: &Value, at: At<'_>, may_be_core: bool) {
+    c.required_name(r, "kind", at, names::path_segment);
+    c.required_name(r, "name", at, names::path_segment);
     let version = text(r, "apiVersion");
     let what = match version.matches('/').count() {
         0 if !may_be_core => "apiVersion must specify API group".to_owned(),
         2.. => format!("unexpected GroupVersion string: {version}"),
         _ => return,
     };
-    errors.push(FieldError::invalid(join(at, "apiVersion"), version, what));
+    c.invalid(at.child("apiVersion"), version, what);
 }
 
-fn metric(m: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn metric(c: &mut Checks, m: &Value, at: At<'_>) {
     let kind = text(m, "type");
     if kind.is_empty() {
-        required(join(at, "type"), "must specify a metric source type", errors);
+        c.required(at.child("type"), "must specify a metric source type");
     }
     let wanted = SOURCES.iter().find(|(k, _)| *k == kind).map(|(_, member)| *member);
     if wanted.is_none() {
-        errors.push(FieldError::not_supported(join(at, "type"), kind, &TYPES));
+        c.unsupported(at.child("type"), kind, &TYPES);
     }
     let mut present = SOURCES.iter().map(|(_, member)| *member).filter(|f| m[*f].is_object());
     let first = present.next();
     if let Some(first) = first {
-        source(&m[first], first, &join(at, first), errors);
+        source(c, &m[first], first, at.child(first));
     }
     if let Some(wanted) = wanted.filter(|f| !m[*f].is_object()) {
-        required(join(at, wanted), "must populate information for the given metric source", errors);
+        c.required(at.child(wanted), "must populate information for the given metric source");
     }
     let others: Vec<&str> = present.collect();
     if !others.is_empty() {
         for other in first.into_iter().chain(others).filter(|f| Some(*f) != wanted) {
-            errors.push(FieldError::forbidden(join(at, other), "must populate the given metric source only"));
+            c.forbidden(at.child(other), "must populate the given metric source only");
         }
     }
 }
 
-fn source(s: &Value, kind: &str, at: &str, errors: &mut Vec<FieldError>) {
+fn source(c: &mut Checks, s: &Value, kind: &str, at: At<'_>) {
     match kind {
-        "object" => reference(&s["describedObject"], &join(at, "describedObject"), true, errors),
+        "object" => reference(c, &s["describedObject"], at.child("describedObject"), true),
         "resource" | "containerResource" => {
-            let (path, name) = (join(at, "name"), text(s, "name"));
+            let (path, name) = (at.child("name"), text(s, "name"));
             if name.is_empty() {
-                required(path, "must specify a resource name", errors);
+                c.required(path, "must specify a resource name");
             } else if kind == "containerResource" {
-                resources::of_container(name, &path, errors);
+                resources::of_container(c, name, path);
             }
         }
         _ => {}
     }
     if kind == "containerResource" {
-        let path = join(at, "container");
+        let path = at.child("container");
         match text(s, "container") {
-            "" => required(path, "must specify a container", errors),
-            name => syntax(names::dns1123_label, name, &path, errors),
+            "" => c.required(path, "must specify a container"),
+            name => c.syntax(path, name, names::dns1123_label),
         }
     }
     if matches!(kind, "object" | "external" | "pods") {
-        let path = join(at, "metric.name");
+        let path = at.child("metric.name");
         match text(&s["metric"], "name") {
-            "" => required(path, "must specify a metric name", errors),
-            name => syntax(names::path_segment, name, &path, errors),
+            "" => c.required(path, "must specify a metric name"),
+            name => c.syntax(path, name, names::path_segment),
         }
     }
-    let (target, at) = (&s["target"], join(at, "target"));
+    let (target, at) = (&s["target"], at.child("target"));
     let has = |field: &str| !target[field].is_null();
-    amounts(target, &at, errors);
-    let mut forbid = |field: &str, what: &str| errors.push(FieldError::forbidden(join(&at, field), what));
+    amounts(c, target, at);
+    let mut forbid = |field: &str, what: &str| c.forbidden(at.child(field), what);
     let (value, average, utilization) = (has("value"), has("averageValue"), has("averageUtilization"));
     match kind {
         "external" if value && average => {
@@ -136,43 +136,43 @@ fn source(s: &Value, kind: &str, at: &str, errors: &mut Vec<FieldError>) {
             forbid("averageValue", "may not set both a target raw value and a target utilization");
         }
         "object" if !value && !average => {
-            required(join(&at, "averageValue"), "must set either a target value or averageValue", errors);
+            c.required(at.child("averageValue"), "must set either a target value or averageValue");
         }
         "external" if !value && !average => {
             let what = "must set either a target value for metric or a per-pod target";
-            required(join(&at, "averageValue"), what, errors);
+            c.required(at.child("averageValue"), what);
         }
         "pods" if !average => {
-            required(join(&at, "averageValue"), "must specify a positive target averageValue", errors);
+            c.required(at.child("averageValue"), "must specify a positive target averageValue");
         }
         "resource" | "containerResource" if !utilization && !average => {
             let what = "must set either a target raw value or a target utilization";
-            required(join(&at, "averageUtilization"), what, errors);
+            c.required(at.child("averageUtilization"), what);
         }
         _ => {}
     }
 }
 
-fn amounts(target: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn amounts(c: &mut Checks, target: &Value, at: At<'_>) {
     let kind = text(target, "type");
     if kind.is_empty() {
-        required(join(at, "type"), "must specify a metric target type", errors);
+        c.required(at.child("type"), "must specify a metric target type");
     }
     if !matches!(kind, "Utilization" | "Value" | "AverageValue") {
         let what = "must be either Utilization, Value, or AverageValue";
-        errors.push(FieldError::invalid(join(at, "type"), kind, what));
+        c.invalid(at.child("type"), kind, what);
     }
     for field in ["value", "averageValue"] {
         if let Some(q) = Quantity::from_value(&target[field]).filter(|q| q.sign() <= 0) {
-            errors.push(FieldError::invalid(join(at, field), q.to_string(), "must be positive"));
+            c.invalid(at.child(field), q.to_string(), "must be positive");
         }
     }
     if let Some(n) = target["averageUtilization"].as_i64().filter(|n| *n < 1) {
-        errors.push(FieldError::invalid(join(at, "averageUtilization"), n, POSITIVE));
+        c.invalid(at.child("averageUtilization"), n, POSITIVE);
     }
 }
 
-fn scaling(rules: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn scaling(c: &mut Checks, rules: &Value, at: At<'_>) {
     let window = number(rules, "stabilizationWindowSeconds");
     let what = match window {
         ..0 => Some("must be greater than or equal to zero"),
@@ -180,31 +180,31 @@ fn scaling(rules: &Value, at: &str, errors: &mut Vec<FieldError>) {
         _ => None,
     };
     if let Some(what) = what {
-        errors.push(FieldError::invalid(join(at, "stabilizationWindowSeconds"), window, what));
+        c.invalid(at.child("stabilizationWindowSeconds"), window, what);
     }
-    super::util::one_of(rules, "selectPolicy", at, &["Disabled", "Max", "Min"], errors);
+    c.one_of(rules, "selectPolicy", at, &["Disabled", "Max", "Min"]);
     let policies = list(rules, "policies");
     if policies.is_empty() {
-        required(join(at, "policies"), "must specify at least one Policy", errors);
+        c.required(at.child("policies"), "must specify at least one Policy");
     }
     for (i, p) in policies.iter().enumerate() {
-        let at = index(&join(at, "policies"), i);
+        let at = at.item("policies", i);
         if !matches!(text(p, "type"), "Pods" | "Percent") {
-            errors.push(FieldError::not_supported(join(&at, "type"), text(p, "type"), &["Percent", "Pods"]));
+            c.unsupported(at.child("type"), text(p, "type"), &["Percent", "Pods"]);
         }
         let (value, period) = (number(p, "value"), number(p, "periodSeconds"));
         if value <= 0 {
-            errors.push(FieldError::invalid(join(&at, "value"), value, NOT_POSITIVE));
+            c.invalid(at.child("value"), value, NOT_POSITIVE);
         }
         if period <= 0 {
-            errors.push(FieldError::invalid(join(&at, "periodSeconds"), period, NOT_POSITIVE));
+            c.invalid(at.child("periodSeconds"), period, NOT_POSITIVE);
         }
         if period > 1800 {
             let what = "must be less than or equal to 1800";
-            errors.push(FieldError::invalid(join(&at, "periodSeconds"), period, what));
+            c.invalid(at.child("periodSeconds"), period, what);
         }
     }
-    not_negative(&rules["tolerance"], &join(at, "tolerance"), errors);
+    c.non_negative_quantity(at.child("tolerance"), &rules["tolerance"]);
 }
 
 #[cfg(test)]
@@ -245,6 +245,10 @@ mod tests {
     #[test]
     fn bad_autoscalers() {
         for (spec, wanted) in [
+            (
+                json!({"behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 1}], "tolerance": "-0.5"}}}),
+                "behavior.scaleUp.tolerance: Invalid value: \"-500m\": must be greater than or equal to 0",
+            ),
             (json!({"minReplicas": 0}), "minReplicas: Invalid value: 0: must be greater than or equal to 1"),
             (
                 json!({"minReplicas": null, "maxReplicas": 0}),

@@ -7,10 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::checks::{ratchet, required};
-use super::meta::immutable;
+use super::checks::Checks;
 use super::util::{list, text};
-use crate::field::{FieldError, index, join};
+use crate::field::At;
 use crate::names;
 
 /// In upstream's order.
@@ -44,94 +43,88 @@ const LEGACY: &str = "kubernetes.io/legacy-unknown";
 /// A domain, a name in a namespace and what separates them.
 const MAX_SIGNER: usize = 253 + 253 + 63 + 2;
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let pem = STANDARD.decode(text(spec, "request")).unwrap_or_default();
     if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE REQUEST-----") {
         let what = "PEM block type must be CERTIFICATE REQUEST";
-        errors.push(FieldError::invalid("spec.request", text(spec, "request"), what));
+        c.invalid("spec.request", text(spec, "request"), what);
     }
     let usages = list(spec, "usages");
     if usages.is_empty() {
-        required("spec.usages", "", errors);
+        c.required("spec.usages", "");
     }
     let mut seen = HashSet::new();
     for (i, usage) in usages.iter().enumerate() {
         if !USAGES.iter().any(|known| usage == known) {
-            errors.push(FieldError::not_supported(index("spec.usages", i), usage.clone(), &USAGES));
+            c.unsupported(At::SPEC.item("usages", i), usage.clone(), &USAGES);
         }
     }
     for (i, usage) in usages.iter().enumerate() {
         if !seen.insert(usage.as_str()) {
-            errors.push(FieldError::duplicate(index("spec.usages", i), usage.clone()));
+            c.duplicate(At::SPEC.item("usages", i), usage.clone());
         }
     }
-    signer(text(spec, "signerName"), errors);
+    signer(c, text(spec, "signerName"));
     if let Some(n) = spec["expirationSeconds"].as_i64().filter(|n| *n < 600) {
         let what = "may not specify a duration less than 600 seconds (10 minutes)";
-        errors.push(FieldError::invalid("spec.expirationSeconds", n, what));
+        c.invalid("spec.expirationSeconds", n, what);
     }
 }
 
-fn signer(name: &str, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.signerName";
+fn signer(c: &mut Checks, name: &str) {
+    const AT: At<'_> = At::root("spec.signerName");
     if name == LEGACY {
         let what = "the legacy signerName is not allowed via this API version";
-        return errors.push(FieldError::invalid(AT, name, what));
+        return c.invalid(AT, name, what);
     }
-    signer_name(name, AT, errors);
+    signer_name(c, name, AT);
 }
 
 /// `<domain>/<path>` (`ValidateSignerName`).
-pub(super) fn signer_name(name: &str, at: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn signer_name(c: &mut Checks, name: &str, at: At<'_>) {
     if name.is_empty() {
-        return required(at, "", errors);
+        return c.required(at, "");
     }
     let Some((domain, path)) = name.split_once('/').filter(|(_, path)| !path.contains('/')) else {
         let what = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-        return errors.push(FieldError::invalid(at, name, what));
+        return c.invalid(at, name, what);
     };
     if domain.len() > 253 {
-        errors.push(FieldError::too_long(at, 253));
+        c.too_long(at, 253);
     }
     let mut parts = |whole: &str, rule: fn(&str) -> Vec<String>| {
         let wrong = whole.split('.').map(|part| (part, rule(part))).find(|(_, wrong)| !wrong.is_empty());
         for (part, what) in wrong.into_iter().flat_map(|(part, all)| all.into_iter().map(move |m| (part, m)))
         {
-            errors.push(FieldError::invalid(at, whole, format!("validating label {part:?}: {what}")));
+            c.invalid(at, whole, format!("validating label {part:?}: {what}"));
         }
     };
     parts(domain, names::dns1123_label);
     parts(path, names::dns1123_subdomain);
     if !domain.contains('.') {
         let what = "should be a domain with at least two segments separated by dots";
-        errors.push(FieldError::invalid(at, domain, what));
+        c.invalid(at, domain, what);
     }
     if name.len() > MAX_SIGNER {
-        errors.push(FieldError::too_long(at, MAX_SIGNER as u64));
+        c.too_long(at, MAX_SIGNER);
     }
 }
 
 /// What approvers say, each thing once.
-pub(super) fn conditions(obj: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "status.conditions";
+pub(super) fn conditions(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("status.conditions");
     let all = list(&obj["status"], "conditions");
     let mut seen = HashSet::new();
-    for (i, c) in all.iter().enumerate() {
-        let (at, kind, status) = (index(AT, i), text(c, "type"), text(c, "status"));
-        if kind.is_empty() {
-            required(join(&at, "type"), "", errors);
-        }
+    for (i, condition) in all.iter().enumerate() {
+        let (at, kind) = (AT.index(i), text(condition, "type"));
+        c.needs(condition, "type", at);
         let allowed: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") {
             &["True"]
         } else {
             &["False", "True", "Unknown"]
         };
-        if status.is_empty() {
-            required(join(&at, "status"), "", errors);
-        } else if !allowed.contains(&status) {
-            errors.push(FieldError::not_supported(join(&at, "status"), status, allowed));
-        }
+        c.required_one_of(condition, "status", at, allowed);
         let other = match kind {
             "Approved" => "Denied",
             "Denied" => "Approved",
@@ -139,17 +132,17 @@ pub(super) fn conditions(obj: &Value, errors: &mut Vec<FieldError>) {
         };
         if !other.is_empty() && seen.contains(other) {
             let what = "Approved and Denied conditions are mutually exclusive";
-            errors.push(FieldError::invalid(AT, kind, what));
+            c.invalid(AT, kind, what);
         }
         if !seen.insert(kind) {
-            errors.push(FieldError::duplicate(join(&at, "type"), kind));
+            c.duplicate(at.child("type"), kind);
         }
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
-    immutable(new, old, "/spec", errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
+    c.immutable(new, old, "/spec");
 }
 
 #[cfg(test)]

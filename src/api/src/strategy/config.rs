@@ -5,22 +5,19 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::meta::immutable;
+use super::checks::Checks;
 use super::util::{each, list, put, put_str, spec, text};
-use crate::field::{FieldError, key};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
 const MAX_DATA: usize = 1024 * 1024;
 
-fn data_keys(obj: &Value, fields: [&str; 2], errors: &mut Vec<FieldError>) -> usize {
+fn data_keys(c: &mut Checks, obj: &Value, fields: [&str; 2]) -> usize {
     let mut total = 0;
     for f in fields {
         for (k, v) in obj.get(f).and_then(Value::as_object).into_iter().flatten() {
-            let at = key(f, k);
-            errors.extend(
-                names::config_key(k).into_iter().map(|m| FieldError::invalid(at.as_str(), k.as_str(), m)),
-            );
+            c.syntax(At::root(f).key(k), k, names::config_key);
             let len = v.as_str().map_or(0, str::len);
             // `data` of a Secret and `binaryData` count decoded.
             let encoded = f == "binaryData" || object::kind(obj) == "Secret";
@@ -30,36 +27,32 @@ fn data_keys(obj: &Value, fields: [&str; 2], errors: &mut Vec<FieldError>) -> us
     total
 }
 
-pub(super) fn validate_config_map(obj: &Value, errors: &mut Vec<FieldError>) {
-    let total = data_keys(obj, ["data", "binaryData"], errors);
+pub(super) fn validate_config_map(c: &mut Checks, obj: &Value) {
+    let total = data_keys(c, obj, ["data", "binaryData"]);
     for k in obj.get("data").and_then(Value::as_object).into_iter().flatten().map(|(k, _)| k) {
         if obj["binaryData"].get(k).is_some() {
-            errors.push(FieldError::invalid(
-                key("data", k),
-                k.as_str(),
-                "duplicate of key present in binaryData",
-            ));
+            c.invalid(At::root("data").key(k), k.as_str(), "duplicate of key present in binaryData");
         }
     }
     if total > MAX_DATA {
-        errors.push(FieldError::too_long("", MAX_DATA as u64));
+        c.too_long("", MAX_DATA);
     }
 }
 
-fn immutable_data(new: &Value, old: &Value, fields: &[&str], errors: &mut Vec<FieldError>) {
+fn immutable_data(c: &mut Checks, new: &Value, old: &Value, fields: &[&str]) {
     if old.get("immutable").and_then(Value::as_bool) != Some(true) {
         return;
     }
     if new.get("immutable").and_then(Value::as_bool) != Some(true) {
-        errors.push(FieldError::forbidden("immutable", "field is immutable when `immutable` is set"));
+        c.forbidden("immutable", "field is immutable when `immutable` is set");
     }
     for f in fields.iter().filter(|f| new.get(**f) != old.get(**f)) {
-        errors.push(FieldError::forbidden(*f, "field is immutable when `immutable` is set"));
+        c.forbidden(*f, "field is immutable when `immutable` is set");
     }
 }
 
-pub(super) fn update_config_map(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable_data(new, old, &["data", "binaryData"], errors);
+pub(super) fn update_config_map(c: &mut Checks, new: &Value, old: &Value) {
+    immutable_data(c, new, old, &["data", "binaryData"]);
 }
 
 pub(super) fn default_secret(obj: &mut Value) {
@@ -74,9 +67,9 @@ pub(super) fn default_secret(obj: &mut Value) {
     }
 }
 
-pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
-    if data_keys(obj, ["data", "-"], errors) > MAX_DATA {
-        errors.push(FieldError::too_long("data", MAX_DATA as u64));
+pub(super) fn validate_secret(c: &mut Checks, obj: &Value) {
+    if data_keys(c, obj, ["data", "-"]) > MAX_DATA {
+        c.too_long("data", MAX_DATA);
     }
     let needs: &[&str] = match text(obj, "type") {
         "kubernetes.io/dockercfg" => &[".dockercfg"],
@@ -90,10 +83,7 @@ pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
         "kubernetes.io/tls" => &["tls.crt", "tls.key"],
         "kubernetes.io/service-account-token" => {
             if object::annotation(obj, "kubernetes.io/service-account.name").unwrap_or_default().is_empty() {
-                errors.push(FieldError::required(
-                    "metadata.annotations[kubernetes.io/service-account.name]",
-                    "",
-                ));
+                c.required("metadata.annotations[kubernetes.io/service-account.name]", "");
             }
             &[]
         }
@@ -102,20 +92,20 @@ pub(super) fn validate_secret(obj: &Value, errors: &mut Vec<FieldError>) {
     for n in needs {
         let value = obj["data"].get(*n).and_then(Value::as_str);
         let Some(v) = value.filter(|v| *n != "ssh-privatekey" || !v.is_empty()) else {
-            errors.push(FieldError::required(key("data", n), ""));
+            c.required(At::root("data").key(n), "");
             continue;
         };
         if n.starts_with(".docker")
             && !STANDARD.decode(v).is_ok_and(|b| serde_json::from_slice::<Map<String, Value>>(&b).is_ok())
         {
-            errors.push(FieldError::invalid(key("data", n), "<secret contents redacted>", "invalid JSON"));
+            c.invalid(At::root("data").key(n), "<secret contents redacted>", "invalid JSON");
         }
     }
 }
 
-pub(super) fn update_secret(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/type", errors);
-    immutable_data(new, old, &["data"], errors);
+pub(super) fn update_secret(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/type");
+    immutable_data(c, new, old, &["data"]);
 }
 
 pub(super) fn default_namespace(obj: &mut Value) {
@@ -136,13 +126,13 @@ pub(super) fn create_namespace(obj: &mut Value) {
 }
 
 /// Only a new namespace's finalizers may be anything but what they were.
-pub(super) fn validate_namespace(obj: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.finalizers";
+pub(super) fn validate_namespace(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("spec.finalizers");
     for f in list(&obj["spec"], "finalizers").iter().map(|f| f.as_str().unwrap_or_default()) {
-        super::checks::syntax(names::qualified_name, f, AT, errors);
+        c.syntax(AT, f, names::qualified_name);
         if !f.contains('/') && !matches!(f, "kubernetes" | "orphan" | "foregroundDeletion") {
             let what = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(FieldError::invalid(AT, f, what));
+            c.invalid(AT, f, what);
         }
     }
 }
@@ -289,24 +279,20 @@ pub(super) fn default_api_service(obj: &mut Value) {
 }
 
 /// `kube-aggregator/pkg/apis/apiregistration/validation`.
-pub(super) fn validate_api_service(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_api_service(c: &mut Checks, obj: &Value) {
     let s = &obj["spec"];
     let wanted = format!("{}.{}", text(s, "version"), text(s, "group"));
     if object::name(obj) != wanted {
-        errors.push(FieldError::invalid(
+        c.invalid(
             "metadata.name",
             object::name(obj),
             format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"),
-        ));
+        );
     }
     for (field, most) in [("groupPriorityMinimum", 20000), ("versionPriority", 1000)] {
         let value = s[field].as_i64().unwrap_or(0);
         if !(1..=most).contains(&value) {
-            errors.push(FieldError::invalid(
-                format!("spec.{field}"),
-                value,
-                format!("must be positive and less than {most}"),
-            ));
+            c.invalid(At::SPEC.child(field), value, format!("must be positive and less than {most}"));
         }
     }
     let service = &s["service"];
@@ -314,25 +300,18 @@ pub(super) fn validate_api_service(obj: &Value, errors: &mut Vec<FieldError>) {
     let insecure = s["insecureSkipTLSVerify"] == true;
     if !service.is_object() {
         if has_bundle || insecure {
-            errors.push(FieldError::invalid(
+            c.invalid(
                 "spec.insecureSkipTLSVerify",
                 insecure,
                 "local APIServices may not have insecureSkipTLSVerify or caBundle",
-            ));
+            );
         }
         return;
     }
-    for field in ["namespace", "name"] {
-        if text(service, field).is_empty() {
-            errors.push(FieldError::required(format!("spec.service.{field}"), ""));
-        }
-    }
+    c.needs(service, "namespace", At::root("spec.service"));
+    c.needs(service, "name", At::root("spec.service"));
     if has_bundle && insecure {
-        errors.push(FieldError::invalid(
-            "spec.insecureSkipTLSVerify",
-            true,
-            "may not be true if caBundle is present",
-        ));
+        c.invalid("spec.insecureSkipTLSVerify", true, "may not be true if caBundle is present");
     }
 }
 
@@ -346,10 +325,10 @@ pub(super) fn default_csr(obj: &mut Value) {
 mod tests {
     use super::*;
 
-    fn errors(v: &Value, f: fn(&Value, &mut Vec<FieldError>)) -> Vec<String> {
-        let mut e = Vec::new();
-        f(v, &mut e);
-        e.iter().map(|e| e.path.clone()).collect()
+    fn errors(v: &Value, f: fn(&mut Checks, &Value)) -> Vec<String> {
+        let mut e = Checks::default();
+        f(&mut e, v);
+        e.errors.iter().map(|e| e.path.clone()).collect()
     }
 
     #[test]

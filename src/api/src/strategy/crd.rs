@@ -3,10 +3,11 @@
 
 use serde_json::{Value, json};
 
-use super::meta::immutable;
+use super::checks::Checks;
+use super::meta::ANNOTATIONS;
 use super::structural::structural;
-use super::util::{list, one_of, put, put_str, spec, text};
-use crate::field::{FieldError, index, join, key};
+use super::util::{list, put, put_str, spec, strings, text};
+use crate::field::At;
 use crate::names;
 use crate::object;
 use crate::schema::{SchemaRef, validate_schema};
@@ -51,177 +52,132 @@ pub(super) fn update(obj: &mut Value, _old: &Value) {
 }
 
 /// `ValidateCustomResourceConversion`
-fn conversion(conversion: &Value, errors: &mut Vec<FieldError>) {
-    one_of(conversion, "strategy", "spec.conversion", &["None", "Webhook"], errors);
+fn conversion(c: &mut Checks, conversion: &Value) {
+    c.one_of(conversion, "strategy", At::SPEC.child("conversion"), &["None", "Webhook"]);
     let webhook = &conversion["webhook"];
     if conversion["strategy"] != "Webhook" {
         if webhook.is_object() {
-            errors.push(FieldError::forbidden(
-                "spec.conversion.webhook",
-                "should not be set when strategy is not set to Webhook",
-            ));
+            c.forbidden("spec.conversion.webhook", "should not be set when strategy is not set to Webhook");
         }
         return;
     }
     let client = &webhook["clientConfig"];
     if !client.is_object() {
-        errors.push(FieldError::required(
-            "spec.conversion.webhook.clientConfig",
-            "required when strategy is set to Webhook",
-        ));
+        c.required("spec.conversion.webhook.clientConfig", "required when strategy is set to Webhook");
     } else if client["url"].is_string() == client["service"].is_object() {
-        errors.push(FieldError::required(
-            "spec.conversion.webhook.clientConfig",
-            "exactly one of url or service is required",
-        ));
+        c.required("spec.conversion.webhook.clientConfig", "exactly one of url or service is required");
     }
     let versions = list(webhook, "conversionReviewVersions");
     if versions.is_empty() {
-        errors.push(FieldError::required("spec.conversion.webhook.conversionReviewVersions", ""));
+        c.required("spec.conversion.webhook.conversionReviewVersions", "");
     } else if !versions.iter().any(|version| *version == "v1" || *version == "v1beta1") {
-        errors.push(FieldError::invalid(
+        c.invalid(
             "spec.conversion.webhook.conversionReviewVersions",
             webhook["conversionReviewVersions"].clone(),
             "must include at least one of v1, v1beta1",
-        ));
+        );
     }
 }
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    const NAMES: At<'_> = At::root("spec.names");
     let s = &obj["spec"];
     let (group, names) = (text(s, "group"), &s["names"]);
     let plural = text(names, "plural");
     if object::name(obj) != format!("{plural}.{group}") {
-        errors.push(FieldError::invalid(
-            "metadata.name",
-            object::name(obj),
-            "must be spec.names.plural+\".\"+spec.group",
-        ));
+        c.invalid("metadata.name", object::name(obj), "must be spec.names.plural+\".\"+spec.group");
     }
-    errors.extend(
-        names::dns1123_subdomain(group).into_iter().map(|m| FieldError::invalid("spec.group", group, m)),
-    );
+    c.syntax(At::SPEC.child("group"), group, names::dns1123_subdomain);
     if group.split('.').count() < 2 {
-        errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
+        c.invalid("spec.group", group, "should be a domain with at least one dot");
     }
     if crate::crd::is_reserved_group(group) {
-        errors.push(FieldError::forbidden("spec.group", "groups of kedge.internal are Kedge's own"));
+        c.forbidden("spec.group", "groups of kedge.internal are Kedge's own");
     }
-    approved(obj, group, errors);
-    one_of(s, "scope", "spec", &["Cluster", "Namespaced"], errors);
+    approved(c, obj, group);
+    c.one_of(s, "scope", At::SPEC, &["Cluster", "Namespaced"]);
     if s["preserveUnknownFields"] == true {
-        errors.push(FieldError::invalid(
-            "spec.preserveUnknownFields",
-            true,
-            "must be false in order to use defaults in the schema",
-        ));
+        c.invalid("spec.preserveUnknownFields", true, "must be false in order to use defaults in the schema");
     }
-    conversion(&s["conversion"], errors);
+    conversion(c, &s["conversion"]);
     for field in ["plural", "singular", "kind", "listKind"] {
         let name = text(names, field);
-        errors.extend(
-            names::dns1035_label(&name.to_lowercase())
-                .into_iter()
-                .map(|m| FieldError::invalid(format!("spec.names.{field}"), name, m)),
-        );
+        c.each(NAMES.child(field), name, names::dns1035_label(&name.to_lowercase()));
     }
     if !text(names, "kind").is_empty() && names["kind"] == names["listKind"] {
-        errors.push(FieldError::invalid(
-            "spec.names.listKind",
-            text(names, "listKind"),
-            "kind and listKind may not be the same",
-        ));
+        c.invalid("spec.names.listKind", text(names, "listKind"), "kind and listKind may not be the same");
     }
     for field in ["shortNames", "categories"] {
-        for (i, name) in list(names, field).iter().enumerate() {
-            let name = name.as_str().unwrap_or_default();
-            let path = index(&format!("spec.names.{field}"), i);
-            errors.extend(
-                names::dns1035_label(name).into_iter().map(|m| FieldError::invalid(path.clone(), name, m)),
-            );
+        for (i, name) in strings(names, field).enumerate() {
+            c.syntax(NAMES.item(field, i), name, names::dns1035_label);
         }
     }
-    versions(s, errors);
+    versions(c, s);
 }
 
 /// Groups of Kubernetes itself are not for everybody (KEP-1111).
-fn approved(obj: &Value, group: &str, errors: &mut Vec<FieldError>) {
+fn approved(c: &mut Checks, obj: &Value, group: &str) {
     const ANNOTATION: &str = "api-approved.kubernetes.io";
     let ours = |suffix: &str| group == suffix || group.ends_with(&format!(".{suffix}"));
     if !(ours("k8s.io") || ours("kubernetes.io")) {
         return;
     }
-    let path = key("metadata.annotations", ANNOTATION);
+    let path = ANNOTATIONS.key(ANNOTATION);
     match object::annotation(obj, ANNOTATION).unwrap_or_default() {
-        "" => errors.push(FieldError::required(
-            path,
-            format!(
+        "" => c.required(path, format!(
                 "protected groups must have approval annotation {ANNOTATION:?}, see https://github.com/kubernetes/enhancements/pull/1111"
-            ),
-        )),
+            )),
         text if text.starts_with("unapproved") || text.starts_with("https://") => {}
-        text => errors.push(FieldError::invalid(
-            path,
-            text,
-            "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111",
-        )),
+        text => c.invalid(path, text, "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111"),
     }
 }
 
-fn versions(s: &Value, errors: &mut Vec<FieldError>) {
+fn versions(c: &mut Checks, s: &Value) {
     let versions = list(s, "versions");
     let mut seen = std::collections::HashSet::new();
     let mut stored = 0;
     for (i, v) in versions.iter().enumerate() {
-        let at = index("spec.versions", i);
+        let at = At::SPEC.item("versions", i);
         let name = text(v, "name");
-        errors.extend(
-            names::dns1035_label(name)
-                .into_iter()
-                .map(|m| FieldError::invalid(format!("{at}.name"), name, m)),
-        );
+        c.syntax(at.child("name"), name, names::dns1035_label);
         if !seen.insert(name) {
-            errors.push(FieldError::invalid(
-                "spec.versions",
-                Value::Array(versions.to_vec()),
-                "must contain unique version names",
-            ));
+            c.invalid("spec.versions", Value::Array(versions.to_vec()), "must contain unique version names");
         }
         stored += usize::from(v["storage"] == true);
-        let path = format!("{at}.schema.openAPIV3Schema");
+        let path = at.child("schema.openAPIV3Schema");
         let schema = object::get(v, "/schema/openAPIV3Schema");
         if !schema.is_object() {
-            errors.push(FieldError::required(path, "schemas are required"));
+            c.required(path, "schemas are required");
             continue;
         }
-        let before = errors.len();
-        structural(schema, &path, errors);
-        if errors.len() == before {
-            compiles(schema, &path, errors);
+        let before = c.errors.len();
+        structural(c, schema, path);
+        if c.errors.len() == before {
+            compiles(c, schema, path);
         }
         for (j, column) in list(v, "additionalPrinterColumns").iter().enumerate() {
-            column_of(column, &format!("{at}.additionalPrinterColumns[{j}]"), errors);
+            column_of(c, column, at.item("additionalPrinterColumns", j));
         }
-        paths_of(v, &at, errors);
+        paths_of(c, v, at);
     }
     if stored != 1 {
-        errors.push(FieldError::invalid(
+        c.invalid(
             "spec.versions",
             Value::Array(versions.to_vec()),
             "must have exactly one version marked as storage version",
-        ));
+        );
     }
 }
 
-fn compiles(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn compiles(c: &mut Checks, schema: &Value, path: At<'_>) {
     match SchemaRef::from_openapi(schema) {
-        Err(error) => errors.push(FieldError::invalid(path, Value::Null, error.to_string())),
-        Ok(schema) => defaults_fit(&schema, schema.id(), path, &mut Vec::new(), errors),
+        Err(error) => c.invalid(path, Value::Null, error.to_string()),
+        Ok(schema) => defaults_fit(c, &schema, schema.id(), path, &mut Vec::new()),
     }
 }
 
 /// A default that its own schema refuses would make every object invalid; a pattern must be one.
-fn defaults_fit(schema: &SchemaRef, id: u32, path: &str, seen: &mut Vec<u32>, errors: &mut Vec<FieldError>) {
+fn defaults_fit(c: &mut Checks, schema: &SchemaRef, id: u32, path: At<'_>, seen: &mut Vec<u32>) {
     if seen.contains(&id) {
         return;
     }
@@ -232,104 +188,93 @@ fn defaults_fit(schema: &SchemaRef, id: u32, path: &str, seen: &mut Vec<u32>, er
         && let Err(error) = pattern.check()
     {
         let detail = format!("must be a valid regular expression, but isn't: {error}");
-        errors.push(FieldError::invalid(format!("{path}.pattern"), pattern.to_string(), detail));
+        c.invalid(path.child("pattern"), pattern.to_string(), detail);
     }
     if let Some(default) = node.limits.as_ref().and_then(|limits| limits.default.as_ref()) {
         for mut error in validate_schema(&at, default) {
-            error.path = join(&format!("{path}.default"), &error.path);
-            errors.push(error);
+            let at = path.child("default");
+            error.path = if error.path.is_empty() { at.into() } else { at.child(&error.path).into() };
+            c.errors.push(error);
         }
     }
     for field in &node.fields {
         if !schema.set().node(field.node).name.is_empty() {
             continue;
         }
-        defaults_fit(schema, field.node, &format!("{path}.properties[{}]", field.name), seen, errors);
+        defaults_fit(c, schema, field.node, path.child("properties").key(&field.name), seen);
     }
     if let Some(item) = node.item {
-        defaults_fit(schema, item, &format!("{path}.items"), seen, errors);
+        defaults_fit(c, schema, item, path.child("items"), seen);
     }
 }
 
-fn column_of(column: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn column_of(c: &mut Checks, column: &Value, path: At<'_>) {
     let kinds = ["boolean", "date", "integer", "number", "string"];
-    if text(column, "name").is_empty() {
-        errors.push(FieldError::required(format!("{path}.name"), ""));
-    }
+    c.needs(column, "name", path);
     match text(column, "type") {
-        "" => errors.push(FieldError::required(
-            format!("{path}.type"),
-            format!("must be one of {}", kinds.join(",")),
-        )),
-        kind if !kinds.contains(&kind) => errors.push(FieldError::invalid(
-            format!("{path}.type"),
-            kind,
-            format!("must be one of {}", kinds.join(",")),
-        )),
+        "" => c.required(path.child("type"), format!("must be one of {}", kinds.join(","))),
+        kind if !kinds.contains(&kind) => {
+            c.invalid(path.child("type"), kind, format!("must be one of {}", kinds.join(",")));
+        }
         _ => {}
     }
     match text(column, "jsonPath") {
-        "" => errors.push(FieldError::required(format!("{path}.JSONPath"), "")),
+        "" => c.required(path.child("JSONPath"), ""),
         text => {
             if let Err(error) = crate::table::JsonPath::parse(text) {
-                errors.push(FieldError::invalid(format!("{path}.JSONPath"), text, error.to_string()));
+                c.invalid(path.child("JSONPath"), text, error.to_string());
             }
         }
     }
 }
 
 /// Where `scale` and field selectors look.
-fn paths_of(version: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let scale = &version["subresources"]["scale"];
+fn paths_of(c: &mut Checks, version: &Value, at: At<'_>) {
+    let (scale, scale_at) = (&version["subresources"]["scale"], at.child("subresources.scale"));
     if scale.is_object() {
         for (field, root) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
-            let path = format!("{at}.subresources.scale.{field}");
+            let path = scale_at.child(field);
             match text(scale, field) {
-                "" => errors.push(FieldError::required(path, "")),
-                text if !simple(text) => errors.push(not_simple(&path, text)),
-                text if !text.starts_with(root) => errors.push(FieldError::invalid(
+                "" => c.required(path, ""),
+                text if !simple(text) => c.invalid(path, text, NOT_SIMPLE),
+                text if !text.starts_with(root) => c.invalid(
                     path,
                     text,
                     format!("should be a json path under {}", root.trim_end_matches('.')),
-                )),
+                ),
                 _ => {}
             }
         }
         let selector = text(scale, "labelSelectorPath");
-        let path = format!("{at}.subresources.scale.labelSelectorPath");
+        let path = scale_at.child("labelSelectorPath");
         if !selector.is_empty() && !simple(selector) {
-            errors.push(not_simple(&path, selector));
+            c.invalid(path, selector, NOT_SIMPLE);
         } else if !(selector.is_empty() || selector.starts_with(".spec.") || selector.starts_with(".status."))
         {
-            errors.push(FieldError::invalid(
-                path,
-                selector,
-                "should be a json path under either .status or .spec",
-            ));
+            c.invalid(path, selector, "should be a json path under either .status or .spec");
         }
     }
     let fields = list(version, "selectableFields");
     if fields.len() > 8 {
-        errors.push(FieldError::too_many(format!("{at}.selectableFields"), fields.len(), 8));
+        c.too_many(at.child("selectableFields"), fields.len(), 8);
     }
     for (i, field) in fields.iter().enumerate() {
-        let path = format!("{at}.selectableFields[{i}].jsonPath");
+        let at = at.item("selectableFields", i);
+        let path = at.child("jsonPath");
         match text(field, "jsonPath") {
-            "" => errors.push(FieldError::required(path, "")),
+            "" => c.required(path, ""),
             text if !simple(text) => {
-                errors.push(FieldError::invalid(path, text, "is an invalid path: must be a simple path"));
+                c.invalid(path, text, "is an invalid path: must be a simple path");
             }
             text if text.starts_with(".metadata") => {
-                errors.push(FieldError::invalid(path, text, "must not point to fields in metadata"));
+                c.invalid(path, text, "must not point to fields in metadata");
             }
             _ => {}
         }
     }
 }
 
-fn not_simple(path: &str, text: &str) -> FieldError {
-    FieldError::invalid(path, text, "should be a json path without array notation")
-}
+const NOT_SIMPLE: &str = "should be a json path without array notation";
 
 /// `.spec.replicas`: no lists, no expressions.
 fn simple(path: &str) -> bool {
@@ -339,12 +284,12 @@ fn simple(path: &str) -> bool {
 }
 
 /// Validation rules are looked at when they are written, not whenever the definition is.
-pub(super) fn validate_create(obj: &Value, errors: &mut Vec<FieldError>) {
-    rules_fit(obj, None, errors);
+pub(super) fn validate_create(c: &mut Checks, obj: &Value) {
+    rules_fit(c, obj, None);
 }
 
 /// The rules of the versions whose schema is not as it was.
-fn rules_fit(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+fn rules_fit(c: &mut Checks, obj: &Value, old: Option<&Value>) {
     let before = old.map(|old| list(&old["spec"], "versions")).unwrap_or_default();
     for (i, version) in list(&obj["spec"], "versions").iter().enumerate() {
         let schema = &version["schema"]["openAPIV3Schema"];
@@ -354,34 +299,29 @@ fn rules_fit(obj: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
         if let Ok(schema) = SchemaRef::from_openapi(schema)
             && !same
         {
-            let path = format!("{}.schema.openAPIV3Schema", index("spec.versions", i));
-            errors.extend(crate::schema::mistakes(&schema, &path));
+            let at = At::SPEC.item("versions", i);
+            c.errors.extend(crate::schema::mistakes(&schema, at.child("schema.openAPIV3Schema")));
         }
     }
 }
 
-pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    rules_fit(new, Some(old), errors);
-    immutable(new, old, "/spec/group", errors);
+pub(super) fn validate_update(c: &mut Checks, new: &Value, old: &Value) {
+    rules_fit(c, new, Some(old));
+    c.immutable(new, old, "/spec/group");
     let established = old["status"]["conditions"]
         .as_array()
         .into_iter()
         .flatten()
         .any(|c| c["type"] == "Established" && c["status"] == "True");
     if established {
-        immutable(new, old, "/spec/scope", errors);
-        immutable(new, old, "/spec/names/kind", errors);
+        c.immutable(new, old, "/spec/scope");
+        c.immutable(new, old, "/spec/names/kind");
     }
-    immutable(new, old, "/spec/names/plural", errors);
+    c.immutable(new, old, "/spec/names/plural");
     let known: Vec<&str> = list(&new["spec"], "versions").iter().map(|v| text(v, "name")).collect();
-    for (i, stored) in list(&new["status"], "storedVersions").iter().enumerate() {
-        let stored = stored.as_str().unwrap_or_default();
+    for (i, stored) in strings(&new["status"], "storedVersions").enumerate() {
         if !known.contains(&stored) {
-            errors.push(FieldError::invalid(
-                index("status.storedVersions", i),
-                stored,
-                format!("missing from spec.versions; {stored} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {stored} and removes {stored} from status.storedVersions"),
-            ));
+            c.invalid(At::root("status").item("storedVersions", i), stored, format!("missing from spec.versions; {stored} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {stored} and removes {stored} from status.storedVersions"));
         }
     }
 }
@@ -391,12 +331,12 @@ mod tests {
     use super::*;
 
     fn errors(schema: Value) -> Vec<String> {
-        let mut errors = Vec::new();
-        structural(&schema, "s", &mut errors);
-        if errors.is_empty() {
-            compiles(&schema, "s", &mut errors);
+        let mut c = Checks::default();
+        structural(&mut c, &schema, At::root("s"));
+        if c.errors.is_empty() {
+            compiles(&mut c, &schema, At::root("s"));
         }
-        errors.iter().map(ToString::to_string).collect()
+        c.errors.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -455,9 +395,9 @@ mod tests {
             "names": {"plural": "things", "kind": "Thing"}, "versions": [{"name": "v1", "served": true, "storage": true,
             "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
         let paths = |c: &Value| {
-            let mut errors = Vec::new();
-            validate(c, &mut errors);
-            errors.into_iter().map(|e| e.path).collect::<Vec<_>>()
+            let mut found = Checks::default();
+            validate(&mut found, c);
+            found.errors.into_iter().map(|e| e.path).collect::<Vec<_>>()
         };
         default(&mut c);
         assert_eq!(c["spec"]["names"]["listKind"], "ThingList");
@@ -488,8 +428,8 @@ mod tests {
         crd["spec"]["versions"] = json!([{"name": "v2", "storage": true}]);
         update(&mut crd, &old);
         assert_eq!(crd["status"]["storedVersions"], json!(["v1", "v2"]));
-        let mut found = Vec::new();
-        validate_update(&crd, &old, &mut found);
-        assert_eq!(found[0].path, "status.storedVersions[0]");
+        let mut found = Checks::default();
+        validate_update(&mut found, &crd, &old);
+        assert_eq!(found.errors[0].path, "status.storedVersions[0]");
     }
 }

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{optional_name, ratchet, required, required_one_of, syntax};
+use super::checks::{Checks, PROTOCOLS};
 use super::ips;
-use super::meta::{immutable, labels};
-use super::util::{list, one_of, text};
-use crate::field::{FieldError, index, join};
+use super::meta::labels;
+use super::util::{list, strings, text};
+use crate::field::At;
 use crate::names;
 
 const MAX_ENDPOINTS: usize = 1000;
@@ -17,119 +17,120 @@ const MAX_PORTS: usize = 20000;
 const MAX_LABELS: usize = 16;
 const MAX_HINTS: usize = 8;
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
-    required_one_of(obj, "addressType", "", &["FQDN", "IPv4", "IPv6"], errors);
-    ports(list(obj, "ports"), errors);
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    c.required_one_of(obj, "addressType", At::ROOT, &["FQDN", "IPv4", "IPv6"]);
+    ports(c, list(obj, "ports"));
     let endpoints = list(obj, "endpoints");
     if endpoints.len() > MAX_ENDPOINTS {
-        return errors.push(FieldError::too_many("endpoints", endpoints.len(), MAX_ENDPOINTS as u64));
+        return c.too_many("endpoints", endpoints.len(), MAX_ENDPOINTS);
     }
     for (i, e) in endpoints.iter().enumerate() {
-        endpoint(e, text(obj, "addressType"), &index("endpoints", i), errors);
+        endpoint(c, e, text(obj, "addressType"), At::ROOT.item("endpoints", i));
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
     let is_same = |field: &str| new.get(field) == old.get(field);
     if !(is_same("endpoints") && is_same("ports") && is_same("addressType")) {
-        ratchet(validate, new, old, errors);
+        c.ratchet(validate, new, old);
     }
-    immutable(new, old, "/addressType", errors);
+    c.immutable(new, old, "/addressType");
 }
 
-fn ports(ports: &[Value], errors: &mut Vec<FieldError>) {
+fn ports(c: &mut Checks, ports: &[Value]) {
     if ports.len() > MAX_PORTS {
-        return errors.push(FieldError::too_many("ports", ports.len(), MAX_PORTS as u64));
+        return c.too_many("ports", ports.len(), MAX_PORTS);
     }
     let mut seen = HashSet::new();
     for (i, p) in ports.iter().enumerate() {
-        let (at, name) = (index("ports", i), text(p, "name"));
+        let (at, name) = (At::ROOT.item("ports", i), text(p, "name"));
         if !name.is_empty() {
-            syntax(names::dns1123_label, name, &join(&at, "name"), errors);
+            c.syntax(at.child("name"), name, names::dns1123_label);
         }
         if !seen.insert(name) {
-            errors.push(FieldError::duplicate(join(&at, "name"), name));
+            c.duplicate(at.child("name"), name);
         }
-        one_of(p, "protocol", &at, &["SCTP", "TCP", "UDP"], errors);
-        optional_name(p, "appProtocol", names::qualified_name, &at, errors);
+        c.one_of(p, "protocol", at, &PROTOCOLS);
+        c.set_name(p, "appProtocol", at, names::qualified_name);
     }
 }
 
-fn endpoint(e: &Value, family: &str, at: &str, errors: &mut Vec<FieldError>) {
-    let (path, addresses) = (join(at, "addresses"), list(e, "addresses"));
+fn endpoint(c: &mut Checks, e: &Value, family: &str, at: At<'_>) {
+    let (path, addresses) = (at.child("addresses"), list(e, "addresses"));
     if addresses.is_empty() {
-        required(path.as_str(), "must contain at least 1 address", errors);
+        c.required(path, "must contain at least 1 address");
     } else if addresses.len() > MAX_ADDRESSES {
-        errors.push(FieldError::too_many(path.as_str(), addresses.len(), MAX_ADDRESSES as u64));
+        c.too_many(path, addresses.len(), MAX_ADDRESSES);
     }
-    for (i, a) in addresses.iter().enumerate() {
-        address(a.as_str().unwrap_or_default(), family, &path, i, errors);
+    for (i, a) in strings(e, "addresses").enumerate() {
+        address(c, a, family, path, i);
     }
-    optional_name(e, "nodeName", names::dns1123_subdomain, at, errors);
+    c.set_name(e, "nodeName", at, names::dns1123_subdomain);
     let topology = &e["deprecatedTopology"];
-    let path = join(at, "deprecatedTopology");
+    let path = at.child("deprecatedTopology");
     if let Some(n) = topology.as_object().map(serde_json::Map::len).filter(|n| *n > MAX_LABELS) {
-        errors.push(FieldError::too_many(path.as_str(), n, MAX_LABELS as u64));
+        c.too_many(path, n, MAX_LABELS);
     }
-    labels(topology, &path, errors);
-    optional_name(e, "hostname", names::dns1123_label, at, errors);
-    hints(&e["hints"], &join(at, "hints"), errors);
+    labels(c, topology, path);
+    c.set_name(e, "hostname", at, names::dns1123_label);
+    hints(c, &e["hints"], at.child("hints"));
 }
 
-fn address(value: &str, family: &str, path: &str, i: usize, errors: &mut Vec<FieldError>) {
-    let at = index(path, i);
-    let before = errors.len();
+fn address(c: &mut Checks, value: &str, family: &str, path: At<'_>, i: usize) {
+    let at = path.index(i);
+    let before = c.errors.len();
     match family {
         "IPv4" | "IPv6" => {
-            ips::address(value, &at, errors);
-            let Some(ip) = ips::parse(value).filter(|_| errors.len() == before) else { return };
-            if family == "IPv6" && ip.to_string() != value {
-                let what = format!("must be in canonical form ({:?})", ip.to_string());
-                return errors.push(FieldError::invalid(at, value, what));
+            if family == "IPv6" {
+                c.syntax(at, value, ips::canonical_address);
+            } else {
+                ips::address(c, value, at);
             }
+            let Some(ip) = ips::parse(value).filter(|_| c.errors.len() == before) else { return };
             if ip.is_ipv4() != (family == "IPv4") {
-                errors.push(FieldError::invalid(path, value, format!("must be an {family} address")));
+                c.invalid(path, value, format!("must be an {family} address"));
             }
-            ips::endpoint(value, &at, errors);
+            ips::endpoint(c, value, at);
         }
-        "FQDN" => domain(value, &at, errors),
+        "FQDN" => domain(c, value, at),
         _ => {}
     }
 }
 
-fn domain(value: &str, at: &str, errors: &mut Vec<FieldError>) {
+fn domain(c: &mut Checks, value: &str, at: At<'_>) {
     if value.is_empty() {
-        return required(at, "", errors);
+        return c.required(at, "");
     }
     let name = value.strip_suffix('.').unwrap_or(value);
     let wrong = names::dns1123_subdomain(name);
     if !wrong.is_empty() {
-        errors.push(FieldError::invalid(at, name, wrong.join(",")));
+        c.invalid(at, name, wrong.join(","));
     } else if !name.contains('.') {
         let what = "should be a domain with at least two segments separated by dots";
-        errors.push(FieldError::invalid(at, name, what));
+        c.invalid(at, name, what);
     } else if let Some((label, wrong)) =
         name.split('.').map(|l| (l, names::dns1123_label(l))).find(|(_, wrong)| !wrong.is_empty())
     {
-        errors.push(FieldError::invalid(at, label, wrong.join(",")));
+        c.invalid(at, label, wrong.join(","));
     }
 }
 
-fn hints(hints: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn hints(c: &mut Checks, hints: &Value, at: At<'_>) {
     let kinds: [(&str, fn(&str) -> Vec<String>); 2] =
         [("forZones", names::label_value), ("forNodes", names::dns1123_subdomain)];
     for (field, rule) in kinds {
-        let (at, hinted) = (join(at, field), list(hints, field));
+        let (at, hinted) = (at.child(field), list(hints, field));
         if hinted.len() > MAX_HINTS {
-            return errors.push(FieldError::too_many(at, hinted.len(), MAX_HINTS as u64));
+            return c.too_many(at, hinted.len(), MAX_HINTS);
         }
         let mut seen = HashSet::new();
         for (i, hint) in hinted.iter().enumerate() {
-            let (path, name) = (join(&index(&at, i), "name"), text(hint, "name"));
+            let (at, name) = (at.index(i), text(hint, "name"));
+            let path = at.child("name");
             if !seen.insert(name) {
-                errors.push(FieldError::duplicate(path.as_str(), name));
+                c.duplicate(path, name);
             }
-            syntax(rule, name, &path, errors);
+            c.syntax(path, name, rule);
         }
     }
 }

@@ -2,57 +2,55 @@
 
 use serde_json::Value;
 
-use super::checks::{self, number, optional_name, port, required_one_of};
+use super::checks::{Checks, PROTOCOLS};
 use super::ips;
-use super::util::{list, text};
-use crate::field::{FieldError, index, join};
+use super::util::{list, number, text};
+use crate::field::At;
 use crate::names;
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     for (i, subset) in list(obj, "subsets").iter().enumerate() {
-        let at = index("subsets", i);
+        let at = At::ROOT.item("subsets", i);
         let (ready, waiting) = (list(subset, "addresses"), list(subset, "notReadyAddresses"));
         if ready.is_empty() && waiting.is_empty() {
-            checks::required(at.as_str(), "must specify `addresses` or `notReadyAddresses`", errors);
+            c.required(at, "must specify `addresses` or `notReadyAddresses`");
         }
         for (field, addresses) in [("addresses", ready), ("notReadyAddresses", waiting)] {
             for (j, a) in addresses.iter().enumerate() {
-                address(a, &index(&join(&at, field), j), errors);
+                address(c, a, at.item(field, j));
             }
         }
         let ports = list(subset, "ports");
         for (j, p) in ports.iter().enumerate() {
-            endpoint_port(p, ports.len() > 1, &index(&join(&at, "ports"), j), errors);
+            endpoint_port(c, p, ports.len() > 1, at.item("ports", j));
         }
     }
 }
 
 /// Subsets that have not changed are not looked at.
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
     if new.get("subsets") != old.get("subsets") {
-        checks::ratchet(validate, new, old, errors);
+        c.ratchet(validate, new, old);
     }
 }
 
-fn address(a: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (path, ip) = (join(at, "ip"), text(a, "ip"));
-    ips::address(ip, &path, errors);
-    if !text(a, "hostname").is_empty() {
-        optional_name(a, "hostname", names::dns1123_label, at, errors);
-    }
-    optional_name(a, "nodeName", names::dns1123_subdomain, at, errors);
-    ips::endpoint(ip, &path, errors);
+fn address(c: &mut Checks, a: &Value, at: At<'_>) {
+    let (path, ip) = (at.child("ip"), text(a, "ip"));
+    ips::address(c, ip, path);
+    c.optional_name(a, "hostname", at, names::dns1123_label);
+    c.set_name(a, "nodeName", at, names::dns1123_subdomain);
+    ips::endpoint(c, ip, path);
 }
 
-fn endpoint_port(p: &Value, named: bool, at: &str, errors: &mut Vec<FieldError>) {
-    if !text(p, "name").is_empty() {
-        optional_name(p, "name", names::dns1123_label, at, errors);
-    } else if named {
-        checks::required(join(at, "name"), "", errors);
+fn endpoint_port(c: &mut Checks, p: &Value, named: bool, at: At<'_>) {
+    if named {
+        c.required_name(p, "name", at, names::dns1123_label);
+    } else {
+        c.optional_name(p, "name", at, names::dns1123_label);
     }
-    port(number(p, "port"), &join(at, "port"), errors);
-    required_one_of(p, "protocol", at, &["SCTP", "TCP", "UDP"], errors);
-    optional_name(p, "appProtocol", names::qualified_name, at, errors);
+    c.port(at.child("port"), number(p, "port"));
+    c.required_one_of(p, "protocol", at, &PROTOCOLS);
+    c.set_name(p, "appProtocol", at, names::qualified_name);
 }
 
 #[cfg(test)]
@@ -104,8 +102,8 @@ mod tests {
             assert_eq!(told(validate, &json!({"subsets": [subset]})), wanted);
         }
         let bad = json!({"subsets": [{"addresses": [{"ip": "x"}]}]});
-        let mut errors = Vec::new();
-        update(&bad, &bad, &mut errors);
-        assert_eq!(errors, []);
+        let mut c = Checks::default();
+        update(&mut c, &bad, &bad);
+        assert_eq!(c.errors, []);
     }
 }

@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use super::checks::{required, syntax};
+use super::checks::{Checks, IMMUTABLE};
 use super::util::text;
-use crate::field::FieldError;
+use crate::field::At;
 use crate::names;
 use crate::object;
 
@@ -23,18 +23,18 @@ fn regarding(obj: &Value) -> &Value {
     if is_new(obj) { &obj["regarding"] } else { &obj["involvedObject"] }
 }
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
-    legacy(obj, errors);
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    legacy(c, obj);
     if !is_new(obj) {
         return;
     }
-    series(obj, errors);
+    series(c, obj);
     if text(obj, "eventTime").is_empty() {
-        required("eventTime", "", errors);
+        c.required("eventTime", "");
     }
     let kind = text(obj, "type");
     if !matches!(kind, "Normal" | "Warning") {
-        errors.push(FieldError::invalid("type", "", format!("has invalid value: {kind}")));
+        c.invalid("type", "", format!("has invalid value: {kind}"));
     }
     let source = &obj["deprecatedSource"];
     for (field, is_set) in [
@@ -44,25 +44,25 @@ pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
         ("source", !text(source, "component").is_empty() || !text(source, "host").is_empty()),
     ] {
         if is_set {
-            errors.push(FieldError::invalid(field, "", "needs to be unset"));
+            c.invalid(field, "", "needs to be unset");
         }
     }
 }
 
-fn series(obj: &Value, errors: &mut Vec<FieldError>) {
+fn series(c: &mut Checks, obj: &Value) {
     let series = &obj["series"];
     if !series.is_object() {
         return;
     }
     if series["count"].as_i64().unwrap_or(0) < 2 {
-        errors.push(FieldError::invalid("series.count", "", "should be at least 2"));
+        c.invalid("series.count", "", "should be at least 2");
     }
     if text(series, "lastObservedTime").is_empty() {
-        required("series.lastObservedTime", "", errors);
+        c.required("series.lastObservedTime", "");
     }
 }
 
-fn legacy(obj: &Value, errors: &mut Vec<FieldError>) {
+fn legacy(c: &mut Checks, obj: &Value) {
     let (own, of) = (object::namespace(obj), text(regarding(obj), "namespace"));
     let has_time = !text(obj, "eventTime").is_empty();
     let matches = match (has_time, of) {
@@ -73,7 +73,7 @@ fn legacy(obj: &Value, errors: &mut Vec<FieldError>) {
     };
     if !matches {
         let what = "does not match event.namespace";
-        errors.push(FieldError::invalid("involvedObject.namespace", of, what));
+        c.invalid("involvedObject.namespace", of, what);
     }
     if has_time {
         let (path, controller) = if is_new(obj) {
@@ -82,35 +82,35 @@ fn legacy(obj: &Value, errors: &mut Vec<FieldError>) {
             ("reportingComponent", text(obj, "reportingComponent"))
         };
         if controller.is_empty() {
-            required(path, "", errors);
+            c.required(path, "");
         }
-        syntax(names::qualified_name, controller, path, errors);
+        c.syntax(At::root(path), controller, names::qualified_name);
         for field in ["reportingInstance", "action", "reason"] {
             let value = text(obj, field);
             if value.is_empty() {
-                required(field, "", errors);
+                c.required(field, "");
             }
             if value.len() > SHORT {
                 let what = format!("can have at most {SHORT} characters");
-                errors.push(FieldError::invalid(field, "", what));
+                c.invalid(field, "", what);
             }
         }
         if text(obj, if is_new(obj) { "note" } else { "message" }).len() > LONG {
-            errors.push(FieldError::invalid("message", "", format!("can have at most {LONG} characters")));
+            c.invalid("message", "", format!("can have at most {LONG} characters"));
         }
     }
-    syntax(names::dns1123_subdomain, own, "namespace", errors);
+    c.syntax(At::root("namespace"), own, names::dns1123_subdomain);
 }
 
 /// What happened does not change, only how often it did.
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
     if !is_new(new) {
         // Correlators patch events of the older group; what was stored stays so.
-        return super::checks::ratchet(legacy, new, old, errors);
+        return c.ratchet(legacy, new, old);
     }
-    super::checks::ratchet(legacy, new, old, errors);
+    c.ratchet(legacy, new, old);
     if new["series"] != old["series"] {
-        series(new, errors);
+        series(c, new);
     }
     for (field, told) in [
         ("regarding", "involvedObject"),
@@ -127,7 +127,7 @@ pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         ("reportingInstance", "reportingInstance"),
     ] {
         if settled(&new[field]) != settled(&old[field]) {
-            errors.push(FieldError::invalid(told, new[field].clone(), "field is immutable"));
+            c.invalid(told, new[field].clone(), IMMUTABLE);
         }
     }
 }
@@ -211,9 +211,9 @@ mod tests {
         let mut changed = event.clone();
         changed["reason"] = json!("other");
         changed["series"] = json!({"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"});
-        let mut errors = Vec::new();
-        update(&changed, &event, &mut errors);
-        let got: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let mut c = Checks::default();
+        update(&mut c, &changed, &event);
+        let got: Vec<String> = c.errors.iter().map(ToString::to_string).collect();
         assert_eq!(got, ["reason: Invalid value: \"other\": field is immutable"]);
     }
 }

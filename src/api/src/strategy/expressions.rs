@@ -5,122 +5,116 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::util::list;
+use super::checks::Checks;
+use super::util::{list, text};
 use crate::cel::{Program, Type};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::names;
 
 /// Upstream's limit of match conditions, policies and webhooks alike.
-const MOST_CONDITIONS: u64 = 64;
+const MOST_CONDITIONS: usize = 64;
 
 /// MutatingWebhookConfiguration and ValidatingWebhookConfiguration.
-pub(super) fn webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn webhooks(c: &mut Checks, obj: &Value) {
     for (index, webhook) in list(obj, "webhooks").iter().enumerate() {
-        conditions(webhook, &format!("webhooks[{index}]"), errors);
+        conditions(c, webhook, At::ROOT.item("webhooks", index));
     }
 }
 
 /// ValidatingAdmissionPolicy.
-pub(super) fn policy(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn policy(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
-    definition(spec, errors);
+    definition(c, spec);
     for (index, validation) in list(spec, "validations").iter().enumerate() {
-        let path = format!("spec.validations[{index}]");
-        expression(validation, "expression", &path, errors);
+        let path = At::SPEC.item("validations", index);
+        expression(c, validation, "expression", path);
         if validation["messageExpression"].is_string() {
-            expression(validation, "messageExpression", &path, errors);
+            expression(c, validation, "messageExpression", path);
         }
     }
     for (index, annotation) in list(spec, "auditAnnotations").iter().enumerate() {
-        expression(annotation, "valueExpression", &format!("spec.auditAnnotations[{index}]"), errors);
+        expression(c, annotation, "valueExpression", At::SPEC.item("auditAnnotations", index));
     }
     if list(spec, "validations").is_empty() && list(spec, "auditAnnotations").is_empty() {
-        errors.push(FieldError::required(
-            "spec.validations",
-            "validations or auditAnnotations must be non-empty",
-        ));
+        c.required("spec.validations", "validations or auditAnnotations must be non-empty");
     }
 }
 
 /// What both kinds of policies have.
-fn definition(spec: &Value, errors: &mut Vec<FieldError>) {
-    conditions(spec, "spec", errors);
+fn definition(c: &mut Checks, spec: &Value) {
+    conditions(c, spec, At::SPEC);
     for (index, variable) in list(spec, "variables").iter().enumerate() {
-        expression(variable, "expression", &format!("spec.variables[{index}]"), errors);
+        expression(c, variable, "expression", At::SPEC.item("variables", index));
     }
 }
 
 /// MutatingAdmissionPolicy (`validateMutatingAdmissionPolicySpec`).
-pub(super) fn mutating_policy(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn mutating_policy(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
-    definition(spec, errors);
+    definition(c, spec);
     if !spec["matchConstraints"].is_object() {
-        errors.push(FieldError::required("spec.matchConstraints", ""));
+        c.required("spec.matchConstraints", "");
     } else if list(&spec["matchConstraints"], "resourceRules").is_empty() {
-        errors.push(FieldError::required("spec.matchConstraints.resourceRules", ""));
+        c.required("spec.matchConstraints.resourceRules", "");
     }
     for (index, rule) in list(&spec["matchConstraints"], "resourceRules").iter().enumerate() {
         for (place, operation) in list(rule, "operations").iter().enumerate() {
             if operation == "DELETE" {
                 let path = format!("spec.matchConstraints.resourceRules[{index}].operations[{place}]");
-                errors.push(FieldError::not_supported(
-                    &path,
-                    "DELETE",
-                    &["*", "CONNECT", "CREATE", "UPDATE"],
-                ));
+                c.unsupported(path, "DELETE", &["*", "CONNECT", "CREATE", "UPDATE"]);
             }
         }
     }
     match spec["reinvocationPolicy"].as_str() {
         Some("Never" | "IfNeeded") => {}
         Some(other) => {
-            errors.push(FieldError::not_supported("spec.reinvocationPolicy", other, &["IfNeeded", "Never"]));
+            c.unsupported("spec.reinvocationPolicy", other, &["IfNeeded", "Never"]);
         }
-        None => errors.push(FieldError::required("spec.reinvocationPolicy", "")),
+        None => c.required("spec.reinvocationPolicy", ""),
     }
     let mutations = list(spec, "mutations");
     if mutations.is_empty() {
-        errors.push(FieldError::required("spec.mutations", "mutations must contain at least one item"));
+        c.required("spec.mutations", "mutations must contain at least one item");
     }
     for (index, mutation) in mutations.iter().enumerate() {
-        let path = format!("spec.mutations[{index}]");
+        let path = At::SPEC.item("mutations", index);
         let (own, other) = match mutation["patchType"].as_str() {
             Some("ApplyConfiguration") => ("applyConfiguration", "jsonPatch"),
             Some("JSONPatch") => ("jsonPatch", "applyConfiguration"),
             Some(unknown) if !unknown.is_empty() => {
                 let known = ["ApplyConfiguration", "JSONPatch"];
-                errors.push(FieldError::not_supported(format!("{path}.patchType"), unknown, &known));
+                c.unsupported(path.child("patchType"), unknown, &known);
                 continue;
             }
             _ => {
-                errors.push(FieldError::required(format!("{path}.patchType"), ""));
+                c.required(path.child("patchType"), "");
                 continue;
             }
         };
         if !mutation[other].is_null() {
             let why = format!("{other} is only allowed with another patchType");
-            errors.push(FieldError::forbidden(format!("{path}.{other}"), why));
+            c.forbidden(path.child(other), why);
         }
         if mutation[own].is_object() {
-            expression(&mutation[own], "expression", &format!("{path}.{own}"), errors);
+            expression(c, &mutation[own], "expression", path.child(own));
         } else {
-            errors.push(FieldError::required(format!("{path}.{own}"), ""));
+            c.required(path.child(own), "");
         }
     }
 }
 
 /// What expressions of new webhook configurations name is there, and has the right type.
-pub(super) fn new_webhooks(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn new_webhooks(c: &mut Checks, obj: &Value) {
     for (index, webhook) in list(obj, "webhooks").iter().enumerate() {
-        let path = format!("webhooks[{index}].matchConditions");
+        let at = At::ROOT.item("webhooks", index);
         for (place, condition) in list(webhook, "matchConditions").iter().enumerate() {
-            fits(condition, "expression", &format!("{path}[{place}]"), &SEEN, BOOL, errors);
+            fits(c, condition, "expression", at.item("matchConditions", place), &SEEN, BOOL);
         }
     }
 }
 
 /// As [`new_webhooks`], for new policies of both kinds.
-pub(super) fn new_policy(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn new_policy(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let mut seen = SEEN.to_vec();
     seen.push(("namespaceObject", Type::Dyn));
@@ -128,26 +122,26 @@ pub(super) fn new_policy(obj: &Value, errors: &mut Vec<FieldError>) {
         seen.push(("params", Type::Dyn));
     }
     for (index, condition) in list(spec, "matchConditions").iter().enumerate() {
-        fits(condition, "expression", &format!("spec.matchConditions[{index}]"), &seen, BOOL, errors);
+        fits(c, condition, "expression", At::SPEC.item("matchConditions", index), &seen, BOOL);
     }
     // Each variable sees those before it.
     let mut variables = Vec::new();
     for (index, variable) in list(spec, "variables").iter().enumerate() {
         let mut now = seen.clone();
         now.push(("variables", Type::Variables(variables.clone())));
-        let found = fits(variable, "expression", &format!("spec.variables[{index}]"), &now, ANY, errors);
+        let found = fits(c, variable, "expression", At::SPEC.item("variables", index), &now, ANY);
         variables.push((variable["name"].as_str().unwrap_or_default(), found));
     }
     seen.push(("variables", Type::Variables(variables)));
     for (index, validation) in list(spec, "validations").iter().enumerate() {
-        let path = format!("spec.validations[{index}]");
-        fits(validation, "expression", &path, &seen, BOOL, errors);
-        fits(validation, "messageExpression", &path, &seen, STRING, errors);
+        let path = At::SPEC.item("validations", index);
+        fits(c, validation, "expression", path, &seen, BOOL);
+        fits(c, validation, "messageExpression", path, &seen, STRING);
     }
     for (index, mutation) in list(spec, "mutations").iter().enumerate() {
-        let path = format!("spec.mutations[{index}]");
+        let path = At::SPEC.item("mutations", index);
         for (field, wanted) in [("applyConfiguration", OBJECT), ("jsonPatch", PATCH)] {
-            fits(&mutation[field], "expression", &format!("{path}.{field}"), &seen, wanted, errors);
+            fits(c, &mutation[field], "expression", path.child(field), &seen, wanted);
         }
     }
 }
@@ -170,60 +164,50 @@ const PATCH: Wanted = ("list(JSONPatch)", |found| match found {
 
 /// The type of an expression that can be read; what is wrong with it is told.
 fn fits<'a>(
+    c: &mut Checks,
     holder: &Value,
     field: &str,
-    path: &str,
+    path: At<'_>,
     seen: &[(&str, Type<'a>)],
     (words, is_wanted): Wanted,
-    errors: &mut Vec<FieldError>,
 ) -> Type<'a> {
     let Some(text) = holder[field].as_str() else { return Type::Dyn };
     let Ok(program) = Program::compile(text) else { return Type::Dyn };
     let (found, wrong) = program.check(seen);
     if !wrong.is_empty() {
         let why = format!("compilation failed: {}\n | {text}", wrong.join("\n"));
-        errors.push(FieldError::invalid(format!("{path}.{field}"), text, why));
+        c.invalid(path.child(field), text, why);
     } else if !matches!(found, Type::Dyn) && !is_wanted(&found) {
-        errors.push(FieldError::invalid(
-            format!("{path}.{field}"),
-            text,
-            format!("must evaluate to {words}"),
-        ));
+        c.invalid(path.child(field), text, format!("must evaluate to {words}"));
     }
     found
 }
 
 /// `matchConditions` of whatever has them.
-fn conditions(holder: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn conditions(c: &mut Checks, holder: &Value, at: At<'_>) {
     let all = list(holder, "matchConditions");
-    let path = format!("{path}.matchConditions");
-    if all.len() as u64 > MOST_CONDITIONS {
-        errors.push(FieldError::too_many(&path, all.len(), MOST_CONDITIONS));
+    if all.len() > MOST_CONDITIONS {
+        c.too_many(at.child("matchConditions"), all.len(), MOST_CONDITIONS);
     }
     let mut seen = HashSet::new();
     for (index, condition) in all.iter().enumerate() {
-        let path = format!("{path}[{index}]");
-        let name = condition["name"].as_str().unwrap_or_default();
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else {
-            let wrong = names::qualified_name(name).into_iter();
-            errors.extend(wrong.map(|message| FieldError::invalid(format!("{path}.name"), name, message)));
-            if !seen.insert(name) {
-                errors.push(FieldError::duplicate(format!("{path}.name"), name));
-            }
+        let path = at.item("matchConditions", index);
+        c.required_name(condition, "name", path, names::qualified_name);
+        let name = text(condition, "name");
+        if !name.is_empty() && !seen.insert(name) {
+            c.duplicate(path.child("name"), name);
         }
-        expression(condition, "expression", &path, errors);
+        expression(c, condition, "expression", path);
     }
 }
 
-fn expression(holder: &Value, field: &str, path: &str, errors: &mut Vec<FieldError>) {
-    let path = format!("{path}.{field}");
-    let text = holder[field].as_str().unwrap_or_default();
-    if text.trim().is_empty() {
-        errors.push(FieldError::required(path, format!("{field} is not specified")));
-    } else if let Err(error) = Program::compile(text) {
-        errors.push(FieldError::invalid(path, text, error.to_string()));
+fn expression(c: &mut Checks, holder: &Value, field: &str, path: At<'_>) {
+    let path = path.child(field);
+    let code = text(holder, field);
+    if code.trim().is_empty() {
+        c.required(path, format!("{field} is not specified"));
+    } else if let Err(error) = Program::compile(code) {
+        c.invalid(path, code, error.to_string());
     }
 }
 
@@ -233,10 +217,10 @@ mod tests {
 
     use super::*;
 
-    fn paths(check: fn(&Value, &mut Vec<FieldError>), obj: &Value) -> Vec<String> {
-        let mut errors = Vec::new();
-        check(obj, &mut errors);
-        errors.iter().map(ToString::to_string).collect()
+    fn paths(check: fn(&mut Checks, &Value), obj: &Value) -> Vec<String> {
+        let mut c = Checks::default();
+        check(&mut c, obj);
+        c.errors.iter().map(ToString::to_string).collect()
     }
 
     #[test]

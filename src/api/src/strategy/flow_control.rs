@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::checks::{number, ratchet, required, required_name, syntax};
-use super::util::{list, put, spec, text};
-use crate::field::{FieldError, index, join};
+use super::checks::Checks;
+use super::util::{list, number, put, spec, strings, text};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
@@ -50,11 +50,11 @@ fn has_wildcard(values: &[Value]) -> bool {
     values.iter().any(|v| v == "*")
 }
 
-pub(super) fn validate_schema(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_schema(c: &mut Checks, obj: &Value) {
     const PRECEDENCE: &str = "spec.matchingPrecedence";
     let spec = &obj["spec"];
     let precedence = number(spec, "matchingPrecedence");
-    let mut say = |what: &str| errors.push(FieldError::invalid(PRECEDENCE, precedence, what));
+    let mut say = |what: &str| c.invalid(PRECEDENCE, precedence, what);
     match precedence {
         ..1 => say("must be a positive value"),
         1 if object::name(obj) != "exempt" => {
@@ -66,148 +66,148 @@ pub(super) fn validate_schema(obj: &Value, errors: &mut Vec<FieldError>) {
     let method = &spec["distinguisherMethod"];
     if method.is_object() && !matches!(text(method, "type"), "ByUser" | "ByNamespace") {
         let allowed = ["ByNamespace", "ByUser"];
-        errors.push(FieldError::not_supported("spec.distinguisherMethod.type", method.clone(), &allowed));
+        c.unsupported("spec.distinguisherMethod.type", method.clone(), &allowed);
     }
-    let path = "spec.priorityLevelConfiguration.name";
+    let path = At::root("spec.priorityLevelConfiguration.name");
     match text(&spec["priorityLevelConfiguration"], "name") {
-        "" => required(path, "must reference a priority level", errors),
-        name => syntax(names::dns1123_subdomain, name, path, errors),
+        "" => c.required(path, "must reference a priority level"),
+        name => c.syntax(path, name, names::dns1123_subdomain),
     }
     for (i, r) in list(spec, "rules").iter().enumerate() {
-        rule(r, &index("spec.rules", i), errors);
+        rule(c, r, At::SPEC.item("rules", i));
     }
-    conditions(obj, errors);
+    conditions(c, obj);
 }
 
-pub(super) fn update_schema(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_schema, new, old, errors);
+pub(super) fn update_schema(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_schema, new, old);
 }
 
-fn conditions(obj: &Value, errors: &mut Vec<FieldError>) {
+fn conditions(c: &mut Checks, obj: &Value) {
+    const STATUS: At<'_> = At::root("status");
     let mut seen = HashSet::new();
-    for (i, c) in list(&obj["status"], "conditions").iter().enumerate() {
-        let (path, kind) = (format!("status.conditions[{i}].type"), text(c, "type"));
+    for (i, condition) in list(&obj["status"], "conditions").iter().enumerate() {
+        let (at, kind) = (STATUS.item("conditions", i), text(condition, "type"));
+        let path = at.child("type");
         if !seen.insert(kind) {
-            errors.push(FieldError::duplicate(path.as_str(), kind));
+            c.duplicate(path, kind);
         }
         if kind.is_empty() {
-            required(path, "", errors);
+            c.required(path, "");
         }
     }
 }
 
-fn rule(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn rule(c: &mut Checks, r: &Value, at: At<'_>) {
     let subjects = list(r, "subjects");
     if subjects.is_empty() {
-        required(join(at, "subjects"), "subjects must contain at least one value", errors);
+        c.required(at.child("subjects"), "subjects must contain at least one value");
     }
     for (i, s) in subjects.iter().enumerate() {
-        subject(s, &index(&join(at, "subjects"), i), errors);
+        subject(c, s, at.item("subjects", i));
     }
     let (resources, urls) = (list(r, "resourceRules"), list(r, "nonResourceRules"));
     if resources.is_empty() && urls.is_empty() {
-        required(at, "at least one of resourceRules and nonResourceRules has to be non-empty", errors);
+        c.required(at, "at least one of resourceRules and nonResourceRules has to be non-empty");
     }
     for (i, r) in resources.iter().enumerate() {
-        resource_rule(r, &index(&join(at, "resourceRules"), i), errors);
+        resource_rule(c, r, at.item("resourceRules", i));
     }
     for (i, r) in urls.iter().enumerate() {
-        let at = index(&join(at, "nonResourceRules"), i);
-        verbs(r, &at, errors);
-        url_rule(r, &join(&at, "nonResourceURLs"), errors);
+        let at = at.item("nonResourceRules", i);
+        verbs(c, r, at);
+        url_rule(c, r, at.child("nonResourceURLs"));
     }
 }
 
-fn subject(s: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn subject(c: &mut Checks, s: &Value, at: At<'_>) {
     const MEMBERS: [(&str, &str); 3] =
         [("ServiceAccount", "serviceAccount"), ("User", "user"), ("Group", "group")];
     let kind = text(s, "kind");
     let Some((_, member)) = MEMBERS.iter().find(|(k, _)| *k == kind) else {
         let kinds = ["Group", "ServiceAccount", "User"];
-        return errors.push(FieldError::not_supported(join(at, "kind"), kind, &kinds));
+        return c.unsupported(at.child("kind"), kind, &kinds);
     };
-    let (body, path) = (&s[*member], join(at, member));
+    let (body, path) = (&s[*member], at.child(member));
     if !body.is_object() {
-        required(path, &format!("{member} is required when subject kind is '{kind}'"), errors);
+        c.required(path, format!("{member} is required when subject kind is '{kind}'"));
     } else if kind == "ServiceAccount" {
         if text(body, "name") != "*" {
-            required_name(body, "name", names::dns1123_subdomain, &path, errors);
+            c.required_name(body, "name", path, names::dns1123_subdomain);
         }
-        let namespace = join(&path, "namespace");
+        let namespace = path.child("namespace");
         match text(body, "namespace") {
-            "" => required(namespace, "must specify namespace for service account", errors),
-            name => syntax(names::dns1123_label, name, &namespace, errors),
+            "" => c.required(namespace, "must specify namespace for service account"),
+            name => c.syntax(namespace, name, names::dns1123_label),
         }
-    } else if text(body, "name").is_empty() {
-        required(join(&path, "name"), "", errors);
+    } else {
+        c.needs(body, "name", path);
     }
     for (other, field) in MEMBERS.iter().filter(|(k, f)| *k != kind && !s[*f].is_null()) {
         let what = format!("{field} is forbidden when subject kind is not '{other}'");
-        errors.push(FieldError::forbidden(join(at, field), what));
+        c.forbidden(at.child(field), what);
     }
 }
 
-fn verbs(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (path, verbs) = (join(at, "verbs"), list(r, "verbs"));
+fn verbs(c: &mut Checks, r: &Value, at: At<'_>) {
+    let (path, verbs) = (at.child("verbs"), list(r, "verbs"));
     if verbs.is_empty() {
-        required(path, "verbs must contain at least one value", errors);
+        c.required(path, "verbs must contain at least one value");
     } else if has_wildcard(verbs) {
         if verbs.len() > 1 {
             let what = "if '*' is present, must not specify other verbs";
-            errors.push(FieldError::invalid(path, verbs.to_vec(), what));
+            c.invalid(path, verbs.to_vec(), what);
         }
     } else if verbs.iter().any(|v| !VERBS.iter().any(|known| v == known)) {
-        errors.push(FieldError::not_supported(path, verbs.to_vec(), &VERBS));
+        c.unsupported(path, verbs.to_vec(), &VERBS);
     }
 }
 
-fn resource_rule(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    verbs(r, at, errors);
+fn resource_rule(c: &mut Checks, r: &Value, at: At<'_>) {
+    verbs(c, r, at);
     for (field, one, many) in
         [("apiGroups", "api group", "api groups"), ("resources", "resource", "resources")]
     {
-        let (path, values) = (join(at, field), list(r, field));
+        let (path, values) = (at.child(field), list(r, field));
         if values.is_empty() {
-            required(path, &format!("resource rules must supply at least one {one}"), errors);
+            c.required(path, format!("resource rules must supply at least one {one}"));
         } else if values.len() > 1 && has_wildcard(values) {
             let what = format!("if '*' is present, must not specify other {many}");
-            errors.push(FieldError::invalid(path, values.to_vec(), what));
+            c.invalid(path, values.to_vec(), what);
         }
     }
-    let (path, namespaces) = (join(at, "namespaces"), list(r, "namespaces"));
+    let (path, namespaces) = (at.child("namespaces"), list(r, "namespaces"));
     if namespaces.is_empty() && r["clusterScope"] != true {
         let what = "resource rules that are not cluster scoped must supply at least one namespace";
-        required(path, what, errors);
+        c.required(path, what);
     } else if has_wildcard(namespaces) {
         if namespaces.len() > 1 {
             let what = "if '*' is present, must not specify other namespaces";
-            errors.push(FieldError::invalid(path, namespaces.to_vec(), what));
+            c.invalid(path, namespaces.to_vec(), what);
         }
     } else {
-        for (i, n) in namespaces.iter().enumerate() {
-            let n = n.as_str().unwrap_or_default();
-            errors.extend(names::dns1123_label(n).into_iter().map(|m| {
+        for (i, n) in strings(r, "namespaces").enumerate() {
+            for m in names::dns1123_label(n) {
                 let what = format!("each member of this list must be '*' or a DNS-1123 label; {m}");
-                FieldError::invalid(index(&path, i), n, what)
-            }));
+                c.invalid(path.index(i), n, what);
+            }
         }
     }
 }
 
-fn url_rule(r: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn url_rule(c: &mut Checks, r: &Value, path: At<'_>) {
     let urls = list(r, "nonResourceURLs");
     if urls.is_empty() {
-        return required(path, "nonResourceURLs must contain at least one value", errors);
+        return c.required(path, "nonResourceURLs must contain at least one value");
     }
     if has_wildcard(urls) {
         if urls.len() > 1 {
             let what = "if '*' is present, must not specify other non-resource URLs";
-            errors.push(FieldError::invalid(path, urls.to_vec(), what));
+            c.invalid(path, urls.to_vec(), what);
         }
         return;
     }
-    for (i, url) in urls.iter().enumerate() {
-        let url = url.as_str().unwrap_or_default();
+    for (i, url) in strings(r, "nonResourceURLs").enumerate() {
         let stars = url.matches('*').count();
         let what = if url.is_empty() {
             "must not be empty"
@@ -222,85 +222,86 @@ fn url_rule(r: &Value, path: &str, errors: &mut Vec<FieldError>) {
         } else {
             continue;
         };
-        errors.push(FieldError::invalid(index(path, i), url, what));
+        c.invalid(path.index(i), url, what);
     }
 }
 
-pub(super) fn validate_level(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_level(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let kind = text(spec, "type");
     if (object::name(obj) == "exempt") != (kind == "Exempt") {
         let what = "must be 'Exempt' if and only if `name` is 'exempt'";
-        errors.push(FieldError::invalid("spec.type", kind, what));
+        c.invalid("spec.type", kind, what);
     }
     let (limited, exempt) = (&spec["limited"], &spec["exempt"]);
     match kind {
         "Exempt" => {
             if !limited.is_null() {
                 let what = "must be nil if the type is not Limited";
-                errors.push(FieldError::forbidden("spec.limited", what));
+                c.forbidden("spec.limited", what);
             }
-            shares(exempt, "spec.exempt", errors);
-            lendable(exempt, "spec.exempt", errors);
+            shares(c, exempt, At::SPEC.child("exempt"));
+            lendable(c, exempt, At::SPEC.child("exempt"));
         }
         "Limited" => {
             if !exempt.is_null() {
-                errors.push(FieldError::forbidden("spec.exempt", "must be nil if the type is Limited"));
+                c.forbidden("spec.exempt", "must be nil if the type is Limited");
             }
             if limited.is_null() {
-                required("spec.limited", "must not be empty when type is Limited", errors);
+                c.required("spec.limited", "must not be empty when type is Limited");
             } else {
-                level(limited, errors);
+                level(c, limited);
             }
         }
-        other => errors.push(FieldError::not_supported("spec.type", other, &["Exempt", "Limited"])),
+        other => c.unsupported("spec.type", other, &["Exempt", "Limited"]),
     }
-    conditions(obj, errors);
+    conditions(c, obj);
 }
 
-pub(super) fn update_level(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_level, new, old, errors);
+pub(super) fn update_level(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_level, new, old);
 }
 
-fn shares(level: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn shares(c: &mut Checks, level: &Value, at: At<'_>) {
     let n = number(level, "nominalConcurrencyShares");
     if n < 0 {
-        let path = join(at, "nominalConcurrencyShares");
-        errors.push(FieldError::invalid(path, n, "must be a non-negative integer"));
+        let path = at.child("nominalConcurrencyShares");
+        c.invalid(path, n, "must be a non-negative integer");
     }
 }
 
-fn lendable(level: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn lendable(c: &mut Checks, level: &Value, at: At<'_>) {
     let n = number(level, "lendablePercent");
     if !(0..=100).contains(&n) {
-        let path = join(at, "lendablePercent");
-        errors.push(FieldError::invalid(path, n, "must be between 0 and 100, inclusive"));
+        let path = at.child("lendablePercent");
+        c.invalid(path, n, "must be between 0 and 100, inclusive");
     }
 }
 
-fn level(limited: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.limited";
-    const RESPONSE: &str = "spec.limited.limitResponse";
-    shares(limited, AT, errors);
+fn level(c: &mut Checks, limited: &Value) {
+    const AT: At<'_> = At::root("spec.limited");
+    const RESPONSE: At<'_> = At::root("spec.limited.limitResponse");
+    shares(c, limited, AT);
     let response = &limited["limitResponse"];
-    let (path, queuing) = (join(RESPONSE, "queuing"), &response["queuing"]);
+    let (path, queuing) = (RESPONSE.child("queuing"), &response["queuing"]);
     match text(response, "type") {
-        "Reject" if !queuing.is_null() => errors
-            .push(FieldError::forbidden(path, "must be nil if limited.limitResponse.type is not Limited")),
+        "Reject" if !queuing.is_null() => {
+            c.forbidden(path, "must be nil if limited.limitResponse.type is not Limited");
+        }
         "Reject" => {}
         "Queue" if queuing.is_null() => {
-            required(path, "must not be empty if limited.limitResponse.type is Limited", errors);
+            c.required(path, "must not be empty if limited.limitResponse.type is Limited");
         }
-        "Queue" => queues(queuing, &path, errors),
+        "Queue" => queues(c, queuing, path),
         other => {
-            errors.push(FieldError::not_supported(join(RESPONSE, "type"), other, &["Queue", "Reject"]));
+            c.unsupported(RESPONSE.child("type"), other, &["Queue", "Reject"]);
         }
     }
-    lendable(limited, AT, errors);
+    lendable(c, limited, AT);
     let borrowed = number(limited, "borrowingLimitPercent");
     if borrowed < 0 {
         let what = "if specified, must be a non-negative integer";
-        errors.push(FieldError::invalid(join(AT, "borrowingLimitPercent"), borrowed, what));
+        c.invalid(AT.child("borrowingLimitPercent"), borrowed, what);
     }
 }
 
@@ -309,10 +310,10 @@ fn entropy(queues: i64, hand: i64) -> f64 {
     ((queues as f64).log2() * hand as f64).ceil()
 }
 
-fn queues(queuing: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn queues(c: &mut Checks, queuing: &Value, at: At<'_>) {
     let [limit, queues, hand] = ["queueLengthLimit", "queues", "handSize"].map(|f| number(queuing, f));
     let mut say = |field: &str, n: i64, what: String| {
-        errors.push(FieldError::invalid(join(at, field), n, what));
+        c.invalid(at.child(field), n, what);
     };
     if limit <= 0 {
         say("queueLengthLimit", limit, "must be positive".into());

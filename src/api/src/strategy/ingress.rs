@@ -2,94 +2,88 @@
 
 use serde_json::Value;
 
-use super::checks::{
-    domain_prefixed_path, number, optional_name, port, ratchet, required, required_name, required_one_of,
-    syntax, wildcard_subdomain,
-};
+use super::checks::Checks;
 use super::ips;
-use super::meta::immutable;
-use super::util::{list, text};
-use crate::field::{FieldError, index, join};
+use super::util::{list, number, strings, text};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
 const PATH_TYPES: [&str; 3] = ["Exact", "ImplementationSpecific", "Prefix"];
 const MAX_CONTROLLER: usize = 250;
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let (rules, default) = (list(spec, "rules"), &spec["defaultBackend"]);
     if rules.is_empty() && default.is_null() {
         let what = "either `defaultBackend` or `rules` must be specified";
-        errors.push(FieldError::invalid("spec", spec["rules"].clone(), what));
+        c.invalid("spec", spec["rules"].clone(), what);
     }
     if !default.is_null() {
-        backend(default, "spec.defaultBackend", errors);
+        backend(c, default, At::SPEC.child("defaultBackend"));
     }
     for (i, r) in rules.iter().enumerate() {
-        rule(r, &index("spec.rules", i), errors);
+        rule(c, r, At::SPEC.item("rules", i));
     }
     for (i, tls) in list(spec, "tls").iter().enumerate() {
-        let at = index("spec.tls", i);
-        for (j, h) in list(tls, "hosts").iter().enumerate() {
-            host(h.as_str().unwrap_or_default(), &index(&join(&at, "hosts"), j), errors);
+        let at = At::SPEC.item("tls", i);
+        for (j, h) in strings(tls, "hosts").enumerate() {
+            host(c, h, at.item("hosts", j));
         }
-        if !text(tls, "secretName").is_empty() {
-            optional_name(tls, "secretName", names::dns1123_subdomain, &at, errors);
-        }
+        c.optional_name(tls, "secretName", at, names::dns1123_subdomain);
     }
-    optional_name(spec, "ingressClassName", names::dns1123_subdomain, "spec", errors);
+    c.set_name(spec, "ingressClassName", At::SPEC, names::dns1123_subdomain);
 }
 
 /// The older way to name the class agrees with the newer one.
-pub(super) fn validate_create(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_create(c: &mut Checks, obj: &Value) {
     const CLASS: &str = "kubernetes.io/ingress.class";
-    validate(obj, errors);
+    validate(c, obj);
     if let (Some(old), Some(new)) = (object::annotation(obj, CLASS), obj["spec"]["ingressClassName"].as_str())
         && old != new
     {
         let what = "must match `ingressClassName` when both are specified";
-        errors.push(FieldError::invalid(format!("annotations.{CLASS}"), old, what));
+        c.invalid(At::root("annotations").child(CLASS), old, what);
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
 }
 
-fn host(host: &str, path: &str, errors: &mut Vec<FieldError>) {
-    let rule = if host.contains('*') { wildcard_subdomain } else { names::dns1123_subdomain };
-    syntax(rule, host, path, errors);
+fn host(c: &mut Checks, host: &str, path: At<'_>) {
+    let rule = if host.contains('*') { names::wildcard_subdomain } else { names::dns1123_subdomain };
+    c.syntax(path, host, rule);
 }
 
-fn rule(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn rule(c: &mut Checks, r: &Value, at: At<'_>) {
     let name = text(r, "host");
     if !name.is_empty() {
-        let path = join(at, "host");
+        let path = at.child("host");
         if ips::parse(name).is_some() {
             let what = "must be a DNS name, not an IP address";
-            errors.push(FieldError::invalid(path.as_str(), name, what));
+            c.invalid(path, name, what);
         }
-        host(name, &path, errors);
+        host(c, name, path);
     }
     if r["http"].is_null() {
         return;
     }
-    let (at, paths) = (join(at, "http.paths"), list(&r["http"], "paths"));
+    let (at, paths) = (at.child("http.paths"), list(&r["http"], "paths"));
     if paths.is_empty() {
-        required(at.as_str(), "", errors);
+        c.required(at, "");
     }
     for (i, p) in paths.iter().enumerate() {
-        http_path(p, &index(&at, i), errors);
+        http_path(c, p, at.index(i));
     }
 }
 
-fn http_path(p: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (kind, value, path) = (text(p, "pathType"), text(p, "path"), join(at, "path"));
+fn http_path(c: &mut Checks, p: &Value, at: At<'_>) {
+    let (kind, value, path) = (text(p, "pathType"), text(p, "path"), at.child("path"));
     if p["pathType"].is_null() {
-        return required(join(at, "pathType"), "pathType must be specified", errors);
+        return c.required(at.child("pathType"), "pathType must be specified");
     }
-    let mut say = |what: String| errors.push(FieldError::invalid(path.as_str(), value, what));
+    let mut say = |what: String| c.invalid(path, value, what);
     match kind {
         "Exact" | "Prefix" => {
             if !value.starts_with('/') {
@@ -106,70 +100,70 @@ fn http_path(p: &Value, at: &str, errors: &mut Vec<FieldError>) {
             say("must be an absolute path".into());
         }
         "ImplementationSpecific" => {}
-        other => errors.push(FieldError::not_supported(join(at, "pathType"), other, &PATH_TYPES)),
+        other => c.unsupported(at.child("pathType"), other, &PATH_TYPES),
     }
-    backend(&p["backend"], &join(at, "backend"), errors);
+    backend(c, &p["backend"], at.child("backend"));
 }
 
-fn backend(b: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn backend(c: &mut Checks, b: &Value, at: At<'_>) {
     let (resource, service) = (&b["resource"], &b["service"]);
     match (resource.is_object(), service.is_object()) {
         (true, true) => {
-            errors.push(FieldError::invalid(at, "", "cannot set both resource and service backends"));
+            c.invalid(at, "", "cannot set both resource and service backends");
         }
-        (true, false) => reference(resource, &join(at, "resource"), errors),
+        (true, false) => reference(c, resource, at.child("resource")),
         (false, true) => {
-            required_name(service, "name", names::dns1123_label, &join(at, "service"), errors);
+            c.required_name(service, "name", at.child("service"), names::dns1123_label);
             let (name, n) = (text(&service["port"], "name"), number(&service["port"], "number"));
             match (name.is_empty(), n) {
-                (true, 0) => required(at, "port name or number is required", errors),
-                (true, n) => port(n, &join(at, "service.port.number"), errors),
-                (false, 0) => syntax(names::port_name, name, &join(at, "service.port.name"), errors),
+                (true, 0) => c.required(at, "port name or number is required"),
+                (true, n) => c.port(at.child("service.port.number"), n),
+                (false, 0) => c.syntax(at.child("service.port.name"), name, names::port_name),
                 (false, _) => {
-                    errors.push(FieldError::invalid(at, "", "cannot set both port name & port number"));
+                    c.invalid(at, "", "cannot set both port name & port number");
                 }
             }
         }
-        (false, false) => errors.push(FieldError::invalid(at, "", "resource or service backend is required")),
+        (false, false) => c.invalid(at, "", "resource or service backend is required"),
     }
 }
 
 /// Something of another API group.
-fn reference(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    optional_name(r, "apiGroup", names::dns1123_subdomain, at, errors);
-    required_name(r, "kind", names::path_segment, at, errors);
-    required_name(r, "name", names::path_segment, at, errors);
+fn reference(c: &mut Checks, r: &Value, at: At<'_>) {
+    c.set_name(r, "apiGroup", at, names::dns1123_subdomain);
+    c.required_name(r, "kind", at, names::path_segment);
+    c.required_name(r, "name", at, names::path_segment);
 }
 
-pub(super) fn validate_class(obj: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.parameters";
+pub(super) fn validate_class(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("spec.parameters");
     let spec = &obj["spec"];
     let controller = text(spec, "controller");
     if controller.len() > MAX_CONTROLLER {
-        errors.push(FieldError::too_long("spec.controller", MAX_CONTROLLER as u64));
+        c.too_long("spec.controller", MAX_CONTROLLER);
     }
-    domain_prefixed_path(controller, "spec.controller", errors);
+    c.domain_prefixed_path(At::SPEC.child("controller"), controller);
     let parameters = &spec["parameters"];
     if !parameters.is_object() {
         return;
     }
-    reference(parameters, AT, errors);
+    reference(c, parameters, AT);
     let scope = text(parameters, "scope");
-    required_one_of(parameters, "scope", AT, &["Cluster", "Namespace"], errors);
-    let namespace = join(AT, "namespace");
+    c.required_one_of(parameters, "scope", AT, &["Cluster", "Namespace"]);
+    let namespace = AT.child("namespace");
     match (scope, parameters["namespace"].as_str()) {
-        ("Namespace", None) => required(namespace, "`parameters.scope` is set to 'Namespace'", errors),
-        ("Namespace", Some(name)) => syntax(names::dns1123_label, name, &namespace, errors),
+        ("Namespace", None) => c.required(namespace, "`parameters.scope` is set to 'Namespace'"),
+        ("Namespace", Some(name)) => c.syntax(namespace, name, names::dns1123_label),
         ("Cluster", Some(_)) => {
-            errors.push(FieldError::forbidden(namespace, "`parameters.scope` is set to 'Cluster'"));
+            c.forbidden(namespace, "`parameters.scope` is set to 'Cluster'");
         }
         _ => {}
     }
 }
 
-pub(super) fn update_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec/controller", errors);
-    ratchet(validate_class, new, old, errors);
+pub(super) fn update_class(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/spec/controller");
+    c.ratchet(validate_class, new, old);
 }
 
 #[cfg(test)]
@@ -291,9 +285,9 @@ mod tests {
         ] {
             assert_eq!(of(spec), wanted);
         }
-        let mut errors = Vec::new();
+        let mut c = Checks::default();
         let class = |c: &str| json!({"spec": {"controller": c}});
-        update_class(&class("a.b/d"), &class("a.b/c"), &mut errors);
-        assert_eq!(errors[0].to_string(), "spec.controller: Invalid value: \"a.b/d\": field is immutable");
+        update_class(&mut c, &class("a.b/d"), &class("a.b/c"));
+        assert_eq!(c.errors[0].to_string(), "spec.controller: Invalid value: \"a.b/d\": field is immutable");
     }
 }

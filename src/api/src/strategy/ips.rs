@@ -1,9 +1,10 @@
 //! Addresses and ranges in fields older than strict parsing: any form of a valid one is taken, but no
 //! leading zeros, no IPv4 inside IPv6 and no bits beyond a prefix (`util/validation/ip.go`, KEP-4858).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::field::FieldError;
+use super::checks::Checks;
+use crate::field::At;
 
 const NO_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const NO_RANGE: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
@@ -16,7 +17,7 @@ fn sloppy(s: &str) -> Option<(IpAddr, bool)> {
     let mut octets = [0; 4];
     let mut parts = s.split('.');
     for octet in &mut octets {
-        let part = parts.next().filter(|p| p.len() < 10 && p.bytes().all(|b| b.is_ascii_digit()))?;
+        let part = parts.next().filter(|p| p.bytes().all(|b| b.is_ascii_digit()))?;
         *octet = part.parse::<u32>().ok().and_then(|n| u8::try_from(n).ok())?;
     }
     parts.next().is_none().then(|| (Ipv4Addr::from(octets).into(), true))
@@ -31,28 +32,43 @@ fn is_mapped(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some())
 }
 
-/// `IsValidIPForLegacyField`.
-pub(super) fn address(value: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn legacy(value: &str) -> Result<IpAddr, &'static str> {
     match sloppy(value) {
-        None => errors.push(FieldError::invalid(path, value, NO_ADDRESS)),
-        Some((_, true)) => errors.push(FieldError::invalid(path, value, "must not have leading 0s")),
-        Some((ip, _)) if is_mapped(ip) => {
-            errors.push(FieldError::invalid(path, value, "must not be an IPv4-mapped IPv6 address"));
+        None => Err(NO_ADDRESS),
+        Some((_, true)) => Err("must not have leading 0s"),
+        Some((ip, _)) if is_mapped(ip) => Err("must not be an IPv4-mapped IPv6 address"),
+        Some((ip, _)) => Ok(ip),
+    }
+}
+
+/// `IsValidIPForLegacyField`
+pub(super) fn address(c: &mut Checks, value: &str, at: At<'_>) {
+    if let Err(why) = legacy(value) {
+        c.invalid(at, value, why);
+    }
+}
+
+/// `IsValidIP`: what is wrong with an address in a newer field, where it has one form only.
+pub(super) fn canonical_address(value: &str) -> Vec<String> {
+    match legacy(value) {
+        Err(why) => vec![why.to_owned()],
+        Ok(ip) if ip.to_string() != value => {
+            vec![format!("must be in canonical form ({:?})", ip.to_string())]
         }
-        Some(_) => {}
+        Ok(_) => Vec::new(),
     }
 }
 
 /// `ValidateEndpointIP`: no address that means something else on every machine.
-pub(super) fn endpoint(value: &str, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn endpoint(c: &mut Checks, value: &str, at: At<'_>) {
     let Some(ip) = parse(value).map(|ip| ip.to_canonical()) else {
-        return errors.push(FieldError::invalid(path, value, "must be a valid IP address"));
+        return c.invalid(at, value, "must be a valid IP address");
     };
     let (unicast, multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
         IpAddr::V6(ip) => (ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xff0f == 0xff02),
     };
-    let mut say = |what: String| errors.push(FieldError::invalid(path, value, what));
+    let mut say = |what: String| c.invalid(at, value, what);
     if ip.is_unspecified() {
         say(format!("may not be unspecified ({value})"));
     }
@@ -76,24 +92,24 @@ pub(super) struct Range {
     leading_zeros: bool,
 }
 
-/// The first `prefix` bits, one family's bits as 128.
-fn masked(ip: IpAddr, prefix: u32) -> u128 {
-    let (bits, size) = match ip {
-        IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32),
-        IpAddr::V6(ip) => (u128::from(ip), 128),
-    };
-    // A shift by all the bits there are leaves nothing.
-    bits.checked_shr(size - prefix).unwrap_or(0).checked_shl(size - prefix).unwrap_or(0)
+/// The address without the bits beyond the prefix.
+fn masked(ip: IpAddr, prefix: u32) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => {
+            Ipv4Addr::from(u32::from(ip) & u32::MAX.checked_shl(32 - prefix).unwrap_or(0)).into()
+        }
+        IpAddr::V6(ip) => {
+            Ipv6Addr::from(u128::from(ip) & u128::MAX.checked_shl(128 - prefix).unwrap_or(0)).into()
+        }
+    }
 }
 
 impl Range {
     pub(super) fn parse(value: &str) -> Option<Self> {
         let (address, length) = value.split_once('/')?;
         let (address, zeros) = sloppy(address)?;
-        if length.is_empty() || length.len() > 9 || !length.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let prefix = length.parse::<u32>().ok()?;
+        let is_number = length.bytes().all(|b| b.is_ascii_digit());
+        let prefix = length.parse::<u32>().ok().filter(|_| is_number)?;
         let most = if address.is_ipv4() { 32 } else { 128 };
         let leading_zeros = zeros || length.len() > 1 && length.starts_with('0');
         (prefix <= most).then_some(Self { address, prefix, leading_zeros })
@@ -112,34 +128,43 @@ impl Range {
 }
 
 /// `IsValidCIDRForLegacyField`: the range if it can be read at all.
-pub(super) fn range(value: &str, path: &str, errors: &mut Vec<FieldError>) -> Option<Range> {
+pub(super) fn range(c: &mut Checks, value: &str, at: At<'_>) -> Option<Range> {
     let Some(range) = Range::parse(value) else {
-        errors.push(FieldError::invalid(path, value, NO_RANGE));
+        c.invalid(at, value, NO_RANGE);
         return None;
     };
     let what = if range.leading_zeros {
         "must not have leading 0s in IP or prefix length"
     } else if is_mapped(range.address) {
         "must not have an IPv4-mapped IPv6 address"
-    } else if masked(range.address, range.prefix)
-        != masked(range.address, if range.address.is_ipv4() { 32 } else { 128 })
-    {
+    } else if masked(range.address, range.prefix) != range.address {
         "must not have bits set beyond the prefix length"
     } else {
         return Some(range);
     };
-    errors.push(FieldError::invalid(path, value, what));
+    c.invalid(at, value, what);
     Some(range)
+}
+
+/// `IsValidCIDR`: a range in a newer field.
+pub(super) fn canonical_range(c: &mut Checks, value: &str, at: At<'_>) {
+    let before = c.errors.len();
+    if let Some(Range { address, prefix, .. }) = range(c, value, at).filter(|_| c.errors.len() == before) {
+        let form = format!("{address}/{prefix}");
+        if form != value {
+            c.invalid(at, value, format!("must be in canonical form ({form:?})"));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(f: impl FnOnce(&mut Vec<FieldError>)) -> String {
-        let mut errors = Vec::new();
-        f(&mut errors);
-        errors.iter().map(|e| e.detail.as_str()).collect::<Vec<_>>().join("; ")
+    fn told(f: impl FnOnce(&mut Checks)) -> String {
+        let mut c = Checks::default();
+        f(&mut c);
+        c.errors.iter().map(|e| e.detail.as_str()).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -148,6 +173,7 @@ mod tests {
             ("10.0.0.1", ""),
             ("2001:DB8::0001", ""),
             ("010.0.0.1", "must not have leading 0s"),
+            ("0000000000010.0.0.1", "must not have leading 0s"),
             ("::ffff:10.0.0.1", "must not be an IPv4-mapped IPv6 address"),
             ("10.0.0", NO_ADDRESS),
             ("10.0.0.256", NO_ADDRESS),
@@ -155,7 +181,7 @@ mod tests {
             ("x", NO_ADDRESS),
             ("", NO_ADDRESS),
         ] {
-            assert_eq!(told(|e| address(value, "", e)), wanted, "{value}");
+            assert_eq!(told(|e| address(e, value, At::ROOT)), wanted, "{value}");
         }
     }
 
@@ -174,7 +200,7 @@ mod tests {
             ("ff02::1", "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
             ("x", "must be a valid IP address"),
         ] {
-            assert_eq!(told(|e| endpoint(value, "", e)), wanted, "{value}");
+            assert_eq!(told(|e| endpoint(e, value, At::ROOT)), wanted, "{value}");
         }
     }
 
@@ -196,7 +222,7 @@ mod tests {
         ] {
             assert_eq!(
                 told(|e| {
-                    let _ = range(value, "", e);
+                    let _ = range(e, value, At::ROOT);
                 }),
                 wanted,
                 "{value}"

@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::meta::immutable;
-use super::util::{each, non_negative, one_of, put, put_str, spec, text};
+use super::checks::{Checks, IMMUTABLE};
+use super::selectors;
+use super::util::{each, put, put_str, spec, text};
 use super::workloads::{template, template_labels, validate_template};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::names;
 use crate::object;
 use crate::selector::LabelSelector;
@@ -79,8 +80,7 @@ pub(super) fn default_cron_job(obj: &mut Value) {
     }
 }
 
-fn validate_job_spec(obj: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let pointer = format!("/{}", at.replace('.', "/"));
+fn validate_job_spec(c: &mut Checks, spec: &Value, at: At<'_>) {
     for f in [
         "parallelism",
         "completions",
@@ -90,70 +90,68 @@ fn validate_job_spec(obj: &Value, at: &str, errors: &mut Vec<FieldError>) {
         "backoffLimitPerIndex",
         "maxFailedIndexes",
     ] {
-        non_negative(obj, &format!("{pointer}/{f}"), errors);
+        c.non_negative(spec, f, at);
     }
-    let s = object::get(obj, &pointer);
-    one_of(s, "completionMode", at, &["Indexed", "NonIndexed"], errors);
-    one_of(s, "podReplacementPolicy", at, &["Failed", "TerminatingOrFailed"], errors);
-    if text(s, "completionMode") == "Indexed" && s.get("completions").is_none() {
-        errors.push(FieldError::required(format!("{at}.completions"), "when completion mode is Indexed"));
+    c.one_of(spec, "completionMode", at, &["Indexed", "NonIndexed"]);
+    c.one_of(spec, "podReplacementPolicy", at, &["Failed", "TerminatingOrFailed"]);
+    if text(spec, "completionMode") == "Indexed" && spec.get("completions").is_none() {
+        c.required(at.child("completions"), "when completion mode is Indexed");
     }
-    let template = format!("{at}.template");
-    validate_template(obj, &template, &["Always", "Never", "OnFailure"], errors);
-    let policy = object::get(s, "/template/spec/restartPolicy").as_str().unwrap_or_default();
-    let path = format!("{template}.spec.restartPolicy");
-    match policy {
+    let (template, at) = (&spec["template"], at.child("template"));
+    validate_template(c, template, at);
+    let at = at.child("spec.restartPolicy");
+    match text(&template["spec"], "restartPolicy") {
         // Upstream asks for a value when the default was taken.
-        "Always" => errors.push(FieldError::required(path, "valid values: \"OnFailure\", \"Never\"")),
-        "OnFailure" if s.get("podFailurePolicy").is_some_and(Value::is_object) => {
-            let why = "only \"Never\" is supported when podFailurePolicy is specified";
-            errors.push(FieldError::invalid(path, policy, why));
+        "Always" => c.required(at, "valid values: \"OnFailure\", \"Never\""),
+        policy @ "OnFailure" if spec.get("podFailurePolicy").is_some_and(Value::is_object) => {
+            c.invalid(at, policy, "only \"Never\" is supported when podFailurePolicy is specified");
         }
         "" | "OnFailure" | "Never" => {}
-        other => errors.push(FieldError::not_supported(path, other, &["OnFailure", "Never"])),
+        other => c.unsupported(at, other, &["OnFailure", "Never"]),
     }
 }
 
-pub(super) fn validate_job(obj: &Value, errors: &mut Vec<FieldError>) {
-    validate_job_spec(obj, "spec", errors);
+pub(super) fn validate_job(c: &mut Checks, obj: &Value) {
+    validate_job_spec(c, &obj["spec"], At::SPEC);
     let selector = object::get(obj, "/spec/selector");
     if selector.is_object() {
+        selectors::label_selector(c, selector, At::SPEC.child("selector"));
         if let Ok(s) = LabelSelector::from_object(selector) {
-            template_labels(obj, &s, errors);
+            template_labels(c, obj, &s);
         }
     } else {
-        errors.push(FieldError::required("spec.selector", ""));
+        c.required("spec.selector", "");
     }
     if let Some(m) = names::dns1123_label(object::name(obj))
         .first()
         .filter(|_| text(&obj["spec"], "completionMode") == "Indexed")
     {
-        errors.push(FieldError::invalid("metadata.name", object::name(obj), m.as_str()));
+        c.invalid("metadata.name", object::name(obj), m.as_str());
     }
 }
 
-pub(super) fn update_job(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_job(c: &mut Checks, new: &Value, old: &Value) {
     let indexed = text(&new["spec"], "completionMode") == "Indexed";
     if !indexed {
-        immutable(new, old, "/spec/completions", errors);
+        c.immutable(new, old, "/spec/completions");
     }
-    for f in [
-        "selector",
-        "completionMode",
-        "podFailurePolicy",
-        "backoffLimitPerIndex",
-        "managedBy",
-        "successPolicy",
+    for path in [
+        "/spec/selector",
+        "/spec/completionMode",
+        "/spec/podFailurePolicy",
+        "/spec/backoffLimitPerIndex",
+        "/spec/managedBy",
+        "/spec/successPolicy",
     ] {
-        immutable(new, old, &format!("/spec/{f}"), errors);
+        c.immutable(new, old, path);
     }
-    update_job_template(new, old, errors);
+    update_job_template(c, new, old);
 }
 
 /// Where the pods of a suspended job go and what they take may change while none of them is there; the rest
 /// of the template never (MutableSchedulingDirectivesForSuspendedJobs and
 /// MutablePodResourcesForSuspendedJobs, on from 1.36).
-fn update_job_template(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn update_job_template(c: &mut Checks, new: &Value, old: &Value) {
     let status = &old["status"];
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let told = conditions.iter().any(|c| text(c, "type") == "Suspended" && text(c, "status") == "True");
@@ -161,7 +159,7 @@ fn update_job_template(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         && (status["startTime"].is_null() || told)
         && status["active"].as_i64().unwrap_or(0) == 0;
     if !is_free {
-        immutable(new, old, "/spec/template", errors);
+        c.immutable(new, old, "/spec/template");
         return;
     }
     let wanted = object::get(new, "/spec/template/spec");
@@ -184,7 +182,7 @@ fn update_job_template(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         }
     }
     if &without_nulls(allowed) != wanted {
-        errors.push(FieldError::invalid("spec.template.spec", wanted.clone(), "field is immutable"));
+        c.invalid("spec.template.spec", wanted.clone(), IMMUTABLE);
     }
 }
 
@@ -209,44 +207,36 @@ fn without_nulls(mut object: Value) -> Value {
     object
 }
 
-pub(super) fn validate_cron_job(obj: &Value, errors: &mut Vec<FieldError>) {
-    validate_job_spec(obj, "spec.jobTemplate.spec", errors);
+pub(super) fn validate_cron_job(c: &mut Checks, obj: &Value) {
+    validate_job_spec(c, &obj["spec"]["jobTemplate"]["spec"], At::root("spec.jobTemplate.spec"));
     let s = &obj["spec"];
     let schedule = text(s, "schedule");
     if schedule.is_empty() {
         if s.get("schedule").is_some() {
-            errors.push(FieldError::required("spec.schedule", ""));
+            c.required("spec.schedule", "");
         }
     } else if let Err(e) = check_schedule(schedule) {
-        errors.push(FieldError::invalid("spec.schedule", schedule, e));
+        c.invalid("spec.schedule", schedule, e);
     }
     if let Some(zone) = s.get("timeZone").and_then(Value::as_str) {
         if zone.is_empty() {
-            errors.push(FieldError::invalid(
-                "spec.timeZone",
-                zone,
-                "timeZone must be nil or non-empty string",
-            ));
+            c.invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string");
         } else if zone.eq_ignore_ascii_case("local") {
-            errors.push(FieldError::invalid(
+            c.invalid(
                 "spec.timeZone",
                 zone,
                 "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-            ));
+            );
         } else if jiff::tz::TimeZone::get(zone).is_err() {
-            errors.push(FieldError::invalid("spec.timeZone", zone, format!("unknown time zone {zone}")));
+            c.invalid("spec.timeZone", zone, format!("unknown time zone {zone}"));
         }
     }
-    one_of(s, "concurrencyPolicy", "spec", &["Allow", "Forbid", "Replace"], errors);
+    c.one_of(s, "concurrencyPolicy", At::SPEC, &["Allow", "Forbid", "Replace"]);
     for f in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        non_negative(obj, &format!("/spec/{f}"), errors);
+        c.non_negative(s, f, At::SPEC);
     }
     if object::name(obj).len() > 52 {
-        errors.push(FieldError::invalid(
-            "metadata.name",
-            object::name(obj),
-            "must be no more than 52 characters",
-        ));
+        c.invalid("metadata.name", object::name(obj), "must be no more than 52 characters");
     }
 }
 
@@ -305,12 +295,7 @@ fn check_schedule(s: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn errors(v: &Value, f: fn(&Value, &mut Vec<FieldError>)) -> Vec<String> {
-        let mut e = Vec::new();
-        f(v, &mut e);
-        e.iter().map(ToString::to_string).collect()
-    }
+    use crate::strategy::checks::tests::errors;
 
     #[test]
     fn jobs() {
@@ -320,7 +305,7 @@ mod tests {
         create_job(&mut j);
         assert_eq!(j["spec"]["backoffLimit"], 6);
         assert_eq!(j["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
-        assert_eq!(errors(&j, validate_job), Vec::<String>::new());
+        assert_eq!(errors(validate_job, &j), Vec::<String>::new());
     }
 
     #[test]
@@ -353,17 +338,17 @@ mod tests {
             ("other affinity", true, json!({}), &apart, false),
             ("nothing", true, suspended, &old, true),
         ] {
-            let mut found = Vec::new();
+            let mut found = Checks::default();
             update_job(
+                &mut found,
                 &job(suspend, status.clone(), new.clone()),
                 &job(suspend, status, old.clone()),
-                &mut found,
             );
-            assert_eq!(found.is_empty(), allowed, "{what}: {found:?}");
+            assert_eq!(found.errors.is_empty(), allowed, "{what}: {found:?}");
         }
-        let mut found = Vec::new();
-        update_job(&job(true, json!({}), old), &job(true, json!({}), elsewhere), &mut found);
-        assert!(found.is_empty(), "taken away again: {found:?}");
+        let mut found = Checks::default();
+        update_job(&mut found, &job(true, json!({}), old), &job(true, json!({}), elsewhere));
+        assert!(found.errors.is_empty(), "taken away again: {found:?}");
     }
 
     #[test]

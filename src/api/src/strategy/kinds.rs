@@ -180,7 +180,8 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
             ..base
         },
         ("networking.k8s.io", "IPAddress") => Rules {
-            name: addresses::address_name,
+            // One form of an address is one name.
+            name: super::ips::canonical_address,
             validate: addresses::validate_address,
             validate_update: addresses::update_address,
             ..base
@@ -480,5 +481,8 @@ mod tests {
         let nameless = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": meta, "roleRef": {"kind": "Role"}});
         let found = told(nameless);
         assert_eq!(found.iter().filter(|e| e.starts_with("roleRef.name")).count(), 2, "{found:?}");
+        let orphan = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": "10.0.0.1"},
+            "spec": {"parentRef": {"resource": "services"}}});
+        assert_eq!(told(orphan), ["spec.parentRef.name: Required value"; 2]);
     }
 }

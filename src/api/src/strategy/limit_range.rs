@@ -4,37 +4,37 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::checks::{self, ratchet, syntax};
+use super::checks::Checks;
 use super::resource_names as resources;
 use super::util::{list, text};
-use crate::field::{FieldError, index, join, key};
+use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let mut seen = HashSet::new();
     for (i, limit) in list(&obj["spec"], "limits").iter().enumerate() {
-        let at = index("spec.limits", i);
-        let (kind, path) = (text(limit, "type"), join(&at, "type"));
-        let before = errors.len();
-        syntax(names::qualified_name, kind, &path, errors);
+        let at = At::SPEC.item("limits", i);
+        let (kind, path) = (text(limit, "type"), at.child("type"));
+        let before = c.errors.len();
+        c.syntax(path, kind, names::qualified_name);
         let is_standard = matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
-        if errors.len() == before && !kind.contains('/') && !is_standard {
+        if c.errors.len() == before && !kind.contains('/') && !is_standard {
             let what = "must be a standard limit type or fully qualified";
-            errors.push(FieldError::invalid(path.as_str(), kind, what));
+            c.invalid(path, kind, what);
         }
         if !seen.insert(kind) {
-            errors.push(FieldError::duplicate(path, kind));
+            c.duplicate(path, kind);
         }
-        one(limit, kind, &at, errors);
+        one(c, limit, kind, at);
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
 }
 
-fn one(limit: &Value, kind: &str, at: &str, errors: &mut Vec<FieldError>) {
+fn one(c: &mut Checks, limit: &Value, kind: &str, at: At<'_>) {
     let is_pod = kind == "Pod";
     let mut names = BTreeSet::new();
     for field in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
@@ -43,38 +43,38 @@ fn one(limit: &Value, kind: &str, at: &str, errors: &mut Vec<FieldError>) {
             && ["min", "max"].iter().all(|f| limit[*f].get("storage").is_none())
         {
             let what = "either minimum or maximum storage value is required, but neither was provided";
-            checks::required(join(at, "limits"), what, errors);
+            c.required(at.child("limits"), what);
         }
         let Some(amounts) = limit[field].as_object().filter(|m| !m.is_empty()) else { continue };
-        let path = join(at, field);
+        let path = at.child(field);
         if is_pod && field.starts_with("default") {
-            errors.push(FieldError::forbidden(path, "may not be specified when `type` is 'Pod'"));
+            c.forbidden(path, "may not be specified when `type` is 'Pod'");
             continue;
         }
         for name in amounts.keys() {
-            let path = key(&path, name);
+            let path = path.key(name);
             if matches!(kind, "Pod" | "Container") {
-                resources::of_container(name, &path, errors);
+                resources::of_container(c, name, path);
             } else {
-                resources::any(name, &path, errors);
+                resources::any(c, name, path);
             }
             names.insert(name.as_str());
         }
     }
     for name in names {
-        compare(limit, name, is_pod, at, errors);
+        compare(c, limit, name, is_pod, at);
     }
 }
 
 /// min <= defaultRequest <= default <= max, and a ratio that these allow.
-fn compare(limit: &Value, name: &str, is_pod: bool, at: &str, errors: &mut Vec<FieldError>) {
+fn compare(c: &mut Checks, limit: &Value, name: &str, is_pod: bool, at: At<'_>) {
     let amount = |field: &str| Quantity::from_value(&limit[field][name]);
     let of_containers = |field: &str| if is_pod { None } else { amount(field) };
     let (min, max) = (amount("min"), amount("max"));
     let (default, request) = (of_containers("default"), of_containers("defaultRequest"));
     let ratio = amount("maxLimitRequestRatio");
     let mut say = |field: &str, value: Quantity, what: String| {
-        errors.push(FieldError::invalid(key(&join(at, field), name), value.to_string(), what));
+        c.invalid(at.child(field).key(name), value.to_string(), what);
     };
     // (less, its name, more, its name, the field that is told of, its value is the one of less)
     for (less, low, more, high, field, shows_less) in [

@@ -18,7 +18,7 @@ mod ips;
 mod jobs;
 mod kinds;
 mod limit_range;
-pub mod meta;
+mod meta;
 mod network;
 mod network_policy;
 mod nodes;
@@ -29,6 +29,7 @@ mod quota;
 mod rbac;
 mod resource_names;
 mod scheduling;
+mod selectors;
 mod service;
 mod storage;
 mod storage_kinds;
@@ -41,8 +42,9 @@ use serde_json::Value;
 
 use crate::field::FieldError;
 use crate::object;
-use crate::schema::{Cursor, SchemaRef, Shape, apply_defaults, validate_schema, validate_schema_update};
+use crate::schema::{Cursor, SchemaRef, Shape, apply_defaults, validate_schema_update};
 
+use checks::{Check, Checks};
 pub use kinds::rules_for;
 
 /// How a kind treats its objects. The API server calls: `default`, then
@@ -79,10 +81,10 @@ pub struct Rules {
     pub create: fn(&mut Value),
     /// After the generic preparation of an update.
     pub update: fn(&mut Value, &Value),
-    pub validate: fn(&Value, &mut Vec<FieldError>),
+    pub validate: Check,
     /// Of new objects only.
-    pub validate_create: fn(&Value, &mut Vec<FieldError>),
-    pub validate_update: fn(&Value, &Value, &mut Vec<FieldError>),
+    pub validate_create: Check,
+    pub validate_update: fn(&mut Checks, &Value, &Value),
     /// After the generic preparation of an update of the status.
     pub update_status: fn(&mut Value, &Value),
     /// The status of a new object, where the kind has one.
@@ -150,6 +152,16 @@ impl Generic {
                 metadata.insert((*field).to_string(), value);
             }
         }
+    }
+
+    /// What every kind's objects must be: their metadata, and what the schema says.
+    fn validate_general(&self, c: &mut Checks, obj: &Value, old: Option<&Value>) {
+        meta::validate(c, obj, self.namespaced, self.rules.name);
+        if self.schema.set().is_builtin() {
+            meta::standard_finalizers(c, obj);
+        }
+        c.errors.extend(validate_schema_update(&self.schema, obj, old));
+        c.end_general();
     }
 
     fn spec_changed(&self, a: &Value, b: &Value) -> bool {
@@ -298,44 +310,34 @@ impl Strategy for Generic {
     }
 
     fn validate(&self, obj: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
-        if self.schema.set().is_builtin() {
-            meta::standard_finalizers(obj, &mut errors);
-        }
-        errors.extend(validate_schema(&self.schema, obj));
-        (self.rules.validate)(obj, &mut errors);
-        (self.rules.validate_create)(obj, &mut errors);
-        errors
+        let mut c = Checks::default();
+        self.validate_general(&mut c, obj, None);
+        (self.rules.validate)(&mut c, obj);
+        (self.rules.validate_create)(&mut c, obj);
+        c.errors
     }
 
     fn validate_update(&self, obj: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        meta::validate_update(obj, old, &mut errors);
-        meta::validate(obj, self.namespaced, self.rules.name, &mut errors);
-        if self.schema.set().is_builtin() {
-            meta::standard_finalizers(obj, &mut errors);
-        }
-        errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
-        (self.rules.validate)(obj, &mut errors);
-        pod_spec::forgive(self.rules.validate, obj, old, &mut errors);
-        (self.rules.validate_update)(obj, old, &mut errors);
-        errors
+        let mut c = Checks::default();
+        meta::validate_update(&mut c, obj, old);
+        self.validate_general(&mut c, obj, Some(old));
+        pod_spec::validate_forgiving(&mut c, self.rules.validate, obj, old);
+        (self.rules.validate_update)(&mut c, obj, old);
+        c.errors
     }
 
     fn validate_subresource(&self, subresource: &str, obj: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        meta::validate_update(obj, old, &mut errors);
+        let mut c = Checks::default();
+        meta::validate_update(&mut c, obj, old);
         if subresource != "status" {
-            (self.rules.validate)(obj, &mut errors);
-            pod_spec::forgive(self.rules.validate, obj, old, &mut errors);
+            pod_spec::validate_forgiving(&mut c, self.rules.validate, obj, old);
             if subresource == "ephemeralcontainers" {
-                pod_update::validate_ephemeral(obj, old, &mut errors);
+                pod_update::validate_ephemeral(&mut c, obj, old);
             }
         } else if !self.schema.set().is_builtin() {
-            errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
+            c.errors.extend(validate_schema_update(&self.schema, obj, Some(old)));
         }
-        errors
+        c.errors
     }
 
     fn reset_fields(&self, subresource: &str) -> &'static [&'static str] {

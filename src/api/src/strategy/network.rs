@@ -94,13 +94,13 @@ mod tests {
             json!({"ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "sessionAffinity": "None",
                 "type": "ClusterIP", "internalTrafficPolicy": "Cluster"})
         );
-        let mut e = Vec::new();
-        crate::strategy::service::validate(&s, &mut e);
-        assert!(e.is_empty(), "{e:?}");
+        let mut e = crate::strategy::Checks::default();
+        crate::strategy::service::validate(&mut e, &s);
+        assert!(e.errors.is_empty(), "{e:?}");
         s["spec"]["ports"] = json!([{"port": 0, "targetPort": 1}, {"port": 2, "targetPort": 1}]);
         default_service(&mut s);
-        crate::strategy::service::validate(&s, &mut e);
-        let paths: Vec<&str> = e.iter().map(|e| e.path.as_str()).collect();
+        crate::strategy::service::validate(&mut e, &s);
+        let paths: Vec<&str> = e.errors.iter().map(|e| e.path.as_str()).collect();
         assert_eq!(paths, ["spec.ports[0].name", "spec.ports[0].port", "spec.ports[1].name"]);
     }
 

@@ -3,106 +3,105 @@
 
 use serde_json::Value;
 
-use super::checks::{self, label_selector, port};
+use super::checks::Checks;
 use super::ips;
-use super::util::{list, one_of, text};
-use crate::field::{FieldError, index, join};
+use super::selectors;
+use super::util::{list, strings, text};
+use crate::field::At;
 use crate::names;
 
 const TYPES: [&str; 2] = ["Ingress", "Egress"];
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
-    label_selector(&spec["podSelector"], "spec.podSelector", errors);
+    selectors::label_selector(c, &spec["podSelector"], At::SPEC.child("podSelector"));
     for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
         for (i, rule) in list(spec, direction).iter().enumerate() {
-            let at = format!("spec.{direction}[{i}]");
+            let at = At::SPEC.item(direction, i);
             for (j, p) in list(rule, "ports").iter().enumerate() {
-                ports(p, &format!("{at}.ports[{j}]"), errors);
+                ports(c, p, at.item("ports", j));
             }
             for (j, p) in list(rule, peers).iter().enumerate() {
-                peer(p, &format!("{at}.{peers}[{j}]"), errors);
+                peer(c, p, at.item(peers, j));
             }
         }
     }
     let types = list(spec, "policyTypes");
     if types.len() > TYPES.len() {
         let what = "may not specify more than two policyTypes";
-        return errors.push(FieldError::invalid("spec.policyTypes", types.to_vec(), what));
+        return c.invalid("spec.policyTypes", types.to_vec(), what);
     }
     for (i, t) in types.iter().enumerate() {
         if !TYPES.iter().any(|known| t == known) {
-            errors.push(FieldError::not_supported(index("spec.policyTypes", i), t.clone(), &TYPES));
+            c.unsupported(At::SPEC.item("policyTypes", i), t.clone(), &TYPES);
         }
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    checks::ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
 }
 
-fn ports(p: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    one_of(p, "protocol", at, &["TCP", "UDP", "SCTP"], errors);
-    let (first, last) = (join(at, "port"), join(at, "endPort"));
+fn ports(c: &mut Checks, p: &Value, at: At<'_>) {
+    c.one_of(p, "protocol", at, &["TCP", "UDP", "SCTP"]);
+    let (first, last) = (at.child("port"), at.child("endPort"));
     let end = p.get("endPort").and_then(Value::as_i64);
     match (&p["port"], end) {
         (Value::Number(n), _) => {
             let n = n.as_i64().unwrap_or(0);
-            port(n, &first, errors);
+            c.port(first, n);
             if let Some(end) = end {
                 if end < n {
                     let what = "must be greater than or equal to `port`";
-                    errors.push(FieldError::invalid(last.as_str(), n, what));
+                    c.invalid(last, n, what);
                 }
-                port(end, &last, errors);
+                c.port(last, end);
             }
         }
         (Value::String(name), _) => {
             if let Some(end) = end {
                 let what = "may not be specified when `port` is non-numeric";
-                errors.push(FieldError::invalid(last, end, what));
+                c.invalid(last, end, what);
             }
-            checks::syntax(names::port_name, name, &first, errors);
+            c.syntax(first, name, names::port_name);
         }
         (_, Some(end)) => {
             let what = "may not be specified when `port` is not specified";
-            errors.push(FieldError::invalid(last, end, what));
+            c.invalid(last, end, what);
         }
         _ => {}
     }
 }
 
-fn peer(p: &Value, at: &str, errors: &mut Vec<FieldError>) {
+fn peer(c: &mut Checks, p: &Value, at: At<'_>) {
     let mut selectors = 0;
     for field in ["podSelector", "namespaceSelector"] {
         if p[field].is_object() {
             selectors += 1;
-            label_selector(&p[field], &join(at, field), errors);
+            selectors::label_selector(c, &p[field], at.child(field));
         }
     }
     let has_block = p["ipBlock"].is_object();
     if has_block {
-        block(&p["ipBlock"], &join(at, "ipBlock"), errors);
+        block(c, &p["ipBlock"], at.child("ipBlock"));
     }
     if !has_block && selectors == 0 {
-        checks::required(at, "must specify a peer", errors);
+        c.required(at, "must specify a peer");
     } else if has_block && selectors > 0 {
-        errors.push(FieldError::forbidden(at, "may not specify both ipBlock and another peer"));
+        c.forbidden(at, "may not specify both ipBlock and another peer");
     }
 }
 
-fn block(b: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let cidr = text(b, "cidr");
-    if cidr.is_empty() {
-        return checks::required(join(at, "cidr"), "", errors);
+fn block(c: &mut Checks, b: &Value, at: At<'_>) {
+    if !c.needs(b, "cidr", at) {
+        return;
     }
-    let Some(all) = ips::range(cidr, &join(at, "cidr"), errors) else { return };
-    for (i, except) in list(b, "except").iter().enumerate() {
-        let path = index(&join(at, "except"), i);
-        let except = except.as_str().unwrap_or_default();
-        let Some(part) = ips::range(except, &path, errors) else { continue };
+    let Some(all) = ips::range(c, text(b, "cidr"), at.child("cidr")) else { return };
+    for (i, except) in strings(b, "except").enumerate() {
+        let path = at.item("except", i);
+        let Some(part) = ips::range(c, except, path) else { continue };
         if !all.has_inside(&part) {
-            errors.push(FieldError::invalid(path, except, "must be a strict subset of `cidr`"));
+            c.invalid(path, except, "must be a strict subset of `cidr`");
         }
     }
 }
@@ -220,10 +219,10 @@ mod tests {
     #[test]
     fn what_was_stored_before_stays_updatable() {
         let of = |cidr: &str| json!({"spec": {"ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}});
-        let mut errors = Vec::new();
-        update(&of("10.0.0.1/8"), &of("10.0.0.1/8"), &mut errors);
-        assert_eq!(errors, []);
-        update(&of("10.0.0.1/8"), &of("10.0.0.0/8"), &mut errors);
-        assert_eq!(errors.len(), 1);
+        let mut c = Checks::default();
+        update(&mut c, &of("10.0.0.1/8"), &of("10.0.0.1/8"));
+        assert_eq!(c.errors, []);
+        update(&mut c, &of("10.0.0.1/8"), &of("10.0.0.0/8"));
+        assert_eq!(c.errors.len(), 1);
     }
 }

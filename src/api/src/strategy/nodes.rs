@@ -4,58 +4,55 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{ratchet, required_name, required_one_of, syntax};
-use super::meta::{immutable, labels};
-use super::util::{list, text};
-use super::{ips, pod_spec, resource_names, volumes};
-use crate::field::{FieldError, index, join};
+use super::checks::Checks;
+use super::meta::labels;
+use super::util::{entries, list, strings, text};
+use super::{ips, pod_spec, resource_names};
+use crate::field::{At, FieldError};
 use crate::names;
-use crate::quantity::Quantity;
 
-const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+const METADATA: At<'_> = At::root("metadata");
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
-    taints(list(&obj["spec"], "taints"), errors);
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    taints(c, list(&obj["spec"], "taints"));
     for field in ["capacity", "allocatable"] {
-        for (name, value) in obj["status"][field].as_object().into_iter().flatten() {
-            if let Some(q) = Quantity::from_value(value) {
-                resource_names::amount(name, q, &format!("status.{field}.{name}"), errors);
-            }
+        for (name, value) in entries(&obj["status"][field]) {
+            resource_names::amount(c, name, value, At::root("status").child(field).child(name));
         }
     }
-    ranges(&obj["spec"], errors);
+    ranges(c, &obj["spec"]);
 }
 
-fn taints(taints: &[Value], errors: &mut Vec<FieldError>) {
+fn taints(c: &mut Checks, taints: &[Value]) {
     let mut seen = HashSet::new();
     for (i, t) in taints.iter().enumerate() {
         // Upstream's path is of the metadata.
-        let at = index("metadata.taints", i);
+        let at = METADATA.item("taints", i);
         let (key, value) = (text(t, "key"), text(t, "value"));
-        syntax(names::qualified_name, key, &join(&at, "key"), errors);
+        c.syntax(at.child("key"), key, names::qualified_name);
         let wrong = names::label_value(value);
         if !wrong.is_empty() {
-            errors.push(FieldError::invalid(join(&at, "value"), value, wrong.join(";")));
+            c.invalid(at.child("value"), value, wrong.join(";"));
         }
-        required_one_of(t, "effect", &at, &EFFECTS, errors);
+        c.required_one_of(t, "effect", at, &pod_spec::EFFECTS);
         if !seen.insert((key, text(t, "effect"))) {
             let detail = "taints must be unique by key and effect pair".to_owned();
-            errors.push(FieldError { detail, ..FieldError::duplicate(at, t.clone()) });
+            c.errors.push(FieldError { detail, ..FieldError::duplicate(at, t.clone()) });
         }
     }
 }
 
-fn ranges(spec: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.podCIDRs";
+fn ranges(c: &mut Checks, spec: &Value) {
+    const AT: At<'_> = At::root("spec.podCIDRs");
     let ranges = list(spec, "podCIDRs");
     let mut families = HashSet::new();
-    for (i, range) in ranges.iter().enumerate() {
-        let range = ips::range(range.as_str().unwrap_or_default(), &index(AT, i), errors);
+    for (i, range) in strings(spec, "podCIDRs").enumerate() {
+        let range = ips::range(c, range, AT.index(i));
         families.extend(range.map(|r| r.is_ipv4()));
     }
     if ranges.len() > 1 && (families.len() != 2 || ranges.len() > 2) {
         let what = "may specify no more than one CIDR for each IP family";
-        errors.push(FieldError::invalid(AT, ranges.to_vec(), what));
+        c.invalid(AT, ranges.to_vec(), what);
     }
 }
 
@@ -69,39 +66,39 @@ fn of_pods(node: &Value) -> Vec<&str> {
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
     let before = of_pods(old);
     if !before.is_empty() && of_pods(new) != before {
         let what = "node updates may not change podCIDR except from \"\" to valid";
-        errors.push(FieldError::forbidden("spec.podCIDRs", what));
+        c.forbidden("spec.podCIDRs", what);
     }
     let before = text(&old["spec"], "providerID");
     if !before.is_empty() && text(&new["spec"], "providerID") != before {
         let what = "node updates may not change providerID except from \"\" to valid";
-        errors.push(FieldError::forbidden("spec.providerID", what));
+        c.forbidden("spec.providerID", what);
     }
 }
 
-pub(super) fn validate_runtime(obj: &Value, errors: &mut Vec<FieldError>) {
-    required_name(obj, "handler", names::dns1123_label, "", errors);
-    volumes::amounts(&obj["overhead"]["podFixed"], "overhead.limits", errors);
+pub(super) fn validate_runtime(c: &mut Checks, obj: &Value) {
+    c.required_name(obj, "handler", At::ROOT, names::dns1123_label);
+    pod_spec::overhead(c, &obj["overhead"]["podFixed"], At::root("overhead"));
     let scheduling = &obj["scheduling"];
-    labels(&scheduling["nodeSelector"], "scheduling.nodeSelector", errors);
-    let (tolerations, path) = (list(scheduling, "tolerations"), "scheduling.tolerations");
-    pod_spec::validate_tolerations(tolerations, path, errors);
+    labels(c, &scheduling["nodeSelector"], At::root("scheduling.nodeSelector"));
+    let (tolerations, at) = (list(scheduling, "tolerations"), At::root("scheduling.tolerations"));
+    pod_spec::tolerations(c, tolerations, at);
     let mut seen = HashSet::new();
     for (i, t) in tolerations.iter().enumerate() {
-        let at = index(path, i);
+        let at = at.index(i);
         if !seen.insert(["key", "operator", "value", "effect"].map(|f| text(t, f))) {
-            errors.push(FieldError::duplicate(at, t.clone()));
+            c.duplicate(at, t.clone());
         }
     }
 }
 
 /// Of a RuntimeClass only the handler is fixed.
-pub(super) fn update_runtime(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/handler", errors);
+pub(super) fn update_runtime(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/handler");
 }
 
 #[cfg(test)]
@@ -145,12 +142,12 @@ mod tests {
         }
         let node =
             |cidr: &str| json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr], "providerID": "kedge://a"}});
-        let mut errors = Vec::new();
-        update(&node("10.2.0.0/24"), &json!({"spec": {}}), &mut errors);
-        assert_eq!(errors, []);
-        update(&node("10.2.0.0/24"), &node("10.1.0.0/24"), &mut errors);
+        let mut c = Checks::default();
+        update(&mut c, &node("10.2.0.0/24"), &json!({"spec": {}}));
+        assert_eq!(c.errors, []);
+        update(&mut c, &node("10.2.0.0/24"), &node("10.1.0.0/24"));
         assert_eq!(
-            errors[0].to_string(),
+            c.errors[0].to_string(),
             "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"
         );
     }
@@ -171,6 +168,14 @@ mod tests {
                 "overhead.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
             ),
             (
+                json!({"handler": "a", "overhead": {"podFixed": {"hugepages-2Mi": "2Mi"}}}),
+                "overhead: Forbidden: HugePages require cpu or memory",
+            ),
+            (
+                json!({"handler": "a", "overhead": {"podFixed": {"cpu": 1, "hugepages-2Mi": "1Mi"}}}),
+                "overhead.limits[hugepages-2Mi]: Invalid value: \"1Mi\": 1Mi is not positive integer multiple of hugepages-2Mi",
+            ),
+            (
                 json!({"handler": "a", "scheduling": {"tolerations": [{"operator": "Exists"}, {"operator": "Exists"}]}}),
                 "scheduling.tolerations[1]: Duplicate value: {\"operator\":\"Exists\"}",
             ),
@@ -181,8 +186,8 @@ mod tests {
         ] {
             assert!(of(obj.clone()).starts_with(wanted), "{}", of(obj));
         }
-        let mut errors = Vec::new();
-        update_runtime(&json!({"handler": "b"}), &json!({"handler": "a"}), &mut errors);
-        assert_eq!(errors[0].to_string(), "handler: Invalid value: \"b\": field is immutable");
+        let mut c = Checks::default();
+        update_runtime(&mut c, &json!({"handler": "b"}), &json!({"handler": "a"}));
+        assert_eq!(c.errors[0].to_string(), "handler: Invalid value: \"b\": field is immutable");
     }
 }

@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::checks::Checks;
 use super::pod_spec;
 use super::util::{each, list, map, put, put_str, spec};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::object;
 use crate::quantity::Quantity;
 
@@ -280,16 +281,16 @@ pub(super) fn qos_class(pod: &Value) -> &'static str {
     }
 }
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
-    pod_spec::validate_pod(obj, errors);
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    pod_spec::validate_pod(c, obj);
 }
 
-pub(super) fn validate_create(obj: &Value, errors: &mut Vec<FieldError>) {
-    pod_spec::validate_new_pod(obj, errors);
+pub(super) fn validate_create(c: &mut Checks, obj: &Value) {
+    pod_spec::validate_new_pod(c, obj);
 }
 
-pub(super) fn validate_pod_template(obj: &Value, errors: &mut Vec<FieldError>) {
-    super::workloads::validate_template(obj, "template", &["Always", "OnFailure", "Never"], errors);
+pub(super) fn validate_pod_template(c: &mut Checks, obj: &Value) {
+    super::workloads::validate_template(c, &obj["template"], At::root("template"));
 }
 
 #[cfg(test)]
@@ -360,9 +361,9 @@ mod tests {
         let check = |f: &dyn Fn(&mut Value)| {
             let mut new = old.clone();
             f(&mut new);
-            let mut e = Vec::new();
-            super::super::pod_update::validate_update(&new, &old, &mut e);
-            e.len()
+            let mut e = Checks::default();
+            super::super::pod_update::validate_update(&mut e, &new, &old);
+            e.errors.len()
         };
         assert_eq!(check(&|v| v["spec"]["containers"][0]["image"] = json!("2")), 0);
         assert_eq!(check(&|v| v["spec"]["nodeName"] = json!("m")), 1);

@@ -6,7 +6,6 @@
 
 mod affinity;
 mod annotations;
-mod checks;
 mod containers;
 mod env;
 mod mounts;
@@ -27,105 +26,80 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::util::{list, text};
-use crate::field::FieldError;
+use super::checks::Checks;
+use super::meta;
+use super::util::{flag, integer, is_set, list, text};
+use crate::field::At;
 use crate::names;
 use crate::object;
-use checks::{At, Checks, flag, number};
-use tolerated::Tolerated;
 
-pub(super) use tolerated::forgive;
-
-/// What a persistent volume says of storage that a pod could name in the same words. Other kinds of sources have
-/// rules of their own.
-pub(super) fn persistent_source(kind: &str, source: &Value, errors: &mut Vec<FieldError>) {
-    let mut c = Checks { errors, tolerated: Tolerated::default(), is_pod: false };
-    let at = At::root("spec");
-    volumes::persistent_source(&mut c, kind, source, at.child(kind));
-}
+pub(super) use projected::token_seconds;
+pub(super) use resources::overhead;
+pub(super) use scheduling::{EFFECTS, tolerations};
+pub(super) use tolerated::{Tolerated, validate_forgiving};
+pub(super) use volumes::persistent_source;
 
 /// A pod (`validatePodMetadataAndSpec`).
-pub(super) fn validate_pod(pod: &Value, errors: &mut Vec<FieldError>) {
-    check_pod(pod, Tolerated::default(), errors);
-}
-
-fn check_pod(pod: &Value, tolerated: Tolerated, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_pod(c: &mut Checks, pod: &Value) {
     let spec = &pod["spec"];
     if !spec.is_object() {
         return;
     }
-    let mut c = Checks { errors, tolerated, is_pod: true };
+    c.is_pod = true;
     let annotations = object::get(pod, "/metadata/annotations");
-    annotations::validate(&mut c, annotations, spec, At::root("metadata.annotations"));
+    annotations::validate(c, annotations, spec, At::root("metadata.annotations"));
     let is_static = annotations.get(annotations::MIRROR).is_some();
-    let at = At::root("spec");
-    specification(&mut c, spec, object::name(pod), is_static, at);
+    let at = At::SPEC;
+    specification(c, spec, object::name(pod), is_static, at);
     if text(spec, "serviceAccountName").is_empty() {
-        let path = at.child("volumes");
         for (i, volume) in list(spec, "volumes").iter().enumerate() {
-            let at = path.index(i);
-            let at = at.child("projected");
-            let path = at.child("sources");
+            let volume_at = at.item("volumes", i);
+            let at = volume_at.child("projected");
             for (j, source) in list(&volume["projected"], "sources").iter().enumerate() {
-                if checks::is_set(source, "serviceAccountToken") {
-                    let at = path.index(j);
+                if is_set(source, "serviceAccountToken") {
                     let why = "must not be specified when serviceAccountName is not set";
-                    c.forbidden(at.child("serviceAccountToken"), why);
+                    c.forbidden(at.item("sources", j).child("serviceAccountToken"), why);
                 }
             }
         }
     }
     for kind in ["containers", "initContainers"] {
-        let path = at.child(kind);
         for (i, container) in list(spec, kind).iter().enumerate() {
-            containers::image_padding(&mut c, container, path.index(i));
+            containers::image_padding(c, container, at.item(kind, i));
         }
     }
 }
 
-/// Tolerations that another kind has for its pods (`ValidateTolerations`).
-pub(super) fn validate_tolerations(tolerations: &[Value], path: &str, errors: &mut Vec<FieldError>) {
-    let mut c = Checks { errors, tolerated: Tolerated::default(), is_pod: false };
-    scheduling::tolerations(&mut c, tolerations, At::root(path));
-}
-
 /// What is refused of new pods only (`ValidatePodCreate`).
-pub(super) fn validate_new_pod(pod: &Value, errors: &mut Vec<FieldError>) {
-    let mut c = Checks { errors, tolerated: Tolerated::default(), is_pod: true };
-    let (spec, at) = (&pod["spec"], At::root("spec"));
+pub(super) fn validate_new_pod(c: &mut Checks, pod: &Value) {
+    let (spec, at) = (&pod["spec"], At::SPEC);
     if !list(spec, "ephemeralContainers").is_empty() {
         c.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
     }
     if !text(spec, "nodeName").is_empty() && !list(spec, "schedulingGates").is_empty() {
         c.forbidden(at.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
     }
-    annotations::profiles_match(&mut c, object::get(pod, "/metadata/annotations"), spec, at);
+    annotations::profiles_match(c, object::get(pod, "/metadata/annotations"), spec, at);
 }
 
 /// A template at `path` (`ValidatePodTemplateSpec`); its labels and annotations as such are its kind's to check.
-pub(super) fn validate_template(template: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    check_template(template, path, Tolerated::default(), errors);
-}
-
-fn check_template(template: &Value, path: &str, tolerated: Tolerated, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_template(c: &mut Checks, template: &Value, at: At<'_>) {
     let spec = &template["spec"];
     if !spec.is_object() {
         return;
     }
-    let mut c = Checks { errors, tolerated, is_pod: false };
-    let at = At::root(path);
     let annotations = object::get(template, "/metadata/annotations");
-    annotations::validate(&mut c, annotations, spec, at.child("annotations"));
-    specification(&mut c, spec, "", false, at.child("spec"));
+    annotations::validate(c, annotations, spec, at.child("annotations"));
+    specification(c, spec, "", false, at.child("spec"));
     let at = at.child("spec");
-    annotations::profiles_match(&mut c, annotations, spec, at);
+    annotations::profiles_match(c, annotations, spec, at);
     if !list(spec, "ephemeralContainers").is_empty() {
         c.forbidden(at.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
 }
 
 /// `ValidatePodSpec`. `pod` is the pod's name, empty in a template.
-fn specification(c: &mut Checks<'_>, spec: &Value, pod: &str, is_static: bool, at: At<'_>) {
+fn specification(c: &mut Checks, spec: &Value, pod: &str, is_static: bool, at: At<'_>) {
     let volumes = volumes::validate(c, spec, pod, at);
     let claims: HashSet<&str> = list(spec, "resourceClaims")
         .iter()
@@ -136,7 +110,7 @@ fn specification(c: &mut Checks<'_>, spec: &Value, pod: &str, is_static: bool, a
     let known = containers::Pod {
         volumes,
         claims,
-        grace: number(spec, "terminationGracePeriodSeconds"),
+        grace: integer(spec, "terminationGracePeriodSeconds"),
         never_restarts: text(spec, "restartPolicy") == "Never",
         host_users: flag(spec, "hostUsers") != Some(false),
     };
@@ -145,7 +119,7 @@ fn specification(c: &mut Checks<'_>, spec: &Value, pod: &str, is_static: bool, a
     network::host_ports(c, spec, at);
     c.one_of(spec, "restartPolicy", at, &["Always", "OnFailure", "Never"]);
     c.one_of(spec, "dnsPolicy", at, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
-    c.labels(&spec["nodeSelector"], at.child("nodeSelector"));
+    meta::labels(c, &spec["nodeSelector"], at.child("nodeSelector"));
     security_context::of_pod(c, spec, at);
     affinity::validate(c, spec, at);
     network::dns(c, spec, at);
@@ -154,28 +128,29 @@ fn specification(c: &mut Checks<'_>, spec: &Value, pod: &str, is_static: bool, a
     windows::host_process(c, spec, at);
     security_context::host_users(c, spec, at);
     network::hostname_override(c, spec, at);
-    named(c, spec, "serviceAccountName", names::dns1123_subdomain, at);
-    named(c, spec, "nodeName", names::dns1123_subdomain, at);
+    c.optional_name(spec, "serviceAccountName", at, names::dns1123_subdomain);
+    c.optional_name(spec, "nodeName", at, names::dns1123_subdomain);
     c.in_range(spec, "activeDeadlineSeconds", at, 1, i64::from(i32::MAX));
-    named(c, spec, "hostname", names::dns1123_label, at);
-    named(c, spec, "subdomain", names::dns1123_label, at);
+    c.optional_name(spec, "hostname", at, names::dns1123_label);
+    c.optional_name(spec, "subdomain", at, names::dns1123_label);
     scheduling::tolerations(c, list(spec, "tolerations"), at.child("tolerations"));
     network::host_aliases(c, spec, at);
-    named(c, spec, "priorityClassName", names::dns1123_subdomain, at);
-    if let Some(class) = spec.get("runtimeClassName").and_then(Value::as_str) {
-        c.each(at.child("runtimeClassName"), class, names::dns1123_subdomain(class));
+    c.optional_name(spec, "priorityClassName", at, names::dns1123_subdomain);
+    c.set_name(spec, "runtimeClassName", at, names::dns1123_subdomain);
+    if is_set(spec, "preemptionPolicy") {
+        c.required_one_of(spec, "preemptionPolicy", at, &["PreemptLowerPriority", "Never"]);
     }
-    c.one_of(spec, "preemptionPolicy", at, &["PreemptLowerPriority", "Never"]);
-    resources::overhead(c, spec, at);
+    resources::overhead(c, &spec["overhead"], at.child("overhead"));
     security_context::os(c, spec, at);
     env::file_volumes(c, spec, at);
 }
 
-/// A name that may be left out.
-fn named(c: &mut Checks<'_>, spec: &Value, field: &str, rule: fn(&str) -> Vec<String>, at: At<'_>) {
-    let name = text(spec, field);
-    if !name.is_empty() {
-        c.each(at.child(field), name, rule(name));
+/// The containers of all kinds with their paths, as upstream visits them.
+fn each_container(spec: &Value, at: At<'_>, mut visit: impl FnMut(&Value, At<'_>)) {
+    for kind in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, container) in list(spec, kind).iter().enumerate() {
+            visit(container, at.item(kind, i));
+        }
     }
 }
 

@@ -4,48 +4,45 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
+use super::checks::Checks;
+use super::meta;
 use super::util::{list, text};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::object;
 
 const UPDATE_MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// Most of a pod's specification is fixed once it exists.
-pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_update(c: &mut Checks, new: &Value, old: &Value) {
     let (n, o) = (&new["spec"], &old["spec"]);
-    annotations(object::get(new, ANNOTATIONS), object::get(old, ANNOTATIONS), errors);
+    annotations(c, object::get(new, ANNOTATIONS), object::get(old, ANNOTATIONS));
     for list_name in ["containers", "initContainers"] {
         let (a, b) = (list(n, list_name), list(o, list_name));
         if a.len() != b.len() {
-            errors.push(FieldError::forbidden(
-                format!("spec.{list_name}"),
-                "pod updates may not add or remove containers",
-            ));
+            c.forbidden(At::SPEC.child(list_name), "pod updates may not add or remove containers");
             return;
         }
     }
     let deadline = |v: &Value| v.get("activeDeadlineSeconds").and_then(Value::as_i64);
     match (deadline(n), deadline(o)) {
-        (Some(a), Some(b)) if a > b => errors.push(FieldError::invalid(
-            "spec.activeDeadlineSeconds",
-            a,
-            "must be less than or equal to previous value",
-        )),
-        (None, Some(_)) => errors.push(FieldError::invalid(
+        (Some(a), Some(b)) if a > b => {
+            c.invalid("spec.activeDeadlineSeconds", a, "must be less than or equal to previous value");
+        }
+        (None, Some(_)) => c.invalid(
             "spec.activeDeadlineSeconds",
             Value::Null,
             "must not update from a positive integer to nil value",
-        )),
+        ),
         _ => {}
     }
     let (added, before) = (list(n, "tolerations"), list(o, "tolerations"));
     if before.iter().any(|t| !added.iter().any(|a| same_toleration(a, t))) {
-        errors.push(FieldError::forbidden(
+        c.forbidden(
             "spec.tolerations",
             "existing toleration can not be modified except its tolerationSeconds",
-        ));
+        );
     }
-    new_gates(n, o, errors);
+    new_gates(c, n, o);
     if n == o {
         return;
     }
@@ -77,7 +74,7 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
         take_over(&mut allowed, o, field);
     }
     if !list(o, "schedulingGates").is_empty() {
-        narrowed(n, o, errors);
+        narrowed(c, n, o);
         take_over(&mut allowed, o, "nodeSelector");
         let mut affinity = allowed["affinity"].take();
         let other_kinds = affinity.as_object_mut().is_some_and(|kinds| {
@@ -94,16 +91,16 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
         }
     }
     if allowed != *o {
-        errors.push(FieldError::forbidden("spec", UPDATE_MESSAGE));
+        c.forbidden("spec", UPDATE_MESSAGE);
     }
 }
 
 /// Containers for debugging come, and stay as they came (`ValidatePodEphemeralContainersUpdate`).
-pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    annotations(object::get(new, ANNOTATIONS), object::get(old, ANNOTATIONS), errors);
+pub(super) fn validate_ephemeral(c: &mut Checks, new: &Value, old: &Value) {
+    annotations(c, object::get(new, ANNOTATIONS), object::get(old, ANNOTATIONS));
     if object::annotation(old, MIRROR).is_some() {
-        errors.clear();
-        errors.push(FieldError::forbidden("[]", "static pods do not support ephemeral containers"));
+        c.errors.clear();
+        c.forbidden("[]", "static pods do not support ephemeral containers");
         return;
     }
     const PATH: &str = "spec.ephemeralContainers";
@@ -118,10 +115,7 @@ pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Vec<Fiel
             Some(now) if *now != container => "changed",
             Some(_) => continue,
         };
-        errors.push(FieldError::forbidden(
-            PATH,
-            format!("existing ephemeral containers {name:?} may not be {what}\n"),
-        ));
+        c.forbidden(PATH, format!("existing ephemeral containers {name:?} may not be {what}\n"));
     }
 }
 
@@ -130,8 +124,8 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// What annotations say of a pod's confinement, and whose copy it is, stays (`ValidatePodSpecificAnnotationUpdates`).
-fn annotations(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    let fixed = |of: &Value, other: &Value, what: &str, only_missing: bool, errors: &mut Vec<FieldError>| {
+fn annotations(c: &mut Checks, new: &Value, old: &Value) {
+    let mut fixed = |of: &Value, other: &Value, what: &str, only_missing: bool| {
         for (key, value) in of.as_object().into_iter().flatten() {
             let thing = match key.as_str() {
                 MIRROR => "mirror pod annotation",
@@ -143,43 +137,43 @@ fn annotations(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
             if is_same {
                 continue;
             }
-            let path = format!("metadata.annotations[{key}]");
-            errors.push(FieldError::forbidden(path, format!("may not {what} {thing}")));
+            c.forbidden(meta::ANNOTATIONS.key(key), format!("may not {what} {thing}"));
         }
     };
-    fixed(old, new, "remove or update", false, errors);
-    fixed(new, old, "add", true, errors);
+    fixed(old, new, "remove or update", false);
+    fixed(new, old, "add", true);
 }
 
 /// Gates may be removed, never added (`validateOnlyDeletedSchedulingGates`).
-fn new_gates(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn new_gates(c: &mut Checks, new: &Value, old: &Value) {
     let known: HashSet<&str> = list(old, "schedulingGates").iter().map(|gate| text(gate, "name")).collect();
     for (i, gate) in list(new, "schedulingGates").iter().enumerate() {
         let name = text(gate, "name");
         if !known.contains(name) {
-            errors.push(FieldError::forbidden(
-                format!("spec.schedulingGates[{i}].name"),
+            c.forbidden(
+                At::SPEC.item("schedulingGates", i).child("name"),
                 format!("only deletion is allowed, but found new scheduling gate '{name}'"),
-            ));
+            );
         }
     }
 }
 
 /// A gated pod may fit fewer nodes than before, never others (`validateNodeSelectorMutation`,
 /// `validateNodeAffinityMutation`).
-fn narrowed(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn narrowed(c: &mut Checks, new: &Value, old: &Value) {
     let labels = object::get(new, "/nodeSelector");
     let mut before = old.get("nodeSelector").and_then(Value::as_object).into_iter().flatten();
     if before.any(|(key, value)| labels.get(key) != Some(value)) {
-        errors.push(FieldError::invalid(
+        c.invalid(
             "spec.nodeSelector",
             labels.clone(),
             "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
-        ));
+        );
     }
     const TERMS: &str =
         "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-    let path = format!("spec{}", TERMS.replace('/', "."));
+    let path = TERMS.replace('/', ".");
+    let path = At::SPEC.child(&path[1..]);
     let terms = |of| object::get(of, TERMS).as_array().map(Vec::as_slice).unwrap_or_default();
     let (new, old) = (terms(new), terms(old));
     if old.is_empty() {
@@ -187,7 +181,7 @@ fn narrowed(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
     if new.len() != old.len() {
         let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
-        errors.push(FieldError::invalid(path, new.to_vec(), why));
+        c.invalid(path, new.to_vec(), why);
         return;
     }
     for (i, (new, old)) in new.iter().zip(old).enumerate() {
@@ -197,7 +191,7 @@ fn narrowed(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let adds = fields.iter().all(|field| list(new, field).starts_with(list(old, field)));
         if !adds || (was_empty && !is_empty) {
             let why = "only additions are allowed (no mutations or deletions)";
-            errors.push(FieldError::invalid(format!("{path}[{i}]"), new.clone(), why));
+            c.invalid(path.index(i), new.clone(), why);
         }
     }
 }
@@ -220,9 +214,9 @@ mod tests {
     use serde_json::json;
 
     fn told(old: &Value, new: &Value) -> Vec<String> {
-        let mut errors = Vec::new();
-        validate_update(new, old, &mut errors);
-        errors.iter().map(ToString::to_string).collect()
+        let mut c = Checks::default();
+        validate_update(&mut c, new, old);
+        c.errors.iter().map(ToString::to_string).collect()
     }
 
     fn pod(mut fields: Value) -> Value {
@@ -297,9 +291,9 @@ mod tests {
         let pod = |containers: Value| json!({"spec": { "ephemeralContainers": containers }});
         let (a, b) = (json!({"name": "a", "image": "i"}), json!({"name": "b", "image": "i"}));
         let told = |old: Value, new: Value| {
-            let mut errors = Vec::new();
-            validate_ephemeral(&new, &old, &mut errors);
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+            let mut c = Checks::default();
+            validate_ephemeral(&mut c, &new, &old);
+            c.errors.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(told(pod(json!([a])), pod(json!([b, a]))), Vec::<String>::new());
         for (new, what) in [(json!([b]), "removed"), (json!([{"name": "a", "image": "j"}]), "changed")] {

@@ -2,11 +2,10 @@
 
 use serde_json::Value;
 
-use super::checks::{self, ratchet};
+use super::checks::{Checks, IMMUTABLE};
 use super::resource_names as resources;
 use super::util::{list, text};
-use crate::field::{FieldError, join, key};
-use crate::quantity::Quantity;
+use crate::field::At;
 
 const SCOPES: &str = "spec.scopes";
 /// Scopes that exclude each other.
@@ -42,17 +41,16 @@ fn limited(obj: &Value) -> impl Iterator<Item = (&String, &Value)> {
     obj["spec"]["hard"].as_object().into_iter().flatten()
 }
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
+    const HARD: At<'_> = At::root("spec.hard");
     for (name, value) in limited(obj) {
-        let at = key("spec.hard", name);
-        resources::of_quota(name, &at, errors);
-        if let Some(quantity) = Quantity::from_value(value) {
-            resources::amount(name, quantity, &at, errors);
-        }
+        let at = HARD.key(name);
+        resources::of_quota(c, name, at);
+        resources::amount(c, name, value, at);
     }
     let spec = &obj["spec"];
     let scopes = list(spec, "scopes");
-    let mut say = |what: &str| errors.push(FieldError::invalid(SCOPES, scopes.to_vec(), what));
+    let mut say = |what: &str| c.invalid(SCOPES, scopes.to_vec(), what);
     for scope in scopes.iter().map(|s| s.as_str().unwrap_or_default()) {
         if !is_scope(scope) {
             say("unsupported scope");
@@ -65,61 +63,56 @@ pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
         say("conflicting scopes");
     }
     if spec["scopeSelector"].is_object() {
-        selector(obj, errors);
+        selector(c, obj);
     }
 }
 
-fn selector(obj: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.scopeSelector.matchExpressions";
+fn selector(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("spec.scopeSelector.matchExpressions");
     let spec = &obj["spec"];
     let terms = list(&spec["scopeSelector"], "matchExpressions");
     for term in terms {
         let (scope, operator, values) =
             (text(term, "scopeName"), text(term, "operator"), list(term, "values"));
         if !is_scope(scope) {
-            errors.push(FieldError::invalid(join(AT, "scopeName"), scope, "unsupported scope"));
+            c.invalid(AT.child("scopeName"), scope, "unsupported scope");
         }
         for _ in limited(obj).filter(|(k, _)| resources::is_quota(k) && !reaches(scope, k)) {
             let what = "unsupported scope applied to resource";
-            errors.push(FieldError::invalid(AT, spec["scopeSelector"].clone(), what));
+            c.invalid(AT, spec["scopeSelector"].clone(), what);
         }
         let has_no_values = is_scope(scope) && !matches!(scope, "PriorityClass" | "VolumeAttributesClass");
         if has_no_values && operator != "Exists" {
             let what = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
-            errors.push(FieldError::invalid(join(AT, "operator"), operator, what));
+            c.invalid(AT.child("operator"), operator, what);
         }
         match operator {
-            "In" | "NotIn" if values.is_empty() => checks::required(
-                join(AT, "values"),
+            "In" | "NotIn" if values.is_empty() => c.required(
+                AT.child("values"),
                 "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
-                errors,
             ),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::invalid(
-                join(AT, "values"),
+            "Exists" | "DoesNotExist" if !values.is_empty() => c.invalid(
+                AT.child("values"),
                 values.to_vec(),
                 "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
-            )),
+            ),
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => {
-                errors.push(FieldError::invalid(
-                    join(AT, "operator"),
-                    other,
-                    "not a valid selector operator",
-                ));
+                c.invalid(AT.child("operator"), other, "not a valid selector operator");
             }
         }
     }
     for _ in PAIRS.iter().filter(|pair| pair.iter().all(|p| terms.iter().any(|t| text(t, "scopeName") == *p)))
     {
-        errors.push(FieldError::invalid(AT, spec["scopes"].clone(), "conflicting scopes"));
+        c.invalid(AT, spec["scopes"].clone(), "conflicting scopes");
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate, new, old, errors);
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate, new, old);
     let (new, old) = (list(&new["spec"], "scopes"), list(&old["spec"], "scopes"));
     if new.iter().any(|s| !old.contains(s)) || old.iter().any(|s| !new.contains(s)) {
-        errors.push(FieldError::invalid(SCOPES, new.to_vec(), "field is immutable"));
+        c.invalid(SCOPES, new.to_vec(), IMMUTABLE);
     }
 }
 
@@ -204,11 +197,18 @@ mod tests {
         ] {
             assert_eq!(of(spec), wanted);
         }
-        let mut errors = Vec::new();
-        let quota = |scopes: Value| json!({"spec": {"scopes": scopes}});
-        update(&quota(json!(["BestEffort"])), &quota(json!([])), &mut errors);
+        let term = json!({"scopeName": "PriorityClass", "operator": "In"});
+        let twice = of(json!({"scopeSelector": {"matchExpressions": [term, term]}}));
         assert_eq!(
-            errors[0].to_string(),
+            twice.matches("matchExpressions.values: Required value").count(),
+            2,
+            "each is told: {twice}"
+        );
+        let mut c = Checks::default();
+        let quota = |scopes: Value| json!({"spec": {"scopes": scopes}});
+        update(&mut c, &quota(json!(["BestEffort"])), &quota(json!([])));
+        assert_eq!(
+            c.errors[0].to_string(),
             r#"spec.scopes: Invalid value: ["BestEffort"]: field is immutable"#
         );
     }

@@ -2,56 +2,50 @@
 
 use serde_json::Value;
 
-use super::checks::{label_selector, ratchet, required, syntax};
-use super::meta::immutable;
+use super::checks::Checks;
+use super::selectors;
 use super::util::{each, list, put, text};
-use crate::field::{FieldError, index, join};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
-pub(super) fn validate_role(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_role(c: &mut Checks, obj: &Value) {
     let namespaced = object::kind(obj) == "Role";
     for (i, r) in list(obj, "rules").iter().enumerate() {
-        let at = index("rules", i);
+        let at = At::ROOT.item("rules", i);
         if list(r, "verbs").is_empty() {
-            errors.push(FieldError::required(join(&at, "verbs"), "verbs must contain at least one value"));
+            c.required(at.child("verbs"), "verbs must contain at least one value");
         }
         if !list(r, "nonResourceURLs").is_empty() {
             if namespaced {
-                errors.push(FieldError::invalid(
-                    join(&at, "nonResourceURLs"),
+                c.invalid(
+                    at.child("nonResourceURLs"),
                     r["nonResourceURLs"].clone(),
                     "namespaced rules cannot apply to non-resource URLs",
-                ));
+                );
             }
             if !list(r, "apiGroups").is_empty()
                 || !list(r, "resources").is_empty()
                 || !list(r, "resourceNames").is_empty()
             {
-                errors.push(FieldError::invalid(
-                    join(&at, "nonResourceURLs"),
+                c.invalid(
+                    at.child("nonResourceURLs"),
                     r["nonResourceURLs"].clone(),
                     "rules cannot apply to both regular resources and non-resource URLs",
-                ));
+                );
             }
             continue;
         }
         if list(r, "apiGroups").is_empty() {
-            errors.push(FieldError::required(
-                join(&at, "apiGroups"),
-                "resource rules must supply at least one api group",
-            ));
+            c.required(at.child("apiGroups"), "resource rules must supply at least one api group");
         }
         if list(r, "resources").is_empty() {
-            errors.push(FieldError::required(
-                join(&at, "resources"),
-                "resource rules must supply at least one resource",
-            ));
+            c.required(at.child("resources"), "resource rules must supply at least one resource");
         }
     }
-    aggregation(obj, errors);
+    aggregation(c, obj);
 }
 
 pub(super) fn default_binding(obj: &mut Value) {
@@ -68,59 +62,43 @@ pub(super) fn default_binding(obj: &mut Value) {
     }
 }
 
-/// A field that has one of these values and no other, empty included.
-fn only(holder: &Value, field: &str, at: &str, allowed: &[&str], errors: &mut Vec<FieldError>) {
-    let value = text(holder, field);
-    if !allowed.contains(&value) {
-        errors.push(FieldError::not_supported(join(at, field), value, allowed));
-    }
-}
-
-pub(super) fn validate_binding(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_binding(c: &mut Checks, obj: &Value) {
     let role = &obj["roleRef"];
     let namespaced = object::kind(obj) == "RoleBinding";
-    only(role, "apiGroup", "roleRef", &[GROUP], errors);
+    c.only(role, "apiGroup", At::root("roleRef"), &[GROUP]);
     let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
-    only(role, "kind", "roleRef", kinds, errors);
-    match text(role, "name") {
-        "" => required("roleRef.name", "", errors),
-        name => syntax(names::path_segment, name, "roleRef.name", errors),
-    }
+    c.only(role, "kind", At::root("roleRef"), kinds);
+    c.required_name(role, "name", At::root("roleRef"), names::path_segment);
     for (i, s) in list(obj, "subjects").iter().enumerate() {
-        subject(s, namespaced, &index("subjects", i), errors);
+        subject(c, s, namespaced, At::ROOT.item("subjects", i));
     }
 }
 
-fn subject(s: &Value, namespaced: bool, at: &str, errors: &mut Vec<FieldError>) {
-    let name = text(s, "name");
-    if name.is_empty() {
-        required(join(at, "name"), "", errors);
-    }
+fn subject(c: &mut Checks, s: &Value, namespaced: bool, at: At<'_>) {
+    c.needs(s, "name", at);
     match text(s, "kind") {
         "ServiceAccount" => {
-            if !name.is_empty() {
-                syntax(names::dns1123_subdomain, name, &join(at, "name"), errors);
-            }
-            only(s, "apiGroup", at, &[""], errors);
-            if !namespaced && text(s, "namespace").is_empty() {
-                required(join(at, "namespace"), "", errors);
+            c.optional_name(s, "name", at, names::dns1123_subdomain);
+            c.only(s, "apiGroup", at, &[""]);
+            if !namespaced {
+                c.needs(s, "namespace", at);
             }
         }
-        "User" | "Group" => only(s, "apiGroup", at, &[GROUP], errors),
-        _ => only(s, "kind", at, &["ServiceAccount", "User", "Group"], errors),
+        "User" | "Group" => c.only(s, "apiGroup", at, &[GROUP]),
+        _ => c.only(s, "kind", at, &["ServiceAccount", "User", "Group"]),
     }
 }
 
-pub(super) fn update_binding(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_binding, new, old, errors);
-    let mut found = Vec::new();
-    immutable(new, old, "/roleRef", &mut found);
-    errors.extend(found.into_iter().map(|e| FieldError { detail: "cannot change roleRef".into(), ..e }));
+pub(super) fn update_binding(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_binding, new, old);
+    if new["roleRef"] != old["roleRef"] {
+        c.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
+    }
 }
 
 /// What roles select the roles that they are made of by.
-fn aggregation(obj: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "aggregationRule.clusterRoleSelectors";
+fn aggregation(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("aggregationRule.clusterRoleSelectors");
     let rule = &obj["aggregationRule"];
     if object::kind(obj) != "ClusterRole" || !rule.is_object() {
         return;
@@ -128,15 +106,15 @@ fn aggregation(obj: &Value, errors: &mut Vec<FieldError>) {
     let selectors = list(rule, "clusterRoleSelectors");
     if selectors.is_empty() {
         let what = "at least one clusterRoleSelector required if aggregationRule is non-nil";
-        required(AT, what, errors);
+        c.required(AT, what);
     }
     for (i, s) in selectors.iter().enumerate() {
-        label_selector(s, &index(AT, i), errors);
+        selectors::label_selector(c, s, AT.index(i));
     }
 }
 
-pub(super) fn update_role(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_role, new, old, errors);
+pub(super) fn update_role(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_role, new, old);
 }
 
 #[cfg(test)]
@@ -151,23 +129,26 @@ mod tests {
         default_binding(&mut b);
         assert_eq!(b["subjects"][0]["apiGroup"], GROUP);
         assert_eq!(b["roleRef"]["apiGroup"], GROUP);
-        let mut e = Vec::new();
-        validate_binding(&b, &mut e);
-        assert!(e.is_empty(), "{e:?}");
+        let mut e = Checks::default();
+        validate_binding(&mut e, &b);
+        assert!(e.errors.is_empty(), "{e:?}");
         let mut other = b.clone();
         other["roleRef"]["name"] = json!("x");
-        update_binding(&other, &b, &mut e);
-        assert_eq!(e[0].detail, "cannot change roleRef");
+        update_binding(&mut e, &other, &b);
+        assert_eq!(e.errors[0].detail, "cannot change roleRef");
     }
 
     #[test]
     fn rules() {
-        let mut e = Vec::new();
+        let mut e = Checks::default();
         validate_role(
-            &json!({"kind": "Role", "rules": [{"apiGroups": [""], "resources": ["pods"]}]}),
             &mut e,
+            &json!({"kind": "Role", "rules": [{"apiGroups": [""], "resources": ["pods"]}]}),
         );
-        assert_eq!(e[0].to_string(), "rules[0].verbs: Required value: verbs must contain at least one value");
+        assert_eq!(
+            e.errors[0].to_string(),
+            "rules[0].verbs: Required value: verbs must contain at least one value"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Names of resources in quotas and limits (upstream's `core/helper` and `validateResourceName`).
+//! Names and amounts of resources, for all that counts or takes them (upstream's `core/helper`,
+//! `validateResourceName`, `ValidateResourceQuantityValue`).
 
-use super::checks::syntax;
-use super::util::NON_NEGATIVE;
-use crate::field::FieldError;
+use serde_json::Value;
+
+use super::checks::{Checks, NON_NEGATIVE};
+use crate::field::At;
 use crate::names;
 use crate::quantity::Quantity;
 
@@ -59,43 +61,51 @@ pub(super) fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
-/// Any resource; says whether it is well-formed.
-pub(super) fn any(name: &str, path: &str, errors: &mut Vec<FieldError>) -> bool {
-    let before = errors.len();
-    syntax(names::qualified_name, name, path, errors);
-    if errors.len() == before && !name.contains('/') && name != "storage" && !is_quota(name) {
-        let what = "must be a standard resource type or fully qualified";
-        errors.push(FieldError::invalid(path, name, what));
+/// Any resource (`validateResourceName`); true if it is one.
+pub(super) fn any(c: &mut Checks, name: &str, at: At<'_>) -> bool {
+    let before = c.errors.len();
+    c.syntax(at, name, names::qualified_name);
+    if c.errors.len() == before && !name.contains('/') && name != "storage" && !is_quota(name) {
+        c.invalid(at, name, "must be a standard resource type or fully qualified");
     }
-    errors.len() == before
+    c.errors.len() == before
 }
 
-/// What a container may ask for.
-pub(super) fn of_container(name: &str, path: &str, errors: &mut Vec<FieldError>) {
-    any(name, path, errors);
+/// What a container may ask for (`validateContainerResourceName`).
+pub(super) fn of_container(c: &mut Checks, name: &str, at: At<'_>) -> bool {
+    // The usual ones need no look at their spelling.
+    if matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+        return true;
+    }
+    let is_known = any(c, name, at);
     if !name.contains('/') {
-        if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !is_huge_page(name) {
-            errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        if !is_huge_page(name) {
+            c.invalid(at, name, "must be a standard resource for containers");
         }
     } else if !is_native(name) && !is_extended(name) {
-        errors.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
+        c.invalid(at, name, "doesn't follow extended resource name standard");
     }
+    is_known
 }
 
-/// What a quota may limit.
-pub(super) fn of_quota(name: &str, path: &str, errors: &mut Vec<FieldError>) {
-    any(name, path, errors);
+/// What a quota may limit (`ValidateResourceQuotaResourceName`).
+pub(super) fn of_quota(c: &mut Checks, name: &str, at: At<'_>) {
+    any(c, name, at);
     if !name.contains('/') && !is_quota(name) {
-        errors.push(FieldError::invalid(path, name, "must be a standard resource for quota"));
+        c.invalid(at, name, "must be a standard resource for quota");
     }
 }
 
-/// An amount: not negative, and whole where things are counted.
-pub(super) fn amount(name: &str, quantity: Quantity, path: &str, errors: &mut Vec<FieldError>) {
+/// An amount: not negative, and whole where things are counted (`ValidateResourceQuantityValue`).
+pub(super) fn amount(c: &mut Checks, name: &str, value: &Value, at: At<'_>) {
+    let Some(quantity) = Quantity::from_value(value) else { return };
     if quantity.sign() < 0 {
-        errors.push(FieldError::invalid(path, quantity.to_string(), NON_NEGATIVE));
+        c.invalid(at, quantity.to_string(), NON_NEGATIVE);
     }
-    if (COUNTED.contains(&name) || is_extended(name)) && quantity.milli_value() % 1000 != 0 {
-        errors.push(FieldError::invalid(path, quantity.to_string(), "must be an integer"));
+    if !quantity.is_integer()
+        && quantity.milli_value() % 1000 != 0
+        && (COUNTED.contains(&name) || is_extended(name))
+    {
+        c.invalid(at, quantity.to_string(), "must be an integer");
     }
 }

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::checks::{self, number, ratchet};
-use super::meta::immutable;
-use super::util::{one_of, text};
-use crate::field::FieldError;
+use super::checks::Checks;
+use super::selectors;
+use super::util::{number, text};
+use crate::field::At;
 use crate::object;
 
 /// The most that users may give.
@@ -13,7 +13,7 @@ const HIGHEST: i64 = 1_000_000_000;
 const SYSTEM: [(&str, i64); 2] =
     [("system-node-critical", 2 * HIGHEST + 1000), ("system-cluster-critical", 2 * HIGHEST)];
 
-pub(super) fn validate_priority_class(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_priority_class(c: &mut Checks, obj: &Value) {
     let (name, value) = (object::name(obj), number(obj, "value"));
     if name.starts_with("system-") {
         let wrong = match SYSTEM.iter().find(|(known, _)| *known == name) {
@@ -30,39 +30,41 @@ pub(super) fn validate_priority_class(obj: &Value, errors: &mut Vec<FieldError>)
             let what = format!(
                 "priority class names with 'system-' prefix are reserved for system use only. error: {wrong}"
             );
-            errors.push(FieldError::forbidden("metadata.name", what));
+            c.forbidden("metadata.name", what);
         }
     } else if value > HIGHEST {
         let what = format!("maximum allowed value of a user defined priority is {HIGHEST}");
-        errors.push(FieldError::forbidden("value", what));
+        c.forbidden("value", what);
     }
-    one_of(obj, "preemptionPolicy", "", &["PreemptLowerPriority", "Never"], errors);
+    c.one_of(obj, "preemptionPolicy", At::ROOT, &["PreemptLowerPriority", "Never"]);
 }
 
-pub(super) fn update_priority_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_priority_class(c: &mut Checks, new: &Value, old: &Value) {
     if number(new, "value") != number(old, "value") {
-        errors.push(FieldError::forbidden("value", "may not be changed in an update."));
+        c.forbidden("value", "may not be changed in an update.");
     }
-    immutable(new, old, "/preemptionPolicy", errors);
+    c.immutable(new, old, "/preemptionPolicy");
 }
 
-pub(super) fn validate_budget(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_budget(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let (least, most) = (&spec["minAvailable"], &spec["maxUnavailable"]);
     if !least.is_null() && !most.is_null() {
         let what = "minAvailable and maxUnavailable cannot be both set";
-        errors.push(FieldError::invalid("spec", spec.clone(), what));
+        c.invalid("spec", spec.clone(), what);
     }
-    checks::count_or_percent(least, "spec.minAvailable", errors);
-    checks::count_or_percent(most, "spec.maxUnavailable", errors);
-    checks::label_selector(&spec["selector"], "spec.selector", errors);
+    for (field, value) in [("minAvailable", least), ("maxUnavailable", most)] {
+        c.count_or_percent(At::SPEC.child(field), value);
+        c.at_most_all(At::SPEC.child(field), value);
+    }
+    selectors::label_selector(c, &spec["selector"], At::SPEC.child("selector"));
     if !text(spec, "unhealthyPodEvictionPolicy").is_empty() {
-        one_of(spec, "unhealthyPodEvictionPolicy", "spec", &["AlwaysAllow", "IfHealthyBudget"], errors);
+        c.one_of(spec, "unhealthyPodEvictionPolicy", At::SPEC, &["AlwaysAllow", "IfHealthyBudget"]);
     }
 }
 
-pub(super) fn update_budget(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_budget, new, old, errors);
+pub(super) fn update_budget(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_budget, new, old);
 }
 
 #[cfg(test)]
@@ -94,9 +96,9 @@ mod tests {
             told(validate_priority_class, &json!({"metadata": {"name": "a"}, "preemptionPolicy": "x"})),
             r#"preemptionPolicy: Unsupported value: "x": supported values: "PreemptLowerPriority", "Never""#
         );
-        let mut errors = Vec::new();
-        update_priority_class(&json!({"value": 1}), &json!({"preemptionPolicy": "Never"}), &mut errors);
-        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let mut c = Checks::default();
+        update_priority_class(&mut c, &json!({"value": 1}), &json!({"preemptionPolicy": "Never"}));
+        let told: Vec<String> = c.errors.iter().map(ToString::to_string).collect();
         assert_eq!(
             told,
             [

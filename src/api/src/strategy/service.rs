@@ -5,10 +5,11 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::checks::{number, optional_name, port, ratchet, required, required_one_of, syntax};
+use super::checks::{Checks, IMMUTABLE, PROTOCOLS};
 use super::ips;
-use super::util::{list, one_of, text};
-use crate::field::{FieldError, index, join};
+use super::meta::ANNOTATIONS;
+use super::util::{list, number, strings, text};
+use crate::field::At;
 use crate::names;
 use crate::object;
 
@@ -34,101 +35,96 @@ fn needs_health_check(spec: &Value) -> bool {
     text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
 }
 
-pub(super) fn validate(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     let kind = text(spec, "type");
-    hints(obj, errors);
+    hints(c, obj);
     let list_of_ports = list(spec, "ports");
     if list_of_ports.is_empty() && !is_headless(spec) && kind != "ExternalName" {
-        required("spec.ports", "", errors);
+        c.required("spec.ports", "");
     }
     match kind {
-        "LoadBalancer" | "NodePort" if is_headless(spec) => errors.push(FieldError::invalid(
-            "spec.clusterIPs[0]",
-            "None",
-            format!("may not be set to 'None' for {kind} services"),
-        )),
-        "ExternalName" => external_name(spec, errors),
+        "LoadBalancer" | "NodePort" if is_headless(spec) => {
+            c.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"));
+        }
+        "ExternalName" => external_name(c, spec),
         _ => {}
     }
-    ports(list_of_ports, errors);
-    super::meta::labels(&spec["selector"], "spec.selector", errors);
-    affinity(spec, errors);
-    for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
-        let (path, ip, before) =
-            (index("spec.externalIPs", i), ip.as_str().unwrap_or_default(), errors.len());
-        ips::address(ip, &path, errors);
-        if errors.len() == before {
-            ips::endpoint(ip, &path, errors);
+    ports(c, list_of_ports);
+    super::meta::labels(c, &spec["selector"], At::SPEC.child("selector"));
+    affinity(c, spec);
+    for (i, ip) in strings(spec, "externalIPs").enumerate() {
+        let (path, before) = (At::SPEC.item("externalIPs", i), c.errors.len());
+        ips::address(c, ip, path);
+        if c.errors.len() == before {
+            ips::endpoint(c, ip, path);
         }
     }
-    required_one_of(spec, "type", "spec", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
-    numbers(list_of_ports, kind, errors);
-    balancer(obj, kind, errors);
-    traffic(spec, errors);
+    c.required_one_of(spec, "type", At::SPEC, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
+    numbers(c, list_of_ports, kind);
+    balancer(c, obj, kind);
+    traffic(c, spec);
 }
 
-fn hints(obj: &Value, errors: &mut Vec<FieldError>) {
+fn hints(c: &mut Checks, obj: &Value) {
     const OLD: &str = "service.kubernetes.io/topology-aware-hints";
     const NEW: &str = "service.kubernetes.io/topology-mode";
     if let (Some(old), Some(new)) = (object::annotation(obj, OLD), object::annotation(obj, NEW))
         && old != new
     {
         let what = format!("must match annotations[{OLD}] when both are specified");
-        errors.push(FieldError::invalid(format!("metadata.annotations[{NEW}]"), new, what));
+        c.invalid(ANNOTATIONS.key(NEW), new, what);
     }
 }
 
-fn external_name(spec: &Value, errors: &mut Vec<FieldError>) {
+fn external_name(c: &mut Checks, spec: &Value) {
     // The server takes away addresses and families that were there for another type.
     if !matches!(text(spec, "clusterIP"), "" | "None") {
-        errors.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
+        c.forbidden("spec.clusterIPs", "may not be set for ExternalName services");
     }
     let name = text(spec, "externalName");
     match name.strip_suffix('.').unwrap_or(name) {
-        "" => required("spec.externalName", "", errors),
-        name => syntax(names::dns1123_subdomain, name, "spec.externalName", errors),
+        "" => c.required("spec.externalName", ""),
+        name => c.syntax(At::SPEC.child("externalName"), name, names::dns1123_subdomain),
     }
 }
 
-fn ports(ports: &[Value], errors: &mut Vec<FieldError>) {
+fn ports(c: &mut Checks, ports: &[Value]) {
     let mut seen = HashSet::new();
     for (i, p) in ports.iter().enumerate() {
-        let at = index("spec.ports", i);
+        let at = At::SPEC.item("ports", i);
         match text(p, "name") {
-            "" if ports.len() > 1 => required(join(&at, "name"), "", errors),
+            "" if ports.len() > 1 => c.required(at.child("name"), ""),
             "" => {}
             name => {
-                syntax(names::dns1123_label, name, &join(&at, "name"), errors);
+                c.syntax(at.child("name"), name, names::dns1123_label);
                 if !seen.insert(name) {
-                    errors.push(FieldError::duplicate(join(&at, "name"), name));
+                    c.duplicate(at.child("name"), name);
                 }
             }
         }
-        port(number(p, "port"), &join(&at, "port"), errors);
-        required_one_of(p, "protocol", &at, &["SCTP", "TCP", "UDP"], errors);
-        match &p["targetPort"] {
-            Value::Number(n) => port(n.as_i64().unwrap_or(0), &join(&at, "targetPort"), errors),
-            Value::String(name) => syntax(names::port_name, name, &join(&at, "targetPort"), errors),
-            _ => {}
+        c.port(at.child("port"), number(p, "port"));
+        c.required_one_of(p, "protocol", at, &PROTOCOLS);
+        if !p["targetPort"].is_null() {
+            c.port_or_name(at.child("targetPort"), &p["targetPort"]);
         }
-        optional_name(p, "appProtocol", names::qualified_name, &at, errors);
+        c.set_name(p, "appProtocol", at, names::qualified_name);
     }
 }
 
 /// Port numbers that exclude each other.
-fn numbers(ports: &[Value], kind: &str, errors: &mut Vec<FieldError>) {
+fn numbers(c: &mut Checks, ports: &[Value], kind: &str) {
     if kind == "ClusterIP" {
         for i in (0..ports.len()).filter(|i| number(&ports[*i], "nodePort") != 0) {
             let what = "may not be used when `type` is 'ClusterIP'";
-            errors.push(FieldError::forbidden(format!("spec.ports[{i}].nodePort"), what));
+            c.forbidden(At::SPEC.item("ports", i).child("nodePort"), what);
         }
     }
     let mut seen = HashSet::new();
     for (i, p) in ports.iter().enumerate() {
         let n = number(p, "nodePort");
         if n != 0 && !seen.insert((text(p, "protocol"), n)) {
-            errors.push(FieldError::duplicate(format!("spec.ports[{i}].nodePort"), n));
+            c.duplicate(At::SPEC.item("ports", i).child("nodePort"), n);
         }
     }
     seen.clear();
@@ -136,118 +132,117 @@ fn numbers(ports: &[Value], kind: &str, errors: &mut Vec<FieldError>) {
         let (protocol, n) = (text(p, "protocol"), number(p, "port"));
         if !seen.insert((protocol, n)) {
             let key = json!({"protocol": protocol, "port": n, "targetPort": 0});
-            errors.push(FieldError::duplicate(index("spec.ports", i), key));
+            c.duplicate(At::SPEC.item("ports", i), key);
         }
     }
 }
 
-fn affinity(spec: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.sessionAffinityConfig";
-    required_one_of(spec, "sessionAffinity", "spec", &["ClientIP", "None"], errors);
+fn affinity(c: &mut Checks, spec: &Value) {
+    const AT: At<'_> = At::root("spec.sessionAffinityConfig");
+    c.required_one_of(spec, "sessionAffinity", At::SPEC, &["ClientIP", "None"]);
     let config = &spec["sessionAffinityConfig"];
     match text(spec, "sessionAffinity") {
         "ClientIP" => {
             let what = "when session affinity type is ClientIP";
-            let path = join(AT, "clientIP.timeoutSeconds");
+            let path = AT.child("clientIP.timeoutSeconds");
             if !config.is_object() {
-                required(AT, what, errors);
+                c.required(AT, what);
             } else if !config["clientIP"].is_object() {
-                required(join(AT, "clientIP"), what, errors);
+                c.required(AT.child("clientIP"), what);
             } else if config["clientIP"]["timeoutSeconds"].is_null() {
-                required(path, what, errors);
+                c.required(path, what);
             } else {
                 let n = number(&config["clientIP"], "timeoutSeconds");
                 if !(1..=LONGEST_AFFINITY).contains(&n) {
                     let what = format!("must be greater than 0 and less than {LONGEST_AFFINITY}");
-                    errors.push(FieldError::invalid(path, n, what));
+                    c.invalid(path, n, what);
                 }
             }
         }
         "None" if !config.is_null() => {
-            errors.push(FieldError::forbidden(AT, "must not be set when session affinity is None"));
+            c.forbidden(AT, "must not be set when session affinity is None");
         }
         _ => {}
     }
 }
 
 /// What only load balancers have.
-fn balancer(obj: &Value, kind: &str, errors: &mut Vec<FieldError>) {
+fn balancer(c: &mut Checks, obj: &Value, kind: &str) {
     let (spec, is_balancer) = (&obj["spec"], kind == "LoadBalancer");
     let ranges = list(spec, "loadBalancerSourceRanges");
     if !ranges.is_empty() {
         // Upstream's path begins with a capital.
-        const AT: &str = "spec.LoadBalancerSourceRanges";
+        const AT: At<'_> = At::root("spec.LoadBalancerSourceRanges");
         if !is_balancer {
-            errors.push(FieldError::forbidden(AT, BALANCER_ONLY));
+            c.forbidden(AT, BALANCER_ONLY);
         }
-        for (i, range) in ranges.iter().enumerate() {
-            ips::range(range.as_str().unwrap_or_default().trim(), &index(AT, i), errors);
+        for (i, range) in strings(spec, "loadBalancerSourceRanges").enumerate() {
+            ips::range(c, range.trim(), AT.index(i));
         }
     } else if let Some(ranges) = object::annotation(obj, RANGES) {
-        let at = format!("metadata.annotations[{RANGES}]");
+        let at = ANNOTATIONS.key(RANGES);
         if !is_balancer {
-            errors.push(FieldError::forbidden(at.as_str(), BALANCER_ONLY));
+            c.forbidden(at, BALANCER_ONLY);
         }
         for range in ranges.trim().split(',').filter(|_| !ranges.trim().is_empty()) {
-            ips::range(range.trim(), &at, errors);
+            ips::range(c, range.trim(), at);
         }
     }
     if !is_balancer && !spec["allocateLoadBalancerNodePorts"].is_null() {
-        errors.push(FieldError::forbidden("spec.allocateLoadBalancerNodePorts", BALANCER_ONLY));
+        c.forbidden("spec.allocateLoadBalancerNodePorts", BALANCER_ONLY);
     }
     if is_balancer {
-        optional_name(spec, "loadBalancerClass", names::qualified_name, "spec", errors);
+        c.set_name(spec, "loadBalancerClass", At::SPEC, names::qualified_name);
     } else if !spec["loadBalancerClass"].is_null() {
-        errors.push(FieldError::forbidden("spec.loadBalancerClass", BALANCER_ONLY));
+        c.forbidden("spec.loadBalancerClass", BALANCER_ONLY);
     }
 }
 
-fn traffic(spec: &Value, errors: &mut Vec<FieldError>) {
+fn traffic(c: &mut Checks, spec: &Value) {
     const POLICIES: [&str; 2] = ["Cluster", "Local"];
     let policy = text(spec, "externalTrafficPolicy");
     if is_external(spec) {
         // A Service with external addresses alone has been defaulted as one of the cluster.
         if !policy.is_empty() || text(spec, "type") != "ClusterIP" {
-            required_one_of(spec, "externalTrafficPolicy", "spec", &POLICIES, errors);
+            c.required_one_of(spec, "externalTrafficPolicy", At::SPEC, &POLICIES);
         }
     } else if !policy.is_empty() {
         let what = "may only be set for externally-accessible services";
-        errors.push(FieldError::invalid("spec.externalTrafficPolicy", policy, what));
+        c.invalid("spec.externalTrafficPolicy", policy, what);
     }
     let health = number(spec, "healthCheckNodePort");
     if !needs_health_check(spec) && health != 0 {
         let what = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
-        errors.push(FieldError::invalid("spec.healthCheckNodePort", health, what));
+        c.invalid("spec.healthCheckNodePort", health, what);
     } else if health != 0 {
-        port(health, "spec.healthCheckNodePort", errors);
+        c.port(At::SPEC.child("healthCheckNodePort"), health);
     }
-    one_of(spec, "internalTrafficPolicy", "spec", &POLICIES, errors);
+    c.one_of(spec, "internalTrafficPolicy", At::SPEC, &POLICIES);
     let distributions = ["PreferClose", "PreferSameZone", "PreferSameNode"];
-    one_of(spec, "trafficDistribution", "spec", &distributions, errors);
-    one_of(spec, "ipFamilyPolicy", "spec", &["PreferDualStack", "RequireDualStack", "SingleStack"], errors);
-    for (i, ip) in list(spec, "clusterIPs").iter().enumerate() {
-        let ip = ip.as_str().unwrap_or_default();
+    c.one_of(spec, "trafficDistribution", At::SPEC, &distributions);
+    c.one_of(spec, "ipFamilyPolicy", At::SPEC, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+    for (i, ip) in strings(spec, "clusterIPs").enumerate() {
         if !matches!(ip, "" | "None") {
-            ips::address(ip, &index("spec.clusterIPs", i), errors);
+            ips::address(c, ip, At::SPEC.item("clusterIPs", i));
         }
     }
 }
 
-pub(super) fn update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(c: &mut Checks, new: &Value, old: &Value) {
     let (after, before) = (&new["spec"], &old["spec"]);
     let is_balancer = |spec: &Value| text(spec, "type") == "LoadBalancer";
     if is_balancer(after) && is_balancer(before) && after["loadBalancerClass"] != before["loadBalancerClass"]
     {
         let class = after["loadBalancerClass"].clone();
-        errors.push(FieldError::invalid("spec.loadBalancerClass", class, "may not change once set"));
+        c.invalid("spec.loadBalancerClass", class, "may not change once set");
     }
     if needs_health_check(after)
         && needs_health_check(before)
         && number(after, "healthCheckNodePort") != number(before, "healthCheckNodePort")
     {
-        errors.push(FieldError::forbidden("spec.healthCheckNodePort", "field is immutable"));
+        c.forbidden("spec.healthCheckNodePort", IMMUTABLE);
     }
-    ratchet(validate, new, old, errors);
+    c.ratchet(validate, new, old);
 }
 
 /// Takes away what the new type has no use for, where the client left it as it was
@@ -396,9 +391,9 @@ mod tests {
         let of = |new: Value, old: Value| {
             let (mut new, old) = (service(new), service(old));
             prepare_update(&mut new, &old);
-            let mut errors = Vec::new();
-            update(&new, &old, &mut errors);
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            let mut c = Checks::default();
+            update(&mut c, &new, &old);
+            c.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
         };
         let balancer = |class: &str| {
             json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",

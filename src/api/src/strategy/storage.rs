@@ -2,10 +2,9 @@
 
 use serde_json::Value;
 
-use super::checks::ratchet;
+use super::checks::{Checks, IMMUTABLE};
 use super::util::{put, put_str, spec, text};
 use super::volumes;
-use crate::field::FieldError;
 use crate::object;
 use crate::quantity::Quantity;
 
@@ -39,8 +38,8 @@ const NO_SOURCE: [&str; 10] = [
     "status",
 ];
 
-pub(super) fn update_pv(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(volumes::validate_volume, new, old, errors);
+pub(super) fn update_pv(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(volumes::validate_volume, new, old);
     // The secret for growing a volume may be named later, and changed never.
     let late_secret = old["spec"]["csi"]["controllerExpandSecretRef"].is_null();
     let source = |v: &Value| {
@@ -52,22 +51,19 @@ pub(super) fn update_pv(new: &Value, old: &Value, errors: &mut Vec<FieldError>) 
         m
     };
     if source(new) != source(old) {
-        errors.push(FieldError::forbidden(
-            "spec.persistentvolumesource",
-            "spec.persistentvolumesource is immutable after creation",
-        ));
+        c.forbidden("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation");
     }
     for (field, may_be_set) in [("nodeAffinity", true), ("volumeMode", false)] {
         let (after, before) = (&new["spec"][field], &old["spec"][field]);
         if after != before && !(may_be_set && before.is_null()) {
             // Upstream's path lacks the beginning.
-            errors.push(FieldError::invalid(field, after.clone(), "field is immutable"));
+            c.invalid(field, after.clone(), IMMUTABLE);
         }
     }
     let class = |v: &Value| v["spec"]["volumeAttributesClassName"].is_null();
     if class(new) && !class(old) {
         let what = "update from non-nil value to nil is forbidden";
-        errors.push(FieldError::forbidden("spec.volumeAttributesClassName", what));
+        c.forbidden("spec.volumeAttributesClassName", what);
     }
 }
 
@@ -82,8 +78,8 @@ pub(super) fn default_pvc(obj: &mut Value) {
     }
 }
 
-pub(super) fn update_pvc(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(volumes::validate_claim, new, old, errors);
+pub(super) fn update_pvc(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(volumes::validate_claim, new, old);
     let bound = object::get_str(old, "/status/phase") == "Bound";
     let fixed = |v: &Value| {
         let mut m = v["spec"].as_object().cloned().unwrap_or_default();
@@ -98,26 +94,17 @@ pub(super) fn update_pvc(new: &Value, old: &Value, errors: &mut Vec<FieldError>)
         m
     };
     if fixed(new) != fixed(old) {
-        errors.push(FieldError::forbidden(
-            "spec",
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-        ));
+        c.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     }
     let size = |v: &Value| Quantity::from_value(object::get(v, "/spec/resources/requests/storage"));
     if let (Some(n), Some(o)) = (size(new), size(old)) {
         // What was asked for and not yet given may be taken back (KEP-1790).
         let given = Quantity::from_value(object::get(old, "/status/capacity/storage"));
         if n < o && given.is_none_or(|given| n <= given) {
-            errors.push(FieldError::forbidden(
-                "spec.resources.requests.storage",
-                "field can not be less than status.capacity",
-            ));
+            c.forbidden("spec.resources.requests.storage", "field can not be less than status.capacity");
         }
         if n != o && !bound {
-            errors.push(FieldError::forbidden(
-                "spec",
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-            ));
+            c.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
         }
     }
 }
@@ -148,26 +135,26 @@ mod tests {
     fn claims() {
         let mut c = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
         default_pvc(&mut c);
-        let mut e = Vec::new();
-        volumes::validate_claim(&c, &mut e);
-        assert!(e.is_empty(), "{e:?}");
+        let mut e = Checks::default();
+        volumes::validate_claim(&mut e, &c);
+        assert!(e.errors.is_empty(), "{e:?}");
         let mut bound = c.clone();
         bound["spec"]["volumeName"] = json!("pv");
-        update_pvc(&bound, &c, &mut e);
-        assert!(e.is_empty(), "{e:?}");
+        update_pvc(&mut e, &bound, &c);
+        assert!(e.errors.is_empty(), "{e:?}");
         bound["spec"]["accessModes"] = json!(["ReadWriteMany"]);
-        update_pvc(&bound, &c, &mut e);
-        assert_eq!(e.len(), 1);
+        update_pvc(&mut e, &bound, &c);
+        assert_eq!(e.errors.len(), 1);
     }
 
     #[test]
     fn volumes() {
         let v = json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"}}});
-        let mut e = Vec::new();
-        volumes::validate_volume(&v, &mut e);
-        assert!(e.is_empty(), "{e:?}");
-        volumes::validate_volume(&json!({"spec": {}}), &mut e);
-        assert_eq!(e.len(), 4);
+        let mut e = Checks::default();
+        volumes::validate_volume(&mut e, &v);
+        assert!(e.errors.is_empty(), "{e:?}");
+        volumes::validate_volume(&mut e, &json!({"spec": {}}));
+        assert_eq!(e.errors.len(), 4);
 
         let changed = |before: Value, after: Value| {
             let of = |own: &Value| {
@@ -175,9 +162,9 @@ mod tests {
                 volume["spec"].as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
                 volume
             };
-            let mut errors = Vec::new();
-            update_pv(&of(&after), &of(&before), &mut errors);
-            errors.iter().map(|error| error.path.clone()).collect::<Vec<_>>()
+            let mut c = Checks::default();
+            update_pv(&mut c, &of(&after), &of(&before));
+            c.errors.iter().map(|error| error.path.clone()).collect::<Vec<_>>()
         };
         let on = |node: &str| {
             json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
@@ -192,8 +179,8 @@ mod tests {
         assert_eq!(changed(csi(secret("a")), csi(secret("b"))), ["spec.persistentvolumesource"]);
         let iscsi = json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
             "iscsi": {"targetPortal": "192.0.2.1", "iqn": "iqn.2001-04.com.example:a", "lun": 999}}});
-        e.clear();
-        volumes::validate_volume(&iscsi, &mut e);
-        assert_eq!(e.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["spec.iscsi.lun"]);
+        e.errors.clear();
+        volumes::validate_volume(&mut e, &iscsi);
+        assert_eq!(e.errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["spec.iscsi.lun"]);
     }
 }

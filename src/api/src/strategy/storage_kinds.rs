@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::checks::{label_selector, not_negative, number, ratchet, required, syntax};
-use super::meta::immutable;
-use super::util::{list, non_negative, one_of, text};
-use crate::field::{FieldError, index, join};
+use super::checks::{Checks, IMMUTABLE};
+use super::pod_spec::token_seconds;
+use super::selectors;
+use super::util::{list, strings, text};
+use crate::field::At;
 use crate::names;
 
 /// Names and values of all parameters together.
@@ -16,266 +17,245 @@ const MAX_PARAMETER_BYTES: usize = 256 * 1024;
 const MAX_PARAMETERS: usize = 512;
 const MAX_NODE_ID: usize = 256;
 
-fn parameters(obj: &Value, may_be_empty: bool, errors: &mut Vec<FieldError>) {
+fn parameters(c: &mut Checks, obj: &Value, may_be_empty: bool) {
     const AT: &str = "parameters";
     let count = obj[AT].as_object().map_or(0, serde_json::Map::len);
     if count > MAX_PARAMETERS {
-        return errors.push(FieldError::too_long(AT, MAX_PARAMETERS as u64));
+        return c.too_long(AT, MAX_PARAMETERS);
     }
     let mut size = 0;
     for (k, v) in obj[AT].as_object().into_iter().flatten() {
         if k.is_empty() {
-            errors.push(FieldError::invalid(AT, "", "field can not be empty."));
+            c.invalid(AT, "", "field can not be empty.");
         }
         size += k.len() + v.as_str().map_or(0, str::len);
     }
     if size > MAX_PARAMETER_BYTES {
-        errors.push(FieldError::too_long(AT, MAX_PARAMETER_BYTES as u64));
+        c.too_long(AT, MAX_PARAMETER_BYTES);
     }
     if !may_be_empty && count == 0 {
-        required(AT, "must contain at least one key/value pair", errors);
+        c.required(AT, "must contain at least one key/value pair");
     }
 }
 
-fn provisioner(obj: &Value, field: &str, errors: &mut Vec<FieldError>) {
+fn provisioner(c: &mut Checks, obj: &Value, field: &str) {
     match text(obj, field) {
-        "" => required(field, "", errors),
-        name => syntax(names::qualified_name, &name.to_lowercase(), field, errors),
+        "" => c.required(field, ""),
+        name => c.syntax(At::ROOT.child(field), &name.to_lowercase(), names::qualified_name),
     }
 }
 
-pub(super) fn validate_class(obj: &Value, errors: &mut Vec<FieldError>) {
-    provisioner(obj, "provisioner", errors);
-    parameters(obj, true, errors);
+pub(super) fn validate_class(c: &mut Checks, obj: &Value) {
+    provisioner(c, obj, "provisioner");
+    parameters(c, obj, true);
     if !text(obj, "reclaimPolicy").is_empty() {
-        one_of(obj, "reclaimPolicy", "", &["Delete", "Retain"], errors);
+        c.one_of(obj, "reclaimPolicy", At::ROOT, &["Delete", "Retain"]);
     }
-    one_of(obj, "volumeBindingMode", "", &["Immediate", "WaitForFirstConsumer"], errors);
+    c.one_of(obj, "volumeBindingMode", At::ROOT, &["Immediate", "WaitForFirstConsumer"]);
     let mut seen: Vec<BTreeMap<&str, BTreeSet<&str>>> = Vec::new();
     for (i, term) in list(obj, "allowedTopologies").iter().enumerate() {
-        let at = join(&index("allowedTopologies", i), "matchLabelExpressions");
-        let found = topology(list(term, "matchLabelExpressions"), &at, errors);
+        let term_at = At::ROOT.item("allowedTopologies", i);
+        let at = term_at.child("matchLabelExpressions");
+        let found = topology(c, list(term, "matchLabelExpressions"), at);
         if seen.contains(&found) {
-            errors.push(FieldError::duplicate(at, ""));
+            c.duplicate(at, "");
         }
         seen.push(found);
     }
 }
 
 /// The values of each key of one term.
-fn topology<'a>(
-    terms: &'a [Value],
-    at: &str,
-    errors: &mut Vec<FieldError>,
-) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+fn topology<'a>(c: &mut Checks, terms: &'a [Value], at: At<'_>) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
     let mut found = BTreeMap::new();
     for (i, term) in terms.iter().enumerate() {
-        let (at, key) = (index(at, i), text(term, "key"));
-        let path = join(&at, "values");
+        let (at, key) = (at.index(i), text(term, "key"));
+        let path = at.child("values");
         let mut values = BTreeSet::new();
         if list(term, "values").is_empty() {
-            required(path.as_str(), "", errors);
+            c.required(path, "");
         }
-        for (j, v) in list(term, "values").iter().enumerate() {
-            let v = v.as_str().unwrap_or_default();
+        for (j, v) in strings(term, "values").enumerate() {
             if !values.insert(v) {
-                errors.push(FieldError::duplicate(index(&path, j), v));
+                c.duplicate(path.index(j), v);
             }
         }
-        syntax(names::qualified_name, key, &join(&at, "key"), errors);
+        c.syntax(at.child("key"), key, names::qualified_name);
         if found.insert(key, values).is_some() {
-            errors.push(FieldError::duplicate(join(&at, "key"), key));
+            c.duplicate(at.child("key"), key);
         }
     }
     found
 }
 
 /// Topologies may change, and what a class is called in annotations and labels.
-pub(super) fn update_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_class(c: &mut Checks, new: &Value, old: &Value) {
     for field in ["/parameters", "/provisioner", "/reclaimPolicy", "/volumeBindingMode"] {
-        immutable(new, old, field, errors);
+        c.immutable(new, old, field);
     }
-    ratchet(validate_class, new, old, errors);
+    c.ratchet(validate_class, new, old);
 }
 
-pub(super) fn validate_attributes_class(obj: &Value, errors: &mut Vec<FieldError>) {
-    provisioner(obj, "driverName", errors);
-    parameters(obj, false, errors);
+pub(super) fn validate_attributes_class(c: &mut Checks, obj: &Value) {
+    provisioner(c, obj, "driverName");
+    parameters(c, obj, false);
 }
 
-pub(super) fn update_attributes_class(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_attributes_class(c: &mut Checks, new: &Value, old: &Value) {
     for field in ["driverName", "parameters"].iter().filter(|f| new.get(**f) != old.get(**f)) {
-        errors.push(FieldError::forbidden(*field, format!("updates to {field} are forbidden.")));
+        c.forbidden(*field, format!("updates to {field} are forbidden."));
     }
-    ratchet(validate_attributes_class, new, old, errors);
+    c.ratchet(validate_attributes_class, new, old);
 }
 
 /// The name of a CSI driver, in either case.
-pub(super) fn driver_name(name: &str, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn driver_name(c: &mut Checks, name: &str, path: At<'_>) {
     if name.is_empty() {
-        return required(path, "", errors);
+        return c.required(path, "");
     }
     if name.len() > 63 {
-        errors.push(FieldError::too_long(path, 63));
+        c.too_long(path, 63);
     }
-    let wrong = names::dns1123_subdomain(&name.to_lowercase());
-    errors.extend(wrong.into_iter().map(|m| FieldError::invalid(path, name, m)));
+    c.each(path, name, names::dns1123_subdomain(&name.to_lowercase()));
 }
 
-pub(super) fn validate_attachment(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_attachment(c: &mut Checks, obj: &Value) {
     const AT: &str = "spec.source";
     const WHAT: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
     let spec = &obj["spec"];
-    driver_name(text(spec, "attacher"), "spec.attacher", errors);
+    driver_name(c, text(spec, "attacher"), At::SPEC.child("attacher"));
     let (inline, named) = (&spec["source"]["inlineVolumeSpec"], &spec["source"]["persistentVolumeName"]);
     match (inline.is_null(), named.as_str()) {
-        (true, None) => required(AT, WHAT, errors),
-        (false, Some(_)) => errors.push(FieldError::forbidden(AT, WHAT)),
+        (true, None) => c.required(AT, WHAT),
+        (false, Some(_)) => c.forbidden(AT, WHAT),
         (true, Some("")) => {
-            required(
-                "spec.source.persistentVolumeName",
-                "must specify non empty persistentVolumeName",
-                errors,
-            );
+            c.required("spec.source.persistentVolumeName", "must specify non empty persistentVolumeName");
         }
         _ => {}
     }
-    syntax(names::dns1123_subdomain, text(spec, "nodeName"), "spec.nodeName", errors);
+    c.syntax(At::SPEC.child("nodeName"), text(spec, "nodeName"), names::dns1123_subdomain);
     if let Some(name) = named.as_str() {
-        syntax(names::dns1123_subdomain, name, "spec.source.persistentVolumeName", errors);
+        c.syntax(At::root("spec.source.persistentVolumeName"), name, names::dns1123_subdomain);
     }
 }
 
-pub(super) fn update_attachment(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_attachment, new, old, errors);
-    immutable(new, old, "/spec", errors);
+pub(super) fn update_attachment(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_attachment, new, old);
+    c.immutable(new, old, "/spec");
 }
 
-pub(super) fn validate_driver(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_driver(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
-    one_of(spec, "fsGroupPolicy", "spec", &["File", "None", "ReadWriteOnceWithFSType"], errors);
+    c.one_of(spec, "fsGroupPolicy", At::SPEC, &["File", "None", "ReadWriteOnceWithFSType"]);
     let mut audiences = HashSet::new();
     let requests = list(spec, "tokenRequests");
     for (i, request) in requests.iter().enumerate() {
-        let (at, audience) = (index("spec.tokenRequests", i), text(request, "audience"));
+        let (at, audience) = (At::SPEC.item("tokenRequests", i), text(request, "audience"));
         if !audiences.insert(audience) {
-            errors.push(FieldError::duplicate(join(&at, "audience"), audience));
-            continue;
+            c.duplicate(at.child("audience"), audience);
+        } else {
+            token_seconds(c, request, at);
         }
-        let Some(n) = request["expirationSeconds"].as_i64() else { continue };
-        let what = match n {
-            ..600 => "may not specify a duration less than 10 minutes",
-            4_294_967_297.. => "may not specify a duration larger than 2^32 seconds",
-            _ => continue,
-        };
-        errors.push(FieldError::invalid(join(&at, "expirationSeconds"), n, what));
     }
     for mode in list(spec, "volumeLifecycleModes") {
         if mode != "Persistent" && mode != "Ephemeral" {
             let path = "spec.volumeLifecycleModes";
-            errors.push(FieldError::not_supported(path, mode.clone(), &["Persistent", "Ephemeral"]));
+            c.unsupported(path, mode.clone(), &["Persistent", "Ephemeral"]);
         }
     }
     let period = "nodeAllocatableUpdatePeriodSeconds";
     if let Some(n) = spec[period].as_i64().filter(|n| *n < 10) {
         let what = "must be greater than or equal to 10 seconds";
-        errors.push(FieldError::invalid(join("spec", period), n, what));
+        c.invalid(At::SPEC.child(period), n, what);
     }
     let in_secrets = "serviceAccountTokenInSecrets";
     if !spec[in_secrets].is_null() && requests.is_empty() {
         let what = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
-        errors.push(FieldError::invalid(join("spec", in_secrets), spec[in_secrets].clone(), what));
+        c.invalid(At::SPEC.child(in_secrets), spec[in_secrets].clone(), what);
     }
 }
 
-pub(super) fn update_driver(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_driver, new, old, errors);
+pub(super) fn update_driver(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_driver, new, old);
     // Upstream's path is misspelt.
     for (field, told) in
         [("attachRequired", "spec.attachedRequired"), ("volumeLifecycleModes", "spec.volumeLifecycleModes")]
     {
         let value = &new["spec"][field];
         if *value != old["spec"][field] {
-            errors.push(FieldError::invalid(told, value.clone(), "field is immutable"));
+            c.invalid(told, value.clone(), IMMUTABLE);
         }
     }
 }
 
-pub(super) fn validate_node(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_node(c: &mut Checks, obj: &Value) {
     let mut seen = HashSet::new();
     for (i, driver) in list(&obj["spec"], "drivers").iter().enumerate() {
-        let (at, name, id) = (index("spec.drivers", i), text(driver, "name"), text(driver, "nodeID"));
-        driver_name(name, &join(&at, "name"), errors);
-        if id.is_empty() {
-            required(join(&at, "nodeID"), "", errors);
-        } else if id.len() > MAX_NODE_ID {
+        let (at, name, id) = (At::SPEC.item("drivers", i), text(driver, "name"), text(driver, "nodeID"));
+        driver_name(c, name, at.child("name"));
+        if c.needs(driver, "nodeID", at) && id.len() > MAX_NODE_ID {
             let what = format!("must be {MAX_NODE_ID} characters or less");
-            errors.push(FieldError::invalid(join(&at, "nodeID"), id, what));
+            c.invalid(at.child("nodeID"), id, what);
         }
-        let count = number(&driver["allocatable"], "count");
-        if count < 0 {
-            let path = join(&at, "allocatable.count");
-            errors.push(FieldError::invalid(path, count, super::util::NON_NEGATIVE));
-        }
+        c.non_negative(&driver["allocatable"], "count", at.child("allocatable"));
         if !seen.insert(name) {
-            errors.push(FieldError::duplicate(join(&at, "name"), name));
+            c.duplicate(at.child("name"), name);
         }
         let mut keys = HashSet::new();
-        for key in list(driver, "topologyKeys").iter().map(|k| k.as_str().unwrap_or_default()) {
+        for key in strings(driver, "topologyKeys") {
             if key.is_empty() {
-                required(at.as_str(), "", errors);
+                c.required(at, "");
             }
             if !keys.insert(key) {
-                errors.push(FieldError::duplicate(at.as_str(), key));
+                c.duplicate(at, key);
             }
-            syntax(names::qualified_name, key, &at, errors);
+            c.syntax(at, key, names::qualified_name);
         }
     }
 }
 
 /// A driver's entry changes by being removed and added; what it can attach may change.
-pub(super) fn update_node(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    ratchet(validate_node, new, old, errors);
+pub(super) fn update_node(c: &mut Checks, new: &Value, old: &Value) {
+    c.ratchet(validate_node, new, old);
     for before in list(&old["spec"], "drivers") {
         for after in list(&new["spec"], "drivers").iter().filter(|d| d["name"] == before["name"]) {
             let ids = text(before, "nodeID") == text(after, "nodeID");
             if !ids || list(before, "topologyKeys") != list(after, "topologyKeys") {
-                errors.push(FieldError::invalid("spec.drivers", after.clone(), "field is immutable"));
+                c.invalid("spec.drivers", after.clone(), IMMUTABLE);
             }
         }
     }
 }
 
-pub(super) fn validate_capacity(obj: &Value, errors: &mut Vec<FieldError>) {
-    label_selector(&obj["nodeTopology"], "nodeTopology", errors);
-    syntax(names::dns1123_subdomain, text(obj, "storageClassName"), "storageClassName", errors);
-    not_negative(&obj["capacity"], "capacity", errors);
+pub(super) fn validate_capacity(c: &mut Checks, obj: &Value) {
+    selectors::label_selector(c, &obj["nodeTopology"], At::root("nodeTopology"));
+    c.syntax(At::root("storageClassName"), text(obj, "storageClassName"), names::dns1123_subdomain);
+    c.non_negative_quantity(At::root("capacity"), &obj["capacity"]);
 }
 
-pub(super) fn update_capacity(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/nodeTopology", errors);
-    immutable(new, old, "/storageClassName", errors);
+pub(super) fn update_capacity(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/nodeTopology");
+    c.immutable(new, old, "/storageClassName");
 }
 
 /// Leases (upstream's `coordination/validation`).
-pub(super) fn validate_lease(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_lease(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
     if let Some(n) = spec["leaseDurationSeconds"].as_i64().filter(|n| *n <= 0) {
-        errors.push(FieldError::invalid("spec.leaseDurationSeconds", n, "must be greater than 0"));
+        c.invalid("spec.leaseDurationSeconds", n, "must be greater than 0");
     }
-    non_negative(obj, "/spec/leaseTransitions", errors);
+    c.non_negative(&obj["spec"], "leaseTransitions", At::SPEC);
     let strategy = text(spec, "strategy");
     if let Some(s) = spec["strategy"].as_str() {
-        let path = "spec.strategy.strategy";
+        let path = At::root("spec.strategy.strategy");
         if s.contains('/') {
-            syntax(names::qualified_name, s, path, errors);
+            c.syntax(path, s, names::qualified_name);
         } else if s != "OldestEmulationVersion" {
-            errors.push(FieldError::not_supported(path, s, &["OldestEmulationVersion"]));
+            c.unsupported(path, s, &["OldestEmulationVersion"]);
         }
     }
     if !text(spec, "preferredHolder").is_empty() && strategy.is_empty() {
         let what = "may only be specified if `strategy` is defined";
-        errors.push(FieldError::forbidden("spec.preferredHolder", what));
+        c.forbidden("spec.preferredHolder", what);
     }
 }
 
@@ -324,7 +304,7 @@ mod tests {
 
     #[test]
     fn invalid() {
-        let cases: [(Check, Value, &str); 15] = [
+        let cases: [(Check, Value, &str); 16] = [
             (validate_class, json!({"provisioner": ""}), "provisioner: Required value"),
             (
                 validate_class,
@@ -388,6 +368,11 @@ mod tests {
             ),
             (
                 validate_capacity,
+                json!({"storageClassName": "s", "capacity": -1}),
+                "capacity: Invalid value: \"-1\": must be greater than or equal to 0",
+            ),
+            (
+                validate_capacity,
                 json!({"storageClassName": "s", "capacity": "-1"}),
                 "capacity: Invalid value: \"-1\": must be greater than or equal to 0",
             ),
@@ -404,16 +389,16 @@ mod tests {
 
     #[test]
     fn updates() {
-        let mut errors = Vec::new();
-        update_class(&json!({"provisioner": "b"}), &json!({"provisioner": "a"}), &mut errors);
+        let mut c = Checks::default();
+        update_class(&mut c, &json!({"provisioner": "b"}), &json!({"provisioner": "a"}));
         update_driver(
+            &mut c,
             &json!({"spec": {"attachRequired": true}}),
             &json!({"spec": {"attachRequired": false}}),
-            &mut errors,
         );
         let node = |id: &str, count: i64| json!({"spec": {"drivers": [{"name": "a", "nodeID": id, "allocatable": {"count": count}}]}});
-        update_node(&node("n", 2), &node("n", 1), &mut errors);
-        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        update_node(&mut c, &node("n", 2), &node("n", 1));
+        let told: Vec<String> = c.errors.iter().map(ToString::to_string).collect();
         assert_eq!(
             told,
             [
@@ -421,7 +406,7 @@ mod tests {
                 "spec.attachedRequired: Invalid value: true: field is immutable"
             ]
         );
-        update_node(&node("m", 1), &node("n", 1), &mut errors);
-        assert_eq!(errors.len(), 3);
+        update_node(&mut c, &node("m", 1), &node("n", 1));
+        assert_eq!(c.errors.len(), 3);
     }
 }

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value};
 
-use super::util::{list, text};
-use crate::field::{FieldError, index, join};
+use super::checks::Checks;
+use super::util::{list, strings, text};
+use crate::field::At;
 
 /// What a schema may not have anywhere.
 const UNSUPPORTED: [&str; 5] = ["$ref", "definitions", "dependencies", "patternProperties", "id"];
@@ -25,34 +26,30 @@ const STRUCTURE: [&str; 12] = [
 ];
 
 /// What keeps a schema from being structural.
-pub(super) fn structural(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn structural(c: &mut Checks, schema: &Value, path: At<'_>) {
     match text(schema, "type") {
-        "" => errors.push(FieldError::required(format!("{path}.type"), "must not be empty at the root")),
+        "" => c.required(path.child("type"), "must not be empty at the root"),
         "object" => {}
         other => {
-            errors.push(FieldError::invalid(format!("{path}.type"), other, "must be object at the root"));
+            c.invalid(path.child("type"), other, "must be object at the root");
         }
     }
     if let Some(metadata) = schema["properties"]["metadata"].as_object() {
-        let at = format!("{path}.properties[metadata]");
         let extra = metadata.keys().any(|key| !matches!(key.as_str(), "type" | "properties" | "description"))
             || metadata.get("properties").and_then(Value::as_object).is_some_and(|properties| {
                 properties.keys().any(|key| !matches!(key.as_str(), "name" | "generateName"))
             });
         if extra {
-            errors.push(FieldError::forbidden(
-                at,
-                "must not specify anything other than name and generateName, but metadata is implicitly specified",
-            ));
+            c.forbidden(path.child("properties").key("metadata"), "must not specify anything other than name and generateName, but metadata is implicitly specified");
         }
     }
-    walk(schema, path, "", errors, 0);
+    walk(c, schema, path, "", 0);
 }
 
 /// `role` says in the message what kind of place lacks its type; empty at the root.
-fn walk(schema: &Value, path: &str, role: &str, errors: &mut Vec<FieldError>, depth: usize) {
+fn walk(c: &mut Checks, schema: &Value, path: At<'_>, role: &str, depth: usize) {
     let Some(map) = schema.as_object() else {
-        errors.push(FieldError::invalid(path, schema.clone(), "must be an object"));
+        c.invalid(path, schema.clone(), "must be an object");
         return;
     };
     // The compiler of schemas refuses what is deeper.
@@ -64,141 +61,105 @@ fn walk(schema: &Value, path: &str, role: &str, errors: &mut Vec<FieldError>, de
     let int_or_string = flag("x-kubernetes-int-or-string");
     let kind = text(schema, "type");
     for name in UNSUPPORTED.iter().filter(|name| map.contains_key(**name)) {
-        errors.push(FieldError::forbidden(join(path, name), format!("{name} is not supported")));
+        c.forbidden(path.child(name), format!("{name} is not supported"));
     }
     if flag("uniqueItems") {
-        errors.push(FieldError::forbidden(
-            format!("{path}.uniqueItems"),
+        c.forbidden(
+            path.child("uniqueItems"),
             "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
-        ));
+        );
     }
     if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
-        errors.push(FieldError::invalid(
-            format!("{path}.x-kubernetes-preserve-unknown-fields"),
-            false,
-            "must be true or undefined",
-        ));
+        c.invalid(format!("{path}.x-kubernetes-preserve-unknown-fields"), false, "must be true or undefined");
     }
     if kind.is_empty() && !role.is_empty() && !preserve && !int_or_string {
-        errors.push(FieldError::required(
-            format!("{path}.type"),
-            format!("must not be empty for specified {role}"),
-        ));
+        c.required(path.child("type"), format!("must not be empty for specified {role}"));
     }
     if int_or_string && !kind.is_empty() {
-        errors.push(FieldError::forbidden(
-            format!("{path}.type"),
-            "must be empty if x-kubernetes-int-or-string is true",
-        ));
+        c.forbidden(path.child("type"), "must be empty if x-kubernetes-int-or-string is true");
     }
     if flag("x-kubernetes-embedded-resource") && kind != "object" {
-        errors.push(FieldError::invalid(
-            format!("{path}.type"),
-            kind,
-            "must be object if x-kubernetes-embedded-resource is true",
-        ));
+        c.invalid(path.child("type"), kind, "must be object if x-kubernetes-embedded-resource is true");
     }
     let additional = map.get("additionalProperties");
     if map.contains_key("properties") && additional.is_some_and(|value| *value != false) {
-        errors.push(FieldError::forbidden(
-            format!("{path}.additionalProperties"),
+        c.forbidden(
+            path.child("additionalProperties"),
             "additionalProperties and properties are mutual exclusive",
-        ));
+        );
     }
     if additional == Some(&Value::Bool(false)) {
-        errors.push(FieldError::forbidden(
-            format!("{path}.additionalProperties"),
-            "additionalProperties cannot be set to false",
-        ));
+        c.forbidden(path.child("additionalProperties"), "additionalProperties cannot be set to false");
     }
     for (name, sub) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
         let implied = role.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata");
         let role = if implied { "" } else { "object fields" };
-        walk(sub, &format!("{path}.properties[{name}]"), role, errors, depth + 1);
+        walk(c, sub, path.child("properties").key(name), role, depth + 1);
     }
     if let Some(values @ Value::Object(_)) = additional {
-        walk(values, &format!("{path}.additionalProperties"), "object fields", errors, depth + 1);
+        walk(c, values, path.child("additionalProperties"), "object fields", depth + 1);
     }
     match map.get("items") {
-        Some(Value::Array(_)) => errors.push(FieldError::forbidden(
-            format!("{path}.items"),
-            "items must be a schema object and not an array",
-        )),
-        Some(items) => walk(items, &format!("{path}.items"), "array items", errors, depth + 1),
+        Some(Value::Array(_)) => {
+            c.forbidden(path.child("items"), "items must be a schema object and not an array");
+        }
+        Some(items) => walk(c, items, path.child("items"), "array items", depth + 1),
         None if kind == "array" => {
-            errors.push(FieldError::required(format!("{path}.items"), "must be specified"));
+            c.required(path.child("items"), "must be specified");
         }
         None => {}
     }
-    list_type(schema, path, errors);
+    list_type(c, schema, path);
     for field in ["allOf", "anyOf", "oneOf"] {
         for (i, sub) in list(schema, field).iter().enumerate() {
-            value_validation(sub, &format!("{path}.{field}[{i}]"), int_or_string, errors, depth + 1);
+            value_validation(c, sub, path.item(field, i), int_or_string, depth + 1);
         }
     }
     if let Some(not) = map.get("not") {
-        value_validation(not, &format!("{path}.not"), false, errors, depth + 1);
+        value_validation(c, not, path.child("not"), false, depth + 1);
     }
 }
 
-fn list_type(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn list_type(c: &mut Checks, schema: &Value, path: At<'_>) {
     let list_type = text(schema, "x-kubernetes-list-type");
     if !matches!(list_type, "" | "atomic" | "set" | "map") {
-        errors.push(FieldError::not_supported(
-            format!("{path}.x-kubernetes-list-type"),
-            list_type,
-            &["atomic", "set", "map"],
-        ));
+        c.unsupported(path.child("x-kubernetes-list-type"), list_type, &["atomic", "set", "map"]);
     }
     if !list_type.is_empty() && text(schema, "type") != "array" {
-        errors.push(FieldError::invalid(
-            format!("{path}.type"),
+        c.invalid(
+            path.child("type"),
             text(schema, "type"),
             "must be array if x-kubernetes-list-type is specified",
-        ));
+        );
     }
     let keys = list(schema, "x-kubernetes-list-map-keys");
-    let at = format!("{path}.x-kubernetes-list-map-keys");
+    let at = path.child("x-kubernetes-list-map-keys");
     if list_type != "map" {
         if !keys.is_empty() {
-            errors.push(FieldError::invalid(
-                format!("{path}.x-kubernetes-list-type"),
+            c.invalid(
+                path.child("x-kubernetes-list-type"),
                 list_type,
                 "must be map if x-kubernetes-list-map-keys is non-empty",
-            ));
+            );
         }
         return;
     }
     if keys.is_empty() {
-        errors.push(FieldError::required(at, "must not be empty if x-kubernetes-list-type is map"));
+        c.required(at, "must not be empty if x-kubernetes-list-type is map");
         return;
     }
     let items = &schema["items"];
-    for (i, name) in keys.iter().enumerate() {
-        let name = name.as_str().unwrap_or_default();
+    for (i, name) in strings(schema, "x-kubernetes-list-map-keys").enumerate() {
         let property = &items["properties"][name];
         if property.is_null() {
-            errors.push(FieldError::invalid(
-                index(&at, i),
-                name,
-                "entries must all be names of item properties",
-            ));
+            c.invalid(at.index(i), name, "entries must all be names of item properties");
         } else if property["default"].is_null() && !list(items, "required").iter().any(|own| own == name) {
-            errors.push(FieldError::required(
-                format!("{path}.items.properties[{name}].default"),
-                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
-            ));
+            c.required(path.child("items").child("properties").key(name).child("default"), "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property");
         }
     }
 }
 
-fn value_validation(
-    schema: &Value,
-    path: &str,
-    int_or_string: bool,
-    errors: &mut Vec<FieldError>,
-    depth: usize,
-) {
+fn value_validation(c: &mut Checks, schema: &Value, path: At<'_>, int_or_string: bool, depth: usize) {
     let Some(map) = schema.as_object() else { return };
     if depth > 100 {
         return;
@@ -208,18 +169,18 @@ fn value_validation(
         int_or_string && name == "type" && matches!(map[name].as_str(), Some("integer" | "string"))
     };
     for name in STRUCTURE.iter().filter(|name| map.contains_key(**name) && !allowed(map, name)) {
-        errors.push(FieldError::forbidden(join(path, name), "must be empty to be structural"));
+        c.forbidden(path.child(name), "must be empty to be structural");
     }
     for (name, sub) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        value_validation(sub, &format!("{path}.properties[{name}]"), false, errors, depth + 1);
+        value_validation(c, sub, path.child("properties").key(name), false, depth + 1);
     }
     if let Some(items) = map.get("items") {
-        value_validation(items, &format!("{path}.items"), false, errors, depth + 1);
+        value_validation(c, items, path.child("items"), false, depth + 1);
     }
     for field in ["allOf", "anyOf", "oneOf"] {
         for (i, sub) in list(schema, field).iter().enumerate() {
             let inner = int_or_string && field != "oneOf";
-            value_validation(sub, &format!("{path}.{field}[{i}]"), inner, errors, depth + 1);
+            value_validation(c, sub, path.item(field, i), inner, depth + 1);
         }
     }
 }

@@ -2,11 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use crate::field::FieldError;
-use crate::object;
-
-pub(super) const NON_NEGATIVE: &str = "must be greater than or equal to 0";
-
 /// `obj[key]` as an object, if it is one.
 pub(super) fn map<'a>(obj: &'a mut Value, key: &str) -> Option<&'a mut Map<String, Value>> {
     obj.get_mut(key).and_then(Value::as_object_mut)
@@ -54,18 +49,29 @@ pub(super) fn text<'a>(v: &'a Value, key: &str) -> &'a str {
     v.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Refuses a negative number at `/spec/replicas`.
-pub(super) fn non_negative(obj: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if let Some(n) = object::get(obj, path).as_i64().filter(|n| *n < 0) {
-        errors.push(FieldError::invalid(path.trim_start_matches('/').replace('/', "."), n, NON_NEGATIVE));
-    }
+/// The fields of an object, none if it is none.
+pub(super) fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    value.as_object().into_iter().flat_map(Map::iter).map(|(key, value)| (key.as_str(), value))
 }
 
-/// Refuses a string that is set and not one of these.
-pub(super) fn one_of(v: &Value, key: &str, path: &str, allowed: &[&str], errors: &mut Vec<FieldError>) {
-    if let Some(s) = v.get(key).and_then(Value::as_str)
-        && !allowed.contains(&s)
-    {
-        errors.push(FieldError::not_supported(crate::field::join(path, key), s, allowed));
-    }
+pub(super) fn integer(of: &Value, field: &str) -> Option<i64> {
+    of.get(field).and_then(Value::as_i64)
+}
+
+/// A number of a field, zero if it is not there, as Go reads it.
+pub(super) fn number(of: &Value, field: &str) -> i64 {
+    integer(of, field).unwrap_or(0)
+}
+
+pub(super) fn flag(of: &Value, field: &str) -> Option<bool> {
+    of.get(field).and_then(Value::as_bool)
+}
+
+pub(super) fn is_set(of: &Value, field: &str) -> bool {
+    of.get(field).is_some_and(|value| !value.is_null())
+}
+
+/// The strings of a list.
+pub(super) fn strings<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = &'a str> + Clone {
+    list(of, field).iter().map(|value| value.as_str().unwrap_or_default())
 }

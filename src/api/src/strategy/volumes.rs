@@ -3,15 +3,16 @@
 
 use serde_json::{Value, json};
 
-use super::checks::{NOT_POSITIVE, label_selector, optional_name, required, required_name, syntax};
-use super::pod_spec;
+use super::checks::{Checks, NOT_POSITIVE};
 use super::storage_kinds::driver_name;
-use super::util::{NON_NEGATIVE, list, one_of, text};
-use crate::field::{FieldError, index, join, key};
+use super::util::{entries, list, strings, text};
+use super::{pod_spec, selectors};
+use crate::field::At;
 use crate::names;
 use crate::object;
 use crate::quantity::Quantity;
 
+const VOLUME_MODES: [&str; 2] = ["Block", "Filesystem"];
 const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 /// What a volume can be made of, in the order in which upstream looks.
 const SOURCES: [&str; 22] = [
@@ -39,56 +40,49 @@ const SOURCES: [&str; 22] = [
     "csi",
 ];
 
-fn access_modes(spec: &Value, detail: &str, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.accessModes";
-    let modes = list(spec, "accessModes");
-    if modes.is_empty() {
-        required(AT, detail, errors);
-    }
-    let (known, unknown): (Vec<&Value>, Vec<&Value>) =
-        modes.iter().partition(|m| ACCESS_MODES.iter().any(|a| *m == a));
-    for mode in unknown {
-        errors.push(FieldError::not_supported(AT, mode.clone(), &ACCESS_MODES));
-    }
-    let is_single = |m: &&Value| **m == "ReadWriteOncePod";
-    if known.iter().any(is_single) && !known.iter().all(is_single) {
-        let what = "may not use ReadWriteOncePod with other access modes";
-        errors.push(FieldError::forbidden(AT, what));
-    }
-}
-
-fn classes(spec: &Value, errors: &mut Vec<FieldError>) {
-    for field in ["storageClassName", "volumeAttributesClassName"] {
-        if !text(spec, field).is_empty() {
-            optional_name(spec, field, names::dns1123_subdomain, "spec", errors);
+fn access_modes(c: &mut Checks, spec: &Value, at: At<'_>) {
+    let (mut single, mut others) = (false, false);
+    for mode in strings(spec, "accessModes") {
+        if !ACCESS_MODES.contains(&mode) {
+            c.unsupported(at.child("accessModes"), mode, &ACCESS_MODES);
+        } else if mode == "ReadWriteOncePod" {
+            single = true;
+        } else {
+            others = true;
         }
     }
+    if single && others {
+        c.forbidden(at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
+    }
 }
 
-pub(super) fn validate_volume(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_volume(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
-    access_modes(spec, "", errors);
-    capacity(&spec["capacity"], errors);
+    if list(spec, "accessModes").is_empty() {
+        c.required("spec.accessModes", "");
+    }
+    access_modes(c, spec, At::SPEC);
+    capacity(c, &spec["capacity"]);
     if !text(spec, "persistentVolumeReclaimPolicy").is_empty() {
-        one_of(spec, "persistentVolumeReclaimPolicy", "spec", &["Delete", "Recycle", "Retain"], errors);
+        c.one_of(spec, "persistentVolumeReclaimPolicy", At::SPEC, &["Delete", "Recycle", "Retain"]);
     }
     let affinity = &spec["nodeAffinity"];
     if affinity.is_object() {
-        let (path, terms) = ("spec.nodeAffinity.required", &affinity["required"]);
+        let (at, terms) = (At::root("spec.nodeAffinity.required"), &affinity["required"]);
         if terms.is_object() {
-            node_selector(terms, path, errors);
+            selectors::node_selector(c, terms, false, at);
         } else {
-            required(path, "must specify required node constraints", errors);
+            c.required(at, "must specify required node constraints");
         }
     }
     let mut present = SOURCES.iter().copied().filter(|s| spec[*s].is_object());
     match present.next() {
-        None => required("spec", "must specify a volume type", errors),
+        None => c.required("spec", "must specify a volume type"),
         Some(first) => {
-            source(spec, first, errors);
+            source(c, spec, first);
             for other in present {
                 let what = "may not specify more than 1 volume type";
-                errors.push(FieldError::forbidden(join("spec", other), what));
+                c.forbidden(At::SPEC.child(other), what);
             }
         }
     }
@@ -98,67 +92,55 @@ pub(super) fn validate_volume(obj: &Value, errors: &mut Vec<FieldError>) {
         && root.split('/').all(|part| matches!(part, "" | "."))
     {
         let what = "may not be 'recycle' for a hostPath mount of '/'";
-        errors.push(FieldError::forbidden("spec.persistentVolumeReclaimPolicy", what));
+        c.forbidden("spec.persistentVolumeReclaimPolicy", what);
     }
-    classes(spec, errors);
-    one_of(spec, "volumeMode", "spec", &["Block", "Filesystem"], errors);
+    c.optional_name(spec, "storageClassName", At::SPEC, names::dns1123_subdomain);
+    c.optional_name(spec, "volumeAttributesClassName", At::SPEC, names::dns1123_subdomain);
+    c.one_of(spec, "volumeMode", At::SPEC, &VOLUME_MODES);
     if let Some(class) = spec["volumeAttributesClassName"].as_str() {
         if class.is_empty() {
-            required("spec.volumeAttributesClassName", "an empty string is disallowed", errors);
+            c.required("spec.volumeAttributesClassName", "an empty string is disallowed");
         }
         if spec["csi"].is_null() {
-            required("spec.csi", "has to be specified when using volumeAttributesClassName", errors);
+            c.required("spec.csi", "has to be specified when using volumeAttributesClassName");
         }
     }
 }
 
-fn capacity(capacity: &Value, errors: &mut Vec<FieldError>) {
-    const AT: &str = "spec.capacity";
-    let amounts = capacity.as_object();
-    let count = amounts.map_or(0, serde_json::Map::len);
+fn capacity(c: &mut Checks, capacity: &Value) {
+    const AT: At<'_> = At::root("spec.capacity");
+    let count = entries(capacity).count();
     if count == 0 {
-        required(AT, "", errors);
+        c.required(AT, "");
     }
     if count != 1 || capacity.get("storage").is_none() {
-        errors.push(FieldError::not_supported(AT, capacity.clone(), &["storage"]));
+        c.unsupported(AT, capacity.clone(), &["storage"]);
     }
-    for (name, value) in amounts.into_iter().flatten() {
+    for (name, value) in entries(capacity) {
         let Some(q) = Quantity::from_value(value) else { continue };
-        let path = key(AT, name);
+        let path = AT.key(name);
         if q.sign() < 0 {
-            errors.push(FieldError::invalid(path.as_str(), q.value(), "must be a valid resource quantity"));
+            c.invalid(path, q.value(), "must be a valid resource quantity");
         }
         if q.sign() <= 0 {
-            errors.push(FieldError::invalid(path, q.to_string(), NOT_POSITIVE));
+            c.invalid(path, q.to_string(), NOT_POSITIVE);
         }
     }
 }
 
-fn no_backsteps(path: &str, at: &str, errors: &mut Vec<FieldError>) {
-    if path.split('/').any(|part| part == "..") {
-        errors.push(FieldError::invalid(at, path, "must not contain '..'"));
-    }
-}
-
-fn source(spec: &Value, kind: &str, errors: &mut Vec<FieldError>) {
-    let (s, at) = (&spec[kind], join("spec", kind));
-    let path = text(s, "path");
+fn source(c: &mut Checks, spec: &Value, kind: &str) {
+    let (s, at) = (&spec[kind], At::SPEC.child(kind));
     match kind {
         "local" => {
-            if path.is_empty() {
-                required(join(&at, "path"), "", errors);
-            } else {
-                no_backsteps(path, &join(&at, "path"), errors);
-            }
+            c.needs(s, "path", at);
+            c.no_backsteps(at.child("path"), text(s, "path"));
             if !spec["nodeAffinity"].is_object() {
-                required("spec.nodeAffinity", "Local volume requires node affinity", errors);
+                c.required("spec.nodeAffinity", "Local volume requires node affinity");
             }
         }
         "csi" => {
-            driver_name(text(s, "driver"), &join(&at, "driver"), errors);
-            if text(s, "volumeHandle").is_empty() {
-                required(join(&at, "volumeHandle"), "", errors);
-            }
+            driver_name(c, text(s, "driver"), at.child("driver"));
+            c.needs(s, "volumeHandle", at);
             for field in [
                 "controllerPublishSecretRef",
                 "controllerExpandSecretRef",
@@ -166,136 +148,63 @@ fn source(spec: &Value, kind: &str, errors: &mut Vec<FieldError>) {
                 "nodeExpandSecretRef",
             ] {
                 if s[field].is_object() {
-                    let at = join(&at, field);
-                    required_name(&s[field], "name", names::dns1123_subdomain, &at, errors);
-                    required_name(&s[field], "namespace", names::dns1123_label, &at, errors);
+                    let at = at.child(field);
+                    c.required_name(&s[field], "name", at, names::dns1123_subdomain);
+                    c.required_name(&s[field], "namespace", at, names::dns1123_label);
                 }
             }
         }
-        _ => pod_spec::persistent_source(kind, s, errors),
+        _ => pod_spec::persistent_source(c, kind, s, at),
     }
 }
 
-/// A `core/v1.NodeSelector`.
-fn node_selector(selector: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (at, terms) = (join(at, "nodeSelectorTerms"), list(selector, "nodeSelectorTerms"));
-    if terms.is_empty() {
-        required(at.as_str(), "must have at least one node selector term", errors);
-    }
-    for (i, term) in terms.iter().enumerate() {
-        let at = index(&at, i);
-        for (j, r) in list(term, "matchExpressions").iter().enumerate() {
-            expression(r, &index(&join(&at, "matchExpressions"), j), errors);
-        }
-        for (j, r) in list(term, "matchFields").iter().enumerate() {
-            field(r, &index(&join(&at, "matchFields"), j), errors);
-        }
-    }
+pub(super) fn validate_claim(c: &mut Checks, obj: &Value) {
+    claim_spec(c, &obj["spec"], At::SPEC);
 }
 
-fn expression(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (path, values) = (join(at, "values"), list(r, "values"));
-    match text(r, "operator") {
-        "In" | "NotIn" if values.is_empty() => {
-            required(path.as_str(), "must be specified when `operator` is 'In' or 'NotIn'", errors);
-        }
-        "Exists" | "DoesNotExist" if !values.is_empty() => {
-            let what = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-            errors.push(FieldError::forbidden(path.as_str(), what));
-        }
-        "Gt" | "Lt" if values.len() != 1 => {
-            let what = "must be specified single value when `operator` is 'Lt' or 'Gt'";
-            required(path.as_str(), what, errors);
-        }
-        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        other => {
-            errors.push(FieldError::invalid(join(at, "operator"), other, "not a valid selector operator"));
-        }
+/// What a claim asks for, its own or a pod's (`ValidatePersistentVolumeClaimSpec`).
+pub(super) fn claim_spec(c: &mut Checks, spec: &Value, at: At<'_>) {
+    if list(spec, "accessModes").is_empty() {
+        c.required(at.child("accessModes"), "at least 1 access mode is required");
     }
-    syntax(names::qualified_name, text(r, "key"), &join(at, "key"), errors);
-    for (i, v) in values.iter().enumerate() {
-        syntax(names::label_value, v.as_str().unwrap_or_default(), &index(&path, i), errors);
-    }
-}
-
-fn field(r: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let (path, values) = (join(at, "values"), list(r, "values"));
-    match text(r, "operator") {
-        "In" | "NotIn" if values.len() != 1 => {
-            let what = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
-            required(path.as_str(), what, errors);
-        }
-        "In" | "NotIn" => {}
-        other => {
-            errors.push(FieldError::invalid(join(at, "operator"), other, "not a valid selector operator"));
-        }
-    }
-    if text(r, "key") != "metadata.name" {
-        let what = "not a valid field selector key";
-        return errors.push(FieldError::invalid(join(at, "key"), text(r, "key"), what));
-    }
-    for (i, v) in values.iter().enumerate() {
-        syntax(names::dns1123_subdomain, v.as_str().unwrap_or_default(), &index(&path, i), errors);
-    }
-}
-
-pub(super) fn validate_claim(obj: &Value, errors: &mut Vec<FieldError>) {
-    const SIZE: &str = "spec.resources[storage]";
-    let spec = &obj["spec"];
-    access_modes(spec, "at least 1 access mode is required", errors);
-    label_selector(&spec["selector"], "spec.selector", errors);
+    selectors::label_selector(c, &spec["selector"], at.child("selector"));
+    access_modes(c, spec, at);
+    let resources = at.child("resources");
     match Quantity::from_value(object::get(spec, "/resources/requests/storage")) {
-        None => required(SIZE, "", errors),
-        Some(q) if q.sign() <= 0 => {
-            errors.push(FieldError::invalid(SIZE, q.to_string(), NOT_POSITIVE));
-        }
+        None => c.required(resources.key("storage"), ""),
+        Some(q) if q.sign() <= 0 => c.invalid(resources.key("storage"), q.to_string(), NOT_POSITIVE),
         Some(_) => {}
     }
-    classes(spec, errors);
-    one_of(spec, "volumeMode", "spec", &["Block", "Filesystem"], errors);
+    c.optional_name(spec, "storageClassName", at, names::dns1123_subdomain);
+    c.one_of(spec, "volumeMode", at, &VOLUME_MODES);
     let (old, new) = (&spec["dataSource"], &spec["dataSourceRef"]);
-    for (source, at) in [(old, "spec.dataSource"), (new, "spec.dataSourceRef")] {
+    for (source, field) in [(old, "dataSource"), (new, "dataSourceRef")] {
         if source.is_object() {
-            data_source(source, at, errors);
+            data_source(c, source, at.child(field));
         }
     }
-    if !old.is_object() || !new.is_object() {
-        return;
+    if old.is_object() && new.is_object() {
+        // Upstream shows a path there, which is written as an empty object.
+        if !text(new, "namespace").is_empty() {
+            c.invalid(at, json!({}), "may not be specified when dataSourceRef.namespace is specified");
+        } else if ["apiGroup", "kind", "name"].iter().any(|f| old[*f] != new[*f]) {
+            c.invalid(at, json!({}), "must match dataSourceRef");
+        }
     }
-    // Upstream shows a path there, which is written as an empty object.
-    if !text(new, "namespace").is_empty() {
-        let what = "may not be specified when dataSourceRef.namespace is specified";
-        errors.push(FieldError::invalid("spec", json!({}), what));
-    } else if ["apiGroup", "kind", "name"].iter().any(|f| old[*f] != new[*f]) {
-        errors.push(FieldError::invalid("spec", json!({}), "must match dataSourceRef"));
-    }
+    c.optional_name(spec, "volumeAttributesClassName", at, names::dns1123_subdomain);
 }
 
-fn data_source(source: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    for field in ["name", "kind"].into_iter().filter(|f| text(source, f).is_empty()) {
-        required(join(at, field), "", errors);
-    }
+fn data_source(c: &mut Checks, source: &Value, at: At<'_>) {
+    c.needs(source, "name", at);
+    c.needs(source, "kind", at);
     let (group, kind) = (text(source, "apiGroup"), text(source, "kind"));
     if !group.is_empty() {
-        syntax(names::dns1123_subdomain, group, &join(at, "apiGroup"), errors);
+        c.syntax(at.child("apiGroup"), group, names::dns1123_subdomain);
     } else if kind != "PersistentVolumeClaim" {
         let what = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-        errors.push(FieldError::invalid(at, kind, what));
+        c.invalid(at, kind, what);
     }
-    if !text(source, "namespace").is_empty() {
-        optional_name(source, "namespace", names::dns1123_label, at, errors);
-    }
-}
-
-/// Amounts of a node or of an overhead: quantities that are not negative.
-pub(super) fn amounts(amounts: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    for (name, value) in amounts.as_object().into_iter().flatten() {
-        let path = key(at, name);
-        super::resource_names::of_container(name, &path, errors);
-        if let Some(q) = Quantity::from_value(value).filter(|q| q.sign() < 0) {
-            errors.push(FieldError::invalid(path, q.to_string(), NON_NEGATIVE));
-        }
-    }
+    c.optional_name(source, "namespace", at, names::dns1123_label);
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::meta::immutable;
-use super::util::{NON_NEGATIVE, each, list, non_negative, one_of, put, put_str, spec, text};
-use super::{pod, pod_spec};
-use crate::field::FieldError;
+use super::checks::Checks;
+use super::util::{each, list, put, put_str, spec, text};
+use super::{meta, pod, pod_spec, selectors};
+use crate::field::At;
 use crate::object;
 use crate::selector::LabelSelector;
 
@@ -88,186 +88,152 @@ pub(super) fn default_stateful_set(obj: &mut Value) {
     }
 }
 
-fn selector_matches(obj: &Value, errors: &mut Vec<FieldError>) {
+/// A selector is one, selects something, and the pods of its own template.
+fn selector_matches(c: &mut Checks, obj: &Value) {
     let selector = object::get(obj, "/spec/selector");
     if !selector.is_object() {
         return;
     }
-    let parsed = match LabelSelector::from_object(selector) {
-        Ok(s) => s,
-        Err(_) => {
-            errors.push(FieldError::invalid("spec.selector", selector.clone(), "invalid label selector"));
-            return;
-        }
+    selectors::label_selector(c, selector, At::SPEC.child("selector"));
+    // Upstream's ReplicaSets speak for their Deployments, its StatefulSets say nothing, its DaemonSets not even that.
+    let (name, why) = match object::kind(obj) {
+        "StatefulSet" => ("statefulset", Some("")),
+        "DaemonSet" => ("daemonset", None),
+        _ => ("deployment", Some("invalid label selector")),
     };
-    if parsed.is_everything() {
-        errors.push(FieldError::invalid(
-            "spec.selector",
-            selector.clone(),
-            "empty selector is invalid for deployment"
-                .replace("deployment", &object::kind(obj).to_lowercase()),
-        ));
-        return;
+    match (LabelSelector::from_object(selector), why) {
+        (Ok(all), _) if all.is_everything() => {
+            c.invalid("spec.selector", selector.clone(), format!("empty selector is invalid for {name}"));
+        }
+        (Ok(some), _) => template_labels(c, obj, &some),
+        (Err(_), Some(why)) => c.invalid("spec.selector", selector.clone(), why),
+        (Err(_), None) => {}
     }
-    template_labels(obj, &parsed, errors);
 }
 
-pub(super) fn template_labels(obj: &Value, selector: &LabelSelector, errors: &mut Vec<FieldError>) {
+pub(super) fn template_labels(c: &mut Checks, obj: &Value, selector: &LabelSelector) {
     let labels = object::get(obj, "/spec/template/metadata/labels");
     if !selector.matches_labels(labels) {
-        errors.push(FieldError::invalid(
+        c.invalid(
             "spec.template.metadata.labels",
             labels.clone(),
             "`selector` does not match template `labels`",
-        ));
+        );
     }
 }
 
-/// The template's labels and pods; `restart` lists the allowed restart policies.
-pub(super) fn validate_template(obj: &Value, path: &str, restart: &[&str], errors: &mut Vec<FieldError>) {
-    let t = object::get(obj, &format!("/{}", path.replace('.', "/")));
+/// The template's labels and pods.
+pub(super) fn validate_template(c: &mut Checks, template: &Value, at: At<'_>) {
     // Upstream leaves out `metadata` here.
-    super::meta::labels(object::get(t, "/metadata/labels"), &format!("{path}.labels"), errors);
-    super::meta::annotations(object::get(t, "/metadata/annotations"), &format!("{path}.annotations"), errors);
-    pod_spec::validate_template(t, path, errors);
-    if restart == ["Always"] {
-        one_of(&t["spec"], "restartPolicy", &format!("{path}.spec"), restart, errors);
-    }
-    if object::get(t, "/spec/activeDeadlineSeconds").is_i64() && restart == ["Always"] {
-        errors.push(FieldError::forbidden(
-            format!("{path}.spec.activeDeadlineSeconds"),
-            // Upstream's Deployments speak for their ReplicaSets.
-            format!(
-                "activeDeadlineSeconds in {} is not Supported",
-                if object::kind(obj) == "Deployment" { "ReplicaSet" } else { object::kind(obj) }
-            ),
-        ));
+    meta::labels(c, object::get(template, "/metadata/labels"), at.child("labels"));
+    meta::annotations(c, object::get(template, "/metadata/annotations"), at.child("annotations"));
+    pod_spec::validate_template(c, template, at);
+}
+
+/// The template of pods that always run.
+fn lasting_template(c: &mut Checks, obj: &Value) {
+    const AT: At<'_> = At::root("spec.template.spec");
+    let template = object::get(obj, "/spec/template");
+    validate_template(c, template, At::root("spec.template"));
+    let spec = &template["spec"];
+    c.one_of(spec, "restartPolicy", AT, &["Always"]);
+    if spec["activeDeadlineSeconds"].is_i64() {
+        // Upstream's Deployments speak for their ReplicaSets.
+        let kind = if object::kind(obj) == "Deployment" { "ReplicaSet" } else { object::kind(obj) };
+        let why = format!("activeDeadlineSeconds in {kind} is not Supported");
+        c.forbidden(AT.child("activeDeadlineSeconds"), why);
     }
 }
 
-/// An int or a percentage that is not negative; the number or the percentage.
-fn int_or_percent(v: &Value, path: &str, errors: &mut Vec<FieldError>) -> Option<i64> {
-    match v {
-        Value::Number(n) => {
-            let n = n.as_i64().unwrap_or(0);
-            if n < 0 {
-                errors.push(FieldError::invalid(path, n, NON_NEGATIVE));
-            }
-            Some(n)
-        }
-        Value::String(s) => {
-            let n = s.strip_suffix('%').and_then(|d| d.parse::<u32>().ok());
-            if n.is_none() {
-                errors.push(FieldError::invalid(
-                    path,
-                    s.as_str(),
-                    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
-                ));
-            }
-            n.map(i64::from)
-        }
-        _ => None,
-    }
-}
-
-pub(super) fn validate_deployment(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_deployment(c: &mut Checks, obj: &Value) {
     for f in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
-        non_negative(obj, &format!("/spec/{f}"), errors);
+        c.non_negative(&obj["spec"], f, At::SPEC);
     }
-    selector_matches(obj, errors);
-    validate_template(obj, "spec.template", &["Always"], errors);
+    selector_matches(c, obj);
+    lasting_template(c, obj);
     let strategy = object::get(obj, "/spec/strategy");
-    one_of(strategy, "type", "spec.strategy", &["Recreate", "RollingUpdate"], errors);
+    c.one_of(strategy, "type", At::SPEC.child("strategy"), &["Recreate", "RollingUpdate"]);
     let rolling = &strategy["rollingUpdate"];
     if text(strategy, "type") == "Recreate" && rolling.is_object() {
-        errors.push(FieldError::forbidden(
-            "spec.strategy.rollingUpdate",
-            "may not be specified when strategy `type` is 'Recreate'",
-        ));
+        c.forbidden("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'");
     }
     if rolling.is_object() {
-        let unavailable =
-            int_or_percent(&rolling["maxUnavailable"], "spec.strategy.rollingUpdate.maxUnavailable", errors);
-        let surge = int_or_percent(&rolling["maxSurge"], "spec.strategy.rollingUpdate.maxSurge", errors);
-        if unavailable == Some(0) && surge == Some(0) {
-            errors.push(FieldError::invalid(
-                "spec.strategy.rollingUpdate.maxUnavailable",
-                rolling["maxUnavailable"].clone(),
-                "may not be 0 when `maxSurge` is 0",
-            ));
+        const AT: At<'_> = At::root("spec.strategy.rollingUpdate");
+        let unavailable = &rolling["maxUnavailable"];
+        let out = c.count_or_percent(AT.child("maxUnavailable"), unavailable);
+        let more = c.count_or_percent(AT.child("maxSurge"), &rolling["maxSurge"]);
+        if out == Some(0) && more == Some(0) {
+            let why = "may not be 0 when `maxSurge` is 0";
+            c.invalid(AT.child("maxUnavailable"), unavailable.clone(), why);
         }
+        c.at_most_all(AT.child("maxUnavailable"), unavailable);
     }
     let deadline = object::get(obj, "/spec/progressDeadlineSeconds").as_i64();
     let ready = object::get(obj, "/spec/minReadySeconds").as_i64().unwrap_or(0);
     if let Some(d) = deadline.filter(|d| *d <= ready) {
-        errors.push(FieldError::invalid(
-            "spec.progressDeadlineSeconds",
-            d,
-            "must be greater than minReadySeconds",
-        ));
+        c.invalid("spec.progressDeadlineSeconds", d, "must be greater than minReadySeconds");
     }
 }
 
-pub(super) fn update_selector(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/spec/selector", errors);
+pub(super) fn update_selector(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/spec/selector");
 }
 
-pub(super) fn validate_replica_set(obj: &Value, errors: &mut Vec<FieldError>) {
-    non_negative(obj, "/spec/replicas", errors);
-    non_negative(obj, "/spec/minReadySeconds", errors);
-    selector_matches(obj, errors);
-    validate_template(obj, "spec.template", &["Always"], errors);
+pub(super) fn validate_replica_set(c: &mut Checks, obj: &Value) {
+    c.non_negative(&obj["spec"], "replicas", At::SPEC);
+    c.non_negative(&obj["spec"], "minReadySeconds", At::SPEC);
+    selector_matches(c, obj);
+    lasting_template(c, obj);
 }
 
-pub(super) fn validate_replication_controller(obj: &Value, errors: &mut Vec<FieldError>) {
-    non_negative(obj, "/spec/replicas", errors);
-    non_negative(obj, "/spec/minReadySeconds", errors);
+pub(super) fn validate_replication_controller(c: &mut Checks, obj: &Value) {
+    c.non_negative(&obj["spec"], "replicas", At::SPEC);
+    c.non_negative(&obj["spec"], "minReadySeconds", At::SPEC);
     let selector = object::get(obj, "/spec/selector");
     if selector.as_object().is_none_or(Map::is_empty) {
-        errors.push(FieldError::required("spec.selector", ""));
+        c.required("spec.selector", "");
     } else if let Ok(s) = LabelSelector::from_map(selector) {
-        template_labels(obj, &s, errors);
+        template_labels(c, obj, &s);
     }
     if !object::get(obj, "/spec/template").is_object() {
-        errors.push(FieldError::required("spec.template", ""));
+        c.required("spec.template", "");
     }
-    validate_template(obj, "spec.template", &["Always"], errors);
+    lasting_template(c, obj);
 }
 
-pub(super) fn validate_daemon_set(obj: &Value, errors: &mut Vec<FieldError>) {
-    non_negative(obj, "/spec/minReadySeconds", errors);
-    non_negative(obj, "/spec/revisionHistoryLimit", errors);
-    selector_matches(obj, errors);
-    validate_template(obj, "spec.template", &["Always"], errors);
+pub(super) fn validate_daemon_set(c: &mut Checks, obj: &Value) {
+    c.non_negative(&obj["spec"], "minReadySeconds", At::SPEC);
+    c.non_negative(&obj["spec"], "revisionHistoryLimit", At::SPEC);
+    selector_matches(c, obj);
+    lasting_template(c, obj);
     let u = object::get(obj, "/spec/updateStrategy");
-    one_of(u, "type", "spec.updateStrategy", &["OnDelete", "RollingUpdate"], errors);
+    c.one_of(u, "type", At::SPEC.child("updateStrategy"), &["OnDelete", "RollingUpdate"]);
     let r = &u["rollingUpdate"];
-    let unavailable =
-        int_or_percent(&r["maxUnavailable"], "spec.updateStrategy.rollingUpdate.maxUnavailable", errors);
-    let surge = int_or_percent(&r["maxSurge"], "spec.updateStrategy.rollingUpdate.maxSurge", errors);
-    match (unavailable, surge) {
-        (Some(0), Some(0)) => errors.push(FieldError::required(
-            "spec.updateStrategy.rollingUpdate.maxUnavailable",
-            "cannot be 0 when maxSurge is 0",
-        )),
-        (Some(u), Some(s)) if u != 0 && s != 0 => errors.push(FieldError::invalid(
-            "spec.updateStrategy.rollingUpdate.maxSurge",
-            r["maxSurge"].clone(),
-            "may not be set when maxUnavailable is non-zero",
-        )),
+    const AT: At<'_> = At::root("spec.updateStrategy.rollingUpdate");
+    let (unavailable, surge) = (&r["maxUnavailable"], &r["maxSurge"]);
+    let out = c.count_or_percent(AT.child("maxUnavailable"), unavailable);
+    let more = c.count_or_percent(AT.child("maxSurge"), surge);
+    c.at_most_all(AT.child("maxUnavailable"), unavailable);
+    c.at_most_all(AT.child("maxSurge"), surge);
+    match (out, more) {
+        (Some(0), Some(0)) => c.required(AT.child("maxUnavailable"), "cannot be 0 when maxSurge is 0"),
+        (Some(out), Some(more)) if out != 0 && more != 0 => {
+            let why = "may not be set when maxUnavailable is non-zero";
+            c.invalid(AT.child("maxSurge"), surge.clone(), why);
+        }
         _ => {}
     }
 }
 
-pub(super) fn validate_stateful_set(obj: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_stateful_set(c: &mut Checks, obj: &Value) {
     for f in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
-        non_negative(obj, &format!("/spec/{f}"), errors);
+        c.non_negative(&obj["spec"], f, At::SPEC);
     }
-    selector_matches(obj, errors);
+    selector_matches(c, obj);
     // The claims' volumes are there when the pods are made, before all others and instead of any of their names.
     let claims = list(&obj["spec"], "volumeClaimTemplates");
     if claims.is_empty() {
-        validate_template(obj, "spec.template", &["Always"], errors);
+        lasting_template(c, obj);
     } else {
         let mut with_claims = obj.clone();
         if let Some(s) = with_claims.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
@@ -279,22 +245,25 @@ pub(super) fn validate_stateful_set(obj: &Value, errors: &mut Vec<FieldError>) {
             }
             s.insert("volumes".into(), volumes.into());
         }
-        validate_template(&with_claims, "spec.template", &["Always"], errors);
+        lasting_template(c, &with_claims);
     }
-    one_of(&obj["spec"], "podManagementPolicy", "spec", &["OrderedReady", "Parallel"], errors);
-    one_of(
+    c.one_of(&obj["spec"], "podManagementPolicy", At::SPEC, &["OrderedReady", "Parallel"]);
+    c.one_of(
         object::get(obj, "/spec/updateStrategy"),
         "type",
-        "spec.updateStrategy",
+        At::SPEC.child("updateStrategy"),
         &["OnDelete", "RollingUpdate"],
-        errors,
     );
-    non_negative(obj, "/spec/updateStrategy/rollingUpdate/partition", errors);
+    c.non_negative(
+        &obj["spec"]["updateStrategy"]["rollingUpdate"],
+        "partition",
+        At::root("spec.updateStrategy.rollingUpdate"),
+    );
 }
 
 const STATEFUL_SET_UPDATE: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
 
-pub(super) fn update_stateful_set(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update_stateful_set(c: &mut Checks, new: &Value, old: &Value) {
     let fixed = |v: &Value| {
         let mut s = v["spec"].as_object().cloned().unwrap_or_default();
         for f in [
@@ -311,28 +280,23 @@ pub(super) fn update_stateful_set(new: &Value, old: &Value, errors: &mut Vec<Fie
         s
     };
     if fixed(new) != fixed(old) {
-        errors.push(FieldError::forbidden("spec", STATEFUL_SET_UPDATE));
+        c.forbidden("spec", STATEFUL_SET_UPDATE);
     }
 }
 
-pub(super) fn update_revision(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    immutable(new, old, "/data", errors);
+pub(super) fn update_revision(c: &mut Checks, new: &Value, old: &Value) {
+    c.immutable(new, old, "/data");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strategy::checks::tests::errors;
 
     fn deployment() -> Value {
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "b"}, "spec": {
             "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
             "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
-    }
-
-    fn errors(v: &Value, f: fn(&Value, &mut Vec<FieldError>)) -> Vec<String> {
-        let mut e = Vec::new();
-        f(v, &mut e);
-        e.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -345,15 +309,60 @@ mod tests {
             json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
         );
         assert_eq!(d["spec"]["template"]["spec"]["dnsPolicy"], "ClusterFirst");
-        assert_eq!(errors(&d, validate_deployment), Vec::<String>::new());
+        assert_eq!(errors(validate_deployment, &d), Vec::<String>::new());
         d["spec"]["template"]["metadata"]["labels"] = json!({"a": "x"});
         d["spec"]["replicas"] = json!(-1);
         assert_eq!(
-            errors(&d, validate_deployment),
+            errors(validate_deployment, &d),
             [
                 "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
                 r#"spec.template.metadata.labels: Invalid value: {"a":"x"}: `selector` does not match template `labels`"#,
             ]
         );
+    }
+
+    #[test]
+    fn percentages_of_rollouts() {
+        let of = |check: fn(&mut Checks, &Value), strategy: &str, rolling: Value| {
+            let mut obj = deployment();
+            obj["spec"][strategy] = json!({"type": "RollingUpdate", "rollingUpdate": rolling});
+            errors(check, &obj)
+        };
+        let most = "must not be greater than 100%";
+        // A surge of a deployment may be more than all that is there.
+        assert_eq!(
+            of(validate_deployment, "strategy", json!({"maxUnavailable": "120%", "maxSurge": "120%"})),
+            [format!("spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"120%\": {most}")]
+        );
+        assert_eq!(
+            of(validate_daemon_set, "updateStrategy", json!({"maxUnavailable": 0, "maxSurge": "120%"})),
+            [format!("spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: \"120%\": {most}")]
+        );
+    }
+
+    #[test]
+    fn selectors_of_labels() {
+        let of = |check: fn(&mut Checks, &Value), kind: &str, selector: Value| {
+            let mut obj = deployment();
+            obj["kind"] = json!(kind);
+            obj["spec"]["selector"] = selector;
+            errors(check, &obj)
+        };
+        let empty = |kind: &str| {
+            vec![format!("spec.selector: Invalid value: {{}}: empty selector is invalid for {kind}")]
+        };
+        assert_eq!(of(validate_deployment, "Deployment", json!({})), empty("deployment"));
+        assert_eq!(of(validate_replica_set, "ReplicaSet", json!({})), empty("deployment"));
+        assert_eq!(of(validate_daemon_set, "DaemonSet", json!({})), empty("daemonset"));
+        let bad = || json!({"matchExpressions": [{"key": "a", "operator": "in"}]});
+        let operator = r#"spec.selector.matchExpressions[0].operator: Invalid value: "in": not a valid selector operator"#;
+        let whole = r#"spec.selector: Invalid value: {"matchExpressions":[{"key":"a","operator":"in"}]}"#;
+        let why = "invalid label selector";
+        assert_eq!(
+            of(validate_deployment, "Deployment", bad()),
+            [operator.to_owned(), format!("{whole}: {why}")]
+        );
+        assert_eq!(of(validate_stateful_set, "StatefulSet", bad()), [operator, whole]);
+        assert_eq!(of(validate_daemon_set, "DaemonSet", bad()), [operator]);
     }
 }

@@ -6,9 +6,12 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, each_container, entries};
-use super::{list, scheduling, text};
+use super::each_container;
+use super::scheduling;
+use crate::field::At;
 use crate::object;
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{entries, list, text};
 
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";
@@ -18,7 +21,7 @@ const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/
 const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// `at` is the path of the annotations.
-pub(super) fn validate(c: &mut Checks<'_>, annotations: &Value, spec: &Value, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, annotations: &Value, spec: &Value, at: At<'_>) {
     let containers: OnceCell<HashSet<&str>> = OnceCell::new();
     for (key, value) in entries(annotations) {
         let value = value.as_str().unwrap_or_default();
@@ -63,7 +66,7 @@ pub(super) fn is_cost(value: &str) -> bool {
     !padded && value.parse::<i32>().is_ok()
 }
 
-fn seccomp(c: &mut Checks<'_>, profile: &str, at: At<'_>) {
+fn seccomp(c: &mut Checks, profile: &str, at: At<'_>) {
     match profile {
         "runtime/default" | "docker/default" | "unconfined" => {}
         _ => match profile.strip_prefix("localhost/") {
@@ -74,7 +77,7 @@ fn seccomp(c: &mut Checks<'_>, profile: &str, at: At<'_>) {
 }
 
 /// Where annotation and field tell a profile, they tell the same. `at` is the path of the specification.
-pub(super) fn profiles_match(c: &mut Checks<'_>, annotations: &Value, spec: &Value, at: At<'_>) {
+pub(super) fn profiles_match(c: &mut Checks, annotations: &Value, spec: &Value, at: At<'_>) {
     if !annotations.is_object() {
         return;
     }
@@ -104,7 +107,7 @@ pub(super) fn profiles_match(c: &mut Checks<'_>, annotations: &Value, spec: &Val
     }
 }
 
-fn same(c: &mut Checks<'_>, profile: &Value, told: &str, what: &str, at: At<'_>) {
+fn same(c: &mut Checks, profile: &Value, told: &str, what: &str, at: At<'_>) {
     let kind = match text(profile, "type") {
         "Unconfined" => told == "unconfined",
         "RuntimeDefault" => told == "runtime/default" || (what == "seccomp" && told == "docker/default"),
@@ -112,7 +115,7 @@ fn same(c: &mut Checks<'_>, profile: &Value, told: &str, what: &str, at: At<'_>)
         _ => return,
     };
     if !kind {
-        c.forbidden(at.child("type"), &format!("{what} type in annotation and field must match"));
+        c.forbidden(at.child("type"), format!("{what} type in annotation and field must match"));
     } else if let Some(path) = told.strip_prefix("localhost/")
         && path != object::get_str(profile, "/localhostProfile")
     {

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, is_set, number};
 use super::volumes::Volumes;
-use super::{env, list, mounts, probes, resources, security_context, text};
-use crate::field::FieldError;
+use super::{env, mounts, probes, resources, security_context};
+use crate::field::At;
 use crate::names;
+use crate::strategy::checks::{Checks, PROTOCOLS};
+use crate::strategy::util::{entries, integer, is_set, list, number, text};
 
 /// What containers are checked against.
 pub(super) struct Pod<'a> {
@@ -22,7 +23,7 @@ pub(super) struct Pod<'a> {
     pub(super) host_users: bool,
 }
 
-pub(super) fn validate(c: &mut Checks<'_>, spec: &Value, pod: &Pod<'_>, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, spec: &Value, pod: &Pod<'_>, at: At<'_>) {
     let mut names = HashSet::new();
     let (regular, path) = (list(spec, "containers"), at.child("containers"));
     if regular.is_empty() {
@@ -43,7 +44,7 @@ pub(super) fn validate(c: &mut Checks<'_>, spec: &Value, pod: &Pod<'_>, at: At<'
     ephemeral(c, spec, pod, names, at.child("ephemeralContainers"));
 }
 
-fn init<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &Pod<'_>, names: &mut HashSet<&'a str>, path: At<'_>) {
+fn init<'a>(c: &mut Checks, spec: &'a Value, pod: &Pod<'_>, names: &mut HashSet<&'a str>, path: At<'_>) {
     for (i, container) in list(spec, "initContainers").iter().enumerate() {
         let at = path.index(i);
         common(c, container, pod, at);
@@ -60,13 +61,11 @@ fn init<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &Pod<'_>, names: &mut Hash
         if is_sidecar || c.tolerated.init_restart_on_resize {
             continue;
         }
-        let path = at.child("resizePolicy");
         for (j, policy) in list(container, "resizePolicy").iter().enumerate() {
             let policy = text(policy, "restartPolicy");
             if policy == "RestartContainer" {
-                let at = path.index(j);
                 let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
-                c.invalid(at.child("restartPolicy"), policy, why);
+                c.invalid(at.item("resizePolicy", j).child("restartPolicy"), policy, why);
             }
         }
     }
@@ -93,7 +92,7 @@ const EPHEMERAL_FIELDS: [&str; 17] = [
     "targetContainerName",
 ];
 
-fn ephemeral<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &Pod<'_>, others: HashSet<&'a str>, path: At<'_>) {
+fn ephemeral<'a>(c: &mut Checks, spec: &'a Value, pod: &Pod<'_>, others: HashSet<&'a str>, path: At<'_>) {
     const CANNOT: &str = "cannot be set for an Ephemeral Container";
     let containers = list(spec, "ephemeralContainers");
     if containers.is_empty() {
@@ -111,7 +110,7 @@ fn ephemeral<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &Pod<'_>, others: Has
         if !target.is_empty() && !others.contains(target) {
             c.not_found(at.child("targetContainerName"), target);
         }
-        for (field, value) in super::checks::entries(container) {
+        for (field, value) in entries(container) {
             let is_empty = match value {
                 Value::Null => true,
                 Value::Array(list) => list.is_empty(),
@@ -135,7 +134,7 @@ fn ephemeral<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &Pod<'_>, others: Has
     }
 }
 
-fn unique<'a>(c: &mut Checks<'_>, container: &'a Value, names: &mut HashSet<&'a str>, at: At<'_>) {
+fn unique<'a>(c: &mut Checks, container: &'a Value, names: &mut HashSet<&'a str>, at: At<'_>) {
     let name = text(container, "name");
     if !name.is_empty() && !names.insert(name) {
         c.duplicate(at.child("name"), name);
@@ -143,7 +142,7 @@ fn unique<'a>(c: &mut Checks<'_>, container: &'a Value, names: &mut HashSet<&'a 
 }
 
 /// Of pods only: templates may have images that are padded.
-pub(super) fn image_padding(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
+pub(super) fn image_padding(c: &mut Checks, container: &Value, at: At<'_>) {
     let image = text(container, "image");
     if image.trim() != image {
         c.invalid(at.child("image"), image, "must not have leading or trailing whitespace");
@@ -151,10 +150,10 @@ pub(super) fn image_padding(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
 }
 
 /// `validateContainerCommon`.
-fn common(c: &mut Checks<'_>, container: &Value, pod: &Pod<'_>, at: At<'_>) {
+fn common(c: &mut Checks, container: &Value, pod: &Pod<'_>, at: At<'_>) {
     if c.needs(container, "name", at) {
         let name = text(container, "name");
-        c.each(at.child("name"), name, names::dns1123_label(name));
+        c.syntax(at.child("name"), name, names::dns1123_label);
     }
     c.needs(container, "image", at);
     c.one_of(container, "terminationMessagePolicy", at, &["File", "FallbackToLogsOnError"]);
@@ -172,7 +171,7 @@ fn common(c: &mut Checks<'_>, container: &Value, pod: &Pod<'_>, at: At<'_>) {
     );
 }
 
-fn ports(c: &mut Checks<'_>, container: &Value, path: At<'_>) {
+fn ports(c: &mut Checks, container: &Value, path: At<'_>) {
     let mut names_seen = HashSet::new();
     for (i, port) in list(container, "ports").iter().enumerate() {
         let at = path.index(i);
@@ -184,14 +183,14 @@ fn ports(c: &mut Checks<'_>, container: &Value, path: At<'_>) {
             }
             c.each(at.child("name"), name, wrong);
         }
-        match number(port, "containerPort").unwrap_or(0) {
+        match number(port, "containerPort") {
             0 => c.required(at.child("containerPort"), ""),
             _ => c.in_range(port, "containerPort", at, 1, 65535),
         }
-        if number(port, "hostPort") != Some(0) {
+        if integer(port, "hostPort") != Some(0) {
             c.in_range(port, "hostPort", at, 1, 65535);
         }
-        c.one_of(port, "protocol", at, &["SCTP", "TCP", "UDP"]);
+        c.one_of(port, "protocol", at, &PROTOCOLS);
     }
 }
 
@@ -200,9 +199,9 @@ fn ports(c: &mut Checks<'_>, container: &Value, path: At<'_>) {
 struct Ports(HashSet<String>);
 
 impl Ports {
-    fn take(&mut self, c: &mut Checks<'_>, container: &Value, at: At<'_>) {
+    fn take(&mut self, c: &mut Checks, container: &Value, at: At<'_>) {
         for (i, port) in list(container, "ports").iter().enumerate() {
-            let Some(n) = number(port, "hostPort").filter(|n| *n != 0) else { continue };
+            let Some(n) = integer(port, "hostPort").filter(|n| *n != 0) else { continue };
             let taken = format!("{}/{}/{n}", text(port, "protocol"), text(port, "hostIP"));
             if self.0.contains(&taken) {
                 let at = at.child("ports");
@@ -215,7 +214,7 @@ impl Ports {
     }
 }
 
-fn resize_policy(c: &mut Checks<'_>, container: &Value, pod: &Pod<'_>, at: At<'_>) {
+fn resize_policy(c: &mut Checks, container: &Value, pod: &Pod<'_>, at: At<'_>) {
     let mut seen = HashSet::new();
     for (i, policy) in list(container, "resizePolicy").iter().enumerate() {
         let (resource, restart) = (text(policy, "resourceName"), text(policy, "restartPolicy"));
@@ -239,7 +238,7 @@ fn resize_policy(c: &mut Checks<'_>, container: &Value, pod: &Pod<'_>, at: At<'_
 }
 
 /// A container's own restart policy and the rules that refine it (KEP-5307).
-fn restart_policy(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
+fn restart_policy(c: &mut Checks, container: &Value, at: At<'_>) {
     let rules = list(container, "restartPolicyRules");
     match container.get("restartPolicy").and_then(Value::as_str) {
         None if rules.is_empty() => return,
@@ -254,7 +253,7 @@ fn restart_policy(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
     }
     let path = at.child("restartPolicyRules");
     if rules.len() > 20 {
-        c.errors.push(FieldError::too_many(path, rules.len(), 20));
+        c.too_many(path, rules.len(), 20);
     }
     for (i, rule) in rules.iter().enumerate() {
         let at = path.index(i);
@@ -273,7 +272,7 @@ fn restart_policy(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
         }
         let values = list(&rule["exitCodes"], "values").len();
         if values > 255 {
-            c.errors.push(FieldError::too_many(codes.child("values"), values, 255));
+            c.too_many(codes.child("values"), values, 255);
         }
     }
 }

@@ -6,9 +6,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, has_backsteps, is_set, quantity};
-use super::{list, text};
+use crate::field::At;
 use crate::names;
+use crate::quantity::Quantity;
+use crate::strategy::checks::{Checks, has_backsteps};
+use crate::strategy::util::{is_set, list, text};
 
 const ENV_FIELDS: [&str; 9] = [
     "metadata.name",
@@ -51,13 +53,13 @@ const RESOURCES: [&str; 6] = [
 
 const TWO_SOURCES: &str = "may not have more than one field specified at a time";
 
-pub(super) fn validate(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, container: &Value, at: At<'_>) {
     let env = at.child("env");
     for (i, variable) in list(container, "env").iter().enumerate() {
         let at = env.index(i);
         if c.needs(variable, "name", at) {
             let name = text(variable, "name");
-            c.each(at.child("name"), name, names::env_var_name(name));
+            c.syntax(at.child("name"), name, names::env_var_name);
         }
         if is_set(variable, "valueFrom") {
             value_from(c, variable, at.child("valueFrom"));
@@ -68,7 +70,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
         let at = from.index(i);
         let prefix = text(source, "prefix");
         if !prefix.is_empty() {
-            c.each(at.child("prefix"), prefix, names::env_var_name(prefix));
+            c.syntax(at.child("prefix"), prefix, names::env_var_name);
         }
         let mut found = 0;
         for kind in ["configMapRef", "secretRef"].into_iter().filter(|kind| is_set(source, kind)) {
@@ -90,7 +92,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
     }
 }
 
-fn value_from(c: &mut Checks<'_>, variable: &Value, at: At<'_>) {
+fn value_from(c: &mut Checks, variable: &Value, at: At<'_>) {
     let from = &variable["valueFrom"];
     let mut found = 0;
     for kind in ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"] {
@@ -115,24 +117,24 @@ fn value_from(c: &mut Checks<'_>, variable: &Value, at: At<'_>) {
 }
 
 /// A key of a ConfigMap or Secret.
-fn key_of(c: &mut Checks<'_>, of: &Value, at: At<'_>) {
+fn key_of(c: &mut Checks, of: &Value, at: At<'_>) {
     let name = text(of, "name");
-    c.each(at.child("name"), name, names::dns1123_subdomain(name));
+    c.syntax(at.child("name"), name, names::dns1123_subdomain);
     if c.needs(of, "key", at) {
         let key = text(of, "key");
-        c.each(at.child("key"), key, names::config_key(key));
+        c.syntax(at.child("key"), key, names::config_key);
     }
 }
 
 /// A variable that a file in a volume holds.
-fn file_key(c: &mut Checks<'_>, of: &Value, at: At<'_>) {
+fn file_key(c: &mut Checks, of: &Value, at: At<'_>) {
     if c.needs(of, "key", at) {
         let key = text(of, "key");
-        c.each(at.child("key"), key, names::env_var_name(key));
+        c.syntax(at.child("key"), key, names::env_var_name);
     }
     if c.needs(of, "volumeName", at) {
         let volume = text(of, "volumeName");
-        c.each(at.child("volumeName"), volume, names::dns1123_label(volume));
+        c.syntax(at.child("volumeName"), volume, names::dns1123_label);
     }
     if c.needs(of, "path", at) && has_backsteps(text(of, "path")) {
         c.no_backsteps(at.child("path"), text(of, "path"));
@@ -140,9 +142,9 @@ fn file_key(c: &mut Checks<'_>, of: &Value, at: At<'_>) {
 }
 
 /// Files that variables come from are in volumes of the pod's own (`validateFileKeyRefVolumes`).
-pub(super) fn file_volumes(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn file_volumes(c: &mut Checks, spec: &Value, at: At<'_>) {
     let volumes: OnceCell<HashMap<&str, &Value>> = OnceCell::new();
-    super::checks::each_container(spec, at, |container, at| {
+    super::each_container(spec, at, |container, at| {
         let env = at.child("env");
         for (i, variable) in list(container, "env").iter().enumerate() {
             let of = &variable["valueFrom"]["fileKeyRef"];
@@ -168,7 +170,7 @@ pub(super) fn file_volumes(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
 }
 
 /// `validateObjectFieldSelector`: a field of the pod that is one of `allowed` (sorted).
-pub(super) fn field_ref(c: &mut Checks<'_>, of: &Value, allowed: &[&str], at: At<'_>) {
+pub(super) fn field_ref(c: &mut Checks, of: &Value, allowed: &[&str], at: At<'_>) {
     let path = text(of, "fieldPath");
     if path.is_empty() {
         return c.required(at.child("fieldPath"), "");
@@ -189,7 +191,7 @@ pub(super) fn field_ref(c: &mut Checks<'_>, of: &Value, allowed: &[&str], at: At
             let key = key.to_lowercase();
             c.each(at, &key, names::qualified_name(&key));
         }
-        Some(("metadata.labels", key)) => c.each(at, key, names::qualified_name(key)),
+        Some(("metadata.labels", key)) => c.syntax(at, key, names::qualified_name),
         Some(_) => {
             let why = cannot(format!("field label does not support subscript: {path}"));
             c.invalid(at.child("fieldPath"), path, why);
@@ -208,7 +210,7 @@ pub(super) fn field_ref(c: &mut Checks<'_>, of: &Value, allowed: &[&str], at: At
 }
 
 /// `validateContainerResourceFieldSelector`; in a volume it must say whose resource it is.
-pub(super) fn resource_field_ref(c: &mut Checks<'_>, of: &Value, in_volume: bool, at: At<'_>) {
+pub(super) fn resource_field_ref(c: &mut Checks, of: &Value, in_volume: bool, at: At<'_>) {
     let resource = text(of, "resource");
     let pages = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
     if in_volume && text(of, "containerName").is_empty() {
@@ -218,7 +220,9 @@ pub(super) fn resource_field_ref(c: &mut Checks<'_>, of: &Value, in_volume: bool
     } else if !RESOURCES.contains(&resource) && !pages {
         c.unsupported(at.child("resource"), resource, &RESOURCES);
     }
-    let Some(divisor) = quantity(&of["divisor"]).filter(|divisor| !divisor.is_zero()) else { return };
+    let Some(divisor) = Quantity::from_value(&of["divisor"]).filter(|divisor| !divisor.is_zero()) else {
+        return;
+    };
     let divisor = divisor.to_string();
     const UNITS: [&str; 13] =
         ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];

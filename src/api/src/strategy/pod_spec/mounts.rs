@@ -5,11 +5,12 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, flag, has_backsteps, is_set};
 use super::volumes::Volumes;
-use super::{list, text};
+use crate::field::At;
+use crate::strategy::checks::{Checks, has_backsteps};
+use crate::strategy::util::{flag, is_set, list, text};
 
-pub(super) fn validate(c: &mut Checks<'_>, container: &Value, volumes: &Volumes<'_>, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, container: &Value, volumes: &Volumes<'_>, at: At<'_>) {
     let (mounts, devices) = (list(container, "volumeMounts"), list(container, "volumeDevices"));
     mounted(c, container, mounts, devices, volumes, at.child("volumeMounts"));
     if !devices.is_empty() {
@@ -18,7 +19,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, volumes: &Volumes<
 }
 
 fn mounted(
-    c: &mut Checks<'_>,
+    c: &mut Checks,
     container: &Value,
     mounts: &[Value],
     devices: &[Value],
@@ -66,7 +67,7 @@ fn mounted(
     }
 }
 
-fn recursive_read_only(c: &mut Checks<'_>, mount: &Value, list: At<'_>) {
+fn recursive_read_only(c: &mut Checks, mount: &Value, list: At<'_>) {
     c.one_of(mount, "recursiveReadOnly", list, &["Disabled", "Enabled", "IfPossible"]);
     if !matches!(text(mount, "recursiveReadOnly"), "Enabled" | "IfPossible") {
         return;
@@ -80,7 +81,7 @@ fn recursive_read_only(c: &mut Checks<'_>, mount: &Value, list: At<'_>) {
     }
 }
 
-fn raw(c: &mut Checks<'_>, mounts: &[Value], devices: &[Value], volumes: &Volumes<'_>, list: At<'_>) {
+fn raw(c: &mut Checks, mounts: &[Value], devices: &[Value], volumes: &Volumes<'_>, list: At<'_>) {
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     let mounted: HashSet<&str> = mounts.iter().map(|mount| text(mount, "name")).collect();
     let mounted_at: HashSet<&str> = mounts.iter().map(|mount| text(mount, "mountPath")).collect();

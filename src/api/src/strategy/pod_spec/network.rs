@@ -3,17 +3,18 @@
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, flag, number, strings};
-use super::{list, text};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::names;
+use crate::strategy::checks::Checks;
+use crate::strategy::ips;
+use crate::strategy::util::{flag, list, number, strings, text};
 
 /// What the resolvers of Linux can hold.
 const NAMESERVERS: usize = 3;
 const SEARCHES: usize = 32;
 const SEARCH_BYTES: usize = 2048;
 
-pub(super) fn dns(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn dns(c: &mut Checks, spec: &Value, at: At<'_>) {
     let config = &spec["dnsConfig"];
     let at = at.child("dnsConfig");
     let servers = list(config, "nameservers");
@@ -34,7 +35,7 @@ pub(super) fn dns(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
         c.invalid(path, servers.to_vec(), format!("must not have more than {NAMESERVERS} nameservers"));
     }
     for (i, server) in strings(config, "nameservers").enumerate() {
-        c.address(path.index(i), server);
+        ips::address(c, server, path.index(i));
     }
     let (path, searches) = (at.child("searches"), list(config, "searches"));
     if searches.len() > SEARCHES {
@@ -50,13 +51,12 @@ pub(super) fn dns(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
     for (i, search) in strings(config, "searches").enumerate() {
         if search != "." {
             let search = search.strip_suffix('.').unwrap_or(search);
-            c.each(path.index(i), search, search_domain(search));
+            c.syntax(path.index(i), search, search_domain);
         }
     }
-    let path = at.child("options");
     for (i, option) in list(config, "options").iter().enumerate() {
         if text(option, "name").is_empty() {
-            c.required(path.index(i), "must not be empty");
+            c.required(at.item("options", i), "must not be empty");
         }
     }
 }
@@ -78,40 +78,35 @@ fn search_domain(name: &str) -> Vec<String> {
     wrong
 }
 
-pub(super) fn host_aliases(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
-    let path = at.child("hostAliases");
+pub(super) fn host_aliases(c: &mut Checks, spec: &Value, at: At<'_>) {
     for (i, alias) in list(spec, "hostAliases").iter().enumerate() {
-        let at = path.index(i);
-        c.address(at.child("ip"), text(alias, "ip"));
-        let path = at.child("hostnames");
+        let at = at.item("hostAliases", i);
+        ips::address(c, text(alias, "ip"), at.child("ip"));
         for (j, name) in strings(alias, "hostnames").enumerate() {
-            c.each(path.index(j), name, names::dns1123_subdomain(name));
+            c.syntax(at.item("hostnames", j), name, names::dns1123_subdomain);
         }
     }
 }
 
 /// On the host's network a container's port is the host's.
-pub(super) fn host_ports(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn host_ports(c: &mut Checks, spec: &Value, at: At<'_>) {
     if flag(spec, "hostNetwork") != Some(true) {
         return;
     }
-    let path = at.child("containers");
     for (i, container) in list(spec, "containers").iter().enumerate() {
-        let at = path.index(i);
-        let path = at.child("ports");
+        let at = at.item("containers", i);
         for (j, port) in list(container, "ports").iter().enumerate() {
-            let of = |field: &str| number(port, field).unwrap_or(0);
+            let of = |field: &str| number(port, field);
             let host = of("hostPort");
             if (c.is_pod || host != 0) && host != of("containerPort") {
-                let at = path.index(j);
                 let why = "must match `containerPort` when `hostNetwork` is true";
-                c.invalid(at.child("hostPort"), host, why);
+                c.invalid(at.item("ports", j).child("hostPort"), host, why);
             }
         }
     }
 }
 
-pub(super) fn hostname_override(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn hostname_override(c: &mut Checks, spec: &Value, at: At<'_>) {
     let Some(name) = spec.get("hostnameOverride").and_then(Value::as_str) else { return };
     let at = at.child("hostnameOverride");
     if flag(spec, "setHostnameAsFQDN") == Some(true) {
@@ -121,7 +116,7 @@ pub(super) fn hostname_override(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
         c.forbidden(at, "may not be specified when hostNetwork is true");
     }
     if name.len() > 64 {
-        c.errors.push(FieldError::too_long(at, 64));
+        c.too_long(at, 64);
     }
-    c.each(at, name, names::dns1123_subdomain(name));
+    c.syntax(at, name, names::dns1123_subdomain);
 }

@@ -3,12 +3,12 @@
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, is_set, number};
-use super::{list, text};
-use crate::names;
+use crate::field::At;
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{integer, is_set, list, number, text};
 
 /// A regular container's or a sidecar's probes and hooks. `grace` is the pod's grace period.
-pub(super) fn validate(c: &mut Checks<'_>, container: &Value, grace: Option<i64>, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, container: &Value, grace: Option<i64>, at: At<'_>) {
     let hooks = at.child("lifecycle");
     for hook in ["postStart", "preStop"] {
         if let Some(handler) = container["lifecycle"].get(hook).filter(|handler| !handler.is_null()) {
@@ -24,7 +24,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, grace: Option<i64>
         {
             c.non_negative(probe, field, at);
         }
-        let period = number(probe, "terminationGracePeriodSeconds");
+        let period = integer(probe, "terminationGracePeriodSeconds");
         let path = at.child("terminationGracePeriodSeconds");
         if let Some(seconds) = period.filter(|seconds| *seconds <= 0) {
             c.invalid(path, seconds, "must be greater than 0");
@@ -33,7 +33,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, grace: Option<i64>
             if let Some(seconds) = period {
                 c.invalid(path, seconds, "must not be set for readinessProbes");
             }
-        } else if let Some(n) = number(probe, "successThreshold").filter(|n| !matches!(n, 0 | 1)) {
+        } else if let Some(n) = integer(probe, "successThreshold").filter(|n| !matches!(n, 0 | 1)) {
             // Zero is what nobody said, and means one.
             c.invalid(at.child("successThreshold"), n, "must be 1");
         }
@@ -43,7 +43,7 @@ pub(super) fn validate(c: &mut Checks<'_>, container: &Value, grace: Option<i64>
 pub(super) const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
 /// An ordinary init container ends before anyone could ask it.
-pub(super) fn forbid(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
+pub(super) fn forbid(c: &mut Checks, container: &Value, at: At<'_>) {
     for field in ["lifecycle"].into_iter().chain(PROBES) {
         if is_set(container, field) {
             c.forbidden(at.child(field), "may not be set for init containers without restartPolicy=Always");
@@ -54,7 +54,7 @@ pub(super) fn forbid(c: &mut Checks<'_>, container: &Value, at: At<'_>) {
 const PROBED: [&str; 4] = ["exec", "httpGet", "tcpSocket", "grpc"];
 const HOOKS: [&str; 4] = ["exec", "httpGet", "tcpSocket", "sleep"];
 
-fn one_handler(c: &mut Checks<'_>, of: &Value, grace: Option<i64>, kinds: &[&str], at: At<'_>) {
+fn one_handler(c: &mut Checks, of: &Value, grace: Option<i64>, kinds: &[&str], at: At<'_>) {
     let mut found = false;
     for kind in kinds {
         let Some(handler) = of.get(*kind).filter(|handler| !handler.is_null()) else { continue };
@@ -66,7 +66,7 @@ fn one_handler(c: &mut Checks<'_>, of: &Value, grace: Option<i64>, kinds: &[&str
         match *kind {
             "exec" if list(handler, "command").is_empty() => c.required(at.child("command"), ""),
             "httpGet" => http(c, handler, at),
-            "tcpSocket" | "grpc" => port(c, handler, at),
+            "tcpSocket" | "grpc" => c.port_or_name(at.child("port"), &handler["port"]),
             "sleep" => sleep(c, handler, grace, at),
             _ => {}
         }
@@ -76,11 +76,11 @@ fn one_handler(c: &mut Checks<'_>, of: &Value, grace: Option<i64>, kinds: &[&str
     }
 }
 
-fn http(c: &mut Checks<'_>, handler: &Value, at: At<'_>) {
+fn http(c: &mut Checks, handler: &Value, at: At<'_>) {
     if handler.get("path").and_then(Value::as_str).is_some_and(str::is_empty) {
         c.required(at.child("path"), "");
     }
-    port(c, handler, at);
+    c.port_or_name(at.child("port"), &handler["port"]);
     c.one_of(handler, "scheme", at, &["HTTP", "HTTPS"]);
     for header in list(handler, "httpHeaders") {
         let name = text(header, "name");
@@ -92,22 +92,8 @@ fn http(c: &mut Checks<'_>, handler: &Value, at: At<'_>) {
     }
 }
 
-/// A port's number, or its name; nothing at all is zero in Go.
-fn port(c: &mut Checks<'_>, handler: &Value, at: At<'_>) {
-    let at = at.child("port");
-    match handler.get("port").and_then(Value::as_str) {
-        Some(name) => c.each(at, name, names::port_name(name)),
-        None => {
-            let n = number(handler, "port").unwrap_or(0);
-            for message in names::port_number(n) {
-                c.invalid(at, n, message);
-            }
-        }
-    }
-}
-
-fn sleep(c: &mut Checks<'_>, handler: &Value, grace: Option<i64>, at: At<'_>) {
-    let seconds = number(handler, "seconds").unwrap_or(0);
+fn sleep(c: &mut Checks, handler: &Value, grace: Option<i64>, at: At<'_>) {
+    let seconds = number(handler, "seconds");
     if let Some(grace) = grace.filter(|grace| !(0..=*grace).contains(&seconds)) {
         let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
         c.invalid(at, seconds, why);

@@ -5,22 +5,23 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, is_set, number};
 use super::volumes::{downward_file, key_to_path, mode};
-use super::{list, text};
+use crate::field::At;
 use crate::names;
-use crate::strategy::certificates;
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{entries, integer, is_set, list, text};
+use crate::strategy::{certificates, selectors};
 
 const CONFLICT: &str = "conflicting duplicate paths";
 
-pub(super) fn validate(c: &mut Checks<'_>, volume: &Value, at: At<'_>) {
+pub(super) fn validate(c: &mut Checks, volume: &Value, at: At<'_>) {
     mode(c, volume, "defaultMode", at);
     let mut paths = HashSet::new();
     let sources = at.child("sources");
     for (i, source) in list(volume, "sources").iter().enumerate() {
         let here = sources.index(i);
         let mut found = 0;
-        for (kind, of) in super::checks::entries(source).filter(|(_, of)| !of.is_null()) {
+        for (kind, of) in entries(source).filter(|(_, of)| !of.is_null()) {
             found += 1;
             let from = here.child(kind);
             match kind {
@@ -47,13 +48,13 @@ pub(super) fn validate(c: &mut Checks<'_>, volume: &Value, at: At<'_>) {
 }
 
 /// Each file has one source; `told` is what upstream names in the error.
-fn take<'a>(c: &mut Checks<'_>, path: &'a str, told: &str, at: At<'_>, paths: &mut HashSet<&'a str>) {
+fn take<'a>(c: &mut Checks, path: &'a str, told: &str, at: At<'_>, paths: &mut HashSet<&'a str>) {
     if !path.is_empty() && !paths.insert(path) {
         c.invalid(at, told, CONFLICT);
     }
 }
 
-fn files<'a>(c: &mut Checks<'_>, of: &'a Value, at: At<'_>, from: At<'_>, paths: &mut HashSet<&'a str>) {
+fn files<'a>(c: &mut Checks, of: &'a Value, at: At<'_>, from: At<'_>, paths: &mut HashSet<&'a str>) {
     c.needs(of, "name", from);
     let items = from.child("items");
     for (i, item) in list(of, "items").iter().enumerate() {
@@ -62,9 +63,10 @@ fn files<'a>(c: &mut Checks<'_>, of: &'a Value, at: At<'_>, from: At<'_>, paths:
     }
 }
 
-fn token(c: &mut Checks<'_>, of: &Value, at: At<'_>, from: At<'_>) {
-    if let Some(seconds) = number(of, "expirationSeconds") {
-        let path = from.child("expirationSeconds");
+/// How long a token lasts.
+pub(in crate::strategy) fn token_seconds(c: &mut Checks, of: &Value, at: At<'_>) {
+    if let Some(seconds) = integer(of, "expirationSeconds") {
+        let path = at.child("expirationSeconds");
         if seconds < 600 {
             c.invalid(path, seconds, "may not specify a duration less than 10 minutes");
         }
@@ -72,12 +74,16 @@ fn token(c: &mut Checks<'_>, of: &Value, at: At<'_>, from: At<'_>) {
             c.invalid(path, seconds, "may not specify a duration larger than 2^32 seconds");
         }
     }
+}
+
+fn token(c: &mut Checks, of: &Value, at: At<'_>, from: At<'_>) {
+    token_seconds(c, of, from);
     if c.needs(of, "path", at) && !c.tolerated.token_paths {
         c.local_path(at.child("path"), text(of, "path"));
     }
 }
 
-fn trust_bundle(c: &mut Checks<'_>, of: &Value, from: At<'_>) {
+fn trust_bundle(c: &mut Checks, of: &Value, from: At<'_>) {
     let name = of.get("name").and_then(Value::as_str);
     let signer = of.get("signerName").and_then(Value::as_str);
     match (name, signer) {
@@ -100,8 +106,8 @@ fn trust_bundle(c: &mut Checks<'_>, of: &Value, from: At<'_>) {
             if signer.is_empty() {
                 c.required(from.child("signerName"), "must be a valid signer name");
             }
-            signer_name(c, signer, from);
-            super::affinity::label_selector(c, &of["labelSelector"], false, from.child("labelSelector"));
+            certificates::signer_name(c, signer, from.child("signerName"));
+            selectors::label_selector(c, &of["labelSelector"], from.child("labelSelector"));
         }
         (None, None) => c.required(from, "either name or signerName must be specified"),
     }
@@ -109,26 +115,16 @@ fn trust_bundle(c: &mut Checks<'_>, of: &Value, from: At<'_>) {
     c.local_path(from.child("path"), text(of, "path"));
 }
 
-fn signer_name(c: &mut Checks<'_>, signer: &str, from: At<'_>) {
-    certificates::signer_name(signer, &from.child("signerName").to_string(), c.errors);
-}
-
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
 
-fn certificate<'a>(
-    c: &mut Checks<'_>,
-    of: &'a Value,
-    at: At<'_>,
-    from: At<'_>,
-    paths: &mut HashSet<&'a str>,
-) {
+fn certificate<'a>(c: &mut Checks, of: &'a Value, at: At<'_>, from: At<'_>, paths: &mut HashSet<&'a str>) {
     let signer = text(of, "signerName");
-    signer_name(c, signer, from);
+    certificates::signer_name(c, signer, from.child("signerName"));
     let kind = text(of, "keyType");
     if !KEY_TYPES.contains(&kind) {
         c.unsupported(from.child("keyType"), kind, &KEY_TYPES);
     }
-    if let Some(seconds) = number(of, "maxExpirationSeconds") {
+    if let Some(seconds) = integer(of, "maxExpirationSeconds") {
         let path = from.child("maxExpirationSeconds");
         if seconds < 3600 {
             c.invalid(path, seconds, "if provided, maxExpirationSeconds must be >= 3600");

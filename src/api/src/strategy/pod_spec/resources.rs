@@ -6,114 +6,46 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, entries, is_set, quantity};
-use super::{list, text};
+use crate::field::{At, FieldError};
 use crate::names;
 use crate::quantity::Quantity;
-use crate::strategy::util::NON_NEGATIVE;
+use crate::strategy::checks::Checks;
+use crate::strategy::resource_names::{self, is_huge_page, may_overcommit};
+use crate::strategy::util::{entries, is_set, list, text};
 
-type NameCheck = fn(&mut Checks<'_>, &str, At<'_>);
+const NEEDS_BASIC: &str = "HugePages require cpu or memory";
 
-fn is_native(name: &str) -> bool {
-    !name.contains('/') || name.contains("kubernetes.io/")
-}
+type NameCheck = fn(&mut Checks, &str, At<'_>) -> bool;
 
-fn is_huge_page(name: &str) -> bool {
-    name.starts_with("hugepages-")
-}
-
-/// What may be promised more often than it is there.
-fn may_overcommit(name: &str) -> bool {
-    is_native(name) && !is_huge_page(name)
-}
-
-fn is_extended(name: &str) -> bool {
-    !is_native(name)
-        && !name.starts_with("requests.")
-        && names::qualified_name(&format!("requests.{name}")).is_empty()
-}
-
-/// Resources of all kinds that have no domain (upstream: `standardResources`).
-fn is_standard(name: &str) -> bool {
-    let amount = name.strip_prefix("requests.").or_else(|| name.strip_prefix("limits.")).unwrap_or(name);
-    matches!(amount, "cpu" | "memory" | "ephemeral-storage")
-        || matches!(name, "storage" | "requests.storage")
-        || name.starts_with("hugepages-")
-        || name.starts_with("requests.hugepages-")
-        || counted(name)
-}
-
-fn counted(name: &str) -> bool {
-    matches!(
-        name,
-        "pods"
-            | "resourcequotas"
-            | "services"
-            | "replicationcontrollers"
-            | "secrets"
-            | "configmaps"
-            | "persistentvolumeclaims"
-            | "services.nodeports"
-            | "services.loadbalancers"
-    )
-}
-
-/// `validateResourceName`; true if the name is good so far.
-fn resource_name(c: &mut Checks<'_>, name: &str, at: At<'_>) -> bool {
-    let wrong = names::qualified_name(name);
-    if !wrong.is_empty() {
-        c.each(at, name, wrong);
-        return false;
-    }
-    let is_known = name.contains('/') || is_standard(name);
-    if !is_known {
-        c.invalid(at, name, "must be a standard resource type or fully qualified");
+fn of_pods(c: &mut Checks, name: &str, at: At<'_>) -> bool {
+    let is_known = resource_names::any(c, name, at);
+    if is_known && !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
+        c.unsupported(at, name, &["cpu", "hugepages-", "memory"]);
     }
     is_known
 }
 
-fn of_containers(c: &mut Checks<'_>, name: &str, at: At<'_>) {
-    // The usual ones need no look at their spelling.
-    if matches!(name, "cpu" | "memory" | "ephemeral-storage") {
-        return;
-    }
-    resource_name(c, name, at);
-    if !name.contains('/') {
-        if !is_huge_page(name) {
-            c.invalid(at, name, "must be a standard resource for containers");
-        }
-    } else if !is_native(name) && !is_extended(name) {
-        c.invalid(at, name, "doesn't follow extended resource name standard");
-    }
-}
-
-fn of_pods(c: &mut Checks<'_>, name: &str, at: At<'_>) {
-    if resource_name(c, name, at) && !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
-        c.unsupported(at, name, &["cpu", "hugepages-", "memory"]);
-    }
-}
-
 /// A container's resources.
-pub(super) fn of_container(c: &mut Checks<'_>, of: &Value, claims: &HashSet<&str>, at: At<'_>) {
+pub(super) fn of_container(c: &mut Checks, of: &Value, claims: &HashSet<&str>, at: At<'_>) {
     if of.is_object() {
-        requirements(c, of, of_containers, at);
+        requirements(c, of, resource_names::of_container, at);
         claim_names(c, of, claims, at.child("claims"));
     }
 }
 
 /// What the runtime of the pod itself takes.
-pub(super) fn overhead(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
-    let at = at.child("overhead");
+pub(in crate::strategy) fn overhead(c: &mut Checks, overhead: &Value, at: At<'_>) {
     let (mut basic, mut pages) = (false, false);
-    amounts(c, &spec["overhead"], of_containers, at.child("limits"), &mut basic, &mut pages);
+    let path = at.child("limits");
+    amounts(c, overhead, resource_names::of_container, path, &mut basic, &mut pages);
     if pages && !basic {
-        c.forbidden(at, "HugePages require cpu or memory");
+        c.forbidden(at, NEEDS_BASIC);
     }
 }
 
 /// Names and amounts of one list; tells whether there is processor or memory, and whether huge pages.
 fn amounts(
-    c: &mut Checks<'_>,
+    c: &mut Checks,
     of: &Value,
     check_name: NameCheck,
     path: At<'_>,
@@ -125,13 +57,8 @@ fn amounts(
         check_name(c, name, at);
         *basic |= matches!(name, "cpu" | "memory");
         *pages |= is_huge_page(name);
-        let Some(amount) = quantity(value) else { continue };
-        if amount.sign() < 0 {
-            c.invalid(at, amount.to_string(), NON_NEGATIVE);
-        }
-        if !amount.is_integer() && amount.milli_value() % 1000 != 0 && (counted(name) || is_extended(name)) {
-            c.invalid(at, amount.to_string(), "must be an integer");
-        }
+        resource_names::amount(c, name, value, at);
+        let Some(amount) = Quantity::from_value(value) else { continue };
         if is_huge_page(name) && !c.tolerated.huge_pages && !is_whole_pages(name, &amount) {
             c.invalid(at, amount.to_string(), format!("{amount} is not positive integer multiple of {name}"));
         }
@@ -144,15 +71,15 @@ pub(super) fn is_whole_pages(name: &str, amount: &Quantity) -> bool {
     size.is_some_and(|size| size.sign() > 0 && size.is_integer() && amount.value() % size.value() == 0)
 }
 
-fn requirements(c: &mut Checks<'_>, of: &Value, check_name: NameCheck, at: At<'_>) {
+fn requirements(c: &mut Checks, of: &Value, check_name: NameCheck, at: At<'_>) {
     let (limits, requests) = (&of["limits"], &of["requests"]);
     let (mut basic, mut pages) = (false, false);
     amounts(c, limits, check_name, at.child("limits"), &mut basic, &mut pages);
     let path = at.child("requests");
     amounts(c, requests, check_name, path, &mut basic, &mut pages);
     for (name, value) in entries(requests) {
-        let Some(request) = quantity(value) else { continue };
-        match limits.get(name).and_then(quantity) {
+        let Some(request) = Quantity::from_value(value) else { continue };
+        match limits.get(name).and_then(Quantity::from_value) {
             Some(limit) if request != limit && !may_overcommit(name) => {
                 c.invalid(path, request.to_string(), format!("must be equal to {name} limit of {limit}"));
             }
@@ -167,12 +94,12 @@ fn requirements(c: &mut Checks<'_>, of: &Value, check_name: NameCheck, at: At<'_
         }
     }
     if pages && !basic {
-        c.forbidden(at, "HugePages require cpu or memory");
+        c.forbidden(at, NEEDS_BASIC);
     }
 }
 
 /// `validateResourceClaimNames`: a container uses claims that the pod has, each once.
-fn claim_names(c: &mut Checks<'_>, of: &Value, known: &HashSet<&str>, path: At<'_>) {
+fn claim_names(c: &mut Checks, of: &Value, known: &HashSet<&str>, path: At<'_>) {
     let mut seen: HashSet<(&str, &str)> = HashSet::new();
     // Claims of which some request is used.
     let mut parts: HashSet<&str> = HashSet::new();
@@ -188,7 +115,7 @@ fn claim_names(c: &mut Checks<'_>, of: &Value, known: &HashSet<&str>, path: At<'
             c.duplicate(at, name);
         } else {
             if !request.is_empty() {
-                c.each(at.child("request"), request, names::dns1123_label(request));
+                c.syntax(at.child("request"), request, names::dns1123_label);
             }
             if seen.contains(&(name, request)) {
                 c.duplicate(at, format!("{name}/{request}"));
@@ -212,31 +139,28 @@ fn claim_names(c: &mut Checks<'_>, of: &Value, known: &HashSet<&str>, path: At<'
                     format!(": {}", names.join(", "))
                 }
             });
-            c.not_found(at, name);
-            if let Some(error) = c.errors.last_mut() {
-                error.detail = format!("must be one of the names in pod.spec.resourceClaims{which}");
-            }
+            let detail = format!("must be one of the names in pod.spec.resourceClaims{which}");
+            c.errors.push(FieldError { detail, ..FieldError::not_found(at, name) });
         }
     }
 }
 
 /// The claims that a pod has.
-pub(super) fn claims(c: &mut Checks<'_>, spec: &Value, is_static: bool, at: At<'_>) {
-    let path = at.child("resourceClaims");
+pub(super) fn claims(c: &mut Checks, spec: &Value, is_static: bool, at: At<'_>) {
     let mut seen = HashSet::new();
     for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
         if is_static {
             c.forbidden(At::root("[]"), "static pods do not support resource claims");
             continue;
         }
-        let at = path.index(i);
+        let at = at.item("resourceClaims", i);
         let name = text(claim, "name");
         if name.is_empty() {
             c.required(at.child("name"), "");
         } else if !seen.insert(name) {
             c.duplicate(at.child("name"), name);
         } else {
-            c.each(at.child("name"), name, names::dns1123_label(name));
+            c.syntax(at.child("name"), name, names::dns1123_label);
         }
         let sources = ["resourceClaimName", "resourceClaimTemplateName"];
         match sources.iter().filter(|source| is_set(claim, source)).count() {
@@ -252,15 +176,13 @@ pub(super) fn claims(c: &mut Checks<'_>, spec: &Value, is_static: bool, at: At<'
             }
         }
         for source in sources {
-            if let Some(name) = claim.get(source).and_then(Value::as_str) {
-                c.each(at.child(source), name, names::dns1123_subdomain(name));
-            }
+            c.set_name(claim, source, at, names::dns1123_subdomain);
         }
     }
 }
 
 /// The resources of the pod as a whole (KEP-2837).
-pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn of_pod(c: &mut Checks, spec: &Value, at: At<'_>) {
     let of = &spec["resources"];
     if !of.is_object() {
         return;
@@ -278,22 +200,23 @@ pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
         let sums = together(spec, field);
         for (name, value) in entries(&of[field]).filter(|(name, _)| field == "requests" || is_huge_page(name))
         {
-            let (Some(whole), Some(sum)) = (quantity(value), sums.get(name)) else { continue };
+            let (Some(whole), Some(sum)) = (Quantity::from_value(value), sums.get(name)) else { continue };
             if *sum > whole {
                 let why = format!("must be greater than or equal to aggregate container {field} of {sum}");
                 c.invalid(path.key(name), whole.to_string(), why);
             }
         }
     }
-    let path = at.child("containers");
     for (i, container) in list(spec, "containers").iter().enumerate() {
         for (name, value) in entries(&container["resources"]["limits"]) {
-            let (Some(own), Some(whole)) = (quantity(value), quantity(&of["limits"][name])) else { continue };
+            let (Some(own), Some(whole)) =
+                (Quantity::from_value(value), Quantity::from_value(&of["limits"][name]))
+            else {
+                continue;
+            };
             if own > whole {
-                let at = path.index(i);
-                let at = at.key(name);
                 let why = format!("must be less than or equal to pod limits of {whole}");
-                c.invalid(at.child("limits"), own.to_string(), why);
+                c.invalid(at.item("containers", i).key(name).child("limits"), own.to_string(), why);
             }
         }
     }
@@ -302,7 +225,8 @@ pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
 /// What the containers take of each resource at most at one time: sidecars stay while init containers come and go.
 fn together<'a>(spec: &'a Value, field: &str) -> HashMap<&'a str, Quantity> {
     let of = |container: &'a Value| {
-        entries(&container["resources"][field]).filter_map(|(name, value)| Some((name, quantity(value)?)))
+        entries(&container["resources"][field])
+            .filter_map(|(name, value)| Some((name, Quantity::from_value(value)?)))
     };
     // What stays, and the most that was needed so far.
     let mut sums: HashMap<&str, (Quantity, Quantity)> = HashMap::new();

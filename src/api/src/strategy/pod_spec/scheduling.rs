@@ -5,19 +5,23 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::affinity::{label_selector, match_label_keys};
-use super::checks::{At, Checks, entries, is_set, number, strings};
-use super::{list, text};
+use super::affinity::match_label_keys;
+use crate::field::At;
 use crate::names;
+use crate::strategy::checks::Checks;
+use crate::strategy::selectors;
+use crate::strategy::util::{entries, integer, is_set, list, number, strings, text};
+
+pub(in crate::strategy) const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// `validateTopologySpreadConstraints`.
-pub(super) fn spread(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn spread(c: &mut Checks, spec: &Value, at: At<'_>) {
     let constraints = list(spec, "topologySpreadConstraints");
     let path = at.child("topologySpreadConstraints");
     // Each pair is told where it comes first, as long as it comes again.
-    let pair = |constraint: &Value| {
-        (text(constraint, "topologyKey").to_owned(), text(constraint, "whenUnsatisfiable").to_owned())
-    };
+    fn pair(constraint: &Value) -> (&str, &str) {
+        (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"))
+    }
     let mut later = HashSet::new();
     let mut repeats = vec![false; constraints.len()];
     if constraints.len() > 1 {
@@ -27,16 +31,16 @@ pub(super) fn spread(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
     }
     for (i, constraint) in constraints.iter().enumerate() {
         let at = path.index(i);
-        positive(c, number(constraint, "maxSkew").unwrap_or(0), at.child("maxSkew"));
-        let (key, action) = (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
+        positive(c, number(constraint, "maxSkew"), at.child("maxSkew"));
+        let (key, action) = pair(constraint);
         if key.is_empty() {
             c.required(at.child("topologyKey"), "can not be empty");
         }
-        c.one_of(constraint, "whenUnsatisfiable", at, &["DoNotSchedule", "ScheduleAnyway"]);
+        c.only(constraint, "whenUnsatisfiable", at, &["DoNotSchedule", "ScheduleAnyway"]);
         if repeats[i] {
             c.duplicate(at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
-        if let Some(domains) = number(constraint, "minDomains") {
+        if let Some(domains) = integer(constraint, "minDomains") {
             positive(c, domains, at.child("minDomains"));
             if action != "DoNotSchedule" {
                 let why = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}");
@@ -51,19 +55,19 @@ pub(super) fn spread(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
             match_label_keys(c, constraint, at);
         }
         if !c.tolerated.spread_selectors {
-            label_selector(c, &constraint["labelSelector"], false, at.child("labelSelector"));
+            selectors::label_selector(c, &constraint["labelSelector"], at.child("labelSelector"));
         }
     }
 }
 
-fn positive(c: &mut Checks<'_>, n: i64, at: At<'_>) {
+fn positive(c: &mut Checks, n: i64, at: At<'_>) {
     if n <= 0 {
         c.invalid(at, n, "must be greater than zero");
     }
 }
 
 /// `ValidateMatchLabelKeysInTopologySpread`: how it was before such keys joined the selector.
-fn old_match_label_keys(c: &mut Checks<'_>, constraint: &Value, at: At<'_>) {
+fn old_match_label_keys(c: &mut Checks, constraint: &Value, at: At<'_>) {
     if list(constraint, "matchLabelKeys").is_empty() {
         return;
     }
@@ -75,7 +79,7 @@ fn old_match_label_keys(c: &mut Checks<'_>, constraint: &Value, at: At<'_>) {
     let expressions = list(selector, "matchExpressions").iter().map(|expression| text(expression, "key"));
     let selected: HashSet<&str> = labels.chain(expressions).collect();
     for (i, key) in strings(constraint, "matchLabelKeys").enumerate() {
-        c.each(at.index(i), key, names::qualified_name(key));
+        c.syntax(at.index(i), key, names::qualified_name);
         if selected.contains(key) {
             c.invalid(at.index(i), key, "exists in both matchLabelKeys and labelSelector");
         }
@@ -83,13 +87,13 @@ fn old_match_label_keys(c: &mut Checks<'_>, constraint: &Value, at: At<'_>) {
 }
 
 /// `ValidateTolerations` of `tolerations`, an array.
-pub(super) fn tolerations(c: &mut Checks<'_>, tolerations: &[Value], path: At<'_>) {
+pub(in crate::strategy) fn tolerations(c: &mut Checks, tolerations: &[Value], path: At<'_>) {
     for (i, toleration) in tolerations.iter().enumerate() {
         let at = path.index(i);
         let (key, operator) = (text(toleration, "key"), text(toleration, "operator"));
         let (value, effect) = (text(toleration, "value"), text(toleration, "effect"));
         if !key.is_empty() {
-            c.each(at.child("key"), key, names::qualified_name(key));
+            c.syntax(at.child("key"), key, names::qualified_name);
         } else if operator != "Exists" {
             let why =
                 "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
@@ -114,13 +118,13 @@ pub(super) fn tolerations(c: &mut Checks<'_>, tolerations: &[Value], path: At<'_
             "Lt" | "Gt" => c.unsupported(at.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
             _ => c.unsupported(at.child("operator"), operator, &["Equal", "Exists"]),
         }
-        if !matches!(effect, "" | "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-            c.unsupported(at.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+        if !effect.is_empty() {
+            c.one_of(toleration, "effect", at, &EFFECTS);
         }
     }
 }
 
-fn compared(c: &mut Checks<'_>, value: &str, at: At<'_>) {
+fn compared(c: &mut Checks, value: &str, at: At<'_>) {
     let digits = value.strip_prefix('-').unwrap_or(value);
     let is_canonical = value == "0"
         || (!digits.starts_with('0')
@@ -138,19 +142,17 @@ fn compared(c: &mut Checks<'_>, value: &str, at: At<'_>) {
 }
 
 /// Conditions that a pod waits for, to be ready and to be scheduled.
-pub(super) fn gates(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
-    let path = at.child("readinessGates");
+pub(super) fn gates(c: &mut Checks, spec: &Value, at: At<'_>) {
     for (i, gate) in list(spec, "readinessGates").iter().enumerate() {
-        let (name, at) = (text(gate, "conditionType"), path.index(i));
-        c.each(at.child("conditionType"), name, names::qualified_name(name));
+        let (name, at) = (text(gate, "conditionType"), at.item("readinessGates", i));
+        c.syntax(at.child("conditionType"), name, names::qualified_name);
     }
-    let path = at.child("schedulingGates");
     let mut seen = HashSet::new();
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         let name = text(gate, "name");
-        c.each(path.index(i), name, names::qualified_name(name));
+        c.syntax(at.item("schedulingGates", i), name, names::qualified_name);
         if !seen.insert(name) {
-            c.duplicate(path.index(i), name);
+            c.duplicate(at.item("schedulingGates", i), name);
         }
     }
 }

@@ -5,16 +5,18 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, each_container, flag, is_set};
-use super::{list, text, windows};
-use crate::field::FieldError;
+use super::each_container;
+use super::windows;
+use crate::field::At;
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{flag, is_set, list, text};
 
 /// The kernel's identifiers of users and groups that Kubernetes takes.
 const MAX_ID: i64 = i32::MAX as i64;
 
 const PROFILES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
 
-pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn of_pod(c: &mut Checks, spec: &Value, at: At<'_>) {
     let context = &spec["securityContext"];
     let at = at.child("securityContext");
     for id in ["fsGroup", "runAsUser", "runAsGroup"] {
@@ -41,13 +43,13 @@ pub(super) fn of_pod(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
 }
 
 /// What pods and containers both have.
-fn profiles(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
+fn profiles(c: &mut Checks, context: &Value, at: At<'_>) {
     seccomp(c, context, at.child("seccompProfile"));
     windows::options(c, &context["windowsOptions"], at.child("windowsOptions"));
     app_armor(c, context, at.child("appArmorProfile"));
 }
 
-pub(super) fn of_container(c: &mut Checks<'_>, context: &Value, host_users: bool, at: At<'_>) {
+pub(super) fn of_container(c: &mut Checks, context: &Value, host_users: bool, at: At<'_>) {
     if !context.is_object() {
         return;
     }
@@ -72,7 +74,7 @@ pub(super) fn of_container(c: &mut Checks<'_>, context: &Value, host_users: bool
     app_armor(c, context, at.child("appArmorProfile"));
 }
 
-fn seccomp(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
+fn seccomp(c: &mut Checks, context: &Value, at: At<'_>) {
     let profile = &context["seccompProfile"];
     if !profile.is_object() {
         return;
@@ -93,7 +95,7 @@ fn seccomp(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
     }
 }
 
-fn app_armor(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
+fn app_armor(c: &mut Checks, context: &Value, at: At<'_>) {
     const MUST: &str = "must be set when AppArmor type is Localhost";
     /// One less than the longest path.
     const LONGEST: usize = 4095;
@@ -112,7 +114,7 @@ fn app_armor(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
                 c.required(path, MUST);
             }
             if name.len() > LONGEST {
-                c.errors.push(FieldError::too_long(path, LONGEST as u64));
+                c.too_long(path, LONGEST);
             }
         }
         ("RuntimeDefault" | "Unconfined", None) => {}
@@ -125,7 +127,7 @@ fn app_armor(c: &mut Checks<'_>, context: &Value, at: At<'_>) {
 }
 
 /// `validateSysctls`: names of the kernel's form, each once. Whether the node allows them is its own matter.
-fn sysctls(c: &mut Checks<'_>, spec: &Value, path: At<'_>) {
+fn sysctls(c: &mut Checks, spec: &Value, path: At<'_>) {
     let mut seen = HashSet::new();
     for (i, sysctl) in list(&spec["securityContext"], "sysctls").iter().enumerate() {
         let (at, name) = (path.index(i), text(sysctl, "name"));
@@ -201,7 +203,7 @@ pub(super) fn shared_sysctl(spec: &Value, name: &str) -> Option<&'static str> {
 }
 
 /// A pod with users of its own shares no other namespace with its host (`validateHostUsers`).
-pub(super) fn host_users(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn host_users(c: &mut Checks, spec: &Value, at: At<'_>) {
     const WHEN: &str = "when `hostUsers` is false";
     if flag(spec, "hostUsers") != Some(false) {
         return;
@@ -225,7 +227,7 @@ pub(super) fn host_users(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
 
 /// The operating system that a pod names decides what it may set (`validateOS`, `validateLinux`,
 /// `validateWindows`).
-pub(super) fn os(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn os(c: &mut Checks, spec: &Value, at: At<'_>) {
     if !is_set(spec, "os") {
         return;
     }

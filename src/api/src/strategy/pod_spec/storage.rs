@@ -5,43 +5,43 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::Value;
 
-use super::checks::{At, Checks, entries, flag, is_set, number};
-use super::{list, text};
-use crate::field::FieldError;
+use crate::field::At;
 use crate::names;
+use crate::strategy::checks::Checks;
+use crate::strategy::storage_kinds::driver_name;
+use crate::strategy::util::{entries, flag, integer, is_set, list, text};
 
-fn partition(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn partition(c: &mut Checks, source: &Value, at: At<'_>) {
     // Zero is the whole disk; upstream's message leaves it out.
-    if let Some(n) = number(source, "partition").filter(|n| !(0..=255).contains(n)) {
+    if let Some(n) = integer(source, "partition").filter(|n| !(0..=255).contains(n)) {
         c.invalid(at.child("partition"), n, "must be between 1 and 255, inclusive");
     }
 }
 
 /// A reference to a secret has a name.
-fn secret_name(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
-    if is_set(source, "secretRef") && text(&source["secretRef"], "name").is_empty() {
-        let at = at.child("secretRef");
-        c.required(at.child("name"), "");
+fn secret_name(c: &mut Checks, source: &Value, at: At<'_>) {
+    if is_set(source, "secretRef") {
+        c.needs(&source["secretRef"], "name", at.child("secretRef"));
     }
 }
 
-fn monitors(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn monitors(c: &mut Checks, source: &Value, at: At<'_>) {
     if list(source, "monitors").is_empty() {
         c.required(at.child("monitors"), "");
     }
 }
 
-pub(super) fn gce_disk(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn gce_disk(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "pdName", at);
     partition(c, source, at);
 }
 
-pub(super) fn aws_disk(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn aws_disk(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "volumeID", at);
     partition(c, source, at);
 }
 
-pub(super) fn nfs(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn nfs(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "server", at);
     c.needs(source, "path", at);
     let path = text(source, "path");
@@ -67,7 +67,7 @@ fn iscsi_name(name: &str) -> Option<&'static str> {
     (!is_valid).then_some("must be valid format")
 }
 
-pub(super) fn iscsi(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn iscsi(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "targetPortal", at);
     if c.needs(source, "iqn", at)
         && let Some(why) = iscsi_name(text(source, "iqn"))
@@ -86,12 +86,12 @@ pub(super) fn iscsi(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     }
 }
 
-pub(super) fn glusterfs(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn glusterfs(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "endpoints", at);
     c.needs(source, "path", at);
 }
 
-pub(super) fn flocker(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn flocker(c: &mut Checks, source: &Value, at: At<'_>) {
     let (name, uuid) = (text(source, "datasetName"), text(source, "datasetUUID"));
     if name.is_empty() && uuid.is_empty() {
         c.required(at, "one of datasetName and datasetUUID is required");
@@ -104,21 +104,21 @@ pub(super) fn flocker(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     }
 }
 
-pub(super) fn rbd(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn rbd(c: &mut Checks, source: &Value, at: At<'_>) {
     monitors(c, source, at);
     c.needs(source, "image", at);
 }
 
-pub(super) fn cinder(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn cinder(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "volumeID", at);
     secret_name(c, source, at);
 }
 
-pub(super) fn cephfs(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn cephfs(c: &mut Checks, source: &Value, at: At<'_>) {
     monitors(c, source, at);
 }
 
-pub(super) fn quobyte(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn quobyte(c: &mut Checks, source: &Value, at: At<'_>) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     let registry = text(source, "registry");
     if registry.is_empty() {
@@ -140,7 +140,7 @@ pub(super) fn quobyte(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     c.needs(source, "volume", at);
 }
 
-pub(super) fn fibre_channel(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn fibre_channel(c: &mut Checks, source: &Value, at: At<'_>) {
     let (targets, wwids) = (list(source, "targetWWNs"), list(source, "wwids"));
     let path = at.child("targetWWNs");
     if targets.is_empty() && wwids.is_empty() {
@@ -159,7 +159,7 @@ pub(super) fn fibre_channel(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     }
 }
 
-pub(super) fn flex_volume(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn flex_volume(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "driver", at);
     let at = at.child("options");
     for (key, _) in entries(&source["options"]) {
@@ -171,12 +171,12 @@ pub(super) fn flex_volume(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     }
 }
 
-pub(super) fn azure_file(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn azure_file(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "secretName", at);
     c.needs(source, "shareName", at);
 }
 
-pub(super) fn azure_disk(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn azure_disk(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "diskName", at);
     c.needs(source, "diskURI", at);
     c.one_of(source, "cachingMode", at, &["None", "ReadOnly", "ReadWrite"]);
@@ -197,51 +197,39 @@ pub(super) fn azure_disk(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     }
 }
 
-pub(super) fn vsphere(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn vsphere(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "volumePath", at);
 }
 
-pub(super) fn photon(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn photon(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "pdID", at);
 }
 
-pub(super) fn portworx(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn portworx(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "volumeID", at);
 }
 
-pub(super) fn scale_io(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+pub(super) fn scale_io(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "gateway", at);
     c.needs(source, "system", at);
     c.needs(source, "volumeName", at);
 }
 
-pub(super) fn storageos(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
-    if c.needs(source, "volumeName", at) {
-        let name = text(source, "volumeName");
-        c.each(at.child("volumeName"), name, names::dns1123_label(name));
-    }
-    let namespace = text(source, "volumeNamespace");
-    if !namespace.is_empty() {
-        c.each(at.child("volumeNamespace"), namespace, names::dns1123_label(namespace));
-    }
+pub(super) fn storageos(c: &mut Checks, source: &Value, at: At<'_>) {
+    c.required_name(source, "volumeName", at, names::dns1123_label);
+    c.optional_name(source, "volumeNamespace", at, names::dns1123_label);
     secret_name(c, source, at);
 }
 
-pub(super) fn csi(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
-    if c.needs(source, "driver", at) {
-        let (driver, at) = (text(source, "driver"), at.child("driver"));
-        if driver.len() > 63 {
-            c.errors.push(FieldError::too_long(at, 63));
-        }
-        c.each(at, driver, names::dns1123_subdomain(&driver.to_lowercase()));
-    }
+pub(super) fn csi(c: &mut Checks, source: &Value, at: At<'_>) {
+    driver_name(c, text(source, "driver"), at.child("driver"));
     if is_set(source, "nodePublishSecretRef") {
         match text(&source["nodePublishSecretRef"], "name") {
             "" => {
                 let at = at.child("nodePublishSecretRef");
                 c.required(at.child("name"), "");
             }
-            name => c.each(at.child("name"), name, names::dns1123_subdomain(name)),
+            name => c.syntax(at.child("name"), name, names::dns1123_subdomain),
         }
     }
 }

@@ -5,14 +5,18 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::checks::{At, Checks, each_container, entries, flag, is_set, quantity};
-use super::{affinity, annotations, check_pod, check_template, list, resources, security_context, text};
-use crate::field::FieldError;
+use super::each_container;
+use super::{affinity, annotations, resources, security_context};
+use crate::field::{At, FieldError};
 use crate::object;
+use crate::quantity::Quantity;
+use crate::strategy::checks::{Check, Checks};
+use crate::strategy::selectors;
+use crate::strategy::util::{entries, flag, is_set, list, text};
 
 /// What an update may still have because the old object had it (upstream's `PodValidationOptions`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tolerated {
+pub(in crate::strategy) struct Tolerated {
     pub(super) selector_values: bool,
     pub(super) node_affinity_values: bool,
     pub(super) spread_selectors: bool,
@@ -29,58 +33,36 @@ pub(super) struct Tolerated {
     pub(super) deletion_cost: bool,
 }
 
-/// Takes back what is wrong with `new` if it was so before: the same errors that `old` has, and what upstream
-/// tolerates in whatever form once an object has it. Costs nothing where there is no error.
-pub(in crate::strategy) fn forgive(
-    validate: fn(&Value, &mut Vec<FieldError>),
-    new: &Value,
-    old: &Value,
-    errors: &mut Vec<FieldError>,
-) {
+/// A kind's own rules for an update. What is wrong with pods is taken back if it was so before: the same errors that
+/// `old` has, and what upstream tolerates in whatever form once an object has it. Costs nothing where there is no
+/// error.
+pub(in crate::strategy) fn validate_forgiving(c: &mut Checks, validate: Check, new: &Value, old: &Value) {
+    let start = c.errors.len();
+    validate(c, new);
     let Some(path) = template_path(object::kind(new)) else { return };
     let is_pod = path.is_empty();
     let here = |error: &FieldError| {
-        (is_pod && (error.path.starts_with("spec.") || error.path.starts_with("metadata.annotations")))
-            || (!is_pod
-                && error.path.starts_with(path)
-                && error.path.as_bytes().get(path.len()) == Some(&b'.'))
+        if is_pod {
+            error.path.starts_with("spec.") || error.path.starts_with("metadata.annotations")
+        } else {
+            let below = error.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+            below || error.path.starts_with("spec.selector.")
+        }
     };
-    if !errors.iter().any(here) {
+    if !c.errors.iter().any(here) {
         return;
     }
-    let mut before = Vec::new();
-    validate(old, &mut before);
-    let pointer = format!("/{}", path.replace('.', "/"));
-    let template = |of| if is_pod { of } else { object::get(of, &pointer) };
-    let tolerated = Tolerated::of(template(old));
+    let template = if is_pod { old } else { object::get(old, &format!("/{}", path.replace('.', "/"))) };
+    let tolerated = Tolerated::of(template);
     if tolerated != Tolerated::default() {
-        let check = |tolerated| {
-            let mut found = Vec::new();
-            if is_pod {
-                check_pod(new, tolerated, &mut found);
-            } else {
-                check_template(template(new), path, tolerated, &mut found);
-            }
-            found
-        };
-        replace(errors, &check(Tolerated::default()), check(tolerated));
+        c.errors.truncate(start);
+        c.tolerated = tolerated;
+        validate(c, new);
     }
-    let before: HashSet<String> = before.iter().map(ToString::to_string).collect();
-    errors.retain(|error| !here(error) || !before.contains(&error.to_string()));
-}
-
-/// Puts `lenient` where `strict` was found. What only the kind itself knows (the volumes that claims become) may
-/// have kept some of both from being errors.
-fn replace(errors: &mut Vec<FieldError>, strict: &[FieldError], lenient: Vec<FieldError>) {
-    let texts = |errors: &[FieldError]| errors.iter().map(ToString::to_string).collect::<HashSet<_>>();
-    let (all, strict) = (texts(errors), texts(strict));
-    let Some(first) = errors.iter().position(|error| strict.contains(&error.to_string())) else { return };
-    errors.retain(|error| !strict.contains(&error.to_string()));
-    let lenient = lenient.into_iter().filter(|error| {
-        let text = error.to_string();
-        all.contains(&text) || !strict.contains(&text)
-    });
-    errors.splice(first..first, lenient);
+    let mut before = Checks::default();
+    validate(&mut before, old);
+    let before: HashSet<String> = before.errors.iter().map(ToString::to_string).collect();
+    c.errors.retain(|error| !here(error) || !before.contains(&error.to_string()));
 }
 
 /// Where a kind has its template of pods; empty for a pod.
@@ -100,12 +82,12 @@ impl Tolerated {
     /// Of a pod or a template that exists.
     fn of(old: &Value) -> Self {
         let spec = &old["spec"];
-        let found = |check: &dyn Fn(&mut Checks<'_>)| {
-            let mut errors = Vec::new();
-            check(&mut Checks { errors: &mut errors, tolerated: Self::default(), is_pod: false });
-            !errors.is_empty()
+        let found = |check: &dyn Fn(&mut Checks)| {
+            let mut c = Checks::default();
+            check(&mut c);
+            !c.errors.is_empty()
         };
-        let at = At::root("spec");
+        let at = At::SPEC;
         let affinity = &spec["affinity"];
         let nodes = json!({ "affinity": { "nodeAffinity": affinity["nodeAffinity"] } });
         let pods = json!({ "affinity": {
@@ -128,7 +110,7 @@ impl Tolerated {
             selector_values: affinity.is_object() && found(&|c| affinity::validate(c, &pods, at)),
             node_affinity_values: affinity.is_object() && found(&|c| affinity::validate(c, &nodes, at)),
             spread_selectors: found(&|c| {
-                spread().iter().for_each(|of| affinity::label_selector(c, &of["labelSelector"], false, at));
+                spread().iter().for_each(|of| selectors::label_selector(c, &of["labelSelector"], at));
             }),
             old_match_label_keys: found(&|c| {
                 spread().iter().for_each(|of| affinity::match_label_keys(c, of, at));
@@ -159,6 +141,6 @@ impl Tolerated {
 fn has_odd_pages(of: &Value) -> bool {
     entries(of).any(|(name, amount)| {
         name.starts_with("hugepages-")
-            && quantity(amount).is_some_and(|amount| !resources::is_whole_pages(name, &amount))
+            && Quantity::from_value(amount).is_some_and(|amount| !resources::is_whole_pages(name, &amount))
     })
 }

@@ -5,9 +5,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, entries, is_set, number, quantity};
-use super::{env, list, projected, storage, text};
+use super::{env, projected, storage};
+use crate::field::At;
 use crate::names;
+use crate::quantity::Quantity;
+use crate::strategy::checks::Checks;
+use crate::strategy::meta;
+use crate::strategy::util::{entries, integer, is_set, list, text};
 
 pub(super) const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const MORE_THAN_ONE: &str = "may not specify more than 1 volume type";
@@ -15,7 +19,7 @@ const MORE_THAN_ONE: &str = "may not specify more than 1 volume type";
 /// Valid volumes by their names.
 pub(super) type Volumes<'a> = HashMap<&'a str, &'a Value>;
 
-type Check = fn(&mut Checks<'_>, &Value, At<'_>);
+type Check = fn(&mut Checks, &Value, At<'_>);
 
 /// The sources in the order in which upstream looks for them, and what it calls them where it reports that
 /// there is more than one.
@@ -52,7 +56,7 @@ const SOURCES: [(&str, &str, Check); 29] = [
 ];
 
 /// Checks the volumes; gives those that are valid. `pod` is the pod's name, empty in a template.
-pub(super) fn validate<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &str, at: At<'_>) -> Volumes<'a> {
+pub(super) fn validate<'a>(c: &mut Checks, spec: &'a Value, pod: &str, at: At<'_>) -> Volumes<'a> {
     let at = at.child("volumes");
     let mut valid = Volumes::new();
     let volumes = list(spec, "volumes");
@@ -76,7 +80,7 @@ pub(super) fn validate<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &str, at: A
             }
         }
         if c.needs(volume, "name", at) {
-            c.each(at.child("name"), name, names::dns1123_label(name));
+            c.syntax(at.child("name"), name, names::dns1123_label);
         }
         if valid.contains_key(name) {
             c.duplicate(at.child("name"), name);
@@ -94,20 +98,20 @@ pub(super) fn validate<'a>(c: &mut Checks<'_>, spec: &'a Value, pod: &str, at: A
     valid
 }
 
-fn source(c: &mut Checks<'_>, volume: &Value, at: At<'_>) {
+fn source(c: &mut Checks, volume: &Value, at: At<'_>) {
     let Some(fields) = volume.as_object() else { return };
     let count = fields.iter().filter(|(key, value)| *key != "name" && !value.is_null()).count();
     if count == 0 {
         return c.required(at, "must specify a volume type");
     }
     if let Some(dir) = fields.get("emptyDir")
-        && quantity(&dir["sizeLimit"]).is_some_and(|limit| limit.sign() < 0)
+        && Quantity::from_value(&dir["sizeLimit"]).is_some_and(|limit| limit.sign() < 0)
     {
         let at = at.child("emptyDir");
         c.forbidden(at.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
     }
     let mut found = false;
-    let mut one = |c: &mut Checks<'_>, name: &str, called: &str, check: Check| {
+    let mut one = |c: &mut Checks, name: &str, called: &str, check: Check| {
         let Some(source) = fields.get(name).filter(|source| !source.is_null()) else { return };
         if std::mem::replace(&mut found, true) {
             c.forbidden(at.child(called), MORE_THAN_ONE);
@@ -162,7 +166,9 @@ const PERSISTENT: [&str; 20] = [
     "vsphereVolume",
 ];
 
-pub(super) fn persistent_source(c: &mut Checks<'_>, kind: &str, source: &Value, at: At<'_>) {
+/// What a persistent volume says of storage that a pod could name in the same words. Other kinds of sources have
+/// rules of their own.
+pub(in crate::strategy) fn persistent_source(c: &mut Checks, kind: &str, source: &Value, at: At<'_>) {
     let check = SOURCES.iter().find(|(name, ..)| *name == kind && PERSISTENT.contains(name));
     if let Some((.., check)) = check {
         check(c, source, at);
@@ -170,13 +176,13 @@ pub(super) fn persistent_source(c: &mut Checks<'_>, kind: &str, source: &Value, 
 }
 
 /// `mode` and `defaultMode` are permissions.
-pub(super) fn mode(c: &mut Checks<'_>, of: &Value, field: &str, at: At<'_>) {
-    if let Some(mode) = number(of, field).filter(|mode| !(0..=0o777).contains(mode)) {
+pub(super) fn mode(c: &mut Checks, of: &Value, field: &str, at: At<'_>) {
+    if let Some(mode) = integer(of, field).filter(|mode| !(0..=0o777).contains(mode)) {
         c.invalid(at.child(field), mode, FILE_MODE);
     }
 }
 
-fn host_path(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn host_path(c: &mut Checks, source: &Value, at: At<'_>) {
     if !c.needs(source, "path", at) {
         return;
     }
@@ -186,42 +192,42 @@ fn host_path(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
     c.one_of(source, "type", at, &known);
 }
 
-fn git_repo(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn git_repo(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "repository", at);
     c.descending_path(at.child("directory"), text(source, "directory"));
 }
 
-fn secret(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn secret(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "secretName", at);
     mode(c, source, "defaultMode", at);
     items(c, source, at);
 }
 
-fn config_map(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn config_map(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "name", at);
     mode(c, source, "defaultMode", at);
     items(c, source, at);
 }
 
-fn items(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn items(c: &mut Checks, source: &Value, at: At<'_>) {
     let at = at.child("items");
     for (i, item) in list(source, "items").iter().enumerate() {
         key_to_path(c, item, at.index(i));
     }
 }
 
-pub(super) fn key_to_path(c: &mut Checks<'_>, item: &Value, at: At<'_>) {
+pub(super) fn key_to_path(c: &mut Checks, item: &Value, at: At<'_>) {
     c.needs(item, "key", at);
     c.needs(item, "path", at);
     c.local_path(at.child("path"), text(item, "path"));
     mode(c, item, "mode", at);
 }
 
-fn claim(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn claim(c: &mut Checks, source: &Value, at: At<'_>) {
     c.needs(source, "claimName", at);
 }
 
-fn downward_api(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn downward_api(c: &mut Checks, source: &Value, at: At<'_>) {
     mode(c, source, "defaultMode", at);
     // Upstream does not say which of the items.
     for item in list(source, "items") {
@@ -233,7 +239,7 @@ const FILE_FIELDS: [&str; 5] =
     ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// `validateDownwardAPIVolumeFile`.
-pub(super) fn downward_file(c: &mut Checks<'_>, file: &Value, at: At<'_>) {
+pub(super) fn downward_file(c: &mut Checks, file: &Value, at: At<'_>) {
     c.needs(file, "path", at);
     c.local_path(at.child("path"), text(file, "path"));
     if is_set(file, "fieldRef") {
@@ -249,7 +255,7 @@ pub(super) fn downward_file(c: &mut Checks<'_>, file: &Value, at: At<'_>) {
     mode(c, file, "mode", at);
 }
 
-fn image(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn image(c: &mut Checks, source: &Value, at: At<'_>) {
     if c.is_pod {
         c.needs(source, "reference", at);
     }
@@ -257,7 +263,7 @@ fn image(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
 }
 
 /// The claim that is made for the pod.
-fn ephemeral(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
+fn ephemeral(c: &mut Checks, source: &Value, at: At<'_>) {
     let template = &source["volumeClaimTemplate"];
     let at = at.child("volumeClaimTemplate");
     if !template.is_object() {
@@ -275,44 +281,13 @@ fn ephemeral(c: &mut Checks<'_>, source: &Value, at: At<'_>) {
         match key {
             "annotations" => {
                 for (name, _) in entries(value) {
-                    c.each(metadata.child(key), name, names::qualified_name(&name.to_lowercase()));
+                    meta::annotation_key(c, name, metadata.child(key));
                 }
             }
-            "labels" => c.labels(value, metadata.child(key)),
+            "labels" => meta::labels(c, value, metadata.child(key)),
             _ if !is_empty => c.forbidden(metadata.child(key), "cannot be set"),
             _ => {}
         }
     }
-    claim_spec(c, &template["spec"], at.child("spec"));
-}
-
-/// What of `ValidatePersistentVolumeClaimSpec` a claim made for a pod can break.
-fn claim_spec(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
-    let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes = list(spec, "accessModes");
-    if modes.is_empty() {
-        c.required(at.child("accessModes"), "at least 1 access mode is required");
-    }
-    super::affinity::label_selector(c, &spec["selector"], false, at.child("selector"));
-    for mode in modes.iter().filter_map(Value::as_str).filter(|mode| !known.contains(mode)) {
-        c.unsupported(at.child("accessModes"), mode, &known);
-    }
-    let single = modes.iter().any(|mode| mode == "ReadWriteOncePod");
-    let others = modes.iter().filter_map(Value::as_str);
-    if single && others.into_iter().any(|mode| mode != "ReadWriteOncePod" && known.contains(&mode)) {
-        c.forbidden(at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
-    }
-    let storage = at.child("resources");
-    match quantity(&spec["resources"]["requests"]["storage"]) {
-        None => c.required(storage.key("storage"), ""),
-        Some(size) if size.sign() <= 0 => {
-            c.invalid(storage.key("storage"), size.to_string(), "must be greater than zero");
-        }
-        Some(_) => {}
-    }
-    let class = text(spec, "storageClassName");
-    if !class.is_empty() {
-        c.each(at.child("storageClassName"), class, names::dns1123_subdomain(class));
-    }
-    c.one_of(spec, "volumeMode", at, &["Block", "Filesystem"]);
+    crate::strategy::volumes::claim_spec(c, &template["spec"], at.child("spec"));
 }

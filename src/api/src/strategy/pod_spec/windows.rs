@@ -3,9 +3,11 @@
 
 use serde_json::Value;
 
-use super::checks::{At, Checks, each_container, flag, is_set};
-use super::list;
+use super::each_container;
+use crate::field::At;
 use crate::names;
+use crate::strategy::checks::Checks;
+use crate::strategy::util::{flag, is_set, list};
 
 /// Fields of the pod's security context and of the pod that Windows has not, in upstream's order.
 const POD: [(&str, bool); 15] = [
@@ -40,7 +42,7 @@ const CONTAINER: [&str; 10] = [
 ];
 
 /// What a pod for Windows must not set.
-pub(super) fn forbidden(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn forbidden(c: &mut Checks, spec: &Value, at: At<'_>) {
     const WHY: &str = "cannot be set for a windows pod";
     let context = at.child("securityContext");
     for (field, in_context) in POD {
@@ -65,10 +67,10 @@ pub(super) fn forbidden(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
 }
 
 /// `validateWindowsSecurityContextOptions`.
-pub(super) fn options(c: &mut Checks<'_>, options: &Value, at: At<'_>) {
+pub(super) fn options(c: &mut Checks, options: &Value, at: At<'_>) {
     let set = |field: &str| options.get(field).and_then(Value::as_str);
     if let Some(name) = set("gmsaCredentialSpecName") {
-        c.each(at.child("gmsaCredentialSpecName"), name, names::dns1123_subdomain(name));
+        c.syntax(at.child("gmsaCredentialSpecName"), name, names::dns1123_subdomain);
     }
     if let Some(credentials) = set("gmsaCredentialSpec") {
         let at = at.child("gmsaCredentialSpec");
@@ -84,7 +86,7 @@ pub(super) fn options(c: &mut Checks<'_>, options: &Value, at: At<'_>) {
 }
 
 /// `[DOMAIN\]USER`.
-fn user_name(c: &mut Checks<'_>, whole: &str, at: At<'_>) {
+fn user_name(c: &mut Checks, whole: &str, at: At<'_>) {
     if whole.is_empty() {
         return c.invalid(at, whole, "runAsUserName cannot be an empty string");
     }
@@ -139,7 +141,7 @@ fn is_domain(name: &str) -> bool {
 }
 
 /// Containers that are processes of their host: all of the pod's, on the host's network.
-pub(super) fn host_process(c: &mut Checks<'_>, spec: &Value, at: At<'_>) {
+pub(super) fn host_process(c: &mut Checks, spec: &Value, at: At<'_>) {
     let of = |context: &Value| flag(&context["windowsOptions"], "hostProcess");
     let pod = of(&spec["securityContext"]);
     let (mut count, mut hosted) = (0_usize, 0_usize);

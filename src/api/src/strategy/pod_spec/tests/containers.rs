@@ -302,14 +302,14 @@ fn containers_for_debugging() {
         ],
     );
     accepts([debug(json!({"targetContainerName": "a", "tty": true, "stdin": true}))]);
-    let mut errors = Vec::new();
-    validate_new_pod(&json!({"spec": debug(json!({}))}), &mut errors);
-    assert_eq!(texts(&errors), ["spec.ephemeralContainers: Forbidden: cannot be set on create"]);
-    errors.clear();
+    let mut c = Checks::default();
+    validate_new_pod(&mut c, &json!({"spec": debug(json!({}))}));
+    assert_eq!(texts(&c.errors), ["spec.ephemeralContainers: Forbidden: cannot be set on create"]);
+    c.errors.clear();
     let gated = spec(json!({"nodeName": "n", "schedulingGates": [{"name": "a"}]}));
-    validate_new_pod(&json!({ "spec": gated }), &mut errors);
+    validate_new_pod(&mut c, &json!({ "spec": gated }));
     assert_eq!(
-        texts(&errors),
+        texts(&c.errors),
         ["spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"]
     );
 }

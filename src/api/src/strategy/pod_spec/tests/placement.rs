@@ -192,6 +192,12 @@ fn spread() {
                 &["[0].topologyKey: Required value: can not be empty"],
             ),
             (
+                with(vec![json!({"maxSkew": 1, "topologyKey": "zone"})]),
+                &[
+                    r#"[0].whenUnsatisfiable: Unsupported value: "": supported values: "DoNotSchedule", "ScheduleAnyway""#,
+                ],
+            ),
+            (
                 with(vec![one(json!({"whenUnsatisfiable": "Foo"}))]),
                 &[
                     r#"[0].whenUnsatisfiable: Unsupported value: "Foo": supported values: "DoNotSchedule", "ScheduleAnyway""#,
@@ -390,6 +396,7 @@ fn hosts() {
             spec(json!({"activeDeadlineSeconds": 0})),
             &["spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"],
         ),
+        (spec(json!({"preemptionPolicy": ""})), &["spec.preemptionPolicy: Required value"]),
         (
             spec(json!({"preemptionPolicy": "Foo"})),
             &[

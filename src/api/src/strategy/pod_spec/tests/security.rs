@@ -266,10 +266,10 @@ fn systems() {
 fn annotations() {
     let with = |key: &str, value: &str, fields: Value| {
         let pod = json!({"metadata": {"name": "p", "annotations": { key: value }}, "spec": spec(fields)});
-        let mut errors = Vec::new();
-        validate_pod(&pod, &mut errors);
-        validate_new_pod(&pod, &mut errors);
-        texts(&errors)
+        let mut c = Checks::default();
+        validate_pod(&mut c, &pod);
+        validate_new_pod(&mut c, &pod);
+        texts(&c.errors)
     };
     const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
     const ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/a";

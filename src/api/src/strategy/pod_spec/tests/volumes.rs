@@ -116,6 +116,17 @@ fn sources() {
                 r#"spec.volumes[0].ephemeral.volumeClaimTemplate.spec.volumeMode: Unsupported value: "x": supported values: "Block", "Filesystem""#,
             ],
         ),
+        (
+            // The rules of claims, all of them.
+            volume(json!({"ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": 1}}, "volumeMode": "", "dataSource": {"kind": "A", "name": "a"},
+                "volumeAttributesClassName": "A"}}}})),
+            &[
+                r#"spec.volumes[0].ephemeral.volumeClaimTemplate.spec.volumeMode: Unsupported value: "": supported values: "Block", "Filesystem""#,
+                r#"spec.volumes[0].ephemeral.volumeClaimTemplate.spec.dataSource: Invalid value: "A": must be 'PersistentVolumeClaim' when referencing the default apiGroup"#,
+                r#"spec.volumes[0].ephemeral.volumeClaimTemplate.spec.volumeAttributesClassName: Invalid value: "A": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"#,
+            ],
+        ),
         (volume(json!({"image": {}})), &["spec.volumes[0].image.reference: Required value"]),
     ]);
 }
@@ -225,6 +236,13 @@ fn mounted() {
             mount(json!({"mountPropagation": "Bidirectional"})),
             vec![at(
                 ".mountPropagation: Forbidden: Bidirectional mount propagation is available only to privileged containers",
+            )],
+        ),
+        (
+            // A pointer to nothing is no default.
+            mount(json!({"mountPropagation": ""})),
+            vec![at(
+                r#".mountPropagation: Unsupported value: "": supported values: "Bidirectional", "HostToContainer", "None""#,
             )],
         ),
         (
