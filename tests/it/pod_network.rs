@@ -163,3 +163,26 @@ fn a_pod_network_of_ones_own() {
     kedge_tests::run(std::process::Command::new("ip").args(["link", "delete", &bridge]), b"");
     cluster.remove();
 }
+
+/// Pods and Services have addresses of the networks that a cluster was made with.
+#[test]
+fn the_networks_of_a_cluster_stay() {
+    let mut cluster = Cluster::start();
+    let flag = |cluster: &Cluster, name: &str| {
+        let at = cluster.flags().iter().position(|flag| flag == name).expect("the flag");
+        cluster.flags()[at + 1].clone()
+    };
+    for name in ["--pod-cidr", "--service-cidr"] {
+        let made = flag(&cluster, name);
+        cluster.stop();
+        cluster.set(name, "10.99.0.0/16");
+        let words = [&name[2..], "10.99.0.0/16", "was made with", &made, "kedge reset"];
+        assert_has(&cluster.kedge(&["install", "--check"]).failed(1), &words);
+        cluster.run();
+        assert_ne!(cluster.wait_ended(), 0);
+        assert_has(&cluster.log(), &words);
+        cluster.set(name, &made);
+        cluster.run();
+        cluster.wait_ready();
+    }
+}

@@ -82,14 +82,18 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
             None => return Ok(Ended::Stopped),
         }
     }
-    if let Some(admitted) = &joined {
-        shared::adopt(&mut config, &admitted.config)?;
+    match &joined {
+        Some(admitted) => shared::adopt(&mut config, &admitted.config)?,
+        None => shared::check_networks(&config)?,
     }
     let config = config;
     let node_ips = addresses(&config)?;
     board.set_addresses(&node_ips, &config.virtual_addresses);
     let moved = follow_address(&config, &node_ips, &tasks);
     let pki = open_pki(&config, &node_ips, role)?;
+    if joined.is_none() {
+        shared::keep_networks(&config)?;
+    }
 
     // containerd takes the longest to come up, so it starts first; nothing waits for it yet.
     let groups = Groups {

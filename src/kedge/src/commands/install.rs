@@ -17,6 +17,7 @@ use crate::cli::InstallArgs;
 use crate::config::{Config, Settings};
 use crate::failure::Failure;
 use crate::inspect::Moment;
+use crate::node::shared;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::status::{State, Status};
@@ -28,6 +29,9 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
     let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
         return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+    }
+    if kedge_cluster::Admitted::read(&config.pki_dir())?.is_none() {
+        shared::check_networks(config)?;
     }
     if args.check {
         output::confirm("this machine is ready for kedge install");
