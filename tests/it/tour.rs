@@ -46,6 +46,17 @@ fn deploy_update_scale_undo() {
     let first = pod_names(&cluster);
     assert_eq!(first.len(), 2);
     assert_eq!(cluster.apply(&deployment("1.0", 2)).trim(), "deployment.apps/hello unchanged");
+    for (what, manager) in [
+        ("deployment/hello".to_owned(), "kube-controller-manager"),
+        (format!("pod/{}", first[0]), "kubelet"),
+        (format!("node/{}", cluster.node), "kubelet"),
+    ] {
+        let managers = cluster.field(&what, ".metadata.managedFields[*].manager");
+        assert!(
+            managers.split(' ').any(|name| name == manager) && !managers.contains("unknown"),
+            "{managers}"
+        );
+    }
 
     step("a rolling update: never more than two pods, never fewer than one available");
     let start = cluster.get(&["pods", "-l", "app=hello"]);

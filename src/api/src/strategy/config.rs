@@ -35,7 +35,8 @@ pub(super) fn validate_config_map(c: &mut Checks, obj: &Value) {
         }
     }
     if total > MAX_DATA {
-        c.too_long("", MAX_DATA);
+        // How upstream's path of the object itself looks.
+        c.too_long("[]", MAX_DATA);
     }
 }
 
