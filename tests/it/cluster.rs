@@ -1,15 +1,9 @@
 //! Several nodes, each in a network namespace of its own: joining, high availability, workers, leaving.
 
-use kedge_tests::{Cluster, Network, assert_has, eventually, step, web};
+use kedge_tests::{BUSYBOX, Cluster, Network, assert_has, eventually, step, web};
 use serde_json::Value;
 
-/// What `kedge join` takes, from `kedge add-node`.
-fn invitation(node: &Cluster, arguments: &[&str]) -> String {
-    let mut all = vec!["add-node", "--format", "json"];
-    all.extend(arguments);
-    let invitation = node.kedge(&all).json();
-    invitation["join"][0].as_str().expect("a join string").to_owned()
-}
+use crate::trio::{Trio, invitation};
 
 fn status(node: &Cluster) -> Value {
     node.kedge(&["status", "--format", "json"]).json()["datastore"].clone()
@@ -87,4 +81,42 @@ fn three_control_planes_and_a_worker() {
         let names: Vec<&str> = now["members"].as_array()?.iter().filter_map(|m| m["name"].as_str()).collect();
         (!names.contains(&third.node.as_str()) && now["highAvailability"] == false).then_some(())
     });
+}
+
+/// Its power, or its cable: with a process that is killed the server in its pod lives on.
+#[test]
+fn names_outlive_the_machine_that_answers() {
+    let trio = Trio::start();
+    let first = &trio.nodes[0];
+    first.kedge(&["enable", "dns"]).ok();
+    let servers = eventually("servers on two machines", || {
+        let pods = first.get(&["pods", "-n", "kube-system", "-l", "k8s-app=kube-dns"]);
+        let ready = |pod: &&Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+        let hosts: std::collections::BTreeSet<String> = pods["items"]
+            .as_array()?
+            .iter()
+            .filter(ready)
+            .filter_map(|pod| pod["spec"]["nodeName"].as_str().map(str::to_owned))
+            .collect();
+        (hosts.len() == 2).then_some(hosts)
+    });
+    first.import_busybox();
+    first.apply(&format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"box"}},"spec":{{"nodeName":"{}","containers":[
+        {{"name":"box","image":"{BUSYBOX}","command":["sleep","100000"]}}]}}}}"#,
+        first.node
+    ));
+    first.wait("pod/box", "condition=Ready");
+    let found = || {
+        let name = "kubernetes.default.svc.cluster.local";
+        first.kubectl(&["exec", "box", "--", "nslookup", "-type=a", name]).stdout.contains("10.96.0.1")
+    };
+    eventually("names", || found().then_some(()));
+
+    step("the machine of one of them is cut off: names are found, each time as soon as it is NotReady");
+    let lost =
+        (1..3).find(|node| servers.contains(&trio.nodes[*node].node)).expect("one that is not the first");
+    trio.network.connect(lost + 1, false);
+    eventually("names, ten times in a row", || (0..10).all(|_| found()).then_some(()));
+    trio.network.connect(lost + 1, true);
 }

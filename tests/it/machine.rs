@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Server, assert_has, eventually, step};
 
-use crate::faults::containers;
+use crate::trio::containers;
 
 const DAY: i64 = 24 * 3600;
 

@@ -40,4 +40,5 @@ mod storage;
 mod streams;
 mod survival;
 mod tour;
+mod trio;
 mod volumes;

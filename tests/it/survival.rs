@@ -2,6 +2,8 @@
 
 use kedge_tests::{BUSYBOX, Cluster, assert_has, eventually, processes_naming, step};
 
+use crate::trio::containers;
+
 #[test]
 fn killed_and_started_again() {
     let mut cluster = Cluster::start();
@@ -148,16 +150,6 @@ fn layers_that_were_not_synced_before_a_power_cut_are_unpacked_again() {
     cluster.wait_ready();
     deploy(&cluster);
     assert_has(&cluster.log(), &["before this layer's files were on the disk; it is unpacked again"]);
-}
-
-/// Pod names with their container ids, in order.
-fn containers(cluster: &Cluster) -> Vec<String> {
-    let path =
-        "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
-    let mut lines: Vec<String> =
-        cluster.kubectl(&["get", "pods", "-o", path]).ok().lines().map(str::to_owned).collect();
-    lines.sort();
-    lines
 }
 
 fn shims(cluster: &Cluster) -> Vec<i32> {
