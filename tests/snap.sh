@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The snap without snapd: checks snapcraft.yaml, runs its parts into a tree, packs it as a squashfs, and
-# runs `install` to Ready from that squashfs on a fresh Ubuntu 24.04 (core24's content). A refresh to a
-# second revision, and the removal of the first, restart no container.
+# runs `install` to Ready from that squashfs on a fresh Ubuntu 24.04 (core24's content). A refresh to another
+# revision, one that is refused, and the removal of the first restart no container.
 #
 #   tests/snap.sh [--binary FILE]
 #
