@@ -209,6 +209,13 @@ half_configured_rests() {
     before=$(process)
     inside sh -c '! dpkg --configure kedge >out 2>&1; cat out; grep "was taken back" out' && [ "$before" = "$(process)" ]
 }
+# Whoever mended what was wrong (here: the program) tries it again.
+once_more() {
+    inside sh -c 'touch /etc/kedge/upgrade-anyway && ! dpkg --configure kedge >out 2>&1; cat out; grep "runs again" out' &&
+        package_is half-configured &&
+        inside sh -c 'cp /usr/bin/kedge /usr/lib/kedge/upgrade/failed && touch /etc/kedge/upgrade-anyway && dpkg --configure kedge &&
+            test ! -e /etc/kedge/upgrade-anyway && test ! -e /usr/lib/kedge' && package_is installed
+}
 old_package_again() {
     inside apt-get install -y -q --allow-downgrades ./kedge.deb && package_is installed && inside test ! -e /usr/lib/kedge
 }
@@ -240,6 +247,7 @@ debian_package() {
     check "a package whose program cannot read the data" other_package || return
     check "it is taken back by itself" keeps_containers refused_package
     check "apt does not try it again by itself" half_configured_rests
+    check "it is tried once more when somebody says so" keeps_containers once_more
     check "the old package again" keeps_containers old_package_again
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall leaves the package" inside sh -c 'kedge uninstall && kedge version'

@@ -158,7 +158,11 @@ every_kind() {
         "node-labels: disk=ssd" 'node-ip: "192.0.2.7,fd00::7"' "role: worker" "image-gc-high-threshold: 90"; do
         counts "$line" || { echo "not so: $line"; return 1; }
     done
-    [ "$(stat -c %a "$DROP_IN")" = 600 ]
+    [ "$(stat -c %a "$DROP_IN")" = 644 ]
+}
+secret() {
+    set_to "{\"join\": \"192.0.2.10:25000/$(printf '0%.0s' {1..52})/$(printf '0%.0s' {1..32})\"}" &&
+        [ "$(stat -c %a "$DROP_IN")" = 600 ]
 }
 the_same_again() { set_to "$(tr -d '\n\t' <"$WORK/settings")" && [ ! -e "$WORK/restarts" ]; }
 refused() {
@@ -183,6 +187,7 @@ if [ -x "$BINARY" ]; then
     check "every kind of key makes one drop-in, and the owner's file stays" every_kind
     check "the same again restarts nothing" the_same_again
     check "what Kedge refuses or the snap says itself is refused" refused
+    check "a join string is nobody else's to read" secret
     check "what is unset is gone, and the file counts again" unset_one
     check "all unset" unset_all
     check "registries.yaml lies beside the configuration, unless a setting names another" own_registries
