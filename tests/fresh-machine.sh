@@ -2,7 +2,7 @@
 # Kedge on fresh machines, with real systemd: ./install.sh with a ready-made binary, restarts that keep
 # containers, a reboot, uninstall; then the same with the Debian package, to purge.
 #
-#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [--only script|ufw|firewalld] [debian|ubuntu]...
+#   tests/fresh-machine.sh [--binary FILE] [--deb FILE] [--only script|ufw|firewalld|deb] [debian|ubuntu]...
 #
 # Behind ufw and firewalld: what they stop, that kedge inspect says so, and that its remedy helps.
 # Without --binary the release binary under target/ is taken; without --deb that part is left out.
@@ -45,7 +45,7 @@ OUTPUT=$(mktemp)
 clean_up() {
     local status=$?
     trap - EXIT INT TERM
-    rm -f "$OUTPUT" "$OUTPUT".*
+    rm -rf "$OUTPUT" "$OUTPUT".*
     [ -z "$CURRENT" ] || machine_remove "$CURRENT"
     exit "$status"
 }
@@ -188,6 +188,49 @@ install_script() {
     check "nothing is left again" nothing_left
 }
 
+package_is() { [ "$(inside dpkg-query --show --showformat '${db:Status-Status}' kedge)" = "$1" ]; }
+process() { inside systemctl show -p MainPID --value kedge.service; }
+
+# The package with a program that looks for another word at the head of the log (see refused_upgrade).
+other_package() {
+    local tree=$OUTPUT.tree
+    dpkg-deb --raw-extract "$DEB" "$tree" && sed -i 's/^Version: .*/Version: 99.0/' "$tree/DEBIAN/control" &&
+        LC_ALL=C sed -i 's/KEDGELOG/KEDGELOX/g' "$tree/usr/bin/kedge" &&
+        dpkg-deb --root-owner-group -Zgzip -z1 --build "$tree" "$(machine_root "$CURRENT")/root/other.deb" &&
+        rm -rf -- "$tree"
+}
+refused_package() {
+    inside sh -c '! apt-get install -y -q ./other.deb >out 2>&1; cat out; grep "runs again, and nothing was lost" out &&
+        grep "dpkg --configure kedge" out' && package_is half-configured
+}
+# As apt does whenever it runs.
+half_configured_rests() {
+    local before
+    before=$(process)
+    inside sh -c '! dpkg --configure kedge >out 2>&1; cat out; grep "was taken back" out' && [ "$before" = "$(process)" ]
+}
+# Whoever mended what was wrong (here: the program) tries it again.
+once_more() {
+    inside sh -c 'touch /etc/kedge/upgrade-anyway && ! dpkg --configure kedge >out 2>&1; cat out; grep "runs again" out' &&
+        package_is half-configured &&
+        inside sh -c 'cp /usr/bin/kedge /usr/lib/kedge/upgrade/failed && touch /etc/kedge/upgrade-anyway && dpkg --configure kedge &&
+            test ! -e /etc/kedge/upgrade-anyway && test ! -e /usr/lib/kedge' && package_is installed
+}
+old_package_again() {
+    inside apt-get install -y -q --allow-downgrades ./kedge.deb && package_is installed && inside test ! -e /usr/lib/kedge
+}
+unsaved_is_refused() {
+    local before status=0
+    before=$(process)
+    inside sh -c 'mv /var/lib/kedge/snapshots kept && touch /var/lib/kedge/snapshots' || return
+    inside sh -c '! apt-get install -y -q --reinstall ./kedge.deb >out 2>&1; cat out
+        grep "cannot be saved" out && grep "touch /etc/kedge/upgrade-anyway" out' &&
+        package_is installed && [ "$before" = "$(process)" ] &&
+        inside sh -c 'touch /etc/kedge/upgrade-anyway && apt-get install -y -q --reinstall ./kedge.deb &&
+            test ! -e /etc/kedge/upgrade-anyway' && [ "$before" != "$(process)" ] || status=1
+    inside sh -c 'rm /var/lib/kedge/snapshots && mv kept /var/lib/kedge/snapshots' && return "$status"
+}
+
 debian_package() {
     cp "$DEB" "$(machine_root "$CURRENT")/root/kedge.deb" || return
     check "the package installs with what it depends on" inside apt-get install -y -q --no-install-recommends ./kedge.deb || return
@@ -200,6 +243,12 @@ debian_package() {
     check "the dns pod runs, no registry asked" dns_runs || return
     check "an upgrade of the package keeps the containers" keeps_containers inside apt-get install -y -q --no-install-recommends --reinstall ./kedge.deb
     check "and saves the cluster first" inside sh -c 'kedge snapshot list | grep before-upgrade-from'
+    check "a cluster that cannot be saved: refused, unless told otherwise" keeps_containers unsaved_is_refused
+    check "a package whose program cannot read the data" other_package || return
+    check "it is taken back by itself" keeps_containers refused_package
+    check "apt does not try it again by itself" half_configured_rests
+    check "it is tried once more when somebody says so" keeps_containers once_more
+    check "the old package again" keeps_containers old_package_again
     check "a reboot brings the cluster back" reboots
     check "kedge uninstall leaves the package" inside sh -c 'kedge uninstall && kedge version'
     check "and nothing else" nothing_left '^/usr/|^/etc/kedge(/environment)?$|^kedge\.service +disabled|/var/cache/apt|/etc/systemd/system$'
@@ -366,7 +415,9 @@ for distribution in "${distributions[@]}"; do
         machine_remove "$distribution-$name"
         CURRENT=
     done
-    [ -n "$DEB" ] || continue
+    if [ -z "$DEB" ] || { [ -n "$ONLY" ] && [ "$ONLY" != deb ]; }; then
+        continue
+    fi
     if check "a fresh machine boots" start_machine "$distribution" deb; then
         CURRENT=$distribution-deb
         debian_package

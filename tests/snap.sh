@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The snap without snapd: checks snapcraft.yaml, runs its parts into a tree, packs it as a squashfs, and
-# runs `install` to Ready from that squashfs on a fresh Ubuntu 24.04 (core24's content). A refresh to a
-# second revision, and the removal of the first, restart no container.
+# runs `install` to Ready from that squashfs on a fresh Ubuntu 24.04 (core24's content). A refresh to another
+# revision, one that is refused, and the removal of the first restart no container.
 #
 #   tests/snap.sh [--binary FILE]
 #
@@ -86,11 +86,14 @@ make_tree() {
         tests/snap_parts.py --packages "$image/var/cache/snap-parts" --tree "$WORK/tree"
 }
 
-# Two revisions: the second differs as a new version would.
+# Three revisions: the second differs as a new version would; the third looks for another word at the head of
+# the log, as a version with another format would.
 pack() {
-    mksquashfs "$WORK/tree" "$WORK/kedge_x1.snap" -noappend -quiet -no-progress -comp gzip -Xcompression-level 1 &&
-        sed -i 's/^version: .*/version: 99.0.0/' "$WORK/tree/meta/snap.yaml" &&
-        mksquashfs "$WORK/tree" "$WORK/kedge_x2.snap" -noappend -quiet -no-progress -comp gzip -Xcompression-level 1
+    pack_revision x1 && sed -i 's/^version: .*/version: 99.0.0/' "$WORK/tree/meta/snap.yaml" && pack_revision x2 &&
+        LC_ALL=C sed -i 's/KEDGELOG/KEDGELOX/g' "$WORK/tree/bin/kedge" && pack_revision x3
+}
+pack_revision() {
+    mksquashfs "$WORK/tree" "$WORK/kedge_$1.snap" -noappend -quiet -no-progress -comp gzip -Xcompression-level 1
 }
 
 REVISION=x1
@@ -135,6 +138,19 @@ uses_its_own_programs() {
     ! machine_nsenter "$NAME" sh -c '
         for pid in $(pgrep containerd); do tr "\0" "\n" </proc/$pid/environ | grep "^PATH=.*kedge/x"; done | grep .'
 }
+# The new revision's hook fails and says why; then snapd links the old one again and starts its daemon.
+refused_refresh() {
+    local before said
+    before=$(containers)
+    hook pre-refresh && kedge stop && mount_revision x3 || return
+    REVISION=x3
+    ! said=$(hook post-refresh 2>&1) || { echo "it did not fail: $said"; return 1; }
+    echo "$said"
+    grep "snapd goes back to" <<<"$said" && grep "kedge snapshot restore before-upgrade-from-" <<<"$said" || return
+    machine_nsenter "$NAME" sh -c 'umount /snap/kedge/x3 && rmdir /snap/kedge/x3 && ln -sfn x1 /snap/kedge/current' || return
+    REVISION=x1
+    kedge start && kedge status --wait-ready --timeout 120 && [ "$before" = "$(containers)" ]
+}
 refresh() {
     local before after
     before=$(containers)
@@ -143,13 +159,12 @@ refresh() {
     kedge stop || return
     mount_revision x2 || return
     REVISION=x2
-    hook post-refresh || return
-    kedge start || return
-    kedge status --wait-ready --timeout 120 || return
+    # It starts the new revision and waits for it.
+    hook post-refresh && kedge status || return
     after=$(containers)
     [ "$before" = "$after" ] || { printf 'before:\n%s\nafter:\n%s\n' "$before" "$after"; return 1; }
     # The copy that a revert would need.
-    kedge snapshot list | grep before-refresh-x1
+    kedge snapshot list | grep before-upgrade-from-
 }
 # snapd removes old revisions: what still runs from them must go on, and be ended by the new one's runc.
 remove_old() {
@@ -177,12 +192,13 @@ nothing_left() {
 run_all() {
     check "the stage-packages" stage_packages || return
     check "the parts, run into a tree" make_tree || return
-    check "two revisions packed as squashfs" pack || return
+    check "three revisions packed as squashfs" pack || return
     check "a fresh Ubuntu with the first one mounted" start_machine || return
     check "the install hook" hook install
     check "install to Ready from the squashfs" kedge install || return
     check "the snap's own containerd and runc, by paths that last" uses_its_own_programs
     check "the kubectl inside" kedge kubectl get nodes
+    check "a revision that cannot read the data is refused, and the old one goes on" refused_refresh || return
     check "a refresh restarts no container" refresh || return
     check "the old revision's removal restarts none; pods end afterwards" remove_old
     check "the remove hook" hook remove
