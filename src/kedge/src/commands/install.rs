@@ -27,7 +27,7 @@ use crate::{preflight, service};
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
     let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
-        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+        return Err(preflight::refusal(&problems).into());
     }
     if args.check {
         output::confirm("this machine is ready for kedge install");
