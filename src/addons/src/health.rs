@@ -188,7 +188,7 @@ async fn watched(
                 there = true;
                 match judge(&object.kind, &found) {
                     Err(reason) if !is_final(&object.kind, &found) => {
-                        progress(&format!("{object}: {reason}"))
+                        progress(&format!("{object}: {reason}"));
                     }
                     _ => return Some(found),
                 }

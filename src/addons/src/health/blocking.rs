@@ -25,8 +25,7 @@ pub(super) async fn culprit(client: &kube::Client, object: &ObjectRef, found: &V
     let own = || Culprit { text: String::new(), describe };
     let Some(namespace) = object.namespace.as_deref() else { return own() };
     match blocking_pod(client, namespace, object, found).await {
-        Some((pod, mut text)) => {
-            let name = pod.metadata.name.clone().unwrap_or_default();
+        Some((name, mut text)) => {
             if object.kind != "Pod" {
                 text = format!("pod {namespace}/{name} {text}");
             }
@@ -45,12 +44,13 @@ pub(super) async fn culprit(client: &kube::Client, object: &ObjectRef, found: &V
     }
 }
 
+/// Its name, and how it is.
 async fn blocking_pod(
     client: &kube::Client,
     namespace: &str,
     object: &ObjectRef,
     found: &Value,
-) -> Option<(Pod, String)> {
+) -> Option<(String, String)> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let pod = if object.kind == "Pod" {
         pods.get_opt(&object.name).await.ok()??
@@ -74,7 +74,7 @@ async fn blocking_pod(
     if let Some(ended) = last_end(&pod) {
         let _ = write!(text, " ({ended})");
     }
-    Some((pod, text))
+    Some((name, text))
 }
 
 /// Neither ready, nor done, nor on its way out.
