@@ -90,7 +90,7 @@ fn repositories_upgrades_and_what_is_built_in() {
     assert_has(&cluster.kedge(&["disable", "rbac"]).failed(1), &["cannot be disabled"]);
     assert_has(
         &cluster.kedge(&["addons", "info", "metrics"]).ok(),
-        &["amd64, arm64", "resolution", "(default 15)"],
+        &["amd64, arm64", "resolution int from 5 to 600", "(default 15)"],
     );
 
     step("a folder of addons is added");
@@ -294,7 +294,135 @@ fn what_users_had_stays_when_an_addon_goes() {
     cluster.kill9();
     let out = cluster.kedge(&["enable", "up"]).failed(1);
     assert_has(&out, &["the node does not run", "kedge start"]);
+    for (words, error, remedy) in [
+        (["enable", "up"], "the node does not run", "start it: kedge start"),
+        (["addons", "list"], "the node does not run", "start it: kedge start"),
+        (["remove-node", "nobody"], "kedge does not run on this node", "start it with kedge start"),
+    ] {
+        let out = cluster.kedge(&[&words[..], &["--output", "json"]].concat());
+        let said: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        assert_eq!((out.code, &said["remedy"]), (1, &remedy.into()), "{said}");
+        assert!(said["error"].as_str().unwrap().ends_with(error), "{said}");
+    }
     assert!(!out.contains("client error"), "{out}");
     cluster.run();
     cluster.wait_ready();
+}
+
+/// A Deployment of one hello behind two Services, of which the second means pods that nobody makes.
+const SERVED: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: served, namespace: default}
+spec: {selector: {a: served}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: optional, namespace: default}
+spec: {selector: {a: nobody}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: unused, namespace: default}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: served, namespace: default}
+spec:
+  selector: {matchLabels: {a: served}}
+  template:
+    metadata: {labels: {a: served}}
+    spec: {containers: [{name: c, image: 'kedge.dev/hello:1.0'}]}
+";
+
+#[test]
+fn an_addon_is_healthy_when_all_of_it_is() {
+    let cluster = Cluster::start();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: default}\n\
+               spec: {containers: [{name: c, image: 'kedge.dev/${image}'}]}\n";
+    let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: once, namespace: default}\nspec:\n  backoffLimit: 0\n  \
+               template: {spec: {restartPolicy: Never, containers: [{name: c, image: 'kedge.dev/kedge:${version}', \
+               command: [/kedge, '${word}']}]}}\n";
+    let folder = repository(
+        &cluster,
+        &[
+            ("bare", "arguments: [{name: image, default: 'hello:1.0'}]\n", pod),
+            ("once", "arguments: [{name: word, default: version}]\n", job),
+            (
+                "served",
+                "arguments: [{name: port, default: http}]\nhealth:\n\
+                 - {service: served, namespace: default, port: '${port}', path: /}\n\
+                 - {apiVersion: apps/v1, kind: Deployment, namespace: default, name: served, condition: Available}\n",
+                SERVED,
+            ),
+        ],
+    );
+    cluster.kedge(&["addons", "repo", "add", &folder.display().to_string()]).ok();
+    assert_has(
+        &cluster.kedge(&["addons", "info", "served"]).ok(),
+        &[
+            "healthy when",
+            "Service default/served",
+            "condition Available of Deployment default/served",
+            "port string",
+        ],
+    );
+    let listed = |name: &str| {
+        let list = cluster.kedge(&["addons", "list", "--format", "json"]).json();
+        list.as_array().unwrap().iter().find(|addon| addon["name"] == name).unwrap().clone()
+    };
+
+    step("a pod without its image: the pod, the event and the remedy, now and later");
+    let out = cluster.kedge(&["enable", "bare:image=no-such:1", "--timeout", "20"]).failed(1);
+    assert_has(
+        &out,
+        &["Pod default/bare: is Pending", "kedge.dev/no-such:1", "describe pod bare", "kedge disable bare"],
+    );
+    for words in [["addons", "list"].as_slice(), &["status"]] {
+        assert_has(
+            &cluster.kedge(words).stdout,
+            &[
+                "Pod default/bare: is Pending",
+                "kedge.dev/no-such:1",
+                "remedy: see kedge kubectl -n default describe pod bare",
+            ],
+        );
+    }
+    let bare = listed("bare");
+    assert_eq!(bare["state"], "unhealthy");
+    assert_has(bare["remedy"].as_str().unwrap(), &["describe pod bare", "kedge enable bare"]);
+    cluster.kedge(&["disable", "bare"]).ok();
+    cluster.kedge(&["enable", "bare"]).ok();
+    assert_eq!(listed("bare")["state"], "enabled");
+    assert_eq!(listed("bare")["remedy"], serde_json::Value::Null);
+
+    step("a Job that fails is not waited for, one that succeeds is");
+    let out = cluster.kedge(&["enable", "once:word=no-such", "--timeout", "1000000"]).failed(1);
+    assert_has(&out, &["Job default/once: has failed: BackoffLimitExceeded", "ended with code 2"]);
+    cluster.kedge(&["disable", "once"]).ok();
+    cluster.kedge(&["enable", "once"]).ok();
+    assert_eq!(listed("once")["state"], "enabled");
+
+    step("what addon.yaml asks for counts, what nobody makes does not; no time is time for a look");
+    let out = cluster.kedge(&["enable", "served:port=no-such", "--timeout", "20"]).failed(1);
+    assert_has(&out, &["/ of Service default/served, port no-such", "describe service served"]);
+    cluster.kedge(&["enable", "served"]).ok();
+    assert_eq!(listed("served")["state"], "enabled");
+    cluster.kedge(&["enable", "served", "--timeout", "0"]).ok();
+    cluster.kubectl(&["delete", "pod", "bare", "--wait=false"]).ok();
+    assert_has(
+        &cluster.kedge(&["disable", "served", "once", "nope"]).failed(2),
+        &["there is no addon \"nope\""],
+    );
+    assert_has(&cluster.kedge(&["disable", "served", "served"]).failed(1), &["not enabled"]);
+    assert_eq!(listed("served")["state"], "enabled");
+    assert_eq!(listed("once")["state"], "enabled");
+
+    step("what addon.yaml must not say is named");
+    let broken =
+        "name: served\nversion: '1'\ndescription: d\nhealth: [{service: served, namespace: default}]\n";
+    std::fs::write(folder.join("served/addon.yaml"), broken).unwrap();
+    let out = cluster.kedge(&["addons", "repo", "update"]).failed(1);
+    assert_has(&out, &["an entry with service needs port"]);
 }

@@ -186,6 +186,13 @@ fn a_worker_that_was_removed_is_told_so() {
         assert_eq!(nodes(&first), [first.node.as_str()]);
     };
     join(&worker);
+    // What only a control-plane node has is not looked for here.
+    for words in [["config"].as_slice(), &["addons", "list"], &["enable", "dns"]] {
+        let out = worker.kedge(words).failed(1);
+        assert_has(&out, &["this node is a worker", "control-plane node"]);
+    }
+    let out = worker.kedge(&["enable", "dns", "-o", "json"]).stdout;
+    assert_has(&out, &[r#""remedy": "run the command on a control-plane node""#]);
     first.apply(&format!(
         r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"there"}},"spec":{{"nodeName":"{name}","containers":[
         {{"name":"hello","image":"kedge.dev/hello:1.0"}}]}}}}"#

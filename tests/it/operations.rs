@@ -79,8 +79,10 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
 
     step("a report with planted secrets holds none of them");
     node.kubectl(&["create", "secret", "generic", "planted", "--from-literal=password=hunter2-planted"]).ok();
-    let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "annotations": {"note": "hunter2-planted"}},
+    let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "annotations": {"note": "hunter2-planted", "example.com/api-token": "annotation-planted"}},
         "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0",
+            "args": ["--password", "argument-planted", "curl -u admin:login-planted https://git-planted@host.example"],
+            "readinessProbe": {"httpGet": {"path": "/", "port": 8080, "httpHeaders": [{"name": "X-Api-Key", "value": "header-planted"}]}},
             "env": [{"name": "MODE", "value": "variable-planted"}, {"name": "API_TOKEN", "value": "token-planted"}]}]}}"#;
     node.apply(manifest);
     node.wait("pod/web", "condition=Ready");
@@ -95,7 +97,7 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
     let unpacked = run(Command::new("tar").args(["-xzOf"]).arg(&file), b"").ok();
     let key = fs::read_to_string(node.dir().join("data/pki/ca.key")).expect("read a key");
     let line = key.lines().nth(1).expect("a line of the key");
-    for secret in ["hunter2-planted", "variable-planted", "token-planted", "PRIVATE KEY", &token, line] {
+    for secret in ["-planted", "PRIVATE KEY", &token, line] {
         assert!(!unpacked.contains(secret), "the report holds {secret}");
     }
     let names = run(Command::new("tar").arg("-tzf").arg(&file), b"").ok();
@@ -118,7 +120,10 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
     let objects = ["-xzOf", "kedge-inspect/cluster/pods.json", "kedge-inspect/machine/nft.txt"];
     let mut command = Command::new("tar");
     command.arg(objects[0]).arg(&file).args(&objects[1..]);
-    assert_has(&run(&mut command, b"").ok(), &["\"web\"", "API_TOKEN", "table inet kedge"]);
+    assert_has(
+        &run(&mut command, b"").ok(),
+        &["\"web\"", "API_TOKEN", "X-Api-Key", "host.example", "table inet kedge"],
+    );
 }
 
 /// What a machine has that a node could leave behind. Other nodes of the machine come and go meanwhile: only

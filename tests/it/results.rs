@@ -44,7 +44,28 @@ fn one_object_at_the_end() {
     let missing = result(&json(&["images", "import", "/nonexistent.tar"]), 1);
     assert_has(missing["error"].as_str().unwrap_or_default(), &["/nonexistent.tar"]);
 
+    let none = result(&json(&["disable", "metrics"]), 1);
+    assert_eq!(none["remedy"], Value::Null, "{none}");
+
+    step("wrong usage too, also of what only shows something");
+    for words in [["enable", "dns", "--nope"].as_slice(), &["addons", "list", "--nope"], &["no-such"]] {
+        let wrong = result(&json(words), 2);
+        let last = words.last().copied().unwrap_or_default();
+        assert_has(wrong["error"].as_str().unwrap_or_default(), &[last]);
+    }
+    let info = result(&json(&["addons", "info", "metrcs"]), 2);
+    assert_has(info["error"].as_str().unwrap_or_default(), &["did you mean metrics?"]);
+
     step("YAML, and quiet");
+    let file = cluster.dir().join("of-other").display().to_string();
+    let built = json(&["images", "build", &file, "--binary", "/bin/ls"]);
+    assert_has(result(&built, 1)["error"].as_str().unwrap_or_default(), &["it is no binary of Kedge"]);
+    for words in [["certs", "rotate"].as_slice(), &["images", "prune"]] {
+        let quiet = cluster.kedge(&[words, &["--quiet"]].concat());
+        assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "", ""), "{words:?}");
+    }
+    let quiet = cluster.kedge(&["snapshot", "save", "--quiet"]).ok();
+    assert_eq!(quiet.lines().count(), 1, "{quiet}");
     let yaml = cluster.kedge(&["images", "prune", "-o", "yaml"]);
     assert_has(&yaml.stdout, &["result: pruned"]);
     let quiet = json(&["enable", "dns", "--quiet"]);

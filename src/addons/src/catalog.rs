@@ -116,7 +116,11 @@ impl Catalog {
     /// [`Error::Unknown`], with the nearest name if one is near.
     pub fn get(&self, name: &str) -> Result<&Addon, Error> {
         self.addons.get(name).ok_or_else(|| {
-            let near = self.addons.keys().find(|known| known.starts_with(name) || name.starts_with(*known));
+            let near = self.addons.keys().map(|known| (strsim::osa_distance(name, known), known));
+            let near = near.filter(|(distance, known)| *distance <= (known.len() / 3).max(1));
+            let begun =
+                || self.addons.keys().find(|known| known.starts_with(name) || name.starts_with(*known));
+            let near = near.min().map(|(_, known)| known).or_else(begun);
             let hint = near.map(|known| format!(" (did you mean {known}?)")).unwrap_or_default();
             Error::Unknown { name: name.to_owned(), hint }
         })
@@ -145,6 +149,7 @@ mod tests {
             let values =
                 render::with_cluster(&addon.values(&BTreeMap::new()).unwrap(), &render::tests::cluster());
             let objects = render::objects(addon, &values).unwrap();
+            assert_eq!(render::checks(addon, &values).unwrap().len(), addon.health.len());
             for object in objects {
                 assert!(object.types.is_some() && object.metadata.name.is_some(), "{}", addon.name);
             }
@@ -188,6 +193,18 @@ mod tests {
         let names: Vec<_> =
             catalog.get("mine").unwrap().manifests.iter().map(|(name, _)| name.clone()).collect();
         assert_eq!(names, ["a.yaml", "b.yaml"]);
+        let embedded = Catalog::embedded().unwrap();
+        for (name, near) in [
+            ("metrcs", Some("metrics")),
+            ("flanel", Some("flannel")),
+            ("dsn", Some("dns")),
+            ("load", Some("load-balancer")),
+            ("wordpress", None),
+        ] {
+            let said = embedded.get(name).unwrap_err().to_string();
+            let hint = near.map(|near| format!("did you mean {near}?"));
+            assert!(hint.map_or(!said.contains("did you mean"), |hint| said.contains(&hint)), "{said}");
+        }
         assert!(catalog.get("min").unwrap_err().to_string().contains("did you mean mine?"));
         std::fs::write(folder.join(DEFINITION), "name: mine\nversion: '1'\n").unwrap();
         assert!(catalog.load(dir.path()).unwrap_err().to_string().contains("is not a valid addon"));

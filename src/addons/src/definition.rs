@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use kedge_base::AddressRange;
 use serde::{Deserialize, Serialize};
 
+use crate::check::Check;
 use crate::error::Error;
 
 /// An addon as its folder describes it.
@@ -27,6 +28,9 @@ pub struct Addon {
     /// Addons that must be enabled before.
     #[serde(default)]
     pub requires: Vec<String>,
+    /// What must be so for it to be healthy, beside what its objects' own status says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub health: Vec<Check>,
     /// A part of Kedge itself, which applies no manifests for it; configured by its arguments, or where `notes`
     /// says when it has none.
     #[serde(default)]
@@ -85,6 +89,25 @@ pub enum ArgumentType {
     Domains,
 }
 
+impl ArgumentType {
+    /// As `addon.yaml` names it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Int => "int",
+            Self::Bool => "bool",
+            Self::Ip => "ip",
+            Self::Cidr => "cidr",
+            Self::Path => "path",
+            Self::List => "list",
+            Self::Addresses => "addresses",
+            Self::Servers => "servers",
+            Self::Domains => "domains",
+        }
+    }
+}
+
 impl Addon {
     /// Parses `addon.yaml`; `place` names it in errors.
     ///
@@ -100,6 +123,9 @@ impl Addon {
         };
         if !label(&addon.name) {
             return Err(invalid(format!("{:?} is not a name of small letters, digits and -", addon.name)));
+        }
+        if addon.builtin && !addon.health.is_empty() {
+            return Err(invalid("a part of Kedge has no health here".to_owned()));
         }
         for argument in &addon.arguments {
             if argument.min > argument.max.or(Some(u32::MAX)) {

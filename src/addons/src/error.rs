@@ -60,10 +60,10 @@ pub enum Error {
     Api(#[source] Box<kube::Error>),
     /// Everything was applied and stays: the addon may still become healthy.
     #[error(
-        "the addon {addon} was applied but is not healthy after {seconds} s: {reason}; mend that and \
-             enable it again, or run: kedge disable {addon}"
+        "the addon {addon} was applied but is not healthy after {seconds} s: {reason}; {see}, then enable it \
+         again, or run: kedge disable {addon}"
     )]
-    Unhealthy { addon: String, seconds: u64, reason: String },
+    Unhealthy { addon: String, seconds: u64, reason: String, see: String },
     #[error("the inventory of addon {addon} cannot be read: {what}; enable the addon again")]
     Inventory { addon: String, what: String },
 }
@@ -71,6 +71,23 @@ pub enum Error {
 impl Error {
     pub(crate) fn refused(object: &ObjectRef, source: kube::Error) -> Self {
         Self::Refused { object: object.to_string(), source: Box::new(source) }
+    }
+
+    /// What helps: the end of what this error's text says.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let text = self.to_string();
+        let begin = match self {
+            Self::Unknown { .. } => "kedge addons list",
+            Self::Requires { .. } => "run: ",
+            Self::InUse { .. } => "disable that first",
+            Self::Unchangeable { .. } => "call it with",
+            Self::Foreign { .. } => "remove it first",
+            Self::Unhealthy { see, .. } => see,
+            Self::Inventory { .. } => "enable the addon again",
+            _ => return None,
+        };
+        text.rfind(&format!("; {begin}")).map(|at| text[at + 2..].to_owned())
     }
 
     /// One line for people: what the API server itself said, without the shape it came in.

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 
+use crate::check::Check;
 use crate::error::Error;
 
 const NAMESPACE: &str = "kube-system";
@@ -89,6 +90,9 @@ pub struct Inventory {
     pub arguments: BTreeMap<String, String>,
     /// In the order in which they were applied.
     pub objects: Vec<ObjectRef>,
+    /// What must be so for it to be healthy, beside their status.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub health: Vec<Check>,
     /// Those of them that others made before: they are given up in the end, never deleted. `None`: it was
     /// written by a Kedge that did not ask, and all count as made by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

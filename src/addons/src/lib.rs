@@ -8,6 +8,7 @@
 
 mod apply;
 mod catalog;
+mod check;
 mod definition;
 mod error;
 mod foreign;
@@ -22,6 +23,7 @@ mod render;
 mod repository;
 
 pub use catalog::Catalog;
+pub use check::Check;
 pub use definition::{Addon, Argument, ArgumentType};
 pub use error::Error;
 pub use foreign::objects_of_users;

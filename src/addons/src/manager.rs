@@ -8,6 +8,7 @@ use kube::api::{Api, ListParams};
 
 use crate::apply::{Objects, converge};
 use crate::catalog::Catalog;
+use crate::check::Check;
 use crate::definition::Addon;
 use crate::error::Error;
 use crate::inventory::{ADDONS, Inventory, ObjectRef};
@@ -71,6 +72,9 @@ pub struct Listed {
     /// Why it is unhealthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
+    /// What helps against the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// Works on the addons of one cluster.
@@ -108,7 +112,7 @@ impl Manager {
         progress: &mut (dyn FnMut(&str) + Send),
     ) -> Result<(), Error> {
         let addon = self.catalog.get(name)?;
-        let objects = self.render(addon, given)?;
+        let (objects, checks) = self.render(addon, given)?;
         if addon.builtin {
             return Ok(());
         }
@@ -123,11 +127,12 @@ impl Manager {
             digest: render::digest(&objects),
             arguments: given.clone(),
             objects: made.clone(),
+            health: checks.clone(),
             existed: None,
             uids: BTreeSet::new(),
         };
         converge(&self.client, inventory, &objects, before, &BTreeSet::new(), false, progress).await?;
-        health::wait(&self.client, name, &made, limit, progress).await
+        health::wait(&self.client, name, &made, &checks, limit, progress).await
     }
 
     /// Could these be enabled one after another? Nothing is changed.
@@ -163,6 +168,47 @@ impl Manager {
         Ok(())
     }
 
+    /// Could these be disabled one after another? Nothing is changed.
+    ///
+    /// # Errors
+    /// Unknown addon, one that is not enabled, or that another one needs which stays.
+    pub async fn check_removal(&self, names: &[&str]) -> Result<(), Error> {
+        let enabled = Inventory::all(&self.client).await?;
+        for (place, name) in names.iter().enumerate() {
+            self.removable(name, &enabled, &names[..place])?;
+        }
+        Ok(())
+    }
+
+    /// What is to go with an addon, once the `earlier` ones are gone.
+    fn removable<'a>(
+        &self,
+        name: &str,
+        enabled: &'a [Inventory],
+        earlier: &[&str],
+    ) -> Result<&'a Inventory, Error> {
+        if self.catalog.get(name).is_ok_and(|addon| addon.builtin) {
+            return Err(Error::AlwaysOn { addon: name.to_owned() });
+        }
+        let stays = |other: &&Inventory| !earlier.contains(&other.addon.as_str());
+        let Some(inventory) = enabled.iter().filter(stays).find(|own| own.addon == name) else {
+            if !enabled.iter().any(|own| own.addon == name) {
+                self.catalog.get(name)?;
+            }
+            return Err(Error::NotEnabled(name.to_owned()));
+        };
+        let needs = |other: &&Inventory| {
+            let addon = self.catalog.get(&other.addon);
+            addon.is_ok_and(|addon| addon.requires.iter().any(|required| required == name))
+        };
+        let users: Vec<&str> =
+            enabled.iter().filter(stays).filter(needs).map(|other| other.addon.as_str()).collect();
+        if !users.is_empty() {
+            return Err(Error::InUse { addon: name.to_owned(), users: users.join(", ") });
+        }
+        Ok(inventory)
+    }
+
     /// Removes what enabling made, in the reverse order, and forgets the addon. Returns what stays and why:
     /// what was there before it, and a namespace that holds things of others.
     ///
@@ -173,31 +219,13 @@ impl Manager {
         name: &str,
         progress: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Vec<String>, Error> {
-        if self.catalog.get(name).is_ok_and(|addon| addon.builtin) {
-            return Err(Error::AlwaysOn { addon: name.to_owned() });
-        }
-        let Some(inventory) = Inventory::load(&self.client, name).await? else {
-            self.catalog.get(name)?;
-            return Err(Error::NotEnabled(name.to_owned()));
-        };
         let enabled = Inventory::all(&self.client).await?;
-        let users: Vec<&str> = enabled
-            .iter()
-            .filter(|other| {
-                self.catalog
-                    .get(&other.addon)
-                    .is_ok_and(|addon| addon.requires.iter().any(|required| required == name))
-            })
-            .map(|other| other.addon.as_str())
-            .collect();
-        if !users.is_empty() {
-            return Err(Error::InUse { addon: name.to_owned(), users: users.join(", ") });
-        }
+        let inventory = self.removable(name, &enabled, &[])?;
         let mut api = Objects::new(&self.client);
         let (mut deleted, mut remarks) = (Vec::new(), Vec::new());
         for object in inventory.objects.iter().rev() {
             progress(&format!("removing {object}"));
-            match api.remove(object, &inventory).await? {
+            match api.remove(object, inventory).await? {
                 None => deleted.push(object),
                 Some(remark) => remarks.push(remark),
             }
@@ -256,13 +284,21 @@ impl Manager {
             state: State::Disabled,
             arguments: BTreeMap::new(),
             reasons: Vec::new(),
+            remedy: None,
         };
         if let Some(inventory) = inventory {
             listed.version = inventory.version;
-            listed.reasons = health::reasons(&self.client, &inventory.objects).await?;
+            let again = format!("kedge enable {} applies it again", listed.name);
             if inventory.digest.is_empty() {
-                let what = "it is being applied, or that was cut off or refused; enable it again";
-                listed.reasons.insert(0, what.to_owned());
+                listed.reasons.push("it is being applied, or that was cut off or refused".to_owned());
+                listed.remedy = Some(again.clone());
+            }
+            for problem in health::problems(&self.client, &inventory.objects, &inventory.health).await? {
+                listed.reasons.push(problem.reason);
+                listed.remedy.get_or_insert_with(|| match problem.remedy {
+                    Some(see) => format!("{see}; {again}"),
+                    None => again.clone(),
+                });
             }
             listed.state = if listed.reasons.is_empty() { State::Enabled } else { State::Unhealthy };
             listed.arguments = inventory.arguments;
@@ -280,15 +316,15 @@ impl Manager {
         Ok(Inventory::load(&self.client, name).await?.is_some())
     }
 
-    /// What would be applied.
+    /// What would be applied, and what must be so then.
     fn render(
         &self,
         addon: &Addon,
         given: &BTreeMap<String, String>,
-    ) -> Result<Vec<kube::api::DynamicObject>, Error> {
+    ) -> Result<(Vec<kube::api::DynamicObject>, Vec<Check>), Error> {
         let arguments = addon.values(given)?;
         let values = render::with_cluster(&arguments, &self.cluster.values());
-        render::objects(addon, &values)
+        Ok((render::objects(addon, &values)?, render::checks(addon, &values)?))
     }
 
     /// Applies enabled addons again whose objects are others in this version of Kedge: what a new binary
@@ -305,7 +341,11 @@ impl Manager {
                 continue;
             }
             let result = match self.render(addon, &inventory.arguments) {
-                Ok(objects) if render::digest(&objects) == inventory.digest => continue,
+                Ok((objects, checks))
+                    if render::digest(&objects) == inventory.digest && checks == inventory.health =>
+                {
+                    continue;
+                }
                 Ok(_) => self.enable(&inventory.addon, &inventory.arguments, limit, &mut |_| {}).await,
                 // An argument that is no more.
                 Err(error) => Err(error),

@@ -145,6 +145,7 @@ impl Manifests {
                 ("file".to_owned(), name.to_owned()),
             ]),
             objects: objects.iter().map(ObjectRef::of).collect(),
+            health: Vec::new(),
             existed: None,
             uids: BTreeSet::new(),
         };

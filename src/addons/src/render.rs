@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::check::Check;
 use crate::definition::Addon;
 use crate::error::Error;
 
@@ -41,6 +42,13 @@ pub(crate) fn objects(addon: &Addon, values: &BTreeMap<String, String>) -> Resul
     }
     objects.order_by_key(order);
     Ok(objects)
+}
+
+/// What must be so, of an addon with these values.
+pub(crate) fn checks(addon: &Addon, values: &BTreeMap<String, String>) -> Result<Vec<Check>, Error> {
+    let invalid =
+        |what: String| Error::Definition { place: addon.name.clone(), what: format!("health: {what}") };
+    addon.health.iter().map(|check| check.filled(values).map_err(invalid)).collect()
 }
 
 /// Differs when anything differs that would be applied.
@@ -113,7 +121,7 @@ fn left_out(document: &str, values: &BTreeMap<String, String>) -> bool {
         .any(|name| values.get(name.trim()).is_none_or(|value| matches!(value.as_str(), "" | "false" | "0")))
 }
 
-fn replace(text: &str, values: &BTreeMap<String, String>) -> Result<String, String> {
+pub(crate) fn replace(text: &str, values: &BTreeMap<String, String>) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

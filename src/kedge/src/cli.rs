@@ -13,6 +13,8 @@ mod global;
 mod keys;
 mod node;
 
+use crate::output;
+
 pub(crate) use addons::{AddonsCommand, DisableArgs, EnableArgs, RepoCommand};
 pub(crate) use cluster::{
     AddNodeArgs, CertsCommand, InvitationFormat, JoinArgs, LeaveArgs, RecoverArgs, RemoveNodeArgs,
@@ -217,6 +219,8 @@ pub(crate) enum ImagesCommand {
         /// Binaries of Kedge, one for each architecture [default: this one]
         #[arg(long = "binary", value_name = "FILE")]
         binaries: Vec<PathBuf>,
+        #[command(flatten)]
+        reported: Reported,
     },
 }
 
@@ -243,7 +247,11 @@ impl Command {
             Self::Enable(args) => args.reported.output,
             Self::Disable(args) => args.reported.output,
             Self::Token(TokenCommand::Revoke { reported, .. })
-            | Self::Images(ImagesCommand::Import { reported, .. } | ImagesCommand::Export { reported, .. })
+            | Self::Images(
+                ImagesCommand::Import { reported, .. }
+                | ImagesCommand::Export { reported, .. }
+                | ImagesCommand::Build { reported, .. },
+            )
             | Self::Addons(AddonsCommand::Repo(
                 RepoCommand::Add { reported, .. }
                 | RepoCommand::Remove { reported, .. }
@@ -275,11 +283,34 @@ pub(crate) fn command() -> clap::Command {
 /// # Errors
 /// The exit code, when it was wrong or asked for help or the version; both were printed then.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
+    if let Some(format) = asked_format(&arguments) {
+        output::fail_as(format);
+    }
     Cli::try_parse_from(arguments).map_err(|error| {
         // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
-        let _ = error.print();
+        if error.use_stderr() && output::fails_as_object() {
+            let text = error.render().to_string();
+            output::fail(text.trim().trim_start_matches("error: "), None);
+        } else {
+            let _ = error.print();
+        }
         if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
     })
+}
+
+/// The format that a program asks for: errors have it too, also when nothing else of the line is right.
+fn asked_format(arguments: &[OsString]) -> Option<Format> {
+    let words: Vec<&str> = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default()).collect();
+    // What stands behind it is kubectl's.
+    let words = words.split(|word| *word == "kubectl").next()?;
+    let flags = ["--output", "--format", "-o"];
+    let format = words.iter().enumerate().find_map(|(place, word)| {
+        if flags.contains(word) {
+            return words.get(place + 1).copied();
+        }
+        flags.iter().find_map(|flag| word.strip_prefix(flag)?.strip_prefix('='))
+    })?;
+    Format::from_str(format, false).ok().filter(|format| *format != Format::Short)
 }
 
 #[cfg(test)]
@@ -315,6 +346,21 @@ mod tests {
         let Command::Kubectl(args) = cli.command else { panic!("not kubectl") };
         assert_eq!(args.arguments, ["expose", "deploy/x", "--port=80", "-o", "yaml", "--help"]);
         assert_eq!(cli.global.settings().get("port"), None);
+    }
+
+    #[test]
+    fn errors_have_the_format_that_is_asked_for() {
+        for (line, expected) in [
+            ("kedge status -o json", Some(Format::Json)),
+            ("kedge enable --outptu x --output=yaml", Some(Format::Yaml)),
+            ("kedge --format json no-such", Some(Format::Json)),
+            ("kedge status -o text", None),
+            ("kedge status", None),
+            ("kedge kubectl get nodes -o json", None),
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(asked_format(&words), expected, "{line}");
+        }
     }
 
     #[test]

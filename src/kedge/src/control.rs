@@ -130,11 +130,14 @@ async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     Ok(Request { method, path, body })
 }
 
+/// What helps when nobody listens.
+pub(crate) const START: &str = "start it with kedge start";
+
 /// Why a command got no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// Nobody listens there.
-    #[error("kedge does not run on this node; start it with kedge start")]
+    #[error("kedge does not run on this node; {}", START)]
     NotRunning,
     /// The node's own words.
     #[error("{0}")]

@@ -1,5 +1,9 @@
 //! How a command ends when it does not do what was asked.
 
+use std::fmt::{self, Display};
+
+use crate::control::{CallError, START};
+
 /// Why a command did not do what was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -25,6 +29,58 @@ impl Failure {
     }
 }
 
+/// An error, or the context of one, of which is known what helps against it.
+#[derive(Debug)]
+pub(crate) struct Remedied {
+    /// For people, with the remedy in it.
+    text: String,
+    remedy: String,
+}
+
+impl Remedied {
+    pub(crate) fn new(what: impl Display, remedy: impl Display) -> Self {
+        Self { text: format!("{what}; {remedy}"), remedy: remedy.to_string() }
+    }
+
+    /// With a text of many lines that names its remedies itself.
+    pub(crate) fn told_in(text: String, remedy: String) -> Self {
+        Self { text, remedy }
+    }
+}
+
+impl Display for Remedied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Remedied {}
+
+/// What helps, where whoever made the error said it.
+pub(crate) fn remedy(error: &anyhow::Error) -> Option<String> {
+    if let Some(known) = error.downcast_ref::<Remedied>() {
+        return Some(known.remedy.clone());
+    }
+    if let Some(CallError::NotRunning) = error.downcast_ref::<CallError>() {
+        return Some(START.to_owned());
+    }
+    error.chain().find_map(|cause| {
+        let from_kube = cause.downcast_ref::<kube::Error>();
+        let boxed = cause.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
+        let of_kube = from_kube.or(boxed).and_then(of_no_answer);
+        of_kube.or_else(|| cause.downcast_ref::<kedge_addons::Error>().and_then(kedge_addons::Error::remedy))
+    })
+}
+
+/// The ends of what [`kedge_client::told`] says when the API server has said nothing.
+const OF_NO_ANSWER: [&str; 2] = ["start it: kedge start", "kedge status shows how the node is"];
+
+fn of_no_answer(error: &kube::Error) -> Option<String> {
+    let told = kedge_client::told(error);
+    let known = OF_NO_ANSWER.into_iter().find(|remedy| told.ends_with(&format!("; {remedy}")));
+    known.filter(|_| !matches!(error, kube::Error::Api(_))).map(str::to_owned)
+}
+
 /// The error with all that caused it, for people: what an API server answered is said in its words.
 pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
@@ -45,6 +101,30 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
 mod tests {
     use super::*;
     use anyhow::Context as _;
+
+    #[test]
+    fn a_remedy_is_what_was_said_to_be_one() {
+        let plain = anyhow::anyhow!("an unknown name; there are: none").context("look");
+        assert_eq!(remedy(&plain), None);
+        let own = anyhow::Error::new(Remedied::new("no cluster", "run kedge install")).context("read x");
+        assert_eq!(text(&own), "read x: no cluster; run kedge install");
+        assert_eq!(remedy(&own).as_deref(), Some("run kedge install"));
+        let as_context =
+            anyhow::anyhow!("not found").context(Remedied::new("no cluster", "run kedge install"));
+        assert_eq!(text(&as_context), "no cluster; run kedge install: not found");
+        assert_eq!(remedy(&as_context).as_deref(), Some("run kedge install"));
+        let call = anyhow::Error::new(CallError::NotRunning).context("stop");
+        assert!(text(&call).ends_with(&format!("; {}", remedy(&call).unwrap())));
+        let needs = kedge_addons::Error::Requires { addon: "a".into(), requirement: "b".into() };
+        let needs = anyhow::Error::new(needs).context("enable a");
+        assert_eq!(remedy(&needs).as_deref(), Some("run: kedge enable b a"));
+        assert!(text(&needs).ends_with("; run: kedge enable b a"));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        for (cause, words) in [(refused, "kedge start"), (std::io::Error::other("cut"), "kedge status")] {
+            let silent = anyhow::Error::new(kube::Error::Service(Box::new(cause)));
+            assert!(remedy(&silent).is_some_and(|remedy| remedy.contains(words)), "{silent:#}");
+        }
+    }
 
     #[test]
     fn an_answer_is_told_without_its_shape() {

@@ -25,6 +25,8 @@ const DEFINITIONS: [(&str, &str); 3] = [
 ];
 /// All of Kedge's own images have names that begin so; nothing is ever fetched from there.
 const OWN: &str = "kedge.dev/";
+/// How much of a binary is looked at at a time.
+const CHUNK: usize = 1 << 20;
 
 /// A file `images/NAME/image.yaml`.
 #[derive(Deserialize)]
@@ -108,7 +110,8 @@ pub(crate) fn build_for(binaries: &[PathBuf], archive: &Path) -> anyhow::Result<
     let mut opened: Vec<Binary> = Vec::new();
     for path in paths {
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        let architecture = machine(&file).with_context(|| format!("look at {}", path.display()))?.to_owned();
+        let looked = machine(&file).and_then(|machine| is_kedge(&file).map(|()| machine));
+        let architecture = looked.with_context(|| format!("look at {}", path.display()))?.to_owned();
         if opened.iter().any(|other| other.architecture == architecture) {
             anyhow::bail!("two binaries are for {architecture}; name one for each architecture");
         }
@@ -175,6 +178,23 @@ fn machine(file: &File) -> anyhow::Result<&'static str> {
     }
 }
 
+/// Every binary of Kedge holds the names of its images.
+fn is_kedge(file: &File) -> anyhow::Result<()> {
+    let name = regex::bytes::Regex::new(&regex::escape(&format!("{OWN}pause")))?;
+    let mut bytes = vec![0; CHUNK];
+    let mut offset = 0;
+    loop {
+        let read = file.read_at(&mut bytes, offset).context("read it")?;
+        if name.is_match(&bytes[..read]) {
+            return Ok(());
+        }
+        // The name may lie across the end of what was read.
+        let overlap = name.as_str().len();
+        anyhow::ensure!(read > overlap, "it is no binary of Kedge");
+        offset += (read - overlap) as u64;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,5 +239,10 @@ mod tests {
         assert_eq!(machine(&File::open("/proc/self/exe").unwrap()).unwrap(), architecture());
         let twice = [PathBuf::from("/proc/self/exe"), PathBuf::from("/proc/self/exe")];
         assert!(build_for(&twice, &dir.path().join("x.tar")).is_err());
+        let foreign = dir.path().join("foreign");
+        fs::write(&foreign, elf(0x3e)).unwrap();
+        let error = build_for(&[foreign], &dir.path().join("x.tar")).unwrap_err();
+        assert!(format!("{error:#}").contains("it is no binary of Kedge"), "{error:#}");
+        is_kedge(&File::open("/proc/self/exe").unwrap()).unwrap();
     }
 }

@@ -1,12 +1,11 @@
 //! The administrator's kubeconfig: its text, and the copy that a starting node leaves on disk.
 
-use std::io;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
 
 use crate::config::Config;
-use crate::preflight;
+use crate::{admin, preflight};
 
 /// Write the kubeconfig that `kedge kubectl` uses: it talks to this machine's own listener. A starting
 /// node calls this once its certificates exist.
@@ -28,14 +27,9 @@ pub(crate) fn write(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// When there is no cluster yet, or its keys cannot be read.
 pub(crate) fn text(config: &Config, servers: &[String]) -> anyhow::Result<String> {
-    kedge_cluster::admin_kubeconfig(&config.pki_dir(), servers).map_err(|error| {
-        let denied = matches!(&error, kedge_cluster::Error::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
-        let hint = if denied {
-            "the keys are readable by root only; put sudo before the command"
-        } else {
-            "there is no cluster in this data folder yet; run kedge install"
-        };
-        anyhow::Error::new(error).context(hint)
+    kedge_cluster::admin_kubeconfig(&config.pki_dir(), servers).map_err(|error| match error {
+        kedge_cluster::Error::File { path, source, .. } => admin::unreadable(config, &path, source),
+        other => other.into(),
     })
 }
 

@@ -70,11 +70,11 @@ fn finish(result: Result<ExitCode, failure::Failure>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure::Failure::Usage(message)) => {
-            output::fail(&message);
+            output::fail(&message, None);
             ExitCode::from(2)
         }
         Err(failure::Failure::Failed(error)) => {
-            output::fail(&failure::text(&error));
+            output::fail(&failure::text(&error), failure::remedy(&error).as_deref());
             ExitCode::from(1)
         }
     }

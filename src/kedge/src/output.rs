@@ -23,9 +23,13 @@ static QUIET: AtomicBool = AtomicBool::new(false);
 /// The same: for whom a command that does something speaks.
 static REPORT: OnceLock<Format> = OnceLock::new();
 
+/// The same: in which format errors are told, unless in words.
+static FAILURES: OnceLock<Format> = OnceLock::new();
+
 /// This command's result is an object in this format; text for people is none of its data.
 pub(crate) fn report_as(format: Format) {
     let _ = REPORT.set(format);
+    fail_as(format);
 }
 
 /// What was done: `{"result": result, ...fields}`, once and last. For people other lines say it.
@@ -38,27 +42,28 @@ pub(crate) fn report(result: &str, fields: &impl serde::Serialize) {
     data(&formatted(*format, &Value::Object(object)));
 }
 
+/// Errors are objects in this format, also of a command that only shows something.
+pub(crate) fn fail_as(format: Format) {
+    let _ = FAILURES.set(format);
+}
+
+pub(crate) fn fails_as_object() -> bool {
+    FAILURES.get().is_some()
+}
+
 /// Why it was not: a line for people, or `{"error": ..., "remedy": ...}`.
-pub(crate) fn fail(text: &str) {
-    match REPORT.get() {
+pub(crate) fn fail(text: &str, remedy: Option<&str>) {
+    match FAILURES.get() {
         None => complain(&format!("error: {text}")),
-        Some(format) => data(&formatted(*format, &failure(text))),
+        Some(format) => data(&formatted(*format, &failure(text, remedy))),
     }
 }
 
-/// Errors say what to do behind their last semicolon, or in lines of their own that begin with `remedy:`.
-fn failure(text: &str) -> Value {
-    let lines: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("remedy:")).collect();
-    let remedy = if lines.is_empty() {
-        text.rsplit_once("; ").map(|(_, remedy)| remedy.trim().to_owned())
-    } else {
-        Some(lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("\n"))
-    };
-    let error = match &remedy {
-        Some(remedy) if lines.is_empty() => {
-            text.trim_end().strip_suffix(remedy.as_str()).unwrap_or(text).trim_end_matches("; ")
-        }
-        _ => text,
+/// People read the remedy behind the error; programs get each by its own name.
+fn failure(text: &str, remedy: Option<&str>) -> Value {
+    let error = match remedy {
+        Some(remedy) => text.replacen(&format!("; {remedy}"), "", 1),
+        None => text.to_owned(),
     };
     serde_json::json!({ "error": error, "remedy": remedy })
 }
@@ -206,17 +211,13 @@ mod tests {
 
     #[test]
     fn an_error_is_told_apart_from_its_remedy() {
-        for (text, error, remedy) in [
-            ("no such addon", "no such addon", None),
-            ("port 6443 is in use; stop that program", "port 6443 is in use", Some("stop that program")),
-            ("a; b; run kedge install", "a; b", Some("run kedge install")),
-            (
-                "not ready:\n  problem: p\n  remedy:  do this\n  problem: q\n  remedy:  and that",
-                "not ready:\n  problem: p\n  remedy:  do this\n  problem: q\n  remedy:  and that",
-                Some("do this\nand that"),
-            ),
+        for (text, remedy, error) in [
+            ("no such addon; there are: none", None, "no such addon; there are: none"),
+            ("port 6443 is in use; stop that program", Some("stop that program"), "port 6443 is in use"),
+            ("enable x: a; b; run y: not found", Some("b; run y"), "enable x: a: not found"),
+            ("not ready:\n  remedy: do this", Some("do this"), "not ready:\n  remedy: do this"),
         ] {
-            assert_eq!(failure(text), serde_json::json!({ "error": error, "remedy": remedy }));
+            assert_eq!(failure(text, remedy), serde_json::json!({ "error": error, "remedy": remedy }));
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::config::Config;
+use crate::failure::Remedied;
 use crate::inspect::{self, Moment, Verdict};
 
 pub(crate) use crate::inspect::load_modules;
@@ -52,13 +53,14 @@ pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
     problems
 }
 
-/// The problems as lines for an error message.
-pub(crate) fn describe(problems: &[Problem]) -> String {
+/// The problems as lines of an error.
+pub(crate) fn refusal(problems: &[Problem]) -> Remedied {
     let mut text = format!("this machine is not ready ({} found); nothing was changed:", problems.len());
     for problem in problems {
         text.push_str(&format!("\n  problem: {}\n  remedy:  {}", problem.what, problem.remedy));
     }
-    text
+    let remedies: Vec<&str> = problems.iter().map(|problem| problem.remedy.as_str()).collect();
+    Remedied::told_in(text, remedies.join("\n"))
 }
 
 /// The one check that every changing command needs.
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn problems_come_with_their_remedies() {
-        let text = describe(&[Problem::new("port 6443 is in use", "stop that program")]);
+        let text = refusal(&[Problem::new("port 6443 is in use", "stop that program")]).to_string();
         for part in
             ["1 found", "nothing was changed", "problem: port 6443 is in use", "remedy:  stop that program"]
         {

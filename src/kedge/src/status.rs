@@ -438,6 +438,9 @@ impl Status {
             for reason in &addon.reasons {
                 text.push_str(&format!("  {:width$}  {reason}\n", ""));
             }
+            if let Some(remedy) = &addon.remedy {
+                text.push_str(&format!("  {:width$}  remedy: {remedy}\n", ""));
+            }
         }
         for (what, problem) in &self.problems {
             text.push_str(&format!("problem: {what}: {problem}\n"));
@@ -492,6 +495,7 @@ mod tests {
                 state: kedge_addons::State::Unhealthy,
                 arguments: std::collections::BTreeMap::new(),
                 reasons: vec!["Deployment kube-system/kube-dns: 0 of 1 pods are ready".into()],
+                remedy: Some("see the pod".into()),
             }],
             in_cluster: None,
             problems: [("a.yaml".to_owned(), "no kind".to_owned())].into(),

@@ -46,6 +46,15 @@ pub(crate) async fn enable(
     told(client, &nodes, limit, progress).await
 }
 
+/// Could it be disabled?
+pub(crate) async fn check_removal(manager: &Manager) -> Result<(), Failure> {
+    let found = read(manager.client()).await?.context(MISSING)?;
+    if is_off(&found) {
+        return Err(Failure::Failed(anyhow::anyhow!("the addon flannel is not enabled")));
+    }
+    Ok(())
+}
+
 /// Takes it off all nodes; their pods go on, but reach no other node's.
 pub(crate) async fn disable(
     manager: &Manager,
@@ -53,10 +62,7 @@ pub(crate) async fn disable(
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> Result<(), Failure> {
     let client = manager.client();
-    let found = read(client).await?.context(MISSING)?;
-    if is_off(&found) {
-        return Err(Failure::Failed(anyhow::anyhow!("the addon flannel is not enabled")));
-    }
+    check_removal(manager).await?;
     write(client, json!({ "metadata": { "annotations": { POD_NETWORK: "none" } } })).await?;
     let nodes = tell(client).await?;
     told(client, &nodes, limit, progress).await
@@ -77,6 +83,10 @@ pub(crate) async fn describe(manager: &Manager, list: &mut [Listed]) -> anyhow::
         Err(error) => listed.reasons.push(kedge_base::Chain(&error).to_string()),
     }
     listed.reasons.extend(nodes(client).await?.iter().filter_map(problem));
+    if !listed.reasons.is_empty() {
+        listed.remedy =
+            Some("kedge inspect on that node; kedge enable flannel tells all nodes again".to_owned());
+    }
     listed.state = if listed.reasons.is_empty() { State::Enabled } else { State::Unhealthy };
     Ok(())
 }

@@ -80,6 +80,13 @@ pub(crate) fn disable(config: &Config, names: &[String]) -> Result<ExitCode, Fai
     require_root()?;
     block_on(async {
         let manager = manager(config, admin::client(config)?)?;
+        // Everything is looked at before anything is removed.
+        let others: Vec<&str> =
+            names.iter().map(String::as_str).filter(|name| *name != flannel::NAME).collect();
+        manager.check_removal(&others).await.map_err(usage)?;
+        if others.len() < names.len() {
+            flannel::check_removal(&manager).await?;
+        }
         let mut kept = Vec::new();
         for name in names {
             let mut step = Step::begin(&format!("disabling {name}"));
@@ -145,6 +152,9 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
         for reason in &addon.reasons {
             text.push_str(&format!("{:width$}  {reason}\n", ""));
         }
+        if let Some(remedy) = &addon.remedy {
+            text.push_str(&format!("{:width$}  remedy: {remedy}\n", ""));
+        }
     }
     print(format, &text, &list)?;
     Ok(ExitCode::SUCCESS)
@@ -163,15 +173,24 @@ fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure
         text.push_str("arguments:\n");
     }
     for argument in &addon.arguments {
-        let values = if argument.values.is_empty() {
-            String::new()
-        } else {
-            format!(" [{}]", argument.values.join("|"))
+        let range = match (argument.min, argument.max) {
+            (Some(min), Some(max)) => format!(" from {min} to {max}"),
+            _ if argument.values.is_empty() => String::new(),
+            _ => format!(" [{}]", argument.values.join("|")),
         };
         text.push_str(&format!(
-            "  {}{values} (default {}): {}\n",
-            argument.name, argument.default, argument.description
+            "  {} {}{range} (default {}): {}\n",
+            argument.name,
+            argument.kind.as_str(),
+            argument.default,
+            argument.description
         ));
+    }
+    if !addon.health.is_empty() {
+        text.push_str("healthy when, beside its own objects:\n");
+    }
+    for check in &addon.health {
+        text.push_str(&format!("  {check}\n"));
     }
     if !addon.notes.trim().is_empty() {
         text.push_str(&format!("{}\n", addon.notes.trim()));
@@ -206,7 +225,7 @@ fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
         }
         RepoCommand::Remove { name, .. } => {
             let gone = repositories.remove(name).map_err(usage)?;
-            output::say(&format!("{name} is removed"));
+            output::confirm(&format!("{name} is removed"));
             tell_enabled(config, &gone);
             output::report("removed", &json!({ "name": name }));
         }
@@ -223,7 +242,7 @@ fn repo(config: &Config, command: &RepoCommand) -> Result<ExitCode, Failure> {
 fn tell_enabled(config: &Config, gone: &Repository) {
     let enabled = enabled(config, Duration::from_secs(5)).unwrap_or_default();
     for addon in enabled.iter().filter(|addon| gone.addons.contains(&addon.name)) {
-        output::say(&format!("{} stays enabled; kedge disable {} removes it", addon.name, addon.name));
+        output::confirm(&format!("{} stays enabled; kedge disable {} removes it", addon.name, addon.name));
     }
 }
 
@@ -255,7 +274,7 @@ fn update(config: &Config, repositories: &Repositories, name: Option<&str>) -> R
         step.abandon();
         for (addon, result) in upgraded.context("upgrade the enabled addons")? {
             result.with_context(|| format!("upgrade {addon}"))?;
-            output::say(&format!("{addon} is upgraded"));
+            output::confirm(&format!("{addon} is upgraded"));
         }
         Ok(names)
     })?

@@ -13,7 +13,7 @@ use super::{authority, print, require_root};
 use crate::cli::{CertsCommand, Format};
 use crate::config::Config;
 use crate::control::{self, CallError};
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedied};
 use crate::node::authority::AuthorityStatus;
 use crate::node::{self, shared};
 use crate::output::{self, Step};
@@ -43,7 +43,7 @@ pub(crate) fn run(config: &Config, command: &CertsCommand) -> Result<ExitCode, F
             step.abandon();
             done?;
             let found = read(config)?;
-            output::write(&table(&found));
+            output::confirm(table(&found).trim_end());
             output::report("rotated", &serde_json::json!({ "certificates": found }));
             Ok(ExitCode::SUCCESS)
         }
@@ -60,11 +60,10 @@ fn offline(config: &Config) -> anyhow::Result<()> {
         );
         shared::adopt(&mut config, &joined.config)?;
     }
-    anyhow::ensure!(
-        config.pki_dir().join("ca.key").exists(),
-        "there is no cluster in {} yet; run kedge install",
-        config.data_dir.display()
-    );
+    if !config.pki_dir().join("ca.key").exists() {
+        let what = format!("there is no cluster in {} yet", config.data_dir.display());
+        return Err(Remedied::new(what, "run kedge install").into());
+    }
     let pki = node::open_pki(&config, &node::addresses(&config)?, Role::ControlPlane)?;
     pki.rotate(&Leaf::ALL).context("issue the certificates")?;
     crate::kubeconfig::write(&config)

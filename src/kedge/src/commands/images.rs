@@ -11,22 +11,20 @@ use super::require_root;
 use crate::admin::block_on;
 use crate::cli::ImagesCommand;
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedied};
 use crate::image_build;
 use crate::output::{self, Step};
 
 /// List, import, export, prune, build.
 pub(crate) fn run(config: &Config, command: ImagesCommand) -> Result<ExitCode, Failure> {
-    if let ImagesCommand::Build { file, binaries } = &command {
+    if let ImagesCommand::Build { file, binaries, .. } = &command {
         return build(file, binaries);
     }
     require_root()?;
     let socket = config.containerd_socket();
     if !socket.exists() {
-        return Err(Failure::Failed(anyhow::anyhow!(
-            "this node's containerd does not run ({} is missing); start it with kedge start",
-            socket.display()
-        )));
+        let what = format!("this node's containerd does not run ({} is missing)", socket.display());
+        return Err(Remedied::new(what, "start it with kedge start").into());
     }
     match command {
         ImagesCommand::List { printed } => {
@@ -83,14 +81,15 @@ fn prune(socket: &Path) -> Result<(), Failure> {
     if removed.is_empty() {
         short.push_str("nothing to remove: every image is used, pinned or Kedge's own\n");
     }
-    output::write(&short);
+    output::confirm(short.trim_end());
     output::report("pruned", &json!({ "removed": removed }));
     Ok(())
 }
 
 fn build(file: &Path, binaries: &[PathBuf]) -> Result<ExitCode, Failure> {
     let step = Step::begin(&format!("building {}", file.display()));
-    finish(step, "built", image_build::build_for(binaries, file))?;
+    let all = finish(step, "built", image_build::build_for(binaries, file))?;
+    output::report("built", &json!({ "images": all, "file": file }));
     Ok(ExitCode::SUCCESS)
 }
 

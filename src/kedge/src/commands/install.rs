@@ -28,7 +28,7 @@ use crate::{preflight, service};
 pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Result<ExitCode, Failure> {
     let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
-        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+        return Err(preflight::refusal(&problems).into());
     }
     if kedge_cluster::Admitted::read(&config.pki_dir())?.is_none() {
         shared::check_networks(config)?;

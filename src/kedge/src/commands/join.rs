@@ -44,7 +44,7 @@ pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result
         .map_err(|error: kedge_cluster::Error| Failure::Usage(kedge_base::Chain(&error).to_string()))?;
     let problems = preflight::check(config, Moment::Join);
     if !problems.is_empty() {
-        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+        return Err(preflight::refusal(&problems).into());
     }
     let staging = Staging::new(config.data_dir.join("join"));
     // An answer that is on the disk already: a former attempt was cut off after it.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use crate::config::{Config, Settings};
-use crate::failure::Failure;
-use crate::{config, preflight};
+use crate::failure::{Failure, Remedied};
+use crate::{admin, config, preflight};
 
 /// How a machine without kubectl gets one; README.md and docs/tutorial.md say the same.
 const INSTALL: [&str; 2] = [
@@ -19,17 +19,15 @@ const INSTALL: [&str; 2] = [
 /// Replace this process by kubectl.
 pub(crate) fn run(config: &Config, arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     let kubeconfig = config.kubeconfig();
-    if let Err(error) = std::fs::File::open(&kubeconfig) {
-        let hint = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                "it is readable by root only; put sudo before the command, or give yourself a copy: \
-                 sudo kedge config > ~/.kube/config"
-            }
-            _ => "there is no cluster in this data folder yet; run kedge install",
-        };
-        return Err(Failure::Failed(
-            anyhow::Error::new(error).context(format!("{}: {hint}", kubeconfig.display())),
-        ));
+    match std::fs::File::open(&kubeconfig) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let what = format!("{} is readable by root only", kubeconfig.display());
+            let remedy =
+                "put sudo before the command, or give yourself a copy: sudo kedge config > ~/.kube/config";
+            return Err(anyhow::Error::new(error).context(Remedied::new(what, remedy)).into());
+        }
+        Err(error) => return Err(admin::unreadable(config, &kubeconfig, error).into()),
     }
     let Some(mut command) = find() else {
         let [snap, curl] = INSTALL;

@@ -34,14 +34,14 @@ use anyhow::Context as _;
 
 use crate::cli::{self, Command, Format, SnapshotCommand};
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedied};
 use crate::{output, preflight, reference};
 
 /// Refuse before anything happens when the caller is not root.
 fn require_root() -> Result<(), Failure> {
     match preflight::root() {
         None => Ok(()),
-        Some(problem) => Err(Failure::Failed(anyhow::anyhow!("{}; {}", problem.what, problem.remedy))),
+        Some(problem) => Err(Remedied::new(problem.what, problem.remedy).into()),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::admin::block_on;
 use crate::cli::RecoverArgs;
 use crate::config::Config;
 use crate::control::{self, CallError};
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedied};
 use crate::node::{self, shared};
 use crate::output::{self, Step};
 use crate::service;
@@ -101,12 +101,13 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
 /// another one.
 fn refuse_with_majority(config: &Config) -> Result<(), Failure> {
     match control::call::<Vec<NodeRecord>>(&config.status_socket(), "GET", "/nodes", &(), SOON) {
-        Ok(_) => Err(Failure::Failed(anyhow::anyhow!(
-            "a majority of the control-plane nodes answers: there is nothing to recover; take dead nodes off with \
-             kedge remove-node NAME --force"
-        ))),
+        Ok(_) => Err(Remedied::new(
+            "a majority of the control-plane nodes answers: there is nothing to recover",
+            "take dead nodes off with kedge remove-node NAME --force",
+        )
+        .into()),
         Err(CallError::Refused(text)) if text.starts_with("the node is starting") => {
-            Err(Failure::Failed(anyhow::anyhow!("{text}; try again when it serves, or stop it first")))
+            Err(Remedied::new(text, "try again when it serves, or stop it first").into())
         }
         Err(_) => Ok(()),
     }

@@ -53,7 +53,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
     }
     let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
-        return Err(Failure::Failed(anyhow::anyhow!(preflight::describe(&problems))));
+        return Err(preflight::refusal(&problems).into());
     }
     let file = snapshot::find(&config.snapshot_dir(), &args.file);
     let verified = super::snapshot::read_whole(&file)?;

@@ -53,18 +53,18 @@ fn save(
         }
     };
     step.abandon();
-    let mut short = format!(
-        "{}: {} objects at revision {}, {}, read back and counted\n",
+    // Its name is what a caller needs, quiet or not.
+    output::say(&format!(
+        "{}: {} objects at revision {}, {}, read back and counted",
         saved.file.display(),
         saved.objects,
         saved.revision,
         snapshot::size(saved.bytes)
-    );
+    ));
     if !saved.confirmed {
-        short.push_str("no majority of control-plane nodes answers: later changes may be missing\n");
+        output::confirm("no majority of control-plane nodes answers: later changes may be missing");
     }
-    short.push_str("it holds the cluster's keys and all Secrets: keep it where nobody else can read it\n");
-    output::write(&short);
+    output::confirm("it holds the cluster's keys and all Secrets: keep it where nobody else can read it");
     output::report("saved", &saved);
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::print;
 use crate::cli::{Format, StatusArgs};
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedied};
 use crate::output::{self, Step};
 use crate::service;
 use crate::status::{self, State, Status};
@@ -136,11 +136,12 @@ impl<'a> Deaths<'a> {
             None => ("somebody stopped it".to_owned(), None),
         };
         let remedy = remedy.unwrap_or_else(|| "mend what the log names, then kedge start".to_owned());
-        anyhow::bail!(
+        let text = format!(
             "kedge ended before it was Ready: {error}\nremedy: {remedy}\nits last words:\n{}\nmore: {}",
             service::log_tail(self.config, 10),
             service::log_place(self.config)
-        )
+        );
+        Err(Remedied::told_in(text, remedy).into())
     }
 }
 

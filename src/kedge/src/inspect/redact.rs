@@ -21,6 +21,8 @@ const KEY: &str = r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credentials
 pub(crate) struct Redactor {
     known: Vec<String>,
     patterns: Vec<(Regex, fn(&Captures<'_>) -> String)>,
+    /// A word of a command line behind which a secret comes.
+    flag: Regex,
 }
 
 impl Redactor {
@@ -40,16 +42,28 @@ impl Redactor {
             // HOST:PORT/TOKEN/CA-HASH
             (r"(:[0-9]{1,5}/)[A-Za-z0-9._-]{6,}(/[0-9a-fA-F]{32,64})".to_owned(), both),
             (r"(?i)((?:bearer|basic) +)[A-Za-z0-9._~+/=-]{6,}".to_owned(), tail),
-            // user:password@ in URLs
-            (r"(://[^/\s:@]+:)[^/\s@]+(@)".to_owned(), both),
+            // user:password@ and token@ in URLs
+            (r#"(://)[^/?#\s"'<>]+(@)"#.to_owned(), both),
+            // --some-token value and --some-token=value, up to the next space
+            (
+                format!(
+                    r#"(?im)((?:^|[\s"'])--?[a-z0-9_.-]*{KEY}(?:=|[ \t]+))(?:"[^"\n]*"|'[^'\n]*'|[^\s"'-][^\s"']*)"#
+                ),
+                tail,
+            ),
+            // -u user:password, as curl takes it
+            (
+                r#"(?m)((?:^|[\s"'])(?:-u|--user|--proxy-user)[= \t]*["']?[^\s:"']+:)[^\s"']+"#.to_owned(),
+                tail,
+            ),
             // "some-token": "value" in JSON
-            (format!(r#"(?i)("[a-z0-9_.-]*{KEY}"\s*:\s*)"(?:[^"\\]|\\.)*""#), |found| {
+            (format!(r#"(?i)("[a-z0-9_./-]*{KEY}"\s*:\s*)"(?:[^"\\]|\\.)*""#), |found| {
                 format!("{}\"{REMOVED}\"", &found[1])
             }),
             // some-token: value in YAML, token=value in logs and command lines
             (
                 format!(
-                    r#"(?im)((?:^|[\s,;"'&?{{-])[a-z0-9_.-]*{KEY}(?:: +|=))(?:"[^"\n]*"|'[^'\n]*'|[^\s,;"'&}}]+)"#
+                    r#"(?im)((?:^|[\s,;"'&?{{-])[a-z0-9_./-]*{KEY}(?:: +|=))(?:"[^"\n]*"|'[^'\n]*'|[^\s,;"'&}}]+)"#
                 ),
                 tail,
             ),
@@ -58,7 +72,8 @@ impl Redactor {
             .into_iter()
             .map(|(pattern, replace)| Ok((Regex::new(&pattern)?, replace)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { known: Vec::new(), patterns })
+        let flag = Regex::new(&format!("(?i)^--?[a-z0-9_.-]*{KEY}$"))?;
+        Ok(Self { known: Vec::new(), patterns, flag })
     }
 
     /// This value is secret wherever it appears, as it is, in JSON's spelling and in base64.
@@ -134,14 +149,59 @@ impl Redactor {
         text.into_owned()
     }
 
-    /// A list of API objects without Secrets, without what users wrote into environment variables and
-    /// without the copies that `kubectl apply` keeps.
+    /// A list of API objects without Secrets, without what users wrote into environment variables and HTTP
+    /// headers, and without the copies that `kubectl apply` keeps.
     pub(crate) fn clean_objects(&self, mut list: Value) -> String {
         if let Some(items) = list.get_mut("items").and_then(Value::as_array_mut) {
             items.retain(|item| item.get("kind").and_then(Value::as_str) != Some("Secret"));
         }
-        strip(&mut list);
+        self.strip(&mut list);
         self.clean(&serde_json::to_string_pretty(&list).unwrap_or_default())
+    }
+
+    fn strip(&self, value: &mut Value) {
+        match value {
+            // As it is, without JSON's backslashes.
+            Value::String(text) => *text = self.clean(text),
+            Value::Array(items) => {
+                self.strip_words(items);
+                items.iter_mut().for_each(|item| self.strip(item));
+            }
+            Value::Object(map) => {
+                map.remove("managedFields");
+                map.remove("kubectl.kubernetes.io/last-applied-configuration");
+                for list in ["env", "httpHeaders"] {
+                    let items = map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+                    for item in items.filter_map(Value::as_object_mut) {
+                        if item.contains_key("value") {
+                            item.insert("value".into(), REMOVED.into());
+                        }
+                    }
+                }
+                let annotations = map.get_mut("annotations").and_then(Value::as_object_mut);
+                for (_, text) in annotations.into_iter().flatten().filter(|(key, _)| is_secret(key)) {
+                    *text = REMOVED.into();
+                }
+                map.values_mut().for_each(|value| self.strip(value));
+            }
+            _ => {}
+        }
+    }
+
+    /// A command line, one item a word: the secret is the word behind its flag.
+    fn strip_words(&self, items: &mut [Value]) {
+        let words: Vec<String> =
+            items.iter().map(|item| item.as_str().unwrap_or_default().to_owned()).collect();
+        for (item, pair) in items.iter_mut().skip(1).zip(words.windows(2)) {
+            let [flag, word] = pair else { continue };
+            if matches!(flag.as_str(), "-u" | "--user" | "--proxy-user") {
+                if let Some((user, _)) = word.split_once(':') {
+                    *item = format!("{user}:{REMOVED}").into();
+                }
+            } else if item.is_string() && self.flag.is_match(flag) && !self.flag.is_match(word) {
+                *item = REMOVED.into();
+            }
+        }
     }
 }
 
@@ -159,25 +219,6 @@ fn collect(value: &Value, secret: bool, found: &mut Vec<String>) {
         Value::Object(map) => {
             // A map below a secret's key (auth: {username, password}) holds more than secrets.
             map.iter().for_each(|(key, value)| collect(value, is_secret(key), found));
-        }
-        _ => {}
-    }
-}
-
-fn strip(value: &mut Value) {
-    match value {
-        Value::Array(items) => items.iter_mut().for_each(strip),
-        Value::Object(map) => {
-            map.remove("managedFields");
-            map.remove("kubectl.kubernetes.io/last-applied-configuration");
-            if let Some(Value::Array(variables)) = map.get_mut("env") {
-                for variable in variables.iter_mut().filter_map(Value::as_object_mut) {
-                    if variable.contains_key("value") {
-                        variable.insert("value".into(), REMOVED.into());
-                    }
-                }
-            }
-            map.values_mut().for_each(strip);
         }
         _ => {}
     }
@@ -212,13 +253,23 @@ mod tests {
             (
                 "https://user:planted-pw@registry.example/v2".into(),
                 "planted-pw",
-                "https://user:<removed>@registry",
+                "https://<removed>@registry",
             ),
             (r#"{"bearerToken": "pl\"anted", "port": 6443}"#.into(), "anted", r#""port": 6443"#),
             ("  password: planted\n  port: 1".into(), "planted", "port: 1"),
             ("password: \"planted words\"\nport: 1".into(), "planted", "port: 1"),
             ("msg token=planted123 port=2".into(), "planted123", "port=2"),
             ("DB_PASSWORD=planted".into(), "planted", "DB_PASSWORD="),
+            ("git clone https://planted@host.example/x".into(), "planted", "@host.example/x"),
+            ("https://planted:x-oauth-basic@host".into(), "planted", "@host"),
+            ("redis://:pl@nted@host/0".into(), "nted", "@host/0"),
+            ("curl -u admin:pla,nted http://x".into(), "nted", "curl -u admin:<removed> http://x"),
+            ("curl --user=admin:planted x".into(), "planted", "admin:<removed> x"),
+            ("mysql --password planted --port 1".into(), "planted", "--port 1"),
+            ("app --api-token=pla,nted --port 1".into(), "nted", "--port 1"),
+            ("app -token 'planted words' -v".into(), "words", " -v"),
+            (r#"{"example.com/api-token": "planted"}"#.into(), "planted", "example.com/api-token"),
+            ("example.com/api-token: planted".into(), "planted", "example.com/api-token"),
         ];
         for (text, secret, kept) in cases {
             let clean = redactor.clean(&text);
@@ -236,6 +287,8 @@ mod tests {
             "table inet kedge { chain services { ip daddr 10.96.0.1 tcp dport 443 goto x } }",
             "{\"secretName\": 1, \"count\": 2}",
             "the token controller started",
+            "pull docker.io/library/web@sha256:0123 from https://registry.example:5000/v2/",
+            "docker run -u 1000 web --auth --verbose",
         ] {
             assert_eq!(redactor.clean(text), text);
         }
@@ -267,6 +320,37 @@ mod tests {
         redactor.add_values_of(&registries);
         let clean = redactor.clean("AwEHoUQDQgAEsecond robot s3cret-planted");
         assert_eq!(clean, "<removed> robot <removed>");
+    }
+
+    #[test]
+    fn pods_lose_what_their_commands_probes_and_annotations_say() {
+        let redactor = Redactor::new().unwrap();
+        let list = serde_json::json!({"items": [{"kind": "Pod",
+        "metadata": {"name": "web", "annotations": {"example.com/api-token": "planted", "example.com/passwords-old": "planted"}},
+        "spec": {"containers": [{
+            "image": "registry.example/web:1.0",
+            "command": ["app", "--verbose", "--auth", "--password", "planted word", "--port", "8080"],
+            "args": ["curl", "-u", "admin:planted", "--token=\"planted\"", "https://planted@host.example/x"],
+            "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8080,
+                "httpHeaders": [{"name": "X-Api-Key", "value": "planted"}]}},
+            "readinessProbe": {"exec": {"command": ["sh", "-c", "curl -u \"admin:planted\" http://localhost/"]}},
+        }]}}]});
+        let clean = redactor.clean_objects(list);
+        assert!(!clean.contains("planted"), "{clean}");
+        for kept in [
+            "registry.example/web:1.0",
+            "--password",
+            "--port",
+            "8080",
+            "admin:",
+            "@host.example/x",
+            "/healthz",
+            "X-Api-Key",
+            "http://localhost/",
+            "example.com/api-token",
+        ] {
+            assert!(clean.contains(kept), "{kept} is not in {clean}");
+        }
     }
 
     #[test]
