@@ -13,6 +13,7 @@ pub(crate) mod inspect;
 pub(crate) mod install;
 pub(crate) mod join;
 pub(crate) mod kubectl;
+pub(crate) mod others;
 pub(crate) mod recover;
 pub(crate) mod reset;
 pub(crate) mod restore;

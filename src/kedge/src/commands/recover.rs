@@ -50,8 +50,10 @@ pub(crate) fn run(config: &Config, args: &RecoverArgs) -> Result<ExitCode, Failu
     let mut store = kedge_store::Config::new(config.store_dir());
     store.node_id = pki.node_id().get();
     drop(pki);
-    let go_on =
-        backup::inspect(&store).map_err(anyhow::Error::from).map_err(Failure::from).and_then(|found| {
+    let go_on = backup::inspect(&store, &|_| false)
+        .map_err(anyhow::Error::from)
+        .map_err(Failure::from)
+        .and_then(|found| {
             output::write(&explain(&config, store.node_id, &found));
             if found.members.iter().all(|member| member.id == store.node_id) {
                 return Err(Failure::Failed(anyhow::anyhow!(
