@@ -248,8 +248,8 @@ fn a_node_that_others_count_on_is_not_uninstalled_and_a_removed_one_does_nothing
     second.kill9();
     refused(&second, &first);
 
-    step("it leaves, and is a single node");
-    second.kedge(&["start"]).ok();
+    step("it has just begun to start: leaving waits for that, and it is a single node");
+    let _ = second.kedge(&["start", "--timeout", "0"]);
     second.kedge(&["leave"]).ok();
     assert_eq!(members(&first), [first.node.as_str()]);
 
@@ -257,11 +257,13 @@ fn a_node_that_others_count_on_is_not_uninstalled_and_a_removed_one_does_nothing
     second.kedge(&["join", &invitation(&first, &[]), "--force", "--timeout", "90"]).ok();
     first.wait(&format!("node/{}", second.node), "condition=Ready");
     first.kedge(&["remove-node", &second.node]).ok();
-    eventually("the status to say it", || {
+    let status = eventually("the status to say it", || {
         let said = second.kedge(&["status"]).stdout;
-        told.iter().all(|part| said.contains(part)).then_some(())
+        told.iter().all(|part| said.contains(part)).then_some(said)
     });
+    assert!(!status.contains("kedge recover"), "{status}");
     assert_has(&second.kedge(&["join", &invitation(&first, &[])]).failed(1), &told);
+    assert_has(&second.kedge(&["recover", "--yes"]).failed(1), &told);
 
     step("nobody counts on it any more");
     second.kedge(&["uninstall"]).ok();

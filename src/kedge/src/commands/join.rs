@@ -167,6 +167,9 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     let config = &config;
     let staging = Staging::new(config.data_dir.join("join"));
     let mut step = Step::begin("moving pods away and leaving the cluster");
+    if !args.force {
+        others::wait_until_it_serves(config, &mut step);
+    }
     // A node that cannot tell whether there are others may be told: --force takes the operator's word.
     if !args.force
         && Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())

@@ -1,7 +1,7 @@
 //! Who else is in this node's cluster: asked before what would cost the others something. The running node
 //! is asked; one that is stopped tells by what is on its disk.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kedge_cluster::{Admitted, Pki, Role};
@@ -10,9 +10,12 @@ use kedge_store::backup;
 use crate::config::Config;
 use crate::control::{self, CallError};
 use crate::node::ops;
-use crate::status;
+use crate::output::Step;
+use crate::{service, status};
 
 const SOON: Duration = Duration::from_secs(30);
+/// How long a node that starts is waited for.
+const SERVES: Duration = Duration::from_secs(120);
 
 /// How this node stands to other nodes.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,4 +91,22 @@ fn in_store(config: &Config) -> Option<Standing> {
     }
     let book = kedge_cluster::nodes_of(&found.values).into_iter();
     Some(Standing::With(book.filter(|record| record.id != own).map(|record| record.name).collect()))
+}
+
+/// Waits while the node starts: until it serves it answers nothing but its status.
+pub(crate) fn wait_until_it_serves(config: &Config, step: &mut Step) {
+    let deadline = Instant::now() + SERVES;
+    let socket = config.status_socket();
+    while Instant::now() < deadline {
+        let text = match control::call::<String>(&socket, "GET", control::PROGRESS, &(), SOON) {
+            Err(CallError::Starting(text)) => text,
+            // Its process is there, its socket not yet.
+            Err(CallError::NotRunning) if service::running(config).is_ok_and(|process| process.is_some()) => {
+                "the node is starting".to_owned()
+            }
+            _ => return,
+        };
+        step.update(&text);
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
