@@ -141,6 +141,7 @@ fn who_may_not_go_and_who_is_gone() {
         assert_has(&others[0].kedge(&arguments).failed(1), &why);
     }
     assert_has(&others[0].kedge(&["uninstall"]).failed(1), &["in a cluster with", "kedge leave", "--force"]);
+    assert_has(&first.kedge(&["status"]).stdout, &[&format!("yes (degraded: {silent})")]);
     assert_eq!(first.field(&format!("node/{second}"), ".spec.unschedulable"), "", "nothing was moved for it");
     first.kubectl(&["create", "configmap", "refused", "--from-literal=k=v"]).ok();
     first.kedge(&["remove-node", &third, "--force"]).ok();
