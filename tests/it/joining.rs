@@ -258,15 +258,22 @@ fn a_node_that_others_count_on_is_not_uninstalled_and_a_removed_one_does_nothing
     second.kedge(&["join", &invitation(&first, &[]), "--force", "--timeout", "90"]).ok();
     first.wait(&format!("node/{}", second.node), "condition=Ready");
     first.kedge(&["remove-node", &second.node]).ok();
-    let status = eventually("the status to say it", || {
-        let said = second.kedge(&["status"]).stdout;
-        told.iter().all(|part| said.contains(part)).then_some(said)
-    });
+    let says_it = |node: &Cluster| {
+        eventually("the status to say it", || {
+            let said = node.kedge(&["status"]).stdout;
+            told.iter().all(|part| said.contains(part)).then_some(said)
+        })
+    };
+    let status = says_it(&second);
     assert!(!status.contains("kedge recover"), "{status}");
     assert_has(&second.kedge(&["join", &invitation(&first, &[])]).failed(1), &told);
     assert_has(&second.kedge(&["recover", "--yes"]).failed(1), &told);
+    second.kedge(&["stop"]).ok();
+    assert_has(&second.kedge(&["recover", "--yes"]).failed(1), &told);
 
     step("nobody counts on it any more");
+    let _ = second.kedge(&["start"]);
+    says_it(&second);
     second.kedge(&["uninstall"]).ok();
     first.kubectl(&["get", "configmap", "there"]).ok();
 }

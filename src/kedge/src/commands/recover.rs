@@ -6,11 +6,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use kedge_cluster::{Admitted, NodeId, NodeRecord, Role};
+use kedge_cluster::{Admitted, Members, NodeId, NodeRecord, Peer, Pki, Refusal, Role};
 use kedge_store::backup;
 use kedge_store::{Member, Op, Recovered, Store, Value};
 use serde_json::json;
@@ -38,6 +39,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RecoverArgs) -> Resu
     let way_back = way_back(config, given);
     let mut config = config.clone();
     switch::finish(&mut config)?;
+    let mut peers = Vec::new();
     if let Some(joined) = Admitted::read(&config.pki_dir())? {
         if joined.facts.role == Role::Worker {
             return Err(Failure::Failed(anyhow::anyhow!(
@@ -45,6 +47,7 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RecoverArgs) -> Resu
             )));
         }
         shared::adopt(&mut config, &joined.config)?;
+        peers = joined.peers;
     }
     refuse_with_majority(&config)?;
     // Asked before anything is stopped, where the node tells what it holds.
@@ -58,10 +61,9 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RecoverArgs) -> Resu
         let ran = service::stop(&config)?;
         let pki = node::open_pki(&config, &node::addresses(&config)?, Role::ControlPlane)?;
         store.node_id = pki.node_id().get();
-        drop(pki);
         let asked = held(&store).and_then(|held| match &told {
             Some(_) => Ok(true),
-            None => ask(&config, &held, args),
+            None => refuse_removed(pki, peers).and_then(|()| ask(&config, &held, args)),
         });
         if ran && !matches!(asked, Ok(true)) {
             service::start(&config)?;
@@ -161,6 +163,15 @@ fn held(store: &kedge_store::Config) -> Result<Held, Failure> {
         ),
         others: others.iter().map(|member| format!("{} ({})", member.name, member.address)).collect(),
     })
+}
+
+/// One that did not run may have been removed meanwhile: whoever of the others answers says so.
+fn refuse_removed(pki: Arc<Pki>, peers: Vec<Peer>) -> Result<(), Failure> {
+    let members = Members::new(pki, peers).map_err(anyhow::Error::from)?;
+    match block_on(members.standing())? {
+        Err(kedge_cluster::Error::Refused(Refusal::Removed { .. } | Refusal::NotAMember)) => Err(removed()),
+        _ => Ok(()),
+    }
 }
 
 /// Its cluster lives on without it: a second one with the same authority would stand beside it.
