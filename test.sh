@@ -93,7 +93,7 @@ clean_up() {
         mapfile -t flags <"$record"
         dir=${record%.flags}
         printf 'removing the node that %s left behind\n' "$(basename "$dir")" >&2
-        "$BINARY" uninstall "${flags[@]}" || status=1
+        "$BINARY" uninstall --force "${flags[@]}" || status=1
         if [ -e "$dir.dir" ]; then
             rm -rf --one-file-system -- "$(cat "$dir.dir")" || true
         fi

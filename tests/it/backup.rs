@@ -191,6 +191,11 @@ fn a_standby_goes_on_alone() {
 
     step("the only voter is lost for good");
     first.kill9();
+    let process = second.pid();
+    let asked = second.kedge(&["recover"]);
+    assert_has(&asked.stdout, &["Lost is what", &first.node]);
+    assert_has(&asked.failed(2), &["nothing was changed", "--yes"]);
+    assert_eq!(second.pid(), process, "who only asks stops nothing");
     let out = second.kedge(&["recover", "--yes", "--timeout", "200"]).ok();
     assert_has(&out, &["Lost is what", &first.node, "recovered at revision", "before-recover"]);
     assert_eq!(contents(&second), expected);

@@ -126,6 +126,9 @@ fn who_may_not_go_and_who_is_gone() {
 
     step("one of three is dead: no other one goes");
     others[1].kill9();
+    let counted_on =
+        ["in a cluster with", &first.node, "kedge leave", &format!("kedge remove-node {third} --force")];
+    assert_has(&others[1].kedge(&["uninstall"]).failed(1), &counted_on);
     eventually("its silence to be noticed", || {
         first.kedge(&["status"]).stdout.contains("(does not answer)").then_some(())
     });
@@ -137,6 +140,8 @@ fn who_may_not_go_and_who_is_gone() {
     for arguments in [vec!["leave"], vec!["leave", "--force"]] {
         assert_has(&others[0].kedge(&arguments).failed(1), &why);
     }
+    assert_has(&others[0].kedge(&["uninstall"]).failed(1), &["in a cluster with", "kedge leave", "--force"]);
+    assert_has(&first.kedge(&["status"]).stdout, &[&format!("yes (degraded: {silent})")]);
     assert_eq!(first.field(&format!("node/{second}"), ".spec.unschedulable"), "", "nothing was moved for it");
     first.kubectl(&["create", "configmap", "refused", "--from-literal=k=v"]).ok();
     first.kedge(&["remove-node", &third, "--force"]).ok();
@@ -220,7 +225,64 @@ fn a_worker_that_was_removed_is_told_so() {
         let said = worker.kedge(&["status"]).stdout;
         told.iter().all(|part| said.contains(part)).then_some(())
     });
+    assert_has(&worker.kedge(&["join", &invitation(&first, &[]), "--worker"]).failed(1), &told);
     left(&worker);
+}
+
+#[test]
+fn a_node_that_others_count_on_is_not_uninstalled_and_a_removed_one_does_nothing_else() {
+    let network = Network::new(2);
+    let mut first = founder(&network);
+    let mut second = Cluster::prepare_on(&network, 2);
+    second.kedge(&["join", &invitation(&first, &[]), "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+    let refused = |node: &Cluster, other: &Cluster| {
+        let out = node.kedge(&["uninstall"]).failed(1);
+        let elsewhere = format!("kedge remove-node {} --force", node.node);
+        assert_has(&out, &["in a cluster with", &other.node, "kedge leave", "--force", &elsewhere]);
+    };
+    let told = ["this node was removed from the cluster", "kedge leave"];
+
+    step("neither goes while it runs, and the data stays");
+    refused(&first, &second);
+    refused(&second, &first);
+    first.kubectl(&["create", "configmap", "there", "--from-literal=k=v"]).ok();
+
+    step("nor when it is stopped: the founder knows from its own copy who came later");
+    first.kill9();
+    refused(&first, &second);
+    first.run();
+    first.wait_ready();
+    second.kill9();
+    refused(&second, &first);
+
+    step("it has just begun to start: leaving waits for that, and it is a single node");
+    let _ = second.kedge(&["start", "--timeout", "0"]);
+    second.kedge(&["leave"]).ok();
+    assert_eq!(members(&first), [first.node.as_str()]);
+
+    step("removed while it runs: leaving is the one thing to do");
+    second.kedge(&["join", &invitation(&first, &[]), "--force", "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+    first.kedge(&["remove-node", &second.node]).ok();
+    let says_it = |node: &Cluster| {
+        eventually("the status to say it", || {
+            let said = node.kedge(&["status"]).stdout;
+            told.iter().all(|part| said.contains(part)).then_some(said)
+        })
+    };
+    let status = says_it(&second);
+    assert!(!status.contains("kedge recover"), "{status}");
+    assert_has(&second.kedge(&["join", &invitation(&first, &[])]).failed(1), &told);
+    assert_has(&second.kedge(&["recover", "--yes"]).failed(1), &told);
+    second.kedge(&["stop"]).ok();
+    assert_has(&second.kedge(&["recover", "--yes"]).failed(1), &told);
+
+    step("nobody counts on it any more");
+    let _ = second.kedge(&["start"]);
+    says_it(&second);
+    second.kedge(&["uninstall"]).ok();
+    first.kubectl(&["get", "configmap", "there"]).ok();
 }
 
 #[test]

@@ -250,6 +250,34 @@ fn reset_and_uninstall_leave_nothing() {
     node.remove();
 }
 
+/// The next start would adopt it, with mounts in which no pod can live.
+#[test]
+fn a_start_that_fails_leaves_no_containerd() {
+    let network = Network::new(1);
+    let mut node = Cluster::prepare_on(&network, 1);
+    let containerds = || {
+        let mut all = kedge_tests::processes_naming(node.dir());
+        all.retain(|process| process.command.contains("containerd"));
+        all
+    };
+    step("ip netns exec hides the control groups");
+    let mut wrong = Command::new("ip");
+    wrong.args(["netns", "exec", &network.namespace(1)]).arg(kedge_binary()).arg("run").args(node.flags());
+    let said = run(&mut wrong, b"").failed(1);
+    assert_has(&said, &["not mounted at /sys/fs/cgroup", "nsenter --net=/run/netns/"]);
+    assert!(containerds().is_empty(), "left: {:?}", containerds());
+
+    step("as it should be");
+    node.kedge(&["start"]).ok();
+    node.wait_ready();
+    node.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0"}]}}"#,
+    );
+    node.wait("pod/web", "condition=Ready");
+    node.remove();
+}
+
 #[test]
 fn a_removal_that_was_cut_off_is_finished() {
     let network = Network::new(1);

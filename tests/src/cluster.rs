@@ -407,7 +407,8 @@ impl Cluster {
     /// When something is left.
     pub fn remove(&mut self) {
         let kept = Kept::take();
-        let out = self.kedge(&["uninstall"]);
+        // Whatever cluster the test has left it in.
+        let out = self.kedge(&["uninstall", "--force"]);
         // The test's own child: the system keeps a zombie until somebody asks.
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -471,7 +472,7 @@ impl Drop for Cluster {
         self.report();
         let kept = Kept::take();
         let _ = command_in(self.namespace.as_deref(), &self.binary)
-            .arg("uninstall")
+            .args(["uninstall", "--force"])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -51,7 +51,7 @@ pub use pki::{Pending, Pki};
 pub use refusal::Refusal;
 pub use registry::{
     Check, MemberChange, Record, Records, RecordsError, Registry, Replica, TokenSummary, Transaction,
-    is_of_nodes, strike_others,
+    is_of_nodes, nodes_of, strike_others,
 };
 pub use renew::{Renewal, renew_by_request};
 pub use service::{ClusterFacts, Service};

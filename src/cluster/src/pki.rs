@@ -172,6 +172,21 @@ impl Pki {
         })
     }
 
+    /// The id of the node whose keys are in this folder; nothing is made or changed there. `None`: it has none.
+    ///
+    /// # Errors
+    /// The key cannot be read, or is damaged.
+    pub fn id_in(dir: &Path) -> Result<Option<NodeId>, Error> {
+        let path = dir.join("node.key");
+        let Some(pem) = read_text(&path)? else { return Ok(None) };
+        let key = KeyPair::from_pem(&pem).map_err(|error| Error::Damaged {
+            path,
+            reason: error.to_string(),
+            remedy: REJOIN,
+        })?;
+        Ok(Some(NodeId::of_public_key(&key.subject_public_key_info())))
+    }
+
     fn prepare(dir: &Path) -> Result<Arc<Clock>, Error> {
         let failed = |action| move |source| Error::File { action, path: dir.into(), source };
         fs::create_dir_all(dir).map_err(failed("create"))?;

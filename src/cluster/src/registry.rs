@@ -10,7 +10,7 @@ mod replica;
 mod step;
 mod tokens;
 
-pub use lost::{is_of_nodes, strike_others};
+pub use lost::{is_of_nodes, nodes_of, strike_others};
 pub use replica::Replica;
 pub use tokens::TokenSummary;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod addons;
@@ -286,7 +287,12 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
     if let Some(format) = asked_format(&arguments) {
         output::fail_as(format);
     }
-    Cli::try_parse_from(arguments).map_err(|error| {
+    let by_alias = arguments.iter().any(|word| {
+        let word = word.to_string_lossy();
+        word == "--format" || word.starts_with("--format=")
+    });
+    Cli::try_parse_from(arguments).map_err(|mut error| {
+        in_typed_words(&mut error, by_alias);
         // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
         if error.use_stderr() && output::fails_as_object() {
             let text = error.render().to_string();
@@ -313,6 +319,27 @@ fn asked_format(arguments: &[OsString]) -> Option<Format> {
     Format::from_str(format, false).ok().filter(|format| *format != Format::Short)
 }
 
+/// clap names a flag by its first name, whichever was typed, and suggests commands that it hides.
+fn in_typed_words(error: &mut clap::Error, by_alias: bool) {
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && by_alias
+        && let Some(rest) = flag.strip_prefix("--output")
+    {
+        let typed = format!("--format{rest}");
+        error.insert(ContextKind::InvalidArg, ContextValue::String(typed));
+    }
+    if let Some(ContextValue::Strings(names)) = error.get(ContextKind::SuggestedSubcommand) {
+        let all = Cli::command();
+        let shown = |name: &String| all.find_subcommand(name).is_none_or(|command| !command.is_hide_set());
+        let names: Vec<String> = names.iter().filter(|name| shown(name)).cloned().collect();
+        if names.is_empty() {
+            error.remove(ContextKind::SuggestedSubcommand);
+        } else {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(names));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +347,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_told_in_the_words_that_were_typed() {
+        let said = |line: &str, by_alias| {
+            let mut error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            in_typed_words(&mut error, by_alias);
+            error.to_string()
+        };
+        assert!(said("kedge status --format xml", true).contains("'--format <FORMAT>'"));
+        assert!(said("kedge status --output xml", false).contains("'--output <FORMAT>'"));
+        let suggested = said("kedge stat", false);
+        assert!(suggested.contains("status") && !suggested.contains("storage"), "{suggested}");
+        assert!(!said("kedge storag", false).contains("storage"));
     }
 
     #[test]

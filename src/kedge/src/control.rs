@@ -24,6 +24,8 @@ const BODY_LIMIT: usize = 1 << 20;
 
 /// The code of an answer that no insisting changes.
 pub(crate) const UNSAFE: u16 = 412;
+/// The code of an answer that comes too early: the node does not serve yet.
+pub(crate) const STARTING: u16 = 503;
 /// What the node is doing for a request that takes a while, in words; empty: nothing.
 pub(crate) const PROGRESS: &str = "/progress";
 /// How soon a command notices that its request was answered.
@@ -145,6 +147,9 @@ pub(crate) enum CallError {
     /// The node's own words: the cluster would suffer from it, whatever the operator insists on.
     #[error("{0}")]
     Unsafe(String),
+    /// The node's own words: it does not serve yet.
+    #[error("{0}")]
+    Starting(String),
     /// The process may hang, or this is not root.
     #[error("the node does not answer (is this root? see kedge status)")]
     Io(#[from] io::Error),
@@ -180,6 +185,7 @@ pub(crate) fn call<T: DeserializeOwned>(
     match code {
         200 => serde_json::from_slice(body).map_err(|error| CallError::Io(io::Error::other(error))),
         UNSAFE => Err(CallError::Unsafe(text())),
+        STARTING => Err(CallError::Starting(text())),
         _ => Err(CallError::Refused(text())),
     }
 }
@@ -241,6 +247,7 @@ mod tests {
             Box::pin(async move {
                 match request.path.as_str() {
                     "/echo" => Reply::json(&format!("{} {}", request.method, request.body.len())),
+                    "/early" => Reply::failed(STARTING, "it is starting"),
                     "/harm" => Reply::failed(UNSAFE, "it would hurt"),
                     "/slow" => {
                         asked.notified().await;
@@ -261,6 +268,7 @@ mod tests {
         assert_eq!(ask("POST", "/echo", &"x".repeat(100_000)).unwrap(), "POST 100002");
         assert_eq!(ask("GET", "/else", "").unwrap_err().to_string(), "no such thing");
         assert!(matches!(ask("GET", "/harm", ""), Err(CallError::Unsafe(why)) if why == "it would hurt"));
+        assert!(matches!(ask("GET", "/early", ""), Err(CallError::Starting(why)) if why == "it is starting"));
         let mut told = Vec::new();
         let done = call_and_tell::<String>(&socket, "/slow", &"", limit, |text| told.push(text.to_owned()));
         assert_eq!(done.unwrap(), "done");

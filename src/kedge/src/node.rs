@@ -500,6 +500,15 @@ fn containerd_settings(config: &Config) -> anyhow::Result<containerd::Settings> 
     })
 }
 
+/// After a start that failed: see [`containerd::stop_own`].
+///
+/// # Errors
+/// When it does not end.
+pub(crate) async fn end_own_containerd(config: &Config) -> anyhow::Result<()> {
+    let Ok(settings) = containerd_settings(config) else { return Ok(()) };
+    containerd::stop_own(&settings).await.context("end containerd")
+}
+
 /// Where the network plugins are, or should be.
 fn cni_bin_dir(config: &Config) -> PathBuf {
     let dirs = config.cni_bin_dirs();

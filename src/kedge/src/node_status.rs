@@ -29,6 +29,8 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What helps a node that was removed.
 const LEAVE: &str = "run kedge leave to make this a single node, then join again";
+/// The warning that nothing can be written.
+const DATASTORE: &str = "datastore";
 
 /// Clones share the board.
 #[derive(Clone)]
@@ -95,7 +97,7 @@ impl Board {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/status") => Reply::json(&self.now().await),
             _ => match self.0.operations.get() {
-                None => Reply::failed(503, "the node is starting; see kedge status"),
+                None => Reply::failed(control::STARTING, "the node is starting; see kedge status"),
                 Some(operations) => operations
                     .answer(&request)
                     .await
@@ -123,6 +125,12 @@ impl Board {
                     status.components.iter_mut().find(|part| part.name == "kubelet" && !part.ready)
             {
                 part.last_error = Some("this node was removed from the cluster".to_owned());
+            }
+        }
+        if status.was_removed() {
+            // Nothing else helps, least of all to recover a cluster that lives on without this node.
+            status.warnings.retain(|warning| warning.name != DATASTORE);
+            for part in status.components.iter_mut().filter(|part| !part.ready) {
                 part.remedy = Some(LEAVE.to_owned());
             }
         }
@@ -337,7 +345,7 @@ fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
     }
     if !datastore.has_leader {
         warnings.push(warning(
-            "datastore",
+            DATASTORE,
             "there is no leader: what is stored can be read, nothing can be written".to_owned(),
             "a majority of the voters must run and reach each other: see kedge status on them; when they are lost \
              for good: kedge recover",

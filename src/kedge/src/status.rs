@@ -288,7 +288,18 @@ impl Datastore {
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         };
         let leader = self.members.iter().find(|member| member.leader);
-        let mut text = format!("high-availability: {}\n", if self.high_availability { "yes" } else { "no" });
+        let silent: Vec<&str> = self
+            .members
+            .iter()
+            .filter(|member| member.role == "voter" && member.healthy == Some(false))
+            .map(|member| member.name.as_str())
+            .collect();
+        let mut text = match (self.high_availability, silent.as_slice()) {
+            (true, []) => "high-availability: yes\n".to_owned(),
+            (true, [one]) => format!("high-availability: yes (degraded: {one} does not answer)\n"),
+            (true, more) => format!("high-availability: yes (degraded: {} do not answer)\n", more.join(", ")),
+            (false, _) => "high-availability: no\n".to_owned(),
+        };
         text.push_str(&format!("  datastore voters: {}\n", list("voter")));
         text.push_str(&format!("  datastore standby: {}\n", list("standby")));
         for role in ["joining", "leaving"] {
@@ -462,7 +473,9 @@ pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
         Ok(status) => Ok(Some(status)),
         Err(CallError::NotRunning) => Ok(None),
         Err(CallError::Io(error)) => Err(error),
-        Err(CallError::Refused(text) | CallError::Unsafe(text)) => Err(io::Error::other(text)),
+        Err(CallError::Refused(text) | CallError::Unsafe(text) | CallError::Starting(text)) => {
+            Err(io::Error::other(text))
+        }
     }
 }
 
@@ -574,6 +587,24 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));
+    }
+
+    #[test]
+    fn a_voter_that_does_not_answer_degrades_high_availability() {
+        let member = |name: &str, healthy| Member {
+            name: name.into(),
+            id: String::new(),
+            address: String::new(),
+            role: "voter".into(),
+            leader: false,
+            healthy: Some(healthy),
+        };
+        let mut store = Datastore { high_availability: true, ..Datastore::default() };
+        store.members = vec![member("n1", true), member("n2", true)];
+        assert!(store.to_short().starts_with("high-availability: yes\n"));
+        store.members.push(member("n3", false));
+        let text = store.to_short();
+        assert!(text.starts_with("high-availability: yes (degraded: n3 does not answer)\n"), "{text}");
     }
 
     #[test]

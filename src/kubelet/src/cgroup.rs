@@ -49,16 +49,25 @@ pub(crate) enum Part {
 impl Cgroups {
     /// Looks at the machine and makes the top groups.
     pub(crate) fn detect(root: &str) -> Result<Self, Error> {
-        Self::at(Path::new(MOUNT), root)
+        let kernel = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
+        Self::at(Path::new(MOUNT), &kernel, root)
     }
 
-    fn at(mount: &Path, root: &str) -> Result<Self, Error> {
+    /// `kernel`: what /proc/cgroups says.
+    fn at(mount: &Path, kernel: &str, root: &str) -> Result<Self, Error> {
         let controllers = std::fs::read_to_string(mount.join("cgroup.controllers"));
         let unified = controllers.is_ok();
         let has = |name: &str| match &controllers {
             Ok(list) => list.split_whitespace().any(|controller| controller == name),
             Err(_) => mount.join(name).is_dir(),
         };
+        if !has("memory") && !unified && (is_on(kernel, "memory") || is_empty(mount)) {
+            return Err(Error::other(format!(
+                "the memory control groups are not mounted at {}: boot with systemd or mount them (apt-get install \
+                 -y cgroupfs-mount); `ip netns exec` hides them, `nsenter --net=/run/netns/NAME --` does not",
+                mount.display()
+            )));
+        }
         if !has("memory") {
             return Err(Error::other(
                 "the kernel's cgroup memory controller is off: add \
@@ -286,6 +295,18 @@ fn kill_all(dir: &Path) {
     }
 }
 
+/// Does a line of /proc/cgroups (name, hierarchy, number, enabled) say that the controller is on?
+fn is_on(kernel: &str, controller: &str) -> bool {
+    kernel.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.next() == Some(controller) && fields.nth(2) == Some("1")
+    })
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,8 +329,12 @@ mod tests {
     fn a_missing_memory_controller_names_the_remedy() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("cpu")).expect("a folder");
-        let error = Cgroups::at(dir.path(), "kubepods").expect_err("no memory controller");
-        assert!(error.text().contains("cgroup_enable=memory cgroup_memory=1"));
+        let failure =
+            |kernel| Cgroups::at(dir.path(), kernel, "kubepods").expect_err("no memory controller").text();
+        assert!(failure("memory\t0\t1\t0\n").contains("cgroup_enable=memory cgroup_memory=1"));
+        assert!(failure("memory\t0\t1\t1\n").contains("not mounted"));
+        std::fs::remove_dir(dir.path().join("cpu")).expect("the folder goes");
+        assert!(failure("").contains("ip netns exec"));
     }
 
     /// A folder that looks like cgroup v2, with the files of a kernel for the pod `u`.
@@ -330,7 +355,7 @@ mod tests {
         use crate::resources::tests::amounts;
         use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
         let dir = unified();
-        let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
+        let cgroups = Cgroups::at(dir.path(), "", "kubepods").expect("all controllers");
         let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap_or_default();
         assert_eq!(read("kubepods/besteffort/cpu.weight"), "1");
         // The last word that was written: each level hands its controllers down.
@@ -363,7 +388,7 @@ mod tests {
         std::fs::create_dir(v1.path().join("cpu")).expect("a folder");
         std::fs::create_dir(v1.path().join("memory")).expect("a folder");
         for (dir, none) in [(v2.path(), "max"), (v1.path(), "9223372036854771712")] {
-            let cgroups = Cgroups::at(dir, "kubepods").expect("all controllers");
+            let cgroups = Cgroups::at(dir, "", "kubepods").expect("all controllers");
             assert!(cgroups.found(&pod).is_err(), "there is no group yet");
             let base = |controller: &str| cgroups.dir(controller, "kubepods/besteffort/podu");
             std::fs::create_dir_all(base("cpu")).expect("a folder");
@@ -386,7 +411,7 @@ mod tests {
     #[test]
     fn files_of_a_container_are_those_the_kernel_has() {
         let dir = unified();
-        let cgroups = Cgroups::at(dir.path(), "kubepods").expect("all controllers");
+        let cgroups = Cgroups::at(dir.path(), "", "kubepods").expect("all controllers");
         let names = |cgroups: &Cgroups| {
             let mut names: Vec<String> = cgroups
                 .container_files()
@@ -402,7 +427,7 @@ mod tests {
         let v1 = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(v1.path().join("cpu")).expect("a folder");
         std::fs::create_dir(v1.path().join("memory")).expect("a folder");
-        assert!(names(&Cgroups::at(v1.path(), "kubepods").expect("both controllers")).is_empty());
+        assert!(names(&Cgroups::at(v1.path(), "", "kubepods").expect("both controllers")).is_empty());
     }
 
     #[test]
@@ -410,7 +435,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("cpu")).expect("a folder");
         std::fs::create_dir(dir.path().join("memory")).expect("a folder");
-        let cgroups = Cgroups::at(dir.path(), "/kubepods/").expect("both controllers");
+        let cgroups = Cgroups::at(dir.path(), "", "/kubepods/").expect("both controllers");
         let mut pod = Pod::default();
         pod.metadata.uid = Some("u".into());
         assert_eq!(cgroups.parent_of(&pod), "/kubepods/besteffort/podu");

@@ -145,6 +145,21 @@ pub async fn stop(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
+/// Ends containerd when this process has begun it: the next start would adopt it with the mounts and the
+/// network that a start which failed has given it. One that was there before, and all containers, go on.
+///
+/// # Errors
+/// As [`stop`].
+pub async fn stop_own(settings: &Settings) -> Result<(), Error> {
+    let own = running(settings).is_some_and(|pid| {
+        // After the program's name, which is in parentheses: state, parent.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        parent.and_then(|parent| parent.parse().ok()) == Some(std::process::id())
+    });
+    if own { stop(settings).await } else { Ok(()) }
+}
+
 /// Stops and removes every pod that containerd has, then ends it. For `kedge uninstall`.
 ///
 /// # Errors

@@ -165,21 +165,28 @@ pub struct Inspected {
     pub last: Summary,
     /// Who is in the group, as far as this folder knows.
     pub members: Vec<Member>,
+    /// The values of the keys that were asked for.
+    pub values: BTreeMap<String, Vec<u8>>,
 }
 
-/// Opens the folder of a closed store, repairs it as a start would, and says what it holds.
+/// Opens the folder of a closed store, repairs it as a start would, and says what it holds; with
+/// the values of the keys that `wants` says.
 ///
 /// # Errors
 /// The folder is in use, empty or damaged.
-pub fn inspect(config: &Config) -> Result<Inspected, Error> {
+pub fn inspect(config: &Config, wants: &dyn Fn(&str) -> bool) -> Result<Inspected, Error> {
     let paths = Paths::new(&config.dir);
     if !wal::exists(&paths.wal)? {
         return Err(Error::NoState { path: paths.dir, what: "there is no store in it".into() });
     }
-    let Opened { lock: _lock, mut state, wal, .. } = recover::open(config, &paths, &Arc::default())?;
+    let Opened { lock: _lock, engine, mut state, wal, .. } = recover::open(config, &paths, &Arc::default())?;
     let (_, entries) = wal.reread(state.meta.applied)?;
     recover::replay(&mut state, entries)?;
-    Ok(Inspected { last: Summary::of(&state.meta), members: state.members().values().cloned().collect() })
+    Ok(Inspected {
+        last: Summary::of(&state.meta),
+        members: state.members().values().cloned().collect(),
+        values: recover::values(&state, engine.as_ref(), wants)?,
+    })
 }
 
 /// Makes the empty folder `config.dir` the store of a group of this node alone, with what `keep` keeps of
@@ -365,8 +372,9 @@ mod tests {
         // Later changes are not in it.
         let later = store.commit(put("a.x/n/1")).await.unwrap();
         store.close().await.unwrap();
-        let inspected = inspect(&config).unwrap();
+        let inspected = inspect(&config, &|key| key.starts_with("b.x")).unwrap();
         assert_eq!((inspected.last.revision, inspected.last.objects), (later, 51));
+        assert_eq!(inspected.values.keys().collect::<Vec<_>>(), ["b.x/n/1"]);
 
         let part = Part::whole(&saved).unwrap();
         let (read, counts) = count(&part).unwrap();

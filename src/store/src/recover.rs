@@ -390,19 +390,23 @@ pub trait Book: Send + 'static {
     fn rewrite(&self, removed: &[Member], values: &BTreeMap<String, Vec<u8>>) -> Vec<Op>;
 }
 
-/// The values that the book wants.
-fn values(state: &State, engine: &dyn Engine, book: &dyn Book) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+/// The values of the keys that are wanted.
+pub(crate) fn values(
+    state: &State,
+    engine: &dyn Engine,
+    wants: &dyn Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let mut values = BTreeMap::new();
     for pair in engine.objects() {
         let (key, object) = pair?;
         let Ok(key) = std::str::from_utf8(&key) else { continue };
-        if book.wants(key)
+        if wants(key)
             && let Some((entry, _)) = decode_object(key, &object)
         {
             values.insert(key.to_owned(), entry.bytes.to_vec());
         }
     }
-    for (key, entry) in state.overlay().iter().filter(|(key, _)| book.wants(key)) {
+    for (key, entry) in state.overlay().iter().filter(|(key, _)| wants(key)) {
         match entry {
             Some(entry) => values.insert(key.to_string(), entry.bytes.to_vec()),
             None => values.remove(&**key),
@@ -441,7 +445,7 @@ pub(crate) fn alone(
     });
     let keys = keys.chain(state.leaving().iter().map(|&id| membership::leaving_key(id)));
     let mut ops: Vec<Op> = keys.map(|key| Op::Delete { key }).collect();
-    ops.extend(book.rewrite(&removed, &values(&state, engine.as_ref(), book)?));
+    ops.extend(book.rewrite(&removed, &values(&state, engine.as_ref(), &|key| book.wants(key))?));
     let txn = command::encode(&Txn { ops, ..Txn::default() });
     let command = command::decode(&txn).map_err(|source| Error::Entry { index: 0, source })?;
     state.apply(&command, &mut Vec::new());

@@ -1,4 +1,5 @@
-//! The book of a cluster that goes on with one control-plane node alone: see [`strike_others`].
+//! The book of nodes as a folder holds it that nobody serves: who is in it, and what is left of it when the
+//! cluster goes on with one control-plane node alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,9 +9,15 @@ use super::{ADDRESSES, NAMES, NODES, Replica, Transaction, removed_key};
 use crate::wire::{NodeRecord, RemovedRecord};
 use crate::{NodeId, Role};
 
-/// Whether [`strike_others`] needs the value of this key.
+/// Whether [`nodes_of`] and [`strike_others`] need the value of this key.
 pub fn is_of_nodes(key: &str) -> bool {
     Replica::owns(key) && [NODES, NAMES, ADDRESSES].iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// The nodes on the book. `values` are those of all keys for which [`is_of_nodes`].
+pub fn nodes_of(values: &BTreeMap<String, Vec<u8>>) -> Vec<NodeRecord> {
+    let records = values.iter().filter(|(key, _)| key.starts_with(NODES));
+    records.filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect()
 }
 
 /// Takes every control-plane node but `own` off the book, as [`super::Registry::remove`] would, with all that
@@ -67,6 +74,9 @@ mod tests {
             values.insert(format!("{NODES}{}", record.id), serde_json::to_vec(&record).unwrap());
         }
         assert!(values.keys().all(|key| is_of_nodes(key)));
+        let mut names: Vec<String> = nodes_of(&values).into_iter().map(|record| record.name).collect();
+        names.sort();
+        assert_eq!(names, ["dead", "own", "worker"]);
         let done = strike_others(NodeId::new(1), &values, Timestamp::UNIX_EPOCH);
         let mut deletes = done.deletes.clone();
         deletes.sort();

@@ -55,6 +55,9 @@ pub(crate) struct UninstallArgs {
     /// Keep the data folder, so that a later install brings the cluster back
     #[arg(long)]
     pub(crate) keep_data: bool,
+    /// Remove a node that a cluster counts on, whatever becomes of the others
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) reported: Reported,
 }

@@ -91,7 +91,7 @@ pub(super) fn under_way(config: &Config) -> anyhow::Result<Option<AuthorityStatu
     match now(config) {
         Ok(status) => Ok(Some(status).filter(|status| status.stage != AuthorityStage::Settled)),
         // A worker, or a node that is starting.
-        Err(CallError::NotRunning | CallError::Refused(_)) => Ok(None),
+        Err(CallError::NotRunning | CallError::Refused(_) | CallError::Starting(_)) => Ok(None),
         Err(error) => Err(error).context("ask whether the authority is being replaced"),
     }
 }

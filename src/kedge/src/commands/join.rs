@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use kedge_cluster::{Admitted, Clock, JoinString, LocalState, Role, Staging};
 use serde_json::json;
 
+use super::others::{self, Standing};
 use super::status::wait_started;
 use super::{install, require_root, take_down};
 use crate::admin::block_on;
@@ -25,7 +26,7 @@ use crate::failure::Failure;
 use crate::inspect::Moment;
 use crate::node::{control_plane, ops};
 use crate::output::{self, Step};
-use crate::status::Status;
+use crate::status::{self, Status};
 use crate::{preflight, service, switch};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -120,7 +121,10 @@ fn replace(
 
 /// What joining would replace, from the running node or from what a stopped one left.
 fn local_state(config: &Config) -> anyhow::Result<LocalState> {
-    let other_nodes = other_nodes(config)?;
+    let other_nodes = match others::of(config)? {
+        Standing::With(names) => names,
+        Standing::Removed => anyhow::bail!(status::REMOVED),
+    };
     // Refused for those alone; and a worker does not see what its cluster holds.
     if !other_nodes.is_empty() {
         return Ok(LocalState { other_nodes, ..LocalState::default() });
@@ -132,17 +136,6 @@ fn local_state(config: &Config) -> anyhow::Result<LocalState> {
         Err(error) => return Err(error).context("ask this node what was made on it"),
     };
     Ok(LocalState { other_nodes, objects })
-}
-
-fn other_nodes(config: &Config) -> anyhow::Result<Vec<String>> {
-    match control::call(&config.status_socket(), "GET", ops::OTHER_NODES, &(), SOON) {
-        Ok(names) => Ok(names),
-        Err(CallError::NotRunning) => {
-            let peers = Admitted::read(&config.pki_dir())?.map(|admitted| admitted.peers);
-            Ok(peers.into_iter().flatten().map(|peer| peer.name).collect())
-        }
-        Err(error) => Err(error).context("ask this node for the others"),
-    }
 }
 
 /// Pods of a stopped node. The kubelet's folders have their uids as names, those of their logs namespaces too,
@@ -173,18 +166,22 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     switch::finish(&mut config)?;
     let config = &config;
     let staging = Staging::new(config.data_dir.join("join"));
-    // A founder that does not run cannot tell whether there are others: --force takes the operator's word.
+    let mut step = Step::begin("moving pods away and leaving the cluster");
+    if !args.force {
+        others::wait_until_it_serves(config, &mut step);
+    }
+    // A node that cannot tell whether there are others may be told: --force takes the operator's word.
     if !args.force
         && Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_none())
         && staging.admitted()?.is_none()
         && !was_told(config)
-        && !has_others(config)
+        && matches!(others::of(config), Ok(Standing::With(names)) if names.is_empty())
     {
+        step.abandon();
         return Err(Failure::Failed(anyhow::anyhow!(
             "this node is in no cluster with others; kedge uninstall removes it"
         )));
     }
-    let mut step = Step::begin("moving pods away and leaving the cluster");
     let result = depart(config, args, &staging, &mut step);
     match result {
         Ok(()) => {
@@ -199,16 +196,6 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     }
 }
 
-/// The names of the other nodes of this node's cluster, as far as they are known here.
-pub(crate) fn others(config: &Config) -> Vec<String> {
-    other_nodes(config).unwrap_or_default()
-}
-
-/// The founder of a cluster has no membership file, but may leave it to the others.
-fn has_others(config: &Config) -> bool {
-    other_nodes(config).is_ok_and(|names| !names.is_empty())
-}
-
 /// The authority of the cluster that was told: a leave that is cut off from here on goes on when it is
 /// repeated, and tells nobody.
 fn leaving(config: &Config) -> PathBuf {
@@ -217,7 +204,7 @@ fn leaving(config: &Config) -> PathBuf {
 
 /// Whether this node is still what it was when the cluster was told. If it became a node of its own since, the
 /// mark means nothing any more.
-fn was_told(config: &Config) -> bool {
+pub(super) fn was_told(config: &Config) -> bool {
     let Ok(told) = fs::read(leaving(config)) else { return false };
     match fs::read(config.pki_dir().join("ca.crt")) {
         Ok(authority) => authority == told,

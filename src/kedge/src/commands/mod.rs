@@ -13,6 +13,7 @@ pub(crate) mod inspect;
 pub(crate) mod install;
 pub(crate) mod join;
 pub(crate) mod kubectl;
+pub(crate) mod others;
 pub(crate) mod recover;
 pub(crate) mod reset;
 pub(crate) mod restore;
@@ -115,7 +116,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
             SnapshotCommand::Restore(args) => restore::run(&load()?, &given, &args),
             command => snapshot::run(&load()?, &command),
         },
-        Command::Recover(args) => recover::run(&load()?, &args),
+        Command::Recover(args) => recover::run(&load()?, &given, &args),
         Command::Certs(command) => certs::run(&load()?, &command),
         Command::SecretsEncryption(command) => encryption::run(&load()?, &command),
         Command::Enable(args) => addons::enable(&load()?, &args),

@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::others::{self, Standing};
 use super::status::wait_started;
-use super::{confirm, install, join, require_root, take_down, uninstall};
+use super::{confirm, install, require_root, take_down, uninstall};
 use crate::cli::ResetArgs;
 use crate::config::Config;
 use crate::control;
@@ -29,7 +30,7 @@ const KEPT: [&str; 5] = ["snapshots", "images", "manifests", "registries", "addo
 /// Ask, take everything down, delete, start, wait until the node is Ready.
 pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure> {
     require_root()?;
-    let others = join::others(config);
+    let others = others::of(config).map(Standing::names).unwrap_or_default();
     if !others.is_empty() && !args.force {
         return Err(Failure::Failed(anyhow::anyhow!(
             "this node is in a cluster with {}; run kedge leave, which moves pods away and tells the others, or \

@@ -291,7 +291,7 @@ fn present(config: &Config) -> Option<(NodeId, Inspected)> {
         let pki = node::open_pki(config, &node::addresses(config)?, Role::ControlPlane)?;
         let mut store = kedge_store::Config::new(config.store_dir());
         store.node_id = pki.node_id().get();
-        Ok((pki.node_id(), backup::inspect(&store)?))
+        Ok((pki.node_id(), backup::inspect(&store, &|_| false)?))
     };
     match read() {
         Ok(found) => Some(found),

@@ -3,6 +3,8 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -112,7 +114,10 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
     }
     tell_manager(&[NotifyState::Status("starting")]);
     let last_failure = config.last_failure_file();
+    let (was_ready, of_failure) = (Arc::new(AtomicBool::new(false)), config.clone());
+    let becomes_ready = was_ready.clone();
     let ready = move || {
+        becomes_ready.store(true, Relaxed);
         let _ = std::fs::remove_file(&last_failure);
         tracing::info!("the node is ready");
         tell_manager(&[NotifyState::Ready, NotifyState::Status("ready")]);
@@ -121,6 +126,12 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
     let left = tasks.shutdown(Duration::from_secs(10)).await;
     if !left.is_empty() {
         tracing::warn!(tasks = left.join(", "), "did not end in time");
+    }
+    if result.is_err()
+        && !was_ready.load(Relaxed)
+        && let Err(error) = node::end_own_containerd(&of_failure).await
+    {
+        tracing::warn!(error = format!("{error:#}"), "the containerd of this start was not ended");
     }
     result.context("run the node")
 }

@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use kedge_cluster::{Admitted, Role};
 
-use super::require_root;
+use super::others::{self, Standing};
 use super::take_down::{self, mounts_below, own_mounts, own_roots, unescape};
+use super::{join, require_root};
 use crate::cli::UninstallArgs;
 use crate::config::{Config, DEFAULT_FILE};
 use crate::failure::Failure;
@@ -24,6 +26,9 @@ use crate::{service, upgrade};
 /// Remove the node; exit code 1 with a list when something is left.
 pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Failure> {
     require_root()?;
+    if !args.force && !args.keep_data {
+        refuse_while_counted_on(config)?;
+    }
     let mut step = Step::begin("stopping kedge");
     // Every step is tried even when an earlier one failed: a second call should find little to do.
     let mut failed: Vec<String> = Vec::new();
@@ -68,6 +73,47 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
     }
     text.push_str("\nrun kedge uninstall again; what a process still uses goes with a reboot");
     Err(Failure::Failed(anyhow::anyhow!(text)))
+}
+
+/// With the data of a node its cluster may lose its majority, or all that it holds.
+fn refuse_while_counted_on(config: &Config) -> Result<(), Failure> {
+    let names = counted_on_by(config)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let name = &config.node_name;
+    Err(Failure::Failed(anyhow::anyhow!(
+        "this node is in a cluster with {}, which would count on it and on its copy of the data for ever; run \
+         kedge leave first, which moves pods away and tells the others, or uninstall with --force: what only this \
+         node holds is lost then, and if the others have no majority without it they stand still. Afterwards run \
+         kedge remove-node {name} --force on one of their control-plane nodes",
+        names.join(", ")
+    )))
+}
+
+fn counted_on_by(config: &Config) -> anyhow::Result<Vec<String>> {
+    // The cluster was told; only the end of kedge leave was cut off.
+    if join::was_told(config) {
+        return Ok(Vec::new());
+    }
+    let worker = Admitted::read(&config.pki_dir())
+        .is_ok_and(|joined| joined.is_some_and(|joined| joined.facts.role == Role::Worker));
+    let asked = if service::running(config)?.is_some() { others::of(config).ok() } else { None };
+    if let Some(standing) = asked {
+        return Ok(standing.names());
+    }
+    // It holds no copy, and nobody can be told.
+    if worker {
+        return Ok(Vec::new());
+    }
+    // One that runs without saying anything has its datastore open.
+    let ran = service::stop(config)?;
+    // Of keys that cannot be read nobody has any use.
+    let names = others::on_disk(config).map(Standing::names).unwrap_or_default();
+    if ran && !names.is_empty() {
+        service::start(config)?;
+    }
+    Ok(names)
 }
 
 /// Files and folders that go, in order.

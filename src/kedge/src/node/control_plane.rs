@@ -157,7 +157,8 @@ fn store_is_there(config: &Config, joined: bool) -> anyhow::Result<()> {
     }
     anyhow::bail!(
         "the datastore's folder {folder} is gone or empty: put it back; or, where there are other control-plane \
-         nodes, {anew}; or, to begin anew without any data, remove {}",
+         nodes, {anew}; or go back to a snapshot (kedge snapshot restore); or, to begin anew without any data, \
+         remove {}",
         config.pki_dir().join(STORE_MARK).display()
     )
 }

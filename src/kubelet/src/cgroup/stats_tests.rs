@@ -56,7 +56,7 @@ pub(crate) fn split_machine(dir: &Path, path: &str, process: u32) -> Cgroups {
     ];
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), *text)).collect();
     write(dir, &files);
-    Cgroups::at(dir, "kubepods").expect("controllers")
+    Cgroups::at(dir, "", "kubepods").expect("controllers")
 }
 
 /// The same with cgroup v2 (kernel 6.12).
@@ -104,7 +104,7 @@ pub(crate) fn unified_machine(dir: &Path, path: &str, process: u32) -> Cgroups {
     ];
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), *text)).collect();
     write(dir, &files);
-    Cgroups::at(dir, "kubepods").expect("controllers")
+    Cgroups::at(dir, "", "kubepods").expect("controllers")
 }
 
 #[test]

@@ -140,7 +140,7 @@ mod tests {
         for dir in [v1.path(), v2.path()] {
             // The first look at v2 writes weights into files that a real one has.
             write(dir, &[("kubepods/besteffort/cpu.weight", "")]);
-            let cgroups = Cgroups::at(dir, "kubepods").expect("controllers");
+            let cgroups = Cgroups::at(dir, "", "kubepods").expect("controllers");
             let expected = Usage {
                 cpu: 1_500_000_000,
                 memory: 1000,
@@ -154,7 +154,7 @@ mod tests {
             other.metadata.uid = Some("other".into());
             assert_eq!(cgroups.pod_usage(&other), None);
         }
-        let node = Cgroups::at(v2.path(), "kubepods").expect("controllers").node_usage();
+        let node = Cgroups::at(v2.path(), "", "kubepods").expect("controllers").node_usage();
         assert!(node.is_some_and(|usage| usage.cpu == 9000 && usage.memory > 0));
     }
 }

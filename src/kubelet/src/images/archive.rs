@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -127,11 +128,15 @@ fn json_at(file: &File, name: &str, span: Span) -> Result<Value, Error> {
 }
 
 fn entries(file: &File) -> Result<HashMap<String, Span>, Error> {
-    let failed = |error| {
-        Error::io(
-            "read the archive (a tar archive is expected, plain or compressed with gzip or zstd)",
-            error,
-        )
+    // Its own words would show what it has read, which may be anybody's file.
+    let failed = |error: io::Error| {
+        let expected = "a tar archive is expected, plain or compressed with gzip or zstd";
+        match error.kind() {
+            io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                Error::other(format!("this is no image archive: {expected}"))
+            }
+            kind => Error::io(format!("read the archive ({expected})"), kind.into()),
+        }
     };
     let length = file.metadata().map_err(failed)?.len();
     let mut archive = tar::Archive::new(file);
@@ -327,6 +332,14 @@ mod tests {
         }
         builder.finish().expect("finished");
         file
+    }
+
+    #[test]
+    fn what_is_no_archive_is_not_shown() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "root:x:0:0:root:/root:/bin/sh\n".repeat(64)).expect("written");
+        let said = entries(file.as_file()).expect_err("no archive").text();
+        assert!(said.contains("no image archive") && !said.contains("root"), "{said}");
     }
 
     #[test]
