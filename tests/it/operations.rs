@@ -81,10 +81,13 @@ fn inspect_names_what_is_wrong_and_the_report_holds_no_secret() {
     node.kubectl(&["create", "secret", "generic", "planted", "--from-literal=password=hunter2-planted"]).ok();
     let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "annotations": {"note": "hunter2-planted", "example.com/api-token": "annotation-planted"}},
         "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0",
-            "args": ["--password", "argument-planted", "curl -u admin:login-planted https://git-planted@host.example"],
             "readinessProbe": {"httpGet": {"path": "/", "port": 8080, "httpHeaders": [{"name": "X-Api-Key", "value": "header-planted"}]}},
             "env": [{"name": "MODE", "value": "variable-planted"}, {"name": "API_TOKEN", "value": "token-planted"}]}]}}"#;
     node.apply(manifest);
+    let never = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "never"}, "spec": {"nodeSelector": {"no": "such"},
+        "containers": [{"name": "never", "image": "kedge.dev/hello:1.0", "command": ["x", "--password", "argument-planted"],
+            "args": ["curl -u admin:login-planted https://git-planted@host.example"]}]}}"#;
+    node.apply(never);
     node.wait("pod/web", "condition=Ready");
     let join = invitation(&node, &[]);
     let token = join.split('/').nth(1).expect("a token").to_owned();
