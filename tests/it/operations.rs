@@ -273,12 +273,16 @@ fn a_start_that_fails_leaves_no_containerd() {
     step("as it should be");
     node.kedge(&["start"]).ok();
     node.wait_ready();
+    runs_a_pod(&node);
+    node.remove();
+}
+
+fn runs_a_pod(node: &Cluster) {
     node.apply(
         r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
         "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0"}]}}"#,
     );
     node.wait("pod/web", "condition=Ready");
-    node.remove();
 }
 
 #[test]
@@ -287,11 +291,7 @@ fn a_removal_that_was_cut_off_is_finished() {
     let mut node = Cluster::prepare_on(&network, 1);
     node.kedge(&["start"]).ok();
     node.wait_ready();
-    node.apply(
-        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
-        "spec": {"containers": [{"name": "web", "image": "kedge.dev/hello:1.0"}]}}"#,
-    );
-    node.wait("pod/web", "condition=Ready");
+    runs_a_pod(&node);
     let names = own_namespaces(&node);
     assert!(!names.is_empty(), "pods have network namespaces");
 
