@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::trio::invitation;
+use kedge_tests::trio::invitation;
 
 /// One part of `kedge status`, while the node answers.
 fn part(node: &Cluster, name: &str) -> Option<Value> {

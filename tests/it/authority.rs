@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kedge_tests::{BUSYBOX, Cluster, Network, Out, assert_has, eventually, run, step};
 use serde_json::Value;
 
-use crate::trio::invitation;
+use kedge_tests::trio::invitation;
 
 /// kubectl with another kubeconfig than the node's own.
 fn kubectl(node: &Cluster, kubeconfig: &Path, arguments: &[&str]) -> Out {

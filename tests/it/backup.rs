@@ -236,7 +236,7 @@ fn a_standby_goes_on_alone() {
 /// The names of the datastore's members.
 fn members(node: &Cluster) -> Vec<String> {
     eventually("the node's status", || {
-        let members = crate::trio::datastore(node)?["members"].as_array()?.clone();
+        let members = kedge_tests::trio::datastore(node)?["members"].as_array()?.clone();
         let mut names: Vec<String> =
             members.iter().filter_map(|member| Some(member["name"].as_str()?.to_owned())).collect();
         names.sort();

@@ -3,7 +3,7 @@
 use kedge_tests::{BUSYBOX, Cluster, Network, assert_has, eventually, step, web};
 use serde_json::Value;
 
-use crate::trio::{Trio, invitation};
+use kedge_tests::trio::{Trio, invitation};
 
 fn status(node: &Cluster) -> Value {
     node.kedge(&["status", "--format", "json"]).json()["datastore"].clone()

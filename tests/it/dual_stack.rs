@@ -332,7 +332,7 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
     nodes[0].wait_ready();
     step("three of the control plane, and a worker that joins by the first one's address");
     for (number, node) in nodes.iter().enumerate().skip(1) {
-        let string = crate::trio::invitation(&nodes[0], &[]);
+        let string = kedge_tests::trio::invitation(&nodes[0], &[]);
         let worker: &[&str] = if number == 3 { &["--worker"] } else { &[] };
         node.kedge(&[&["join", &string, "--timeout", "120"], worker].concat()).ok();
         if number < 3 {
@@ -344,7 +344,7 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
     run_box(&nodes[1], "box", &worker);
     nodes[1].apply(&workload(4, "PreferDualStack"));
     nodes[1].rolled_out("deployment/web");
-    let before = crate::trio::containers(&nodes[1]);
+    let before = kedge_tests::trio::containers(&nodes[1]);
     let pods = nodes[1].get(&["pods", "-l", "app=web"]);
     let spread =
         pods["items"].as_array().expect("pods").iter().filter_map(|pod| pod["spec"]["nodeName"].as_str());
@@ -383,12 +383,12 @@ fn control_plane_nodes_of_ipv6_alone_are_killed() {
         nodes[dead].run();
         nodes[dead].wait_ready();
         eventually("three voters", || {
-            let now = crate::trio::datastore(&nodes[asked])?;
+            let now = kedge_tests::trio::datastore(&nodes[asked])?;
             (now["highAvailability"] == true).then_some(())
         });
     }
     nodes[1].wait(&format!("node/{worker}"), "condition=Ready");
-    assert_eq!(crate::trio::containers(&nodes[1]), before, "a container was restarted");
+    assert_eq!(kedge_tests::trio::containers(&nodes[1]), before, "a container was restarted");
     nodes[3].kedge(&["leave", "--force"]).ok();
     nodes[1].wait(&format!("node/{worker}"), "delete");
 }

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use kedge_tests::{Cluster, Network, assert_has, eventually, step};
 use serde_json::Value;
 
-use crate::trio::invitation;
+use kedge_tests::trio::invitation;
 
 fn status(node: &Cluster) -> Value {
     node.kedge(&["secrets-encryption", "status", "--output", "json"]).json()

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::trio::{ALL, Trio, containers, datastore, invitation};
+use kedge_tests::trio::{ALL, Trio, containers, datastore, invitation};
 use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Proxy, assert_has, eventually, step};
 
 /// One write, without retrying; the status code of the answer. `kubectl proxy` stands in between, which
@@ -80,17 +80,8 @@ fn one_starts_long_before_the_others() {
 
 fn leaders_and_followers_killed(trio: &mut Trio) {
     let load = trio.load("killed");
-    let mut took = Vec::new();
     step(&format!("the leader killed, {} rounds", rounds()));
-    for _ in 0..rounds() {
-        let leader = trio.leader(&ALL);
-        let began = Instant::now();
-        trio.nodes[leader].kill9();
-        took.push(load.acknowledged_after(began));
-        trio.nodes[leader].run();
-        trio.answers(leader);
-    }
-    took.sort();
+    let took = trio.leader_killed(&load, rounds());
     eprintln!(
         "FIGURE leader killed: next acknowledged write after {:?} at best, {:?} in the median, {:?} at worst ({} \
          rounds)",

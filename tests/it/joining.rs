@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, run, step};
 
-use crate::trio::{datastore, invitation};
+use kedge_tests::trio::{datastore, invitation};
 
 fn founder(network: &Network) -> Cluster {
     let mut first = Cluster::prepare_on(network, 1);

@@ -20,12 +20,12 @@ pub(crate) fn three(network: &Network, settings: &[(&'static str, String)]) -> V
     nodes[0].run();
     nodes[0].wait_ready();
     for node in &nodes[1..] {
-        let string = crate::trio::invitation(&nodes[0], &[]);
+        let string = kedge_tests::trio::invitation(&nodes[0], &[]);
         node.kedge(&["join", &string, "--timeout", "120"]).ok();
         node.write_kubeconfig();
     }
     eventually("three voters", || {
-        (crate::trio::datastore(&nodes[0])?["highAvailability"] == true).then_some(())
+        (kedge_tests::trio::datastore(&nodes[0])?["highAvailability"] == true).then_some(())
     });
     nodes
 }
@@ -117,7 +117,7 @@ fn a_pool_address_moves_when_its_machine_is_lost() {
     step("the machine of the holder is lost: another one answers");
     let holder = holders(&nodes, &address)[0];
     eventually("three voters", || {
-        (crate::trio::datastore(&nodes[asked])?["highAvailability"] == true).then_some(())
+        (kedge_tests::trio::datastore(&nodes[asked])?["highAvailability"] == true).then_some(())
     });
     let began = Instant::now();
     network.connect(holder + 1, false);
@@ -159,7 +159,7 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
     first.wait_ready();
     let others: Vec<Cluster> = (2..=3).map(|host| Cluster::prepare_on(&network, host)).collect();
     for node in &others {
-        let string = crate::trio::invitation(&first, &[]);
+        let string = kedge_tests::trio::invitation(&first, &[]);
         node.kedge(&["join", &string, "--worker", "--timeout", "120"]).ok();
     }
     first.apply(&web(3, "type: LoadBalancer"));
@@ -301,7 +301,7 @@ fn the_api_has_one_address_that_moves_with_the_leader() {
     let join = ["join", string.expect("a join string with it"), "--worker", "--timeout", "120"];
     worker.kedge(&join).ok();
     let leader = |node: &Cluster| {
-        let members = crate::trio::datastore(node)?["members"].as_array()?.clone();
+        let members = kedge_tests::trio::datastore(node)?["members"].as_array()?.clone();
         members.iter().find(|member| member["leader"] == true)?["name"].as_str().map(str::to_owned)
     };
     let has_it = |nodes: &[Cluster]| holders(nodes, &address);
@@ -337,7 +337,7 @@ fn the_api_has_one_address_that_moves_with_the_leader() {
     nodes[of_leader].wait_ready();
     let all_are_there = |nodes: &[Cluster]| {
         eventually("three voters", || {
-            (crate::trio::datastore(&nodes[of_leader])?["highAvailability"] == true).then_some(())
+            (kedge_tests::trio::datastore(&nodes[of_leader])?["highAvailability"] == true).then_some(())
         });
     };
     all_are_there(&nodes);

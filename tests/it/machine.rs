@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Server, assert_has, eventually, step};
 
-use crate::trio::containers;
+use kedge_tests::trio::containers;
 
 const DAY: i64 = 24 * 3600;
 

@@ -40,5 +40,4 @@ mod storage;
 mod streams;
 mod survival;
 mod tour;
-mod trio;
 mod volumes;

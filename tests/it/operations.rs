@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::trio::invitation;
+use kedge_tests::trio::invitation;
 
 /// Runs a program on a host of the network and gives what it printed.
 fn inside(network: &Network, host: usize, words: &[&str]) -> String {

@@ -2,7 +2,7 @@
 
 use kedge_tests::{BUSYBOX, Cluster, assert_has, eventually, processes_naming, step};
 
-use crate::trio::containers;
+use kedge_tests::trio::containers;
 
 #[test]
 fn killed_and_started_again() {

@@ -21,6 +21,7 @@ mod load;
 mod network;
 mod registry;
 mod run;
+pub mod trio;
 mod web;
 
 pub use clock::Clock;

@@ -18,8 +18,9 @@ use kedge_base::Tasks;
 use tokio::net::TcpStream;
 
 use crate::client::{self, JSON, Target};
+use crate::leader::Failovers;
 use crate::requests::{Call, Caller, create, run, spread};
-use crate::table::{Table, percentile};
+use crate::table::Table;
 use crate::{CLIENTS, process};
 
 const WRITES: usize = 10_000;
@@ -42,6 +43,7 @@ pub(crate) async fn measure(
     target: &Target,
     kedge: u32,
     idle: Duration,
+    leader: Option<Failovers>,
     table: &mut Table,
 ) -> anyhow::Result<()> {
     let Some(program) = program() else {
@@ -52,7 +54,7 @@ pub(crate) async fn measure(
     // Where Kedge's data is, so that both have the same disk.
     let base = std::env::var_os("KEDGE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let folder = base.join(format!("kedge-load-etcd-{}", std::process::id()));
-    let result = all(target, kedge, idle, table, &program, &folder).await;
+    let result = all(target, kedge, idle, leader, table, &program, &folder).await;
     let _ = std::fs::remove_dir_all(&folder);
     result
 }
@@ -61,6 +63,7 @@ async fn all(
     target: &Target,
     kedge: u32,
     idle: Duration,
+    leader: Option<Failovers>,
     table: &mut Table,
     program: &Path,
     folder: &Path,
@@ -121,9 +124,9 @@ async fn all(
         ),
         ("memory after it (RSS; Kedge: see memory)", String::new(), format!("{memory:.0} MiB")),
         (
-            "three members, leader killed until the next acknowledged write (Kedge: see the fault tests)",
-            String::new(),
-            failover,
+            "three members, leader killed until the next acknowledged write",
+            leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            failover.to_string(),
         ),
     ] {
         table.line(&[what.to_owned(), ours, theirs]);
@@ -131,8 +134,7 @@ async fn all(
     Ok(())
 }
 
-/// Median and worst of some kills.
-async fn failover(tasks: &Tasks, program: &Path, folder: &Path) -> anyhow::Result<String> {
+async fn failover(tasks: &Tasks, program: &Path, folder: &Path) -> anyhow::Result<Failovers> {
     let mut three = Members::start(program, &folder.join("three"), 3)?;
     for index in 0..3 {
         three.client(tasks, index).await?.put("ready", b"yes").await?;
@@ -166,12 +168,7 @@ async fn failover(tasks: &Tasks, program: &Path, folder: &Path) -> anyhow::Resul
     }
     three.end();
     times.sort_unstable();
-    let text = |time: Duration| format!("{:.2} s", time.as_secs_f64());
-    Ok(format!(
-        "{}; {} (median and worst of {KILLS})",
-        text(percentile(&times, 0.5)),
-        text(percentile(&times, 1.0))
-    ))
+    Ok(Failovers(times))
 }
 
 struct Member {

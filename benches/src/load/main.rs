@@ -7,7 +7,7 @@
 //!     cargo run --release --package kedge-benches --bin load [-- SECTION...]
 //! ```
 //!
-//! Sections: start idle requests watch schedule pods etcd (all when none is named). `LOAD_IDLE_SECONDS` is
+//! Sections: start idle requests watch schedule pods leader etcd (all when none is named). `LOAD_IDLE_SECONDS` is
 //! how long the idle node is looked at (120). Done only when named: `services`, which fills the node's nftables
 //! table, and `soak [--minutes 30]`, for which a node with dns and metrics on is left alone for that long.
 //! `etcd` needs etcd (`ETCD`, or from PATH), or says that it is left out. The driver runs on the same machine
@@ -18,6 +18,7 @@
 mod client;
 mod etcd;
 mod events;
+mod leader;
 mod pods;
 mod process;
 mod requests;
@@ -41,8 +42,8 @@ use crate::table::Table;
 /// Concurrent clients, each with its own connection.
 const CLIENTS: usize = 16;
 /// What can be named.
-const SECTIONS: [&str; 9] =
-    ["start", "idle", "requests", "watch", "schedule", "services", "pods", "etcd", "soak"];
+const SECTIONS: [&str; 10] =
+    ["start", "idle", "requests", "watch", "schedule", "services", "pods", "leader", "etcd", "soak"];
 
 fn main() -> anyhow::Result<()> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -103,10 +104,16 @@ async fn measure(wanted: &[String], minutes: u64) -> anyhow::Result<()> {
         kedge_tests::step("pods");
         pods::measure(&cluster, &target, &mut table).await?;
     }
+    let leader = if asked("leader") {
+        kedge_tests::step("leader");
+        Some(tokio::task::block_in_place(|| leader::measure(&mut table)))
+    } else {
+        None
+    };
     if asked("etcd") {
         kedge_tests::step("etcd");
         let idle = std::env::var("LOAD_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
-        etcd::measure(&target, cluster.pid(), Duration::from_secs(idle), &mut table).await?;
+        etcd::measure(&target, cluster.pid(), Duration::from_secs(idle), leader, &mut table).await?;
     }
     // The allocator gives back within seconds what the load needed.
     tokio::time::sleep(Duration::from_secs(10)).await;

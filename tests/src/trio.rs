@@ -1,27 +1,33 @@
 //! Three control-plane nodes of one cluster, each on a machine of its own, and what is asked of any node: what
-//! tests of a group begin with.
+//! tests and figures of a group begin with.
 
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Amount, Cluster, Disk, Load, Network, Server, eventually, step};
+use crate::{Amount, Cluster, Disk, Load, Network, Server, eventually, step};
 use serde_json::Value;
 
-pub(crate) const ALL: [usize; 3] = [0, 1, 2];
+/// The places of the nodes in [`Trio::nodes`].
+pub const ALL: [usize; 3] = [0, 1, 2];
 
 /// Three control-plane nodes that vote. The nodes go before their network.
-pub(crate) struct Trio {
-    pub(crate) nodes: Vec<Cluster>,
+pub struct Trio {
+    pub nodes: Vec<Cluster>,
     /// The disk of the first node's store, when it has one of its own.
-    pub(crate) disk: Option<Disk>,
-    pub(crate) network: Network,
+    pub disk: Option<Disk>,
+    pub network: Network,
 }
 
 impl Trio {
-    pub(crate) fn start() -> Self {
+    /// Nodes whose stores lie in their own folders.
+    ///
+    /// # Panics
+    /// Like all of these, when a node does not do what is waited for.
+    pub fn start() -> Self {
         Self::start_with(|_| None)
     }
 
-    pub(crate) fn start_with(disk: impl Fn(&Cluster) -> Option<Disk>) -> Self {
+    /// The same; `disk` may give the first node's store a disk of its own.
+    pub fn start_with(disk: impl Fn(&Cluster) -> Option<Disk>) -> Self {
         step("a group of three");
         let network = Network::new(3);
         let mut nodes: Vec<Cluster> = (1..=3).map(|host| Cluster::prepare_on(&network, host)).collect();
@@ -37,7 +43,8 @@ impl Trio {
         trio
     }
 
-    pub(crate) fn three_voters(&self, asked: usize) {
+    /// Waits until the asked node tells of three voters.
+    pub fn three_voters(&self, asked: usize) {
         eventually("three voters", || {
             let now = datastore(&self.nodes[asked])?;
             let voters = now["members"].as_array()?.iter().filter(|member| member["role"] == "voter").count();
@@ -46,7 +53,7 @@ impl Trio {
     }
 
     /// Who leads, when all of `asked` say the same.
-    pub(crate) fn leader(&self, asked: &[usize]) -> usize {
+    pub fn leader(&self, asked: &[usize]) -> usize {
         eventually("a leader that all know", || {
             let mut said = asked.iter().map(|node| {
                 let now = datastore(&self.nodes[*node])?;
@@ -59,13 +66,31 @@ impl Trio {
         })
     }
 
+    /// Kills whoever leads, again and again, under a load on all three. How long it took each time until the
+    /// next write was acknowledged, the shortest first.
+    pub fn leader_killed(&mut self, load: &Load, rounds: usize) -> Vec<Duration> {
+        let mut took: Vec<Duration> = (0..rounds)
+            .map(|_| {
+                let leader = self.leader(&ALL);
+                let began = Instant::now();
+                self.nodes[leader].kill9();
+                let took = load.acknowledged_after(began);
+                self.nodes[leader].run();
+                self.answers(leader);
+                took
+            })
+            .collect();
+        took.sort_unstable();
+        took
+    }
+
     /// Grows with each election.
-    pub(crate) fn elections(&self) -> u64 {
+    pub fn elections(&self) -> u64 {
         eventually("a term", || datastore(&self.nodes[self.leader(&ALL)])?["term"].as_u64())
     }
 
     /// Whoever leads although it should not is killed, until another one does.
-    pub(crate) fn first_leads(&mut self, wanted: bool) {
+    pub fn first_leads(&mut self, wanted: bool) {
         for _ in 0..30 {
             let leader = self.leader(&ALL);
             if (leader == 0) == wanted {
@@ -78,21 +103,22 @@ impl Trio {
         panic!("after 30 elections the first node still {}", if wanted { "follows" } else { "leads" });
     }
 
-    pub(crate) fn servers(&self, asked: &[usize]) -> Vec<Server> {
+    /// The API of some nodes.
+    pub fn servers(&self, asked: &[usize]) -> Vec<Server> {
         asked.iter().map(|node| Server::of(&self.nodes[*node])).collect()
     }
 
     /// Clients at all three.
-    pub(crate) fn load(&self, name: &str) -> Load {
+    pub fn load(&self, name: &str) -> Load {
         Load::start(name, self.servers(&ALL), Amount::default())
     }
 
     /// The node answers a fresh read: it follows the leader, or leads.
-    pub(crate) fn answers(&self, node: usize) {
+    pub fn answers(&self, node: usize) {
         let server = Server::of(&self.nodes[node]);
         let path = "/api/v1/namespaces/default/configmaps?limit=1";
         // Closer than `eventually` looks: the next fault waits for it.
-        let deadline = Instant::now() + kedge_tests::LIMIT;
+        let deadline = Instant::now() + crate::LIMIT;
         while !server.call("GET", path, "", Duration::from_secs(10)).is_ok_and(|(status, _)| status == 200) {
             assert!(
                 Instant::now() < deadline,
@@ -105,13 +131,14 @@ impl Trio {
     }
 
     /// Started again, Ready, and with everything that `names` lists in its own copy.
-    pub(crate) fn back(&mut self, node: usize, names: &[String]) {
+    pub fn back(&mut self, node: usize, names: &[String]) {
         self.nodes[node].run();
         self.nodes[node].wait_ready();
         self.holds(node, names);
     }
 
-    pub(crate) fn holds(&self, node: usize, names: &[String]) {
+    /// Waits until the node's own copy has everything that `names` lists.
+    pub fn holds(&self, node: usize, names: &[String]) {
         let proxy = self.nodes[node].proxy();
         eventually(&format!("node {} to have caught up", node + 1), || {
             // Version 0: from this node's own copy, without asking the leader.
@@ -131,21 +158,21 @@ impl Trio {
 }
 
 /// What `kedge join` takes, from `kedge add-node`.
-pub(crate) fn invitation(node: &Cluster, arguments: &[&str]) -> String {
+pub fn invitation(node: &Cluster, arguments: &[&str]) -> String {
     let all = [&["add-node", "--format", "json"], arguments].concat();
     let invitation = node.kedge(&all).json();
     invitation["join"][0].as_str().expect("a join string").to_owned()
 }
 
 /// What the node's status says of the datastore, when the node answers.
-pub(crate) fn datastore(node: &Cluster) -> Option<Value> {
+pub fn datastore(node: &Cluster) -> Option<Value> {
     let out = node.kedge(&["status", "--format", "json"]);
     let status: Value = serde_json::from_str(&out.stdout).ok()?;
     status.get("datastore").cloned()
 }
 
 /// Pod names with their container ids, in order.
-pub(crate) fn containers(node: &Cluster) -> Vec<String> {
+pub fn containers(node: &Cluster) -> Vec<String> {
     let path =
         "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].containerID}{\"\\n\"}{end}";
     let mut lines: Vec<String> =
