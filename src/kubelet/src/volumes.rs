@@ -113,7 +113,7 @@ async fn set_up_one(
     let target_dir = dir.clone();
     blocking(move || {
         make_dir(&target_dir, 0o755)?;
-        if in_memory && !mounts::is_mount_point(&target_dir)? {
+        if in_memory && !mounts::is_tmpfs(&target_dir)? {
             mounts::tmpfs(&target_dir, None, 0o755)?;
         }
         atomic::write(&target_dir, &content, group)
@@ -143,7 +143,7 @@ fn empty_dir(
     let existed = dir.exists();
     make_dir(dir, 0o777)?;
     if source.medium.as_deref() == Some("Memory") {
-        if !mounts::is_mount_point(dir)? {
+        if !mounts::is_tmpfs(dir)? {
             let own = source.size_limit.as_ref().map(resources::value).filter(|size| *size > 0);
             let size = match (own, limit) {
                 (Some(own), Some(limit)) => Some(own.min(limit)),

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use kedge_base::Order as _;
@@ -56,9 +56,16 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(result))
 }
 
-pub(crate) fn is_mount_point(dir: &Path) -> Result<bool, Error> {
-    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-    Ok(mount_points()?.contains(&real))
+/// Whether [`tmpfs`] was mounted there: a file system of its own begins. Asked for each volume whenever its
+/// content is looked at, and the table of mounts is long on a node with many pods.
+pub(crate) fn is_tmpfs(dir: &Path) -> Result<bool, Error> {
+    let device = |path: &Path| {
+        let found = std::fs::symlink_metadata(path);
+        found
+            .map(|found| found.dev())
+            .map_err(|error| Error::io(format!("look at {}", path.display()), error))
+    };
+    Ok(device(dir)? != device(&dir.join(".."))?)
 }
 
 /// Unmounts everything below `dir`, the deepest first. Fails when something stays mounted, so that
@@ -71,7 +78,11 @@ pub(crate) fn unmount_below(dir: &Path) -> Result<(), Error> {
         points.order_by_key(|point| std::cmp::Reverse(point.components().count()));
         Ok(points)
     };
-    for point in below()? {
+    let found = below()?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    for point in found {
         if let Err(errno) = nix::mount::umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             tracing::debug!(path = %point.display(), %errno, "not unmounted");
         }
@@ -197,6 +208,14 @@ mod tests {
     fn kernel_escapes() {
         assert_eq!(unescape(r"/a\040b\134c"), PathBuf::from(r"/a b\c"));
         assert_eq!(unescape(r"/plain\9"), PathBuf::from(r"/plain\9"));
+    }
+
+    #[test]
+    fn a_file_system_of_its_own_is_seen() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        assert!(!is_tmpfs(dir.path()).expect("looked"));
+        assert!(is_tmpfs(Path::new("/proc")).expect("looked"));
+        assert!(is_tmpfs(&dir.path().join("absent")).is_err());
     }
 
     #[test]
