@@ -61,6 +61,9 @@ async fn answer(
     }
     let _permit = state.inflight.enter(&user, &info)?;
     authz::require(state, &user, &authz::attributes(&user, &info))?;
+    if info.no_route {
+        return Ok(no_such_path());
+    }
     if (info.is_resource || is_version_root(&info.path))
         && let Some(remote) = aggregation::find(state, &info.group, &info.version)
     {
@@ -114,16 +117,19 @@ async fn answer(
         resource,
         accepted,
     };
-    // A scope that the path does not have.
-    if !context.resource.namespaced
-        && !context.info.namespace.is_empty()
-        && context.resource.plural != "namespaces"
-    {
-        return Ok(no_such_path());
-    }
     if context.resource.plural == "namespaces" && context.resource.group.is_empty() {
         // The namespace in the path served authorisation; the object itself is of cluster scope.
         context.info.namespace = String::new();
+    }
+    // A scope that the path does not have, or more than a subresource has.
+    if (!context.resource.namespaced && !context.info.namespace.is_empty())
+        || (!context.info.rest.is_empty() && context.info.subresource != "proxy")
+    {
+        return Ok(no_such_path());
+    }
+    // An object is made where its kind is listed: what an item's path was authorised for is that item.
+    if context.info.verb == "create" && context.info.subresource.is_empty() && !context.info.name.is_empty() {
+        return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
     if is_stream {
         let context = Arc::new(context);
@@ -135,10 +141,12 @@ async fn answer(
     }
     let body = within(deadline, body::collect(request.into_body())).await?;
     let takes_protobuf = accepted.protobuf;
-    let response = if context.resource.stored {
+    let response = if is_watch {
         verbs::run(context, body).await?
+    } else if context.resource.stored {
+        within(deadline, verbs::run(context, body)).await?
     } else if context.resource.group.is_empty() && context.resource.plural == "componentstatuses" {
-        components::run(&context).await?
+        within(deadline, components::run(&context)).await?
     } else if context.accepted.form == respond::Form::Object {
         review::create(&Arc::new(context), &body).await?
     } else {

@@ -19,6 +19,9 @@ pub(crate) struct RequestInfo {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) path: String,
+    /// The path reads like a resource's and is none: what could be served for it is not what its authorisation spoke
+    /// of, here or at an aggregated server.
+    pub(crate) no_route: bool,
 }
 
 impl RequestInfo {
@@ -54,8 +57,16 @@ impl RequestInfo {
             // /namespaces/NAME, /namespaces/NAME/status and /finalize speak of the namespace itself.
             if rest.len() > 2 && !matches!(rest[2], "status" | "finalize") {
                 rest.drain(..2);
+                // No namespace lies in another one.
+                info.no_route = info.group.is_empty() && rest[0] == "namespaces";
             }
         }
+        // A watch of one object is the old form's longest path, and nothing is written by it.
+        info.no_route |= old_watch && (rest.len() > 2 || !matches!(*method, Method::GET | Method::HEAD));
+        // Servers that decode a path before they split it would see other parts than these.
+        let leading = decoded.len() - rest.len().saturating_sub(3);
+        info.no_route |=
+            decoded[..leading].iter().any(|part| part.contains('/') || part == "." || part == "..");
         info.resource = rest[0].to_owned();
         info.name = rest.get(1).copied().unwrap_or_default().to_owned();
         info.subresource = rest.get(2).copied().unwrap_or_default().to_owned();
@@ -210,6 +221,35 @@ mod tests {
         }
         assert!(!parse("GET", "/apis/apps/v1").is_resource);
         assert!(!parse("GET", "/healthz").is_resource);
+    }
+
+    #[test]
+    fn paths_that_are_no_ones_are_not_served() {
+        for (method, uri) in [
+            ("GET", "/api/v1/namespaces/x/namespaces"),
+            ("DELETE", "/api/v1/namespaces/x/namespaces/y"),
+            ("PUT", "/api/v1/namespaces/x/namespaces/y/finalize"),
+            ("GET", "/api/v1/watch/nodes/n/proxy/metrics"),
+            ("GET", "/api/v1/watch/namespaces/x/pods/p/log"),
+            ("DELETE", "/api/v1/watch/namespaces/x/pods/p"),
+            ("GET", "/apis/g/v1/namespaces/x/things/a%2Fscale"),
+            ("GET", "/apis/g/v1/namespaces/x/things/%2e%2e/a"),
+            ("GET", "/apis/g/v1/namespaces/../things"),
+        ] {
+            assert!(parse(method, uri).no_route, "{method} {uri}");
+        }
+        for (method, uri) in [
+            ("GET", "/api/v1/namespaces"),
+            ("PUT", "/api/v1/namespaces/x/finalize"),
+            ("GET", "/api/v1/namespaces/x/pods/p/status"),
+            ("GET", "/api/v1/watch/namespaces/x/pods/p"),
+            ("GET", "/api/v1/watch/pods"),
+            ("GET", "/apis/example.com/v1/namespaces/x/namespaces/y"),
+            ("GET", "/api/v1/namespaces/x/services/web:80/proxy/a%2Fb/../c"),
+            ("GET", "/healthz"),
+        ] {
+            assert!(!parse(method, uri).no_route, "{method} {uri}");
+        }
     }
 
     #[test]

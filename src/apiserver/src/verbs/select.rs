@@ -61,6 +61,10 @@ impl Selection {
                 fields.push((field, requirement.op == FieldOperator::Equals, requirement.value.clone()));
             }
         }
+        // The old form /api/v1/watch/.../NAME.
+        if context.info.verb == "watch" && !context.info.name.is_empty() {
+            fields.push((FieldRef::Name, true, context.info.name.clone()));
+        }
         let late = own.filter(|_| fields.iter().any(|(field, ..)| matches!(field, FieldRef::Late(_))));
         Ok(Self { namespace: context.info.namespace.clone(), labels, fields, late })
     }
