@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use kedge_api::status::Status;
 use rustls_pki_types::CertificateDer;
 use uuid::Uuid;
@@ -16,6 +16,9 @@ use crate::verbs::object_key;
 pub(crate) const MASTERS: &str = "system:masters";
 const AUTHENTICATED: &str = "system:authenticated";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
+
+/// How long tokens outlive the end of what they are bound to.
+const LEEWAY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 /// An authenticated (or anonymous) user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,11 +130,13 @@ pub(crate) fn token_user(
         return Err("token audiences do not match");
     }
     let bound = &claims.kubernetes;
-    let is_there = |resource: &str, object: &Bound| {
-        let stored = state.cache.bucket(resource).get(&object_key(&bound.namespace, &object.name));
-        stored.is_some_and(|stored| Uuid::parse_str(&object.uid) == Ok(stored.extracted.uid))
+    let is_there = |resource: &str, namespace: &str, object: &Bound| {
+        let stored = state.cache.bucket(resource).get(&object_key(namespace, &object.name));
+        stored.is_some_and(|stored| {
+            Uuid::parse_str(&object.uid) == Ok(stored.extracted.uid) && !has_gone(&stored.bytes)
+        })
     };
-    if !is_there("serviceaccounts", &bound.serviceaccount) {
+    if !is_there("serviceaccounts", &bound.namespace, &bound.serviceaccount) {
         return Err("service account is gone or was replaced");
     }
     let mut extra = BTreeMap::new();
@@ -139,18 +144,22 @@ pub(crate) fn token_user(
         extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={jti}")]);
     }
     if let Some(pod) = &bound.pod {
-        if !is_there("pods", pod) {
+        if !is_there("pods", &bound.namespace, pod) {
             return Err("the pod that the token is bound to is gone");
         }
         extra.insert("authentication.kubernetes.io/pod-name".to_owned(), vec![pod.name.clone()]);
         extra.insert("authentication.kubernetes.io/pod-uid".to_owned(), vec![pod.uid.clone()]);
     }
     if let Some(node) = &bound.node {
+        // With a pod, it is the pod that counts (KEP-4193).
+        if bound.pod.is_none() && !is_there("nodes", "", node) {
+            return Err("the node that the token is bound to is gone");
+        }
         extra.insert("authentication.kubernetes.io/node-name".to_owned(), vec![node.name.clone()]);
         extra.insert("authentication.kubernetes.io/node-uid".to_owned(), vec![node.uid.clone()]);
     }
     if let Some(secret) = &bound.secret
-        && !is_there("secrets", secret)
+        && !is_there("secrets", &bound.namespace, secret)
     {
         return Err("the secret that the token is bound to is gone");
     }
@@ -163,6 +172,17 @@ pub(crate) fn token_user(
     Ok((user, matched))
 }
 
+/// Whether the object should have been deleted a minute ago (upstream's leeway); it may stay for its finalizers.
+fn has_gone(object: &[u8]) -> bool {
+    if memchr::memmem::find(object, b"\"deletionTimestamp\"").is_none() {
+        return false;
+    }
+    let object: serde_json::Value = serde_json::from_slice(object).unwrap_or_default();
+    let at =
+        object["metadata"]["deletionTimestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    at.is_some_and(|at| jiff::Timestamp::now().duration_since(at) > LEEWAY)
+}
+
 /// What an impersonation asks for: the user to become, and what the sender must be allowed to
 /// `impersonate` as (group, resource, namespace, name, subresource).
 pub(crate) struct Impersonation {
@@ -171,22 +191,24 @@ pub(crate) struct Impersonation {
 }
 
 /// Reads the `Impersonate-*` headers (apiserver `filters/impersonation.go`).
+///
+/// # Errors
+/// For a header that is there and cannot be read: without it the request would be the sender's own.
 pub(crate) fn impersonation(headers: &HeaderMap) -> Result<Option<Impersonation>, Status> {
-    let get = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .map(str::to_owned)
-        .collect();
-    let extras: Vec<(String, String)> = headers
-        .iter()
-        .filter_map(|(name, value)| {
-            let key = name.as_str().strip_prefix("impersonate-extra-")?;
-            Some((percent_decode(key), value.to_str().ok()?.to_owned()))
-        })
-        .collect();
-    let (name, uid) = (get("impersonate-user"), get("impersonate-uid"));
+    let text = |value: &HeaderValue| {
+        String::from_utf8(value.as_bytes().to_vec())
+            .map_err(|_| Status::bad_request("an Impersonate header is not valid UTF-8"))
+    };
+    let get = |name: &str| headers.get(name).map(text).transpose().map(Option::unwrap_or_default);
+    let groups =
+        headers.get_all("impersonate-group").iter().map(text).collect::<Result<Vec<String>, Status>>()?;
+    let mut extras: Vec<(String, String)> = Vec::new();
+    for (name, value) in headers {
+        if let Some(key) = name.as_str().strip_prefix("impersonate-extra-") {
+            extras.push((percent_decode(key), text(value)?));
+        }
+    }
+    let (name, uid) = (get("impersonate-user")?, get("impersonate-uid")?);
     if name.is_empty() {
         if groups.is_empty() && extras.is_empty() && uid.is_empty() {
             return Ok(None);
@@ -205,7 +227,7 @@ pub(crate) fn impersonation(headers: &HeaderMap) -> Result<Option<Impersonation>
                 groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
             }
         }
-        None => checks.push(("", "users", String::new(), name.to_owned(), String::new())),
+        None => checks.push(("", "users", String::new(), name.clone(), String::new())),
     }
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (key, value) in extras {
@@ -213,10 +235,10 @@ pub(crate) fn impersonation(headers: &HeaderMap) -> Result<Option<Impersonation>
         extra.entry(key).or_default().push(value);
     }
     if !uid.is_empty() {
-        checks.push(("authentication.k8s.io", "uids", String::new(), uid.to_owned(), String::new()));
+        checks.push(("authentication.k8s.io", "uids", String::new(), uid.clone(), String::new()));
     }
     let mut user = if name == "system:anonymous" { User::anonymous() } else { User::new(name, groups) };
-    user.uid = uid.to_owned();
+    user.uid = uid;
     user.extra = extra;
     Ok(Some(Impersonation { user, checks }))
 }

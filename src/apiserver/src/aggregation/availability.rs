@@ -83,7 +83,7 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Result<(), (&'static str, S
         .body(Body::empty())
         .map_err(|error| bad(error.to_string()))?;
     let user = User::new("system:kube-aggregator", ["system:masters".to_owned()]);
-    add_user(request.headers_mut(), &user);
+    add_user(request.headers_mut(), &user).map_err(&bad)?;
     let response = server.send(state, request).await.map_err(&bad)?;
     let status = response.status();
     if !status.is_success() {

@@ -124,7 +124,8 @@ pub(crate) async fn forward(
     let mut outgoing = Request::builder().method(parts.method).uri(path);
     if let Some(headers) = outgoing.headers_mut() {
         *headers = passed_on(&parts.headers, is_upgrade);
-        add_user(headers, user);
+        crate::stream::without_token(headers);
+        add_user(headers, user).map_err(failed)?;
     }
     let outgoing = outgoing.body(body).map_err(|error| failed(error.to_string()))?;
     let mut response = server.send(state, outgoing).await.map_err(failed)?;
@@ -145,27 +146,31 @@ pub(crate) async fn forward(
 }
 
 /// The user in the front proxy's headers (`--requestheader-*` of the other server).
-fn add_user(headers: &mut HeaderMap, user: &User) {
-    let mut add = |name: &str, value: &str| {
-        // What cannot be a header cannot be said.
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
-        {
-            headers.append(name, value);
-        }
+///
+/// # Errors
+/// For what cannot be a header: the other server would take the user for another one.
+fn add_user(headers: &mut HeaderMap, user: &User) -> Result<(), String> {
+    let mut add = |name: &str, value: &str| -> Result<(), String> {
+        let what =
+            HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_bytes(value.as_bytes()).ok());
+        let (name, value) = what.ok_or_else(|| format!("the user's {name} cannot be a header"))?;
+        headers.append(name, value);
+        Ok(())
     };
-    add("x-remote-user", &user.name);
+    add("x-remote-user", &user.name)?;
     if !user.uid.is_empty() {
-        add("x-remote-uid", &user.uid);
+        add("x-remote-uid", &user.uid)?;
     }
     for group in &user.groups {
-        add("x-remote-group", group);
+        add("x-remote-group", group)?;
     }
     for (key, values) in &user.extra {
         let key: String = key.bytes().map(escaped).collect();
         for value in values {
-            add(&format!("x-remote-extra-{key}"), value);
+            add(&format!("x-remote-extra-{key}"), value)?;
         }
     }
+    Ok(())
 }
 
 /// Percent-encodes what a header's name may not have.
@@ -208,7 +213,7 @@ mod tests {
         let mut kept = passed_on(&headers, false);
         let mut user = User::new("ann", ["team".to_owned()]);
         user.extra.insert("example.com/a".to_owned(), vec!["1".to_owned()]);
-        add_user(&mut kept, &user);
+        add_user(&mut kept, &user).expect("headers");
         let all: Vec<String> =
             kept.iter().map(|(name, value)| format!("{name}={}", value.to_str().expect("text"))).collect();
         assert_eq!(
@@ -221,5 +226,7 @@ mod tests {
                 "x-remote-extra-example.com%2fa=1",
             ]
         );
+        add_user(&mut HeaderMap::new(), &User::new("jörg", [])).expect("a header may have any letters");
+        assert!(add_user(&mut HeaderMap::new(), &User::new("a\nb", [])).is_err());
     }
 }

@@ -129,7 +129,7 @@ async fn get(
         request = request.header(header::IF_NONE_MATCH, etag);
     }
     let mut request = request.body(Body::empty()).ok()?;
-    add_user(request.headers_mut(), &user());
+    add_user(request.headers_mut(), &user()).ok()?;
     let response = server.send(state, request).await.ok()?;
     let status = response.status();
     let etag = response.headers().get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
