@@ -1,10 +1,13 @@
 //! TaintNodesByCondition for new nodes, and NodeRestriction: a kubelet changes its own Node and the
 //! pods bound to it, nothing else (`plugin/pkg/admission/noderestriction`).
 
-use kedge_api::status::Status;
+use kedge_api::object;
+use kedge_api::status::{GroupResource, Status};
 use serde_json::{Value, json};
 
 use super::{Operation, Request};
+use crate::authz::node::{audiences, reference};
+use crate::verbs::{object_key, read};
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
@@ -24,6 +27,7 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
             Err(request.forbidden(&format!("node {node:?} is not allowed to modify node {:?}", request.name)))
         }
         ("", "nodes") => restrict_node(request, node, value),
+        ("", "serviceaccounts") if request.subresource == "token" => restrict_token(request, node, value),
         ("", "pods") => {
             let subject =
                 if request.operation == Operation::Create { value } else { request.old.unwrap_or(value) };
@@ -45,7 +49,11 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
                     }
                 )));
             }
-            Ok(())
+            if request.operation == Operation::Create {
+                restrict_mirror(request, node, value)
+            } else {
+                Ok(())
+            }
         }
         ("coordination.k8s.io", "leases")
             if request.namespace != "kube-node-lease" || request.name != node =>
@@ -56,7 +64,76 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
     }
 }
 
-/// Labels that say where workloads may run are not a kubelet's to change.
+/// What stands for a file of the node belongs to the node, and leads it to no other object: the Node authorizer gives
+/// a node what its pods refer to.
+fn restrict_mirror(request: &Request<'_>, node: &str, pod: &Value) -> Result<(), Status> {
+    let forbidden = |what: &str| Err(request.forbidden(&format!("node {node:?} {what}")));
+    let owners = pod["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let owner = match owners {
+        [owner] if owner["apiVersion"] == "v1" && owner["kind"] == "Node" && owner["name"] == node => owner,
+        [_, _, ..] => return forbidden("can only create pods with a single owner reference set to itself"),
+        _ => return forbidden("can only create pods with an owner reference set to itself"),
+    };
+    if owner["controller"] != true {
+        return forbidden("can only create pods with a controller owner reference set to itself");
+    }
+    if owner["blockOwnerDeletion"] == true {
+        return forbidden("must not set blockOwnerDeletion on an owner reference");
+    }
+    let own = find(request, "nodes", "", node)?;
+    let own = object::uid(&own);
+    if owner["uid"] != own {
+        return forbidden(&format!(
+            "UID mismatch: expected {own} got {}",
+            owner["uid"].as_str().unwrap_or_default()
+        ));
+    }
+    match reference(pod) {
+        Some(what) => forbidden(&format!("can not create pods that reference {what}")),
+        None => Ok(()),
+    }
+}
+
+/// A token for a pod of the node, of an audience that the pod asks for.
+fn restrict_token(request: &Request<'_>, node: &str, asked: &Value) -> Result<(), Status> {
+    let bound = &asked["spec"]["boundObjectRef"];
+    let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+    let name = text(&bound["name"]);
+    if bound["apiVersion"] != "v1" || bound["kind"] != "Pod" || name.is_empty() {
+        return Err(request.forbidden("node requested token not bound to a pod"));
+    }
+    if text(&bound["uid"]).is_empty() {
+        return Err(request.forbidden("node requested token with a pod binding without a uid"));
+    }
+    let pod = find(request, "pods", request.namespace, &name)?;
+    if bound["uid"] != object::uid(&pod) {
+        return Err(request.forbidden(&format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            text(&bound["uid"])
+        )));
+    }
+    if pod["spec"]["nodeName"] != node {
+        return Err(request.forbidden("node requested token bound to a pod scheduled on a different node"));
+    }
+    let wanted = match asked["spec"]["audiences"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        [] => "",
+        [one] => one.as_str().unwrap_or_default(),
+        _ => return Err(request.forbidden("node may only request 0 or 1 audiences")),
+    };
+    if audiences(&pod).any(|audience| audience == wanted) {
+        return Ok(());
+    }
+    Err(request.forbidden(&format!("audience {wanted:?} not found in pod spec volume")))
+}
+
+fn find(request: &Request<'_>, resource: &str, namespace: &str, name: &str) -> Result<Value, Status> {
+    let stored = request.state.cache.bucket(resource).get(&object_key(namespace, name));
+    let stored = stored.ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))?;
+    read::parse(&stored.bytes)
+}
+
+/// Labels that say where workloads may run are not a kubelet's to change, nor are the Node's owners: the garbage
+/// collector would take the Node away, and its taints with it.
 fn restrict_node(request: &Request<'_>, node: &str, value: &Value) -> Result<(), Status> {
     if request.operation == Operation::Delete {
         return Err(request.forbidden(&format!("node {node:?} is not allowed to delete its own node object")));
@@ -65,6 +142,9 @@ fn restrict_node(request: &Request<'_>, node: &str, value: &Value) -> Result<(),
     let old = request.old.unwrap_or(&none);
     if request.operation == Operation::Update && value["spec"]["taints"] != old["spec"]["taints"] {
         return Err(request.forbidden(&format!("node {node:?} is not allowed to modify taints")));
+    }
+    if value["metadata"]["ownerReferences"] != old["metadata"]["ownerReferences"] {
+        return Err(request.forbidden(&format!("node {node:?} is not allowed to modify ownerReferences")));
     }
     let empty = serde_json::Map::new();
     let labels = |object: &'_ Value| {

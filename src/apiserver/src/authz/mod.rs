@@ -2,7 +2,7 @@
 //! lets them, everybody what RBAC grants.
 
 mod escalation;
-mod node;
+pub(crate) mod node;
 pub(crate) mod rbac;
 
 pub(crate) use escalation::check as escalation;
