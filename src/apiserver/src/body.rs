@@ -3,8 +3,9 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use kedge_api::decode::{self, FieldValidation};
+use kedge_api::decode::{self, FieldValidation, Target};
 use kedge_api::registry::Resource;
+use kedge_api::schema::SchemaSet;
 use kedge_api::status::Status;
 use serde_json::Value;
 
@@ -59,6 +60,19 @@ pub(crate) fn object(
         )));
     }
     Ok((value, warnings))
+}
+
+/// The body as an object of a built-in kind that is not the resource's own: those of subresources.
+pub(crate) fn of_kind(
+    content_type: &str,
+    body: &Bytes,
+    target: Target<'_>,
+    mode: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
+    let text = json_text(content_type, body)?;
+    let schema = SchemaSet::builtin().by_gvk(target.group, target.version, target.kind);
+    let schema = schema.ok_or_else(|| Status::internal(format!("no schema of {}", target.kind)))?;
+    decode::decode_as(&text, &schema, target, mode)
 }
 
 /// The body as a value.

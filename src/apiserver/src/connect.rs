@@ -10,7 +10,7 @@ use crate::verbs::Context;
 /// Asks webhooks and policies whether the stream may be opened.
 pub(crate) async fn admit(context: &Context) -> Result<(), Status> {
     let info = &context.info;
-    let Some(options) = options(context) else { return Ok(()) };
+    let Some(mut options) = options(context) else { return Ok(()) };
     let request = Request {
         state: &context.state,
         user: &context.user,
@@ -23,7 +23,7 @@ pub(crate) async fn admit(context: &Context) -> Result<(), Status> {
         dry_run: false,
     };
     // A stream has no place for warnings.
-    admission::connect(&request, options, &mut Vec::new()).await
+    admission::other_kind(&request, &mut options, &mut Vec::new()).await
 }
 
 /// The parameters as their type of `v1`; `None` for what is a plain read (logs).

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kedge_api::decode::Target as Kind;
 use kedge_api::field::FieldError;
 use kedge_api::object;
 use kedge_api::registry::ScalePaths;
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::respond;
 use crate::token::{Bound, Claims, Kubernetes, now};
 use crate::verbs::options::WriteOptions;
@@ -46,6 +48,10 @@ fn unknown(context: &Context) -> Status {
     let info = &context.info;
     Status::not_found(&context.group_resource(), &format!("{}/{}", info.name, info.subresource))
 }
+
+const SCALE: Kind<'_> = Kind { group: "autoscaling", version: "v1", kind: "Scale" };
+const BINDING: Kind<'_> = Kind { group: "", version: "v1", kind: "Binding" };
+const TOKEN_REQUEST: Kind<'_> = Kind { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
 
 /// `autoscaling/v1.Scale` of whatever has `spec.replicas` (registry/apps/*/storage, `ScaleREST`).
 async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
@@ -85,12 +91,8 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
             (None, other) => return Err(crate::body::unsupported(other)),
         };
         let invalid = |error: FieldError| Status::invalid("autoscaling", "Scale", &info.name, vec![error]);
-        let replicas = match &wanted["spec"]["replicas"] {
-            Value::Null => 0,
-            number => number.as_i64().ok_or_else(|| {
-                Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal string into Go struct field ScaleSpec.spec.replicas of type int32")
-            })?,
-        };
+        let (wanted, _) = crate::body::of_kind("", &wanted.to_string().into(), SCALE, options.validation)?;
+        let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             return Err(invalid(FieldError::invalid(
                 "spec.replicas",
@@ -173,7 +175,8 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
     if context.info.verb != "create" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
-    let binding = crate::body::value(context.content_type(), body)?;
+    let options = WriteOptions::of(context)?;
+    let (binding, _) = crate::body::of_kind(context.content_type(), body, BINDING, options.validation)?;
     let target = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     let invalid = |error: FieldError| Status::invalid("", "Binding", &context.info.name, vec![error]);
     if target.is_empty() {
@@ -185,7 +188,6 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
             return Err(invalid(FieldError::not_supported("target.kind", json!(kind), &["Node", "<empty>"])));
         }
     }
-    let options = WriteOptions::of(context)?;
     let name = context.info.name.clone();
     let group_resource = context.group_resource();
     let mut edit = |old: &Value| {
@@ -248,13 +250,15 @@ fn set_condition(pod: &mut Value, kind: &str, status: &str) {
 
 /// `serviceaccounts/token` (`registry/core/serviceaccount/storage/token.go`).
 async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
-    const SHORTEST: u64 = 600;
-    const LONGEST: u64 = 1 << 32;
+    const SHORTEST: i64 = 600;
+    const LONGEST: i64 = 1 << 32;
     if context.info.verb != "create" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
-    let mut request = crate::body::value(context.content_type(), body)?;
+    let options = WriteOptions::of(context)?;
     let state = &context.state;
+    let (mut request, mut warnings) =
+        crate::body::of_kind(context.content_type(), body, TOKEN_REQUEST, options.validation)?;
     let find = |resource: &str, group: &str, name: &str| -> Result<Value, Status> {
         let stored = state.cache.bucket(resource).get(&format!("{}/{name}", context.info.namespace));
         let missing = || Status::not_found(&kedge_api::status::GroupResource::new(group, resource), name);
@@ -263,7 +267,24 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let account = find("serviceaccounts", "", &context.info.name)?;
     let invalid =
         |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
-    let seconds = request["spec"]["expirationSeconds"].as_u64().unwrap_or(3600);
+    request["kind"] = json!("TokenRequest");
+    request["apiVersion"] = json!("authentication.k8s.io/v1");
+    request["metadata"] = json!({
+        "name": context.info.name, "namespace": context.info.namespace, "creationTimestamp": object::now_rfc3339(),
+    });
+    let admitted = admission::Request {
+        state,
+        user: &context.user,
+        resource: &context.resource,
+        subresource: "token",
+        namespace: &context.info.namespace,
+        name: &context.info.name,
+        operation: admission::Operation::Create,
+        old: None,
+        dry_run: options.dry_run,
+    };
+    admission::other_kind(&admitted, &mut request, &mut warnings).await?;
+    let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
     if seconds < SHORTEST {
         return Err(invalid(FieldError::invalid(
             "spec.expirationSeconds",
@@ -334,7 +355,9 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     }
     let issued = now();
     // An hour's token of a pod lives a year, for clients that do not read it again (upstream's extended expiration).
-    let extended = pod.is_some() && seconds == 3607;
+    // For this API server's audience only: others were told how long it is good.
+    let extended = pod.is_some() && seconds == 3607 && audiences == [state.tokens.issuer()];
+    let seconds = u64::try_from(seconds).unwrap_or_default();
     let life = if extended { 365 * 86_400 } else { seconds };
     let claims = Claims {
         iss: state.tokens.issuer().to_owned(),
@@ -358,11 +381,6 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     };
     let token = state.tokens.sign(&claims).map_err(Status::internal)?;
     let expires = i64::try_from(issued + seconds).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
-    request["kind"] = json!("TokenRequest");
-    request["apiVersion"] = json!("authentication.k8s.io/v1");
-    request["metadata"] = json!({
-        "name": context.info.name, "namespace": context.info.namespace, "creationTimestamp": object::now_rfc3339(),
-    });
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = json!(seconds);
     request["status"] = json!({ "token": token, "expirationTimestamp": expires.map(object::format_time) });
@@ -374,8 +392,9 @@ async fn finalize(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>
     if context.info.verb != "update" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
-    let wanted = crate::body::value(context.content_type(), body)?;
     let options = WriteOptions::of(context)?;
+    let (wanted, _) =
+        crate::body::object(context.content_type(), body, &context.resource, options.validation)?;
     let mut edit = |old: &Value| {
         let mut new = old.clone();
         new["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();

@@ -77,6 +77,11 @@ impl Request<'_> {
         self.subresource.is_empty() && &*self.resource.group == group && &*self.resource.plural == resource
     }
 
+    /// Whether the object is the subresource's own: options of streams and proxies, a TokenRequest.
+    pub(crate) fn has_other_kind(&self) -> bool {
+        self.operation == Operation::Connect || self.subresource == "token"
+    }
+
     pub(crate) fn group_resource(&self) -> GroupResource {
         self.resource.group_resource()
     }
@@ -135,15 +140,16 @@ pub(crate) async fn validate(
     webhook::validate(request, value, warnings).await
 }
 
-/// Asks webhooks and policies before a stream is opened or a request goes through a proxy: `options` are
-/// the request's parameters as their API type.
-pub(crate) async fn connect(
+/// What is asked with an object of another kind than the resource's ([`Request::has_other_kind`]): a stream or a
+/// proxy with its parameters as their API type, a token with its TokenRequest.
+pub(crate) async fn other_kind(
     request: &Request<'_>,
-    mut options: Value,
+    value: &mut Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let webhooks = webhook::mutate(request, &mut options, warnings).await?;
-    webhook::again(request, &mut options, webhooks, warnings).await?;
-    policy::validate(request, &options, warnings).await?;
-    webhook::validate(request, &options, warnings).await
+    let webhooks = webhook::mutate(request, value, warnings).await?;
+    webhook::again(request, value, webhooks, warnings).await?;
+    node::restrict(request, value)?;
+    policy::validate(request, value, warnings).await?;
+    webhook::validate(request, value, warnings).await
 }

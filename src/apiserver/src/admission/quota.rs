@@ -2,28 +2,47 @@
 //! same transaction as the object, with the quota's revision as a condition: two writers can never
 //! spend the same thing. The quota controller lowers the usage again when objects go.
 
+use std::hash::{Hash as _, Hasher as _};
+
 use kedge_api::object;
 use kedge_api::quota;
 use kedge_api::resources::list;
 use kedge_api::status::Status;
 use kedge_store::{Check, Condition, Key, Op};
 use serde_json::json;
-use tokio::sync::MutexGuard;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Operation, Request, objects_in};
 use crate::encode;
+use crate::verbs::create::seal;
 use crate::verbs::read;
+
+/// Writers of this server that are charged to the quotas of one namespace, one after the other, until each is
+/// committed: so that they do not run into each other's charges. Some namespaces share a turn.
+#[derive(Default)]
+pub(crate) struct Turns([Mutex<()>; 32]);
+
+impl Turns {
+    fn of(&self, namespace: &str) -> &Mutex<()> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        namespace.hash(&mut hasher);
+        let place = hasher.finish() % self.0.len() as u64;
+        &self.0[usize::try_from(place).unwrap_or(0)]
+    }
+}
 
 /// What a write adds to quotas; `Default` is nothing.
 #[derive(Default)]
 pub(crate) struct Charges<'a> {
     quotas: Vec<(Key, u64, kedge_store::Value)>,
-    /// Writers of this server take turns, so that they do not run into each other's charges.
+    /// Of their encryption.
+    conditions: Vec<Condition>,
     _turn: Option<MutexGuard<'a, ()>>,
 }
 
 impl Charges<'_> {
     pub(crate) fn add_to(&self, conditions: &mut Vec<Condition>, ops: &mut Vec<Op>) {
+        conditions.extend(self.conditions.iter().cloned());
         for (key, revision, value) in &self.quotas {
             conditions.push(Condition { key: key.clone(), check: Check::At(*revision) });
             ops.push(Op::Put { key: key.clone(), value: value.clone() });
@@ -62,8 +81,8 @@ pub(crate) async fn charge<'a>(
     if !concerned || request.namespace.is_empty() || none(request.namespace) {
         return Ok(Charges::default());
     }
-    let turn = state.quota_turn.lock().await;
-    let mut charges = Charges { quotas: Vec::new(), _turn: Some(turn) };
+    let turn = state.quota_turns.of(request.namespace).lock().await;
+    let mut charges = Charges { _turn: Some(turn), ..Charges::default() };
     let now = jiff::Timestamp::now();
     let usage = quota::usage(group, plural, value, now);
     for stored in objects_in(state, "resourcequotas", request.namespace) {
@@ -92,7 +111,9 @@ pub(crate) async fn charge<'a>(
             object["status"]["used"][resource] = json!(quantity.to_string());
         }
         let key: Key = format!("resourcequotas/{}", stored.key).into();
-        charges.quotas.push((key, stored.modified, encode::encode(&object)));
+        let value = encode::encode(&object);
+        let value = seal(state, "resourcequotas", &key, value, &mut charges.conditions)?;
+        charges.quotas.push((key, stored.modified, value));
     }
     if charges.quotas.is_empty() {
         return Ok(Charges::default());

@@ -15,7 +15,7 @@ use kedge_api::status::Status;
 use serde_json::{Map, Value};
 
 use super::webhook::rules::{Rule, Selectors, configurations, converted, version_for};
-use super::{Operation, Request, objects_in};
+use super::{Request, objects_in};
 use crate::authn::User;
 use crate::authz::{self, rbac};
 use crate::state::State;
@@ -279,7 +279,7 @@ async fn shown(
     resource: &kedge_api::registry::Resource,
     value: &Value,
 ) -> Result<Value, Status> {
-    if request.operation == Operation::Connect {
+    if request.has_other_kind() {
         return Ok(value.clone());
     }
     converted(request.state, request.resource, resource, value).await

@@ -141,18 +141,15 @@ async fn ask_to_change(
         .decode(patch)
         .map_err(|error| failed(format!("patch is not base64: {error}")))?;
     let shown = rules::converted(request.state, request.resource, &resource, value).await?;
-    let patched = match request.operation {
-        Operation::Connect => kedge_api::patch::json_patch(&shown, &patch)?,
-        _ => kedge_api::patch::json_patch_of(&resource.schema, &shown, &patch)?,
-    };
+    if request.has_other_kind() {
+        *value = kedge_api::patch::json_patch(&shown, &patch)?;
+        return Ok(true);
+    }
+    let patched = kedge_api::patch::json_patch_of(&resource.schema, &shown, &patch)?;
     let mut patched = rules::converted(request.state, &resource, request.resource, &patched).await?;
-    if request.resource.custom {
-        // What the webhook has added beyond the schema goes, as with what a client sends.
-        decode::check_schema(&mut patched, request.resource, FieldValidation::Ignore)?;
-    }
-    if request.operation != Operation::Connect {
-        request.resource.strategy.default(&mut patched);
-    }
+    // What the webhook has added beyond the schema goes, as with what a client sends; a wrong type is refused.
+    decode::check_schema(&mut patched, request.resource, FieldValidation::Ignore)?;
+    request.resource.strategy.default(&mut patched);
     *value = patched;
     Ok(true)
 }
@@ -283,8 +280,7 @@ pub(super) async fn review(
     let new = match request.operation {
         Operation::Delete => Value::Null,
         _ if is_shown => value.clone(),
-        // Its options are of a kind of their own.
-        Operation::Connect => value.clone(),
+        _ if request.has_other_kind() => value.clone(),
         _ => shown(value).await?,
     };
     let old = match request.old {
@@ -304,10 +300,13 @@ pub(super) async fn review(
         "dryRun": request.dry_run,
         "options": { "kind": options, "apiVersion": "meta.k8s.io/v1" },
     });
-    if request.operation == Operation::Connect {
-        // What is sent is the options of the stream or proxy.
-        asked["kind"] = json!({ "group": "", "version": "v1", "kind": value["kind"] });
+    if request.has_other_kind() {
+        let version = value["apiVersion"].as_str().unwrap_or("v1");
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        asked["kind"] = json!({ "group": group, "version": version, "kind": value["kind"] });
         asked["requestKind"] = asked["kind"].clone();
+    }
+    if request.operation == Operation::Connect {
         asked["options"] = Value::Null;
     }
     // A namespace lies in itself, as upstream sees it.
