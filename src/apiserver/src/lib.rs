@@ -108,7 +108,7 @@ impl Prepared {
             tasks: tasks.clone(),
             bootstrapped: watch::Sender::new(false),
             rules: authz::Rules::default(),
-            quota_turn: tokio::sync::Mutex::new(()),
+            quota_turns: admission::quota::Turns::default(),
             inflight: inflight::Limits::default(),
             aggregation: aggregation::Aggregation::default(),
             policies: cache::Derived::default(),

@@ -64,8 +64,7 @@ pub(crate) fn page(html: &str, prefix: &str) -> String {
                 .strip_prefix(raw)
                 .is_some_and(|more| !more.starts_with(|c: char| c.is_ascii_alphanumeric()))
             {
-                let close = format!("</{raw}");
-                let at = rest.to_ascii_lowercase().find(&close).unwrap_or(rest.len());
+                let at = end_of(rest, raw);
                 out.push_str(&rest[..at]);
                 rest = &rest[at..];
             }
@@ -73,6 +72,15 @@ pub(crate) fn page(html: &str, prefix: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Where the end tag of the element begins, however it is written.
+fn end_of(text: &str, element: &str) -> usize {
+    let closes = |at: &usize| {
+        let name = text.as_bytes().get(at + 2..at + 2 + element.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(element.as_bytes()))
+    };
+    text.match_indices("</").map(|(at, _)| at).find(closes).unwrap_or(text.len())
 }
 
 /// Where the tag at the beginning ends, quoted `>` left aside.

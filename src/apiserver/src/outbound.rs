@@ -212,15 +212,16 @@ pub(crate) fn endpoint(
         .find(|own| own["port"].as_u64() == Some(u64::from(port)))
         .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
     let wanted = wanted["name"].as_str().unwrap_or_default();
-    ready_endpoint(state, namespace, name, wanted)
+    ready_endpoint(state, namespace, name, wanted, |_, _| true)
 }
 
-/// Any of the ready endpoints behind the port of that name.
+/// Any of the ready endpoints behind the port of that name that `takes` accepts, with its address.
 pub(crate) fn ready_endpoint(
     state: &State,
     namespace: &str,
     name: &str,
     port_name: &str,
+    takes: impl Fn(&Value, &str) -> bool,
 ) -> Result<(IpAddr, u16), String> {
     let mut found: Vec<(IpAddr, u16)> = Vec::new();
     for stored in crate::admission::objects_in(state, "endpointslices.discovery.k8s.io", namespace) {
@@ -237,7 +238,8 @@ pub(crate) fn ready_endpoint(
         let Some(port) = port else { continue };
         for endpoint in list("endpoints").iter().filter(|own| own["conditions"]["ready"] != false) {
             let addresses = endpoint["addresses"].as_array().into_iter().flatten();
-            let parsed = addresses.filter_map(Value::as_str).filter_map(|text| text.parse().ok());
+            let taken = addresses.filter_map(Value::as_str).filter(|address| takes(endpoint, address));
+            let parsed = taken.filter_map(|text| text.parse().ok());
             found.extend(parsed.map(|address| (address, port)));
         }
     }

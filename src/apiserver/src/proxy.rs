@@ -202,6 +202,7 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
     let (containers, init, ephemeral) =
         (names("containers"), names("initContainers"), names("ephemeralContainers"));
     let pod_name = &context.info.name;
+    let preferred = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
     match context.query.get("container") {
         Some(name) => {
             if containers.iter().chain(&init).chain(&ephemeral).any(|known| known == name) {
@@ -211,11 +212,8 @@ fn container(context: &Context, pod: &Value) -> Result<String, Status> {
         }
         None => match containers.as_slice() {
             [one] => Ok(one.clone()),
-            _ if pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].is_string() => {
-                Ok(pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned())
+            _ if preferred.is_some_and(|name| containers.iter().any(|known| known == name)) => {
+                Ok(preferred.unwrap_or_default().to_owned())
             }
             _ => {
                 let init = if init.is_empty() {
@@ -277,10 +275,23 @@ fn service(context: &Context) -> Result<Destination, Status> {
             Status::service_unavailable(format!("no service port {port_name:?} found for service {name:?}"))
         })?;
     let wanted = port["name"].as_str().unwrap_or_default();
-    let (address, port) = outbound::ready_endpoint(&context.state, &info.namespace, name, wanted)
+    let of_a_pod = |endpoint: &Value, address: &str| is_of_a_pod(context, endpoint, address);
+    let (address, port) = outbound::ready_endpoint(&context.state, &info.namespace, name, wanted, of_a_pod)
         .map_err(Status::service_unavailable)?;
     let (address, path) = (address.to_string(), format!("/{}", info.rest));
     Ok(Destination { address, port, tls: tls_of(&info.name), path })
+}
+
+/// Whether a pod of the namespace has the address. Who writes EndpointSlices of a namespace could otherwise send the API
+/// server anywhere (`registry/core/service/storage`, `isValidAddress`).
+fn is_of_a_pod(context: &Context, endpoint: &Value, address: &str) -> bool {
+    let (target, namespace) = (&endpoint["targetRef"], context.info.namespace.as_str());
+    if target["kind"] != "Pod" || target["namespace"] != namespace {
+        return false;
+    }
+    let name = target["name"].as_str().unwrap_or_default();
+    let pod = object(context, "pods", &format!("{namespace}/{name}"), name).unwrap_or_default();
+    pod["status"]["podIPs"].as_array().into_iter().flatten().any(|own| own["ip"] == address)
 }
 
 fn unreachable(error: impl std::fmt::Display) -> Status {

@@ -26,6 +26,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
         "tokenreviews" => token_review(context, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&context.user) }),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            is_local(context, &review)?;
             let spec = &review["spec"];
             let groups = strings(&spec["groups"]);
             let user = User {
@@ -59,6 +60,35 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
     }
     review["metadata"]["creationTimestamp"] = Value::Null;
     Ok(respond::object(StatusCode::CREATED, review.to_string().into(), context.accepted))
+}
+
+/// Who may ask within a namespace is told of that namespace only
+/// (`authorization/validation.ValidateLocalSubjectAccessReview`).
+fn is_local(context: &Context, review: &Value) -> Result<(), Status> {
+    if &*context.resource.plural != "localsubjectaccessreviews" {
+        return Ok(());
+    }
+    let invalid = |field: &str, value: &Value, message: &str| {
+        let error = kedge_api::field::FieldError::invalid(field, value.clone(), message);
+        Err(Status::invalid("authorization.k8s.io", &context.resource.kind, "", vec![error]))
+    };
+    let (spec, namespace) = (&review["spec"], context.info.namespace.as_str());
+    if !matches!(review["metadata"]["namespace"].as_str(), None | Some(""))
+        && review["metadata"]["namespace"] != namespace
+    {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    let asked = &spec["resourceAttributes"]["namespace"];
+    if spec["resourceAttributes"].is_object() && asked != namespace {
+        return invalid("spec.resourceAttributes.namespace", asked, "must match metadata.namespace");
+    }
+    if !spec["nonResourceAttributes"].is_null() {
+        let value = &spec["nonResourceAttributes"];
+        return invalid("spec.nonResourceAttributes", value, "disallowed on this kind of request");
+    }
+    Ok(())
 }
 
 fn strings(value: &Value) -> Vec<String> {

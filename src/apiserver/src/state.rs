@@ -69,8 +69,7 @@ pub(crate) struct State {
     /// The defaults of this version are in the store.
     pub(crate) bootstrapped: watch::Sender<bool>,
     pub(crate) rules: crate::authz::Rules,
-    /// Held while a write is charged to a quota, until it is committed.
-    pub(crate) quota_turn: tokio::sync::Mutex<()>,
+    pub(crate) quota_turns: crate::admission::quota::Turns,
     pub(crate) inflight: crate::inflight::Limits,
     pub(crate) aggregation: crate::aggregation::Aggregation,
     pub(crate) policies: Derived<crate::admission::policy::Validating, 2>,

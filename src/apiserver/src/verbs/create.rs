@@ -154,7 +154,7 @@ impl Creation<'_> {
         let value = conversion::to_storage(state, resource, value).await?;
         let stored = encode::encode(&value);
         let mut conditions = vec![Condition { key: key.clone(), check: Check::Absent }];
-        let value = seal(state, resource, &key, stored.clone(), &mut conditions)?;
+        let value = seal(state, &resource.storage_key, &key, stored.clone(), &mut conditions)?;
         let mut ops = vec![Op::Put { key: key.clone(), value }];
         claims.add_to(&mut conditions, &mut ops);
         charges.add_to(&mut conditions, &mut ops);
@@ -187,12 +187,12 @@ pub(crate) fn is_lazy(resource: &Resource) -> bool {
 /// The value as it is to be stored; see [`crate::sealing`].
 pub(crate) fn seal(
     state: &State,
-    resource: &Resource,
+    storage_key: &str,
     key: &kedge_store::Key,
     value: kedge_store::Value,
     conditions: &mut Vec<Condition>,
 ) -> Result<kedge_store::Value, Status> {
-    let sealed = state.sealing.seal(&resource.storage_key, key, value, conditions);
+    let sealed = state.sealing.seal(storage_key, key, value, conditions);
     sealed.map_err(|reason| Status::internal(format!("the object cannot be encrypted: {reason}")))
 }
 

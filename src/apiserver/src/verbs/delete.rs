@@ -187,7 +187,7 @@ impl Deletion<'_> {
             None
         } else {
             let fresh = encode::encode(&value);
-            let value = seal(state, resource, &store_key, fresh.clone(), &mut conditions)?;
+            let value = seal(state, &resource.storage_key, &store_key, fresh.clone(), &mut conditions)?;
             ops.push(Op::Put { key: store_key, value });
             Some(fresh)
         };
@@ -266,6 +266,9 @@ fn is_namespace(resource: &Resource) -> bool {
     resource.group.is_empty() && &*resource.plural == "namespaces"
 }
 
+/// 68 years. A moment that is much later is no time any more.
+const LONGEST_GRACE: i64 = i32::MAX as i64;
+
 /// Only pods end gracefully (`registry/core/pod/strategy.go`, `CheckGracefulDelete`).
 fn grace_period(resource: &Resource, value: &Value, options: &DeleteOptions) -> i64 {
     if !(resource.group.is_empty() && &*resource.plural == "pods") {
@@ -279,7 +282,7 @@ fn grace_period(resource: &Resource, value: &Value, options: &DeleteOptions) -> 
     let own = value["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     let seconds = options.grace_period_seconds.unwrap_or(own);
     // A negative period counts as one second, as upstream.
-    if seconds < 0 { 1 } else { seconds }
+    if seconds < 0 { 1 } else { seconds.min(LONGEST_GRACE) }
 }
 
 /// Whose pods stay when a client does not say what is to become of them, as they did before there was a garbage

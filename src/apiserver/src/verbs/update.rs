@@ -252,7 +252,7 @@ impl Change<'_> {
         let mut ops = if gone {
             vec![Op::Delete { key: key.clone() }]
         } else {
-            let value = seal(state, resource, &key, fresh.clone(), &mut conditions)?;
+            let value = seal(state, &resource.storage_key, &key, fresh.clone(), &mut conditions)?;
             vec![Op::Put { key: key.clone(), value }]
         };
         if gone {

@@ -140,6 +140,19 @@ impl Client {
         self.server.local(self.user.clone()).oneshot(request).await.expect("infallible")
     }
 
+    /// A request with one header, whose value need not be text.
+    pub(crate) async fn with_header(
+        &self,
+        method: Method,
+        path: &str,
+        name: &'static str,
+        value: http::HeaderValue,
+    ) -> http::Response<Body> {
+        let request = Request::builder().method(method).uri(path).header(name, value);
+        let request = request.body(Body::empty()).expect("request");
+        self.server.local(self.user.clone()).oneshot(request).await.expect("infallible")
+    }
+
     async fn send(
         &self,
         method: Method,

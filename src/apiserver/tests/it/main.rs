@@ -4,6 +4,7 @@ mod admission;
 mod conformance;
 mod custom;
 mod fixture;
+mod identity;
 mod mutations;
 mod reads;
 mod remote;
