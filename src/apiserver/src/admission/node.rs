@@ -6,7 +6,9 @@ use kedge_api::status::{GroupResource, Status};
 use serde_json::{Value, json};
 
 use super::{Operation, Request};
+use crate::authz;
 use crate::authz::node::{audiences, reference};
+use crate::authz::rbac::{Attributes, Decision};
 use crate::verbs::{object_key, read};
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -120,10 +122,39 @@ fn restrict_token(request: &Request<'_>, node: &str, asked: &Value) -> Result<()
         [one] => one.as_str().unwrap_or_default(),
         _ => return Err(request.forbidden("node may only request 0 or 1 audiences")),
     };
-    if audiences(&pod).any(|audience| audience == wanted) {
+    if audiences(&pod).any(|audience| audience == wanted)
+        || drivers_ask_for(request, wanted)
+        || is_allowed(request, wanted)
+    {
         return Ok(());
     }
     Err(request.forbidden(&format!("audience {wanted:?} not found in pod spec volume")))
+}
+
+/// Whether a CSI driver of the cluster wants tokens of that audience.
+fn drivers_ask_for(request: &Request<'_>, wanted: &str) -> bool {
+    let drivers = request.state.cache.bucket("csidrivers.storage.k8s.io").objects();
+    drivers.values().filter_map(|stored| read::parse(&stored.bytes).ok()).any(|driver| {
+        let asked = driver["spec"]["tokenRequests"].as_array();
+        asked.into_iter().flatten().any(|asked| asked["audience"].as_str().unwrap_or_default() == wanted)
+    })
+}
+
+/// Whether a role says that the node may ask for it (KEP-4412).
+fn is_allowed(request: &Request<'_>, wanted: &str) -> bool {
+    let attributes = Attributes {
+        user: &request.user.name,
+        groups: &request.user.groups,
+        verb: "request-serviceaccounts-token-audience",
+        namespace: request.namespace,
+        api_group: "",
+        resource: wanted,
+        subresource: "",
+        name: request.name,
+        path: "",
+        is_resource: true,
+    };
+    matches!(authz::authorize(request.state, request.user, &attributes), Decision::Allow(_))
 }
 
 fn find(request: &Request<'_>, resource: &str, namespace: &str, name: &str) -> Result<Value, Status> {
