@@ -296,7 +296,8 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
         // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
         if error.use_stderr() && output::fails_as_object() {
             let text = error.render().to_string();
-            output::fail(text.trim().trim_start_matches("error: "), None);
+            let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+            output::fail(text.trim().trim_start_matches("error: "), tip.or(Some("try --help")));
         } else {
             let _ = error.print();
         }

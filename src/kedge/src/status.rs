@@ -473,9 +473,7 @@ pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
         Ok(status) => Ok(Some(status)),
         Err(CallError::NotRunning) => Ok(None),
         Err(CallError::Io(error)) => Err(error),
-        Err(CallError::Refused(text) | CallError::Unsafe(text) | CallError::Starting(text)) => {
-            Err(io::Error::other(text))
-        }
+        Err(refused) => Err(io::Error::other(refused)),
     }
 }
 

@@ -53,7 +53,7 @@ fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage("nobody can be asked here; nothing was changed: say --yes".into()));
+        return Err(Failure::usage("nobody can be asked here, and nothing was changed", "say --yes"));
     }
     output::write(&format!("{question} [y/N] "));
     let mut answer = String::new();
@@ -88,12 +88,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         && !file.exists()
         && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_) | Command::Join(_))
     {
-        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
+        let what = format!("--config {}: there is no such file", file.display());
+        return Err(Failure::usage(what, "write it, or leave --config out"));
     }
-    let load = || {
-        Config::load(cli.global.config.as_deref(), &given)
-            .map_err(|faults| Failure::Usage(faults.to_string()))
-    };
+    let load =
+        || Config::load(cli.global.config.as_deref(), &given).map_err(|faults| Failure::Usage(faults.into()));
     match cli.command {
         Command::Install(args) => install::run(&load()?, &given, &args),
         Command::Rollback(args) => rollback::run(&load()?, &args),

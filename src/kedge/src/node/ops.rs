@@ -327,7 +327,7 @@ fn reply<T: Serialize>(result: anyhow::Result<T>) -> Reply {
         Ok(value) => Reply::json(&value),
         Err(error) => {
             let harmful = matches!(error.downcast_ref::<Refusal>(), Some(Refusal::Unsafe { .. }));
-            Reply::failed(if harmful { control::UNSAFE } else { 409 }, &crate::failure::text(&error))
+            Reply::refused(if harmful { control::UNSAFE } else { 409 }, &error)
         }
     }
 }
