@@ -24,8 +24,8 @@ pub(crate) use cluster::{
 pub(crate) use global::GlobalArgs;
 pub(crate) use keys::{EncryptionCommand, RotateCaArgs};
 pub(crate) use node::{
-    ConfigArgs, ConfigCommand, InspectArgs, InstallArgs, KubectlArgs, ResetArgs, RollbackArgs, RunArgs,
-    StatusArgs, StopArgs, UninstallArgs, WaitArgs,
+    BeforeUpgradeArgs, ConfigArgs, ConfigCommand, InspectArgs, InstallArgs, KubectlArgs, ResetArgs,
+    RollbackArgs, RunArgs, StatusArgs, StopArgs, UninstallArgs, WaitArgs,
 };
 
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
@@ -114,6 +114,9 @@ pub(crate) enum Command {
         /// The folder
         dir: PathBuf,
     },
+    /// Save the cluster before another version takes this one's place (what packages ask)
+    #[command(hide = true)]
+    BeforeUpgrade(BeforeUpgradeArgs),
     /// Hold a pod's namespaces (what the pause image runs)
     #[command(hide = true)]
     Pause,

@@ -3,6 +3,7 @@
 
 pub(crate) mod addons;
 pub(crate) mod authority;
+mod before_upgrade;
 mod certs;
 mod change;
 pub(crate) mod cluster;
@@ -95,6 +96,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         || Config::load(cli.global.config.as_deref(), &given).map_err(|faults| Failure::Usage(faults.into()));
     match cli.command {
         Command::Install(args) => install::run(&load()?, &given, &args),
+        Command::BeforeUpgrade(args) => before_upgrade::run(&load()?, &args),
         Command::Rollback(args) => rollback::run(&load()?, &args),
         Command::Uninstall(args) => uninstall::run(&load()?, &args),
         Command::Start(args) => start::run(&load()?, Duration::from_secs(args.timeout)),
