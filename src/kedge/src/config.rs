@@ -202,6 +202,11 @@ impl Config {
         self.check_cluster_dns(reader);
     }
 
+    /// Has the operator named the file of registries? An environment may (a snap's) say where it would be.
+    pub(crate) fn names_registries(&self) -> bool {
+        matches!(self.given.origin("registries"), Some(Origin::Flag | Origin::File(_)))
+    }
+
     /// The log of a node that runs without a service manager.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.log_dir.join(format!("{}.log", self.service_name()))

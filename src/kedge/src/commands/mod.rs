@@ -78,12 +78,6 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Ok(cli) => cli,
         Err(code) => return Ok(code),
     };
-    if cli.global.quiet {
-        output::be_quiet();
-    }
-    if let Some(format) = cli.command.report() {
-        output::report_as(format);
-    }
     let given = cli.global.settings();
     if let Some(file) = &cli.global.config
         && !file.exists()

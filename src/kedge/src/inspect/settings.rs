@@ -8,7 +8,6 @@ use kedge_cluster::{Admitted, Role};
 use super::{Context, Found, Moment, fail, ok};
 use crate::addons;
 use crate::config::Config;
-use crate::config::settings::Origin;
 use crate::node::first_start;
 
 /// For who installs and inspects: also what is in the file of registries.
@@ -45,10 +44,8 @@ fn missing(config: &Config, joins: bool) -> Vec<Found> {
         .collect()
 }
 
-/// The usual file may be absent, and so may the one that an environment (a snap's) says.
 fn no_registries(config: &Config) -> Option<Found> {
-    let named = matches!(config.given.origin("registries"), Some(Origin::Flag | Origin::File(_)));
-    (named && !config.registries.exists()).then(|| {
+    (config.names_registries() && !config.registries.exists()).then(|| {
         fail(
             format!("{}: there is no file {}", config.given.place("registries"), config.registries.display()),
             "write that file, or leave the setting registries out",
@@ -106,6 +103,7 @@ fn no_bridge(config: &Config, interfaces: &Path) -> Option<Found> {
 mod tests {
     use super::*;
     use crate::config::Settings;
+    use crate::config::settings::Origin;
 
     fn messages(found: &[Found]) -> String {
         found
