@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The scripts that dpkg and snapd run, with a made-up node and a made-up snapctl: when an upgrade is refused,
-# what it goes back with, and what `snap set` makes of settings (for which a real kedge is asked).
+# The scripts that dpkg and snapd run, with a real kedge that asks a made-up node, and a made-up snapctl: when an
+# upgrade is refused, what it goes back with, and what `snap set` makes of settings.
 #
 #   tests/hooks.sh [--binary FILE]
 #
@@ -11,10 +11,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 BINARY=${CARGO_TARGET_DIR:-target}/$(uname -m)-unknown-linux-gnu/release/kedge
 [ "${1:-}" != --binary ] || BINARY=$2
-PASSED=0 FAILED=0 SKIPPED=0
+PASSED=0 FAILED=0
 WORK=$(mktemp -d)
 OUTPUT=$WORK/output
-trap 'rm -rf -- "$WORK"' EXIT
+NODE=
+trap '[ -z "$NODE" ] || kill "$NODE"; rm -rf -- "$WORK"' EXIT
+if [ ! -x "$BINARY" ]; then
+    echo "hooks: skipped: there is no binary $BINARY"
+    exit 0
+fi
+BINARY=$(realpath "$BINARY")
+VERSION=$("$BINARY" version --output yaml | sed -n 's/^version: "\{0,1\}\([^"]*\)"\{0,1\}$/\1/p')
 
 # --- a made-up snap -----------------------------------------------------------------------------
 
@@ -22,16 +29,13 @@ export SNAP=$WORK/snap/kedge/x1 SNAP_COMMON=$WORK/common SNAP_NAME=kedge SNAP_IN
 mkdir -p "$SNAP/bin" "$SNAP_COMMON"
 ln -s x1 "$WORK/snap/kedge/current"
 cp snap/local/env.sh packaging/upgrade.sh "$SNAP/bin/"
-# It says what it is told to (the file says), and what it was asked is kept (the file asked).
-cat >"$SNAP/bin/kedge" <<'EOF'
+# It starts nothing; what it was asked is kept (the file asked).
+cat >"$SNAP/bin/kedge" <<EOF
 #!/bin/sh
-folder=${SNAP%/snap/*}
-echo "$*" >>"$folder/asked"
-case "$*" in
-    version*) printf 'gitVersion: v1.36.0+kedge.1.2.3\nversion: "1.2.3"\n' ;;
-    "status --output yaml") cat "$folder/status"; grep -q '^state: ready' "$folder/status" ;;
-    "status --wait-ready"*) test ! -e "$folder/never-ready" ;;
-    "snapshot save"*) test ! -e "$folder/full" || { echo "error: No space left on device" >&2; exit 1; } ;;
+echo "\$*" >>"$WORK/asked"
+case "\$*" in
+    version* | before-upgrade*) exec "$BINARY" "\$@" ;;
+    "status --wait-ready"*) test ! -e "$WORK/never-ready" ;;
 esac
 EOF
 printf '#!/bin/sh\n' | tee "$SNAP/bin/containerd" >"$SNAP/bin/runc"
@@ -57,33 +61,59 @@ elif command == "restart":
 EOF
 chmod 0755 "$SNAP"/bin/*
 
+# The node's own socket. It says what it is told to (the file status), and the name of what it saved is kept.
+export KEDGE_RUN_DIR=$WORK/run
+mkdir "$KEDGE_RUN_DIR"
+cat >"$WORK/node" <<'EOF'
+import http.server, json, os, socketserver, sys
+folder = sys.argv[1]
+class Node(http.server.BaseHTTPRequestHandler):
+    def answer(self, code, text):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def do_GET(self):
+        self.answer(200, open(f"{folder}/status").read())
+    def do_POST(self):
+        wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if os.path.exists(f"{folder}/full"):
+            return self.answer(409, "No space left on device")
+        open(f"{folder}/saved", "w").write(wish["name"])
+        self.answer(200, json.dumps({"file": "/x", "objects": 1, "revision": 205, "bytes": 1, "time": "2026-01-01T00:00:00Z", "confirmed": True}))
+    def log_message(self, *_): pass
+socketserver.UnixStreamServer(f"{folder}/run/kedge.sock", Node).serve_forever()
+EOF
+
 # $1: the node's state, $2: its part in the datastore, then NAME:ROLE:HEALTHY of each member
 node_is() {
-    local state=$1 role=$2 name healthy
+    local state=$1 role=$2 name part healthy members=
     shift 2
-    rm -f "$WORK"/{asked,never-ready,full}
-    {
-        printf 'state: %s\nnode: a\nversion: v1.36.0+kedge.1.2.3\ncomponents:\n- name: kubelet\n  ready: true\n' "$state"
-        printf 'datastore:\n  role: %s\n  revision: 205\n  members:\n' "$role"
-        for member in "$@"; do
-            IFS=: read -r name role healthy <<<"$member"
-            printf '  - name: %s\n    id: 01\n    role: %s\n    leader: false\n    healthy: %s\n' "$name" "$role" "$healthy"
-        done
-        printf '  syncMicros: 2079\naddons:\n- name: flannel\n  state: enabled\n  description: >-\n    healthy: false\n'
-    } >"$WORK/status"
+    rm -f "$WORK"/{asked,saved,never-ready,full}
+    for member in "$@"; do
+        IFS=: read -r name part healthy <<<"$member"
+        members+=${members:+, }$(printf '{"name": "%s", "id": "%s", "address": "", "role": "%s", "leader": false, "healthy": %s}' \
+            "$name" "$name" "$part" "$healthy")
+    done
+    printf '{"state": "%s", "node": "a", "version": "%s", "datastore": {"role": "%s", "members": [%s]}}' \
+        "$state" "$VERSION" "$role" "$members" >"$WORK/status"
+    [ -z "$NODE" ] || { kill "$NODE"; wait "$NODE" 2>/dev/null; rm -f "$KEDGE_RUN_DIR/kedge.sock"; NODE=; }
+    [ "$state" != stopped ] || return 0
+    python3 "$WORK/node" "$WORK" &
+    NODE=$!
+    until [ -S "$KEDGE_RUN_DIR/kedge.sock" ]; do kill -0 "$NODE" || return; sleep 0.1; done
 }
 hook() { sh "snap/hooks/$1" >"$WORK/said" 2>&1; local status=$?; cat "$WORK/said"; return "$status"; }
 said() { grep -F -- "$1" "$WORK/said"; }
-saved() { grep -Fx -- "snapshot save --replace --name before-upgrade-from-1.2.3" "$WORK/asked"; }
+saved() { grep -Fx -- "before-upgrade-from-$VERSION" "$WORK/saved"; }
 facts() { grep -Fx -- "$1" "$SNAP_COMMON/upgrade-facts"; }
 
 alone() {
     node_is ready leader a:voter:true
-    hook pre-refresh && saved && facts "FROM=1.2.3 SNAPSHOT=before-upgrade-from-1.2.3 ALONE=yes"
+    hook pre-refresh && saved && facts "FROM=$VERSION SNAPSHOT=before-upgrade-from-$VERSION ALONE=yes"
 }
 one_of_three() {
     node_is ready voter a:voter:true b:voter:true c:voter:null
-    hook pre-refresh && saved && facts "FROM=1.2.3 SNAPSHOT=before-upgrade-from-1.2.3 ALONE="
+    hook pre-refresh && saved && facts "FROM=$VERSION SNAPSHOT=before-upgrade-from-$VERSION ALONE="
 }
 would_stand_still() {
     node_is ready voter a:voter:true b:voter:true c:voter:false
@@ -100,17 +130,17 @@ does_not_matter() {
     hook pre-refresh && node_is ready standby a:standby:true b:voter:true c:voter:false && hook pre-refresh
 }
 worker() {
-    node_is ready "''"
-    hook pre-refresh && ! saved && facts "FROM=1.2.3 SNAPSHOT= ALONE=yes"
+    node_is ready ""
+    hook pre-refresh && ! saved && facts "FROM=$VERSION SNAPSHOT= ALONE=yes"
 }
 not_saved() {
     node_is ready leader a:voter:true && touch "$WORK/full"
-    ! hook pre-refresh && said "cannot be saved: error: No space left" && said "remedy: " || return
+    ! hook pre-refresh && said "cannot be saved: No space left" && said "touch $SNAP_COMMON/upgrade-anyway" || return
     node_is degraded leader a:voter:true && touch "$WORK/full"
-    hook pre-refresh && said "not saved before this upgrade: error: No space left" && [ ! -e "$SNAP_COMMON/upgrade-facts" ]
+    hook pre-refresh && said "not saved before this upgrade: No space left" && [ ! -e "$SNAP_COMMON/upgrade-facts" ]
 }
 stopped() {
-    node_is stopped "''"
+    node_is stopped ""
     hook pre-refresh && said "the node does not run" && ! saved && [ ! -e "$SNAP_COMMON/upgrade-facts" ]
 }
 becomes_ready() {
@@ -119,8 +149,8 @@ becomes_ready() {
 }
 steps_back() {
     node_is ready leader a:voter:true && touch "$WORK/never-ready"
-    hook pre-refresh && ! hook post-refresh && grep "^stop" "$WORK/asked" && said "snapd goes back to 1.2.3" &&
-        said "kedge snapshot restore before-upgrade-from-1.2.3"
+    hook pre-refresh && ! hook post-refresh && grep "^stop" "$WORK/asked" && said "snapd goes back to $VERSION" &&
+        said "kedge snapshot restore before-upgrade-from-$VERSION"
 }
 was_not_ready() {
     node_is degraded leader a:voter:true && touch "$WORK/never-ready"
@@ -181,19 +211,14 @@ own_registries() {
     set_to '{}' && echo 'registries: /etc/mine.yaml' >>"$SNAP_COMMON/config.yaml" && [ "$(registries)" = "the setting" ]
 }
 
-if [ -x "$BINARY" ]; then
-    ln -f "$BINARY" "$SNAP/bin/kedge" 2>/dev/null || cp -f "$BINARY" "$SNAP/bin/kedge"
-    check "nothing set: no file" nothing_set
-    check "every kind of key makes one drop-in, and the owner's file stays" every_kind
-    check "the same again restarts nothing" the_same_again
-    check "what Kedge refuses or the snap says itself is refused" refused
-    check "a join string is nobody else's to read" secret
-    check "what is unset is gone, and the file counts again" unset_one
-    check "all unset" unset_all
-    check "registries.yaml lies beside the configuration, unless a setting names another" own_registries
-else
-    echo "skipped: snap set: there is no binary $BINARY"
-    SKIPPED=1
-fi
-echo "hooks: $PASSED passed, $FAILED failed, $SKIPPED skipped"
+ln -f "$BINARY" "$SNAP/bin/kedge" 2>/dev/null || cp -f "$BINARY" "$SNAP/bin/kedge"
+check "nothing set: no file" nothing_set
+check "every kind of key makes one drop-in, and the owner's file stays" every_kind
+check "the same again restarts nothing" the_same_again
+check "what Kedge refuses or the snap says itself is refused" refused
+check "a join string is nobody else's to read" secret
+check "what is unset is gone, and the file counts again" unset_one
+check "all unset" unset_all
+check "registries.yaml lies beside the configuration, unless a setting names another" own_registries
+echo "hooks: $PASSED passed, $FAILED failed"
 [ "$FAILED" = 0 ]

@@ -17,7 +17,7 @@ export KEDGE_CONFIG="${KEDGE_CONFIG:-$common/config.yaml}"
 export KEDGE_CONTAINERD="${KEDGE_CONTAINERD:-$here/bin/containerd}"
 export KEDGE_CNI_BIN_DIR="${KEDGE_CNI_BIN_DIR:-$here/cni}"
 # Beside the configuration, unless that names another file.
-if ! grep -qs '^[[:space:]]*"\{0,1\}registries"\{0,1\}:' "$KEDGE_CONFIG" "$KEDGE_CONFIG.d"/*.yaml; then
+if ! grep -qs '^[[:space:]]*"\{0,1\}registries"\{0,1\}:' "$KEDGE_CONFIG" "$KEDGE_CONFIG.d"/*.yaml "$KEDGE_CONFIG.d"/*.yml; then
     export KEDGE_REGISTRIES="${KEDGE_REGISTRIES:-$common/registries.yaml}"
 fi
 export CONTAINERD_ADDRESS="${CONTAINERD_ADDRESS:-$KEDGE_RUN_DIR/containerd/containerd.sock}"

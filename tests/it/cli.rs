@@ -100,6 +100,36 @@ fn exit_codes_help_and_messages() {
     );
     assert!(!dir.path().join("data").exists() && !dir.path().join("config.yaml").exists());
 
+    step(
+        "settings that could not work are refused alike by install, run and inspect, and nothing is changed",
+    );
+    for (setting, code, parts) in [
+        ("cluster-dns: 10.96.0.1", 2, ["is the Service kubernetes' in", "leave it out for 10.96.0.10"]),
+        ("snapshot-interval: 5", 2, ["has no unit", "write 5m, 5h or 5d"]),
+        ("addons: [dns, metrcs]", 1, ["there is no addon \"metrcs\"", "did you mean metrics?"]),
+        ("registries: /nonexistent.yaml", 1, ["there is no file /nonexistent.yaml", "write that file"]),
+    ] {
+        fs::write(&config, format!("{setting}\n")).unwrap();
+        for command in [["install", "--check"].as_slice(), &["install"], &["run"], &["inspect"]] {
+            let mut arguments = command.to_vec();
+            arguments.extend(own);
+            let out = kedge(&arguments);
+            assert_eq!(out.code, code, "{setting} {command:?}: {out}");
+            assert_has(&format!("{}{}", out.stdout, out.stderr), &parts);
+        }
+        assert!(!dir.path().join("data/pki").exists(), "{setting}");
+    }
+    let mut arguments = vec!["install", "--check", "--output", "json"];
+    arguments.extend(own);
+    arguments.extend(["--cluster-dns", "192.0.2.1"]);
+    let out = kedge(&arguments);
+    let error: serde_json::Value = serde_json::from_str(&out.stdout).expect("JSON");
+    assert_eq!(error["remedy"], "leave it out for 10.96.0.10, or choose another of that range", "{out}");
+    let error = kedge(&["stats", "--output", "json"]);
+    let error: serde_json::Value = serde_json::from_str(&error.stdout).expect("JSON");
+    assert!(error["remedy"].as_str().is_some_and(|remedy| remedy.contains("'status'")), "{error}");
+    fs::remove_file(&config).unwrap();
+
     step("a program that is missing: the package is named");
     let mut arguments = vec!["install", "--check", "--containerd", "/nonexistent/containerd"];
     arguments.extend(own);

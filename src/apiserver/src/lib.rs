@@ -56,6 +56,7 @@ use kedge_store::{Observer, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+pub use admission::is_restricted_label;
 pub use authn::User;
 pub use rewrite::{Form, RewriteError};
 pub use sealing::{KeyId, Sealing, Unreadable, Writing};

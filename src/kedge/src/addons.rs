@@ -48,12 +48,7 @@ pub(crate) fn repositories(config: &Config) -> Repositories {
     Repositories::new(config.data_dir.join("addons"))
 }
 
-/// Refuses names and arguments that no addon has, before anything is changed.
-pub(crate) fn known(config: &Config, words: &[String]) -> Result<(), Failure> {
-    parse(&catalog(config)?, words).map(drop)
-}
-
-/// `NAME[:ARGUMENTS]` each, with the arguments split.
+/// `NAME[:ARGUMENTS]` each, with the arguments split; refuses names and arguments that no addon has.
 pub(crate) fn parse(
     catalog: &Catalog,
     words: &[String],
@@ -112,7 +107,7 @@ pub(crate) fn word(state: State) -> &'static str {
 pub(crate) fn usage(error: Error) -> Failure {
     match error {
         Error::Unknown { .. } | Error::Argument { .. } | Error::BuiltIn { .. } => {
-            Failure::Usage(error.to_string())
+            Failure::Usage(error.into())
         }
         other => Failure::Failed(other.into()),
     }

@@ -14,7 +14,7 @@ mod global;
 mod keys;
 mod node;
 
-use crate::output;
+use crate::output::{self, Voice};
 
 pub(crate) use addons::{AddonsCommand, DisableArgs, EnableArgs, RepoCommand};
 pub(crate) use cluster::{
@@ -24,8 +24,8 @@ pub(crate) use cluster::{
 pub(crate) use global::GlobalArgs;
 pub(crate) use keys::{EncryptionCommand, RotateCaArgs};
 pub(crate) use node::{
-    ConfigArgs, ConfigCommand, InspectArgs, InstallArgs, KubectlArgs, ResetArgs, RollbackArgs, RunArgs,
-    StatusArgs, StopArgs, UninstallArgs, WaitArgs,
+    BeforeUpgradeArgs, ConfigArgs, ConfigCommand, InspectArgs, InstallArgs, KubectlArgs, ResetArgs,
+    RollbackArgs, RunArgs, StatusArgs, StopArgs, UninstallArgs, WaitArgs,
 };
 
 /// Kubernetes for edge boards, laptops and small clusters, in one binary.
@@ -114,6 +114,9 @@ pub(crate) enum Command {
         /// The folder
         dir: PathBuf,
     },
+    /// Save the cluster before another version takes this one's place (what packages ask)
+    #[command(hide = true)]
+    BeforeUpgrade(BeforeUpgradeArgs),
     /// Hold a pod's namespaces (what the pause image runs)
     #[command(hide = true)]
     Pause,
@@ -284,19 +287,22 @@ pub(crate) fn command() -> clap::Command {
 /// # Errors
 /// The exit code, when it was wrong or asked for help or the version; both were printed then.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
-    if let Some(format) = asked_format(&arguments) {
-        output::fail_as(format);
-    }
+    let failures = asked_format(&arguments);
     let by_alias = arguments.iter().any(|word| {
         let word = word.to_string_lossy();
         word == "--format" || word.starts_with("--format=")
     });
-    Cli::try_parse_from(arguments).map_err(|mut error| {
+    let parsed = Cli::try_parse_from(arguments);
+    let (quiet, report) =
+        parsed.as_ref().map(|cli| (cli.global.quiet, cli.command.report())).unwrap_or_default();
+    output::speak_as(Voice { quiet, report, failures: failures.or(report) });
+    parsed.map_err(|mut error| {
         in_typed_words(&mut error, by_alias);
         // clap's own: help and version go to standard output with 0, mistakes to standard error with 2.
-        if error.use_stderr() && output::fails_as_object() {
+        if error.use_stderr() && failures.is_some() {
             let text = error.render().to_string();
-            output::fail(text.trim().trim_start_matches("error: "), None);
+            let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+            output::fail(text.trim().trim_start_matches("error: "), tip.or(Some("try --help")));
         } else {
             let _ = error.print();
         }

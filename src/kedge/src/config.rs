@@ -3,13 +3,14 @@
 //! The file is a flat YAML map whose keys are the flags' names, so there is one vocabulary to learn. All
 //! faults are collected and shown at once.
 
+mod faults;
 mod file;
 mod kubelet;
+mod paths;
 pub(crate) mod settings;
 mod values;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,10 +19,12 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use kedge_cluster::Role;
 
+use self::faults::Fault;
+pub(crate) use self::faults::Faults;
 pub(crate) use self::file::{files, persist};
 pub(crate) use self::settings::Settings;
 use self::settings::{Origin, SETTINGS};
-use self::values::{Reader, is_domain, is_identifier, size_text};
+use self::values::{Reader, size_text};
 pub(crate) use self::values::{Taint, parse_duration};
 
 mod networks;
@@ -30,22 +33,6 @@ pub(crate) use networks::joined;
 
 /// Where the configuration is looked for when nobody says otherwise; it need not exist.
 pub(crate) const DEFAULT_FILE: &str = "/etc/kedge/config.yaml";
-
-/// Everything that is wrong with the settings.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Faults(Vec<String>);
-
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_slice() {
-            [only] => f.write_str(only),
-            all => {
-                write!(f, "{} settings are wrong:", all.len())?;
-                all.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
-            }
-        }
-    }
-}
 
 /// The checked settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +134,7 @@ impl Config {
     fn from_parts(
         path: &Path,
         mut settings: Settings,
-        faults: Vec<String>,
+        faults: Vec<Fault>,
         given: &Settings,
     ) -> Result<Self, Faults> {
         settings.extend(given);
@@ -155,8 +142,8 @@ impl Config {
         let service_cidrs = reader.networks("service-cidr", [10, 96, 0, 0], 16);
         let config = Self {
             file: path.into(),
-            data_dir: reader.folder("data-dir", "/var/lib/kedge"),
-            run_dir: reader.folder("run-dir", "/run/kedge"),
+            data_dir: reader.own_folder("data-dir", "/var/lib/kedge"),
+            run_dir: reader.run_dir("run-dir"),
             log_dir: reader.folder("log-dir", "/var/log"),
             node_name: reader.node_name(),
             bind_address: reader.optional("bind-address", "an IP address"),
@@ -168,19 +155,20 @@ impl Config {
             pod_cidrs: reader.networks("pod-cidr", [10, 244, 0, 0], 16),
             cluster_dns: reader.cluster_dns(&service_cidrs),
             service_cidrs,
-            cluster_domain: reader.name("cluster-domain", "cluster.local", 253, is_domain),
-            table_name: reader.name("table-name", "kedge", 200, is_identifier),
-            // Linux cuts interface names at 15 characters.
-            bridge_name: reader.name("bridge-name", "kedge0", 15, is_identifier),
+            cluster_domain: reader.cluster_domain(),
+            table_name: reader.table_name(),
+            bridge_name: reader.bridge_name(),
             failure_domain: reader.optional("failure-domain", "a name"),
-            containerd: reader.optional("containerd", "a path"),
-            cni_bin_dir: reader.optional("cni-bin-dir", "a path"),
+            containerd: reader.path("containerd", "a program"),
+            cni_bin_dir: reader.path("cni-bin-dir", "a folder"),
             cni_conf_dir: reader.folder("cni-conf-dir", "/etc/cni/net.d"),
             own_pod_network: reader.pod_network("pod-network"),
             snapshot_interval: reader.interval("snapshot-interval", "12h"),
             snapshot_keep: reader.count("snapshot-keep", 5),
             store_quota: reader.size("store-quota", usual_quota(crate::memory::total())),
-            registries: reader.folder("registries", "/etc/kedge/registries.yaml"),
+            registries: reader
+                .path("registries", "a file")
+                .unwrap_or_else(|| "/etc/kedge/registries.yaml".into()),
             mirrors: reader.mirrors("mirrors"),
             eviction: reader.eviction(),
             image_gc: reader.image_gc("image-gc-high-threshold", "image-gc-low-threshold"),
@@ -205,89 +193,18 @@ impl Config {
             [("port", self.port), ("cluster-port", self.cluster_port), ("kubelet-port", self.kubelet_port)];
         for (index, (key, port)) in ports.iter().enumerate() {
             if let Some((other, _)) = ports[..index].iter().find(|(_, taken)| taken == port) {
-                reader.faults.push(format!("{key} and {other} are both {port}; give each its own port"));
+                let what = format!("{key} and {other} are both {port}");
+                reader.faults.push(Fault::new(what, "give each its own port"));
             }
         }
         self.check_networks(reader);
         self.check_virtual_addresses(reader);
-        if !self.service_cidrs.iter().any(|services| services.contains(&self.cluster_dns)) {
-            // A DNS server outside of the cluster is a choice one can make.
-            tracing::debug!(dns = %self.cluster_dns, "the DNS server is not a Service of this cluster");
-        }
+        self.check_cluster_dns(reader);
     }
 
-    /// Keys, certificates, `time-floor`.
-    pub(crate) fn pki_dir(&self) -> PathBuf {
-        self.data_dir.join("pki")
-    }
-
-    /// The replicated store's folder.
-    pub(crate) fn store_dir(&self) -> PathBuf {
-        self.data_dir.join("store")
-    }
-
-    /// Where this node keeps snapshots.
-    pub(crate) fn snapshot_dir(&self) -> PathBuf {
-        self.data_dir.join("snapshots")
-    }
-
-    /// Archives of images that are imported at start and when they appear.
-    pub(crate) fn image_dir(&self) -> PathBuf {
-        self.data_dir.join("images")
-    }
-
-    /// Where images are unpacked or built on their way.
-    pub(crate) fn image_work_dir(&self) -> PathBuf {
-        self.data_dir.join("image-work")
-    }
-
-    /// Manifests that are applied at start and when they change.
-    pub(crate) fn manifest_dir(&self) -> PathBuf {
-        self.data_dir.join("manifests")
-    }
-
-    /// The administrator's kubeconfig, rewritten at every start.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.data_dir.join("kubeconfig")
-    }
-
-    /// Process id and start time of the running `kedge run`.
-    pub(crate) fn pid_file(&self) -> PathBuf {
-        self.run_dir.join("kedge.pid")
-    }
-
-    /// Locked by the running `kedge run`.
-    pub(crate) fn lock_file(&self) -> PathBuf {
-        self.run_dir.join("kedge.lock")
-    }
-
-    /// Why the process ended by itself.
-    pub(crate) fn last_failure_file(&self) -> PathBuf {
-        self.run_dir.join("last-failure.json")
-    }
-
-    /// The first start's work (addons) is done.
-    pub(crate) fn first_start_mark(&self) -> PathBuf {
-        self.data_dir.join("first-start-done")
-    }
-
-    /// Where a running node answers status requests.
-    pub(crate) fn status_socket(&self) -> PathBuf {
-        self.run_dir.join("kedge.sock")
-    }
-
-    /// The socket of the containerd that this node runs.
-    pub(crate) fn containerd_socket(&self) -> PathBuf {
-        self.run_dir.join("containerd/containerd.sock")
-    }
-
-    /// Where the bridge plugin finds its configuration, and where host-local keeps the pods' addresses.
-    pub(crate) fn cni_config_dir(&self) -> PathBuf {
-        self.data_dir.join("cni/net.d")
-    }
-
-    pub(crate) fn cni_address_dir(&self) -> PathBuf {
-        self.data_dir.join("cni/networks")
+    /// Has the operator named the file of registries? An environment may (a snap's) say where it would be.
+    pub(crate) fn names_registries(&self) -> bool {
+        matches!(self.given.origin("registries"), Some(Origin::Flag | Origin::File(_)))
     }
 
     /// The log of a node that runs without a service manager.
@@ -522,6 +439,47 @@ mod tests {
     }
 
     #[test]
+    fn what_would_fail_later_is_refused_at_once() {
+        let long = |letters: usize| "a".repeat(letters);
+        for (key, value, part) in [
+            ("snapshot-interval", "5", "--snapshot-interval: 5 has no unit; write 5m, 5h or 5d"),
+            ("snapshot-interval", "4s", "4s is too short; write 5s or more"),
+            ("snapshot-interval", "soon", "\"soon\" is no duration such as"),
+            ("cluster-domain", "", "it is empty; leave it out for cluster.local"),
+            ("cluster-domain", "a_b.local", "write a DNS name such as cluster.local"),
+            ("node-name", &long(64), "at most 63 characters"),
+            ("node-name", "Edge", "write small letters"),
+            ("bridge-name", "lo", "neither lo nor flannel"),
+            ("bridge-name", &long(16), "at most 15 characters"),
+            ("table-name", "1", "write a letter, then"),
+            ("data-dir", "/var/lib", "/var/lib is the system's, and kedge uninstall would remove it"),
+            ("data-dir", "/var/lib/..", "without .."),
+            ("data-dir", "/data/a:b", "has a colon or a comma"),
+            ("run-dir", &format!("/run/{}", long(80)), "choose one of at most 74 bytes"),
+            ("run-dir", "/run", "such as /run/kedge"),
+            ("containerd", "containerd", "is not an absolute path of a program"),
+            ("cni-bin-dir", "bin", "is not an absolute path of a folder"),
+            ("registries", "r.yaml", "is not an absolute path of a file"),
+        ] {
+            let faults = load("", &[(key, value)]).unwrap_err();
+            assert!(faults.to_string().contains(part), "{part:?} is not in {faults}");
+        }
+        for (key, value) in
+            [("snapshot-interval", "5s"), ("log-dir", "/var/log"), ("cluster-domain", "local")]
+        {
+            load("", &[(key, value)]).unwrap();
+        }
+        let mut from_environment = Settings::default();
+        from_environment.insert_from("cluster-domain", String::new(), Origin::Environment);
+        assert_eq!(
+            Config::load(Some(Path::new("/nonexistent")), &from_environment).unwrap().cluster_domain,
+            "cluster.local"
+        );
+        let faults = load("prot: 1\nport: 0\nsnapshot-keep: 0\n", &[]).unwrap_err();
+        assert_eq!(faults.remedy().as_deref(), Some("did you mean \"port\"?\nuse 1 or more"));
+    }
+
+    #[test]
     fn the_dns_address_follows_the_service_network() {
         let dns = |text| load(text, &[]).unwrap().cluster_dns.to_string();
         assert_eq!(dns("service-cidr: 10.32.0.0/16\n"), "10.32.0.10");
@@ -549,6 +507,12 @@ mod tests {
         assert_eq!(load("", &[]).unwrap().addons, None);
         assert_eq!(load("addons: []\n", &[]).unwrap().addons, Some(Vec::new()));
         for (text, part) in [
+            (
+                "node-labels: {a: b, kubernetes.io/role: x}\n",
+                "no node may give itself the label kubernetes.io/role",
+            ),
+            ("node-labels: [a=b, a=c]\n", "a is there twice"),
+            ("node-taints: [\"a=b:NoSchedule\", \"a=c:NoSchedule\"]\n", "a with NoSchedule is there twice"),
             ("node-labels: [disk]\n", "is no label"),
             ("node-labels: [\"-x=y\"]\n", "is no label"),
             ("node-taints: [\"a=b:Never\"]\n", "is no taint"),

@@ -1,6 +1,7 @@
 //! The node's own socket in the run folder: how the commands of this machine reach the running process.
 //! HTTP/1.0 with JSON: an answer ends with the connection and is never chunked. Root only (mode 0600).
 
+use std::fmt;
 use std::future::Future;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,6 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::failure;
+
 /// A client that does not finish its request in this time is cut off.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest request line and headers, and longest body.
@@ -26,6 +29,8 @@ const BODY_LIMIT: usize = 1 << 20;
 pub(crate) const UNSAFE: u16 = 412;
 /// The code of an answer that comes too early: the node does not serve yet.
 pub(crate) const STARTING: u16 = 503;
+/// The header of a refusal with what helps.
+const REMEDY: &str = "Remedy";
 /// What the node is doing for a request that takes a while, in words; empty: nothing.
 pub(crate) const PROGRESS: &str = "/progress";
 /// How soon a command notices that its request was answered.
@@ -38,22 +43,29 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
 }
 
-/// What the node says: a body of JSON, or an error's text.
+/// What the node says: a body of JSON, or an error's text with its remedy.
 pub(crate) struct Reply {
     code: u16,
     body: Vec<u8>,
+    remedy: Option<String>,
 }
 
 impl Reply {
     pub(crate) fn json(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
-            Ok(body) => Self { code: 200, body },
+            Ok(body) => Self { code: 200, body, remedy: None },
             Err(error) => Self::failed(500, &error.to_string()),
         }
     }
 
     pub(crate) fn failed(code: u16, text: &str) -> Self {
-        Self { code, body: text.as_bytes().to_vec() }
+        Self { code, body: text.as_bytes().to_vec(), remedy: None }
+    }
+
+    /// In the words of the error, and with its remedy where it has one.
+    pub(crate) fn refused(code: u16, error: &anyhow::Error) -> Self {
+        let remedy = failure::remedy(error).filter(|remedy| !remedy.contains(char::is_control));
+        Self { remedy, ..Self::failed(code, &failure::text(error)) }
     }
 }
 
@@ -94,8 +106,9 @@ pub(crate) fn serve(socket: &Path, handler: Handler, tasks: &Tasks) -> anyhow::R
 async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
     let request = tokio::time::timeout(PATIENCE, read(&mut stream)).await??;
     let reply = handler(request).await;
+    let remedy = reply.remedy.map(|remedy| format!("{REMEDY}: {remedy}\r\n")).unwrap_or_default();
     let head = format!(
-        "HTTP/1.0 {} {}\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.0 {} {}\r\nContent-Length: {}\r\n{remedy}\r\n",
         reply.code,
         if reply.code == 200 { "OK" } else { "Failed" },
         reply.body.len()
@@ -141,18 +154,41 @@ pub(crate) enum CallError {
     /// Nobody listens there.
     #[error("kedge does not run on this node; {}", START)]
     NotRunning,
-    /// The node's own words.
     #[error("{0}")]
-    Refused(String),
-    /// The node's own words: the cluster would suffer from it, whatever the operator insists on.
+    Refused(Told),
+    /// The cluster would suffer from it, whatever the operator insists on.
     #[error("{0}")]
-    Unsafe(String),
-    /// The node's own words: it does not serve yet.
+    Unsafe(Told),
+    /// It does not serve yet.
     #[error("{0}")]
-    Starting(String),
+    Starting(Told),
     /// The process may hang, or this is not root.
     #[error("the node does not answer (is this root? see kedge status)")]
     Io(#[from] io::Error),
+}
+
+/// The node's own words.
+#[derive(Debug)]
+pub(crate) struct Told {
+    text: String,
+    remedy: Option<String>,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl CallError {
+    /// What helps, where it is known.
+    pub(crate) fn remedy(&self) -> Option<&str> {
+        match self {
+            Self::NotRunning => Some(START),
+            Self::Refused(told) | Self::Unsafe(told) | Self::Starting(told) => told.remedy.as_deref(),
+            Self::Io(_) => None,
+        }
+    }
 }
 
 /// Asks the node behind `socket` and waits up to `limit` for the answer.
@@ -180,13 +216,13 @@ pub(crate) fn call<T: DeserializeOwned>(
     stream.write_all(&[head.as_bytes(), &body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    let (code, body) = split(&answer)?;
-    let text = || String::from_utf8_lossy(body).into_owned();
+    let (code, remedy, body) = split(&answer)?;
+    let told = || Told { text: String::from_utf8_lossy(body).into_owned(), remedy };
     match code {
         200 => serde_json::from_slice(body).map_err(|error| CallError::Io(io::Error::other(error))),
-        UNSAFE => Err(CallError::Unsafe(text())),
-        STARTING => Err(CallError::Starting(text())),
-        _ => Err(CallError::Refused(text())),
+        UNSAFE => Err(CallError::Unsafe(told())),
+        STARTING => Err(CallError::Starting(told())),
+        _ => Err(CallError::Refused(told())),
     }
 }
 
@@ -218,13 +254,15 @@ pub(crate) fn call_and_tell<T: DeserializeOwned + Send>(
     })
 }
 
-/// The status code and the body of an answer.
-fn split(answer: &[u8]) -> io::Result<(u16, &[u8])> {
+/// The status code, the remedy and the body of an answer.
+fn split(answer: &[u8]) -> io::Result<(u16, Option<String>, &[u8])> {
     let not_http = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(not_http)?;
     let head = String::from_utf8_lossy(&answer[..end]);
     let code = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).ok_or_else(not_http)?;
-    Ok((code, &answer[end + 4..]))
+    let headers = head.lines().filter_map(|line| line.split_once(": "));
+    let remedy = headers.filter(|(name, _)| *name == REMEDY).map(|(_, remedy)| remedy.to_owned()).next();
+    Ok((code, remedy, &answer[end + 4..]))
 }
 
 #[cfg(test)]
@@ -248,6 +286,10 @@ mod tests {
                 match request.path.as_str() {
                     "/echo" => Reply::json(&format!("{} {}", request.method, request.body.len())),
                     "/early" => Reply::failed(STARTING, "it is starting"),
+                    "/worker" => {
+                        let error = failure::Remedied::new("this is a worker", "ask another node");
+                        Reply::refused(409, &error.into())
+                    }
                     "/harm" => Reply::failed(UNSAFE, "it would hurt"),
                     "/slow" => {
                         asked.notified().await;
@@ -267,8 +309,15 @@ mod tests {
         }
         assert_eq!(ask("POST", "/echo", &"x".repeat(100_000)).unwrap(), "POST 100002");
         assert_eq!(ask("GET", "/else", "").unwrap_err().to_string(), "no such thing");
-        assert!(matches!(ask("GET", "/harm", ""), Err(CallError::Unsafe(why)) if why == "it would hurt"));
-        assert!(matches!(ask("GET", "/early", ""), Err(CallError::Starting(why)) if why == "it is starting"));
+        assert!(
+            matches!(ask("GET", "/harm", ""), Err(CallError::Unsafe(why)) if why.text == "it would hurt")
+        );
+        assert!(
+            matches!(ask("GET", "/early", ""), Err(CallError::Starting(why)) if why.text == "it is starting")
+        );
+        let worker = anyhow::Error::from(ask("GET", "/worker", "").unwrap_err()).context("list the tokens");
+        assert_eq!(failure::text(&worker), "list the tokens: this is a worker; ask another node");
+        assert_eq!(failure::remedy(&worker).as_deref(), Some("ask another node"));
         let mut told = Vec::new();
         let done = call_and_tell::<String>(&socket, "/slow", &"", limit, |text| told.push(text.to_owned()));
         assert_eq!(done.unwrap(), "done");
@@ -284,6 +333,6 @@ mod tests {
     fn other_answers_are_errors() {
         assert!(split(b"nonsense").is_err());
         assert!(split(b"HTTP/1.0 x\r\n\r\n").is_err());
-        assert_eq!(split(b"HTTP/1.0 503 Failed\r\n\r\nwhy").unwrap(), (503, b"why".as_slice()));
+        assert_eq!(split(b"HTTP/1.0 503 Failed\r\n\r\nwhy").unwrap(), (503, None, b"why".as_slice()));
     }
 }

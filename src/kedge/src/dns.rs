@@ -84,7 +84,7 @@ impl DnsArgs {
 pub(crate) fn run(args: DnsArgs) -> Result<ExitCode, Failure> {
     crate::memory::small_pages();
     crate::log::init();
-    let config = args.config().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    let config = args.config().map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,14 +1,16 @@
 //! How a command ends when it does not do what was asked.
 
 use std::fmt::{self, Display};
+use std::process::ExitCode;
 
-use crate::control::{CallError, START};
+use crate::config::Faults;
+use crate::control::CallError;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The call or the configuration is wrong: exit code 2.
-    Usage(String),
+    Usage(anyhow::Error),
     /// The work failed: exit code 1.
     Failed(anyhow::Error),
 }
@@ -20,12 +22,22 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
+    /// A call that is wrong, and the right one.
+    pub(crate) fn usage(what: impl Display, remedy: impl Display) -> Self {
+        Self::Usage(Remedied::new(what, remedy).into())
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) => ExitCode::from(1),
+        }
+    }
+
     /// The same for a caller that knows no exit codes.
     pub(crate) fn into_error(self) -> anyhow::Error {
-        match self {
-            Self::Usage(text) => anyhow::anyhow!(text),
-            Self::Failed(error) => error,
-        }
+        let (Self::Usage(error) | Self::Failed(error)) = self;
+        error
     }
 }
 
@@ -61,8 +73,11 @@ pub(crate) fn remedy(error: &anyhow::Error) -> Option<String> {
     if let Some(known) = error.downcast_ref::<Remedied>() {
         return Some(known.remedy.clone());
     }
-    if let Some(CallError::NotRunning) = error.downcast_ref::<CallError>() {
-        return Some(START.to_owned());
+    if let Some(remedy) = error.downcast_ref::<CallError>().and_then(CallError::remedy) {
+        return Some(remedy.to_owned());
+    }
+    if let Some(faults) = error.downcast_ref::<Faults>() {
+        return faults.remedy();
     }
     error.chain().find_map(|cause| {
         let from_kube = cause.downcast_ref::<kube::Error>();

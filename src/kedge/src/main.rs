@@ -69,13 +69,11 @@ fn called_as(arguments: &[OsString]) -> &str {
 fn finish(result: Result<ExitCode, failure::Failure>) -> ExitCode {
     match result {
         Ok(code) => code,
-        Err(failure::Failure::Usage(message)) => {
-            output::fail(&message, None);
-            ExitCode::from(2)
-        }
-        Err(failure::Failure::Failed(error)) => {
+        Err(failure) => {
+            let code = failure.exit_code();
+            let error = failure.into_error();
             output::fail(&failure::text(&error), failure::remedy(&error).as_deref());
-            ExitCode::from(1)
+            code
         }
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod control_plane;
 mod drain;
 pub(crate) mod encryption;
 pub(crate) mod facts;
-mod first_start;
+pub(crate) mod first_start;
 mod flannel;
 mod image_folder;
 mod in_step;

@@ -9,7 +9,6 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,45 +16,43 @@ use serde_json::{Map, Value};
 
 use crate::cli::Format;
 
-/// A process has one terminal, and `--quiet` is a property of it, not of each call's arguments.
-static QUIET: AtomicBool = AtomicBool::new(false);
+/// For whom a command speaks: what its command line says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Voice {
+    /// Nothing but data and errors.
+    pub(crate) quiet: bool,
+    /// The result is an object in this format; text for people is none of its data.
+    pub(crate) report: Option<Format>,
+    /// Errors are objects in this format, also of a command that only shows something.
+    pub(crate) failures: Option<Format>,
+}
 
-/// The same: for whom a command that does something speaks.
-static REPORT: OnceLock<Format> = OnceLock::new();
+/// A process has one terminal and one command line; who parses that says it, once.
+static VOICE: OnceLock<Voice> = OnceLock::new();
 
-/// The same: in which format errors are told, unless in words.
-static FAILURES: OnceLock<Format> = OnceLock::new();
+pub(crate) fn speak_as(voice: Voice) {
+    let _ = VOICE.set(voice);
+}
 
-/// This command's result is an object in this format; text for people is none of its data.
-pub(crate) fn report_as(format: Format) {
-    let _ = REPORT.set(format);
-    fail_as(format);
+fn voice() -> Voice {
+    VOICE.get().copied().unwrap_or_default()
 }
 
 /// What was done: `{"result": result, ...fields}`, once and last. For people other lines say it.
 pub(crate) fn report(result: &str, fields: &impl serde::Serialize) {
-    let Some(format) = REPORT.get() else { return };
+    let Some(format) = voice().report else { return };
     let mut object = Map::from_iter([("result".to_owned(), Value::from(result))]);
     if let Ok(Value::Object(fields)) = serde_json::to_value(fields) {
         object.extend(fields);
     }
-    data(&formatted(*format, &Value::Object(object)));
-}
-
-/// Errors are objects in this format, also of a command that only shows something.
-pub(crate) fn fail_as(format: Format) {
-    let _ = FAILURES.set(format);
-}
-
-pub(crate) fn fails_as_object() -> bool {
-    FAILURES.get().is_some()
+    data(&formatted(format, &Value::Object(object)));
 }
 
 /// Why it was not: a line for people, or `{"error": ..., "remedy": ...}`.
 pub(crate) fn fail(text: &str, remedy: Option<&str>) {
-    match FAILURES.get() {
+    match voice().failures {
         None => complain(&format!("error: {text}")),
-        Some(format) => data(&formatted(*format, &failure(text, remedy))),
+        Some(format) => data(&formatted(format, &failure(text, remedy))),
     }
 }
 
@@ -82,30 +79,21 @@ fn data(text: &str) {
     let _ = writeln!(out, "{text}");
 }
 
-/// Nothing but data and errors from now on.
-pub(crate) fn be_quiet() {
-    QUIET.store(true, Ordering::Relaxed);
-}
-
-fn quiet() -> bool {
-    QUIET.load(Ordering::Relaxed)
-}
-
 /// One line on standard output.
 pub(crate) fn say(text: &str) {
-    if REPORT.get().is_some() { note(text) } else { data(text) }
+    if voice().report.is_some() { note(text) } else { data(text) }
 }
 
 /// One line on standard output that only confirms what was done.
 pub(crate) fn confirm(text: &str) {
-    if !quiet() {
+    if !voice().quiet {
         say(text);
     }
 }
 
 /// Text on standard output as it is.
 pub(crate) fn write(text: &str) {
-    if REPORT.get().is_some() {
+    if voice().report.is_some() {
         note(text.trim_end());
         return;
     }
@@ -122,7 +110,7 @@ pub(crate) fn complain(text: &str) {
 
 /// One line on standard error that is no error.
 pub(crate) fn note(text: &str) {
-    if !quiet() {
+    if !voice().quiet {
         complain(text);
     }
 }
@@ -170,7 +158,7 @@ impl Step {
     /// Begin a step.
     pub(crate) fn begin(message: &str) -> Self {
         let bar = ProgressBar::new_spinner();
-        if quiet() {
+        if voice().quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::failure::Remedied;
-use crate::inspect::{self, Moment, Verdict};
+use crate::inspect::{self, Found, Moment, Verdict};
 
 pub(crate) use crate::inspect::load_modules;
 use crate::output::Step;
@@ -51,6 +51,12 @@ pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// The settings with which a node does not start.
+pub(crate) fn check_settings(config: &Config) -> Vec<Problem> {
+    let problem = |Found(_, what, remedy): Found| Problem::new(what, remedy.unwrap_or_default());
+    inspect::settings::refused(config).into_iter().map(problem).collect()
 }
 
 /// The problems as lines of an error.

@@ -143,7 +143,7 @@ fn configuration() -> String {
     let mut text = String::from(
         "# Configuration\n\n<!-- Made by `kedge reference docs/reference`; do not edit. -->\n\n\
          Every key of `/etc/kedge/config.yaml` is a flag of every command and an environment variable. A flag wins \
-         over the variable, the variable over drop-ins (`/etc/kedge/config.yaml.d/*.yaml`, a later name over an \
+         over the variable, the variable over drop-ins (`/etc/kedge/config.yaml.d/*.yaml` and `*.yml`, a later name over an \
          earlier one), drop-ins over the file. `kedge config show` prints what counts and where it was said. A key \
          that nobody knows is refused, with the nearest one that is known.\n\n\
          | Key | Environment | Value | Default | Meaning |\n| --- | --- | --- | --- | --- |\n",

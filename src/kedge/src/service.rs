@@ -361,6 +361,10 @@ fn flags(config: &Config) -> Vec<String> {
         if setting.key == "join" {
             continue;
         }
+        // A file that a flag names must be there; the usual one and the environment's, which is inherited, need not.
+        if setting.key == "registries" && !config.names_registries() {
+            continue;
+        }
         // A list that nobody gave is another thing than an empty one.
         if let Some(value) = config.value(setting.key) {
             flags.push(format!("--{}", setting.key));

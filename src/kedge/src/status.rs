@@ -3,6 +3,9 @@
 //! `GET /status` answers a [`Status`] as JSON. The types are shared by the node that answers and the
 //! commands that ask.
 
+mod remedies;
+mod text;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -12,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::control::{self, CallError};
-use crate::output::{self, Hue};
+
+pub(crate) use remedies::remedy_for;
 
 /// What `status` and `start` say of a node that is none of its cluster's any more.
 pub(crate) const REMOVED: &str =
@@ -139,70 +143,6 @@ pub(crate) fn last_failure(config: &Config) -> Option<LastFailure> {
     })
 }
 
-/// What helps against errors that are known; `part` is a component's name, or `process`.
-pub(crate) fn remedy_for(part: &str, error: &str) -> Option<String> {
-    const KNOWN: [(&str, &str, &str); 19] = [
-        ("", "No space left", "free some space in the data folder's file system (df -h), then kedge start"),
-        (
-            "",
-            "Read-only file system",
-            "the disk was mounted read-only, as happens to broken cards: see dmesg",
-        ),
-        ("", "Address already in use", "kedge inspect names the program that has the port"),
-        ("", "Address in use", "kedge inspect names the program that has the port"),
-        ("", "Permission denied", "kedge needs root: put sudo before the command"),
-        ("", "find this node's address", "give an interface an address, or name it with --node-ip"),
-        ("", "too many open files", "kedge inspect shows the limits that are too small"),
-        ("", "Too many open files", "kedge inspect shows the limits that are too small"),
-        ("", "nftables", "use a kernel with nf_tables; kedge inspect shows what is missing"),
-        (
-            "",
-            "start containerd",
-            "install the package containerd (apt-get install -y containerd), name the program by the setting \
-             containerd, or leave that setting out; then kedge start",
-        ),
-        (
-            "kubelet",
-            "the API server does not answer",
-            "nothing to do while the others start: it goes on by itself. Else a majority of the control-plane nodes \
-             must run and be reached from here: kedge status on them, kedge inspect here",
-        ),
-        (
-            "kubelet",
-            "the API server refuses it",
-            "was this node removed from the cluster? kedge leave --force makes it a single node, then join again",
-        ),
-        ("kubelet", "container runtime is down", "see the part containerd above"),
-        ("network", "CNI plugins are missing", crate::preflight::CNI_REMEDY),
-        (
-            "kubelet",
-            "network",
-            "the pod network is not there yet: see the part network above, and kedge inspect",
-        ),
-        ("kubelet", "not registered", "the API server does not know this node yet: see the parts above"),
-        (
-            "containerd",
-            "does not answer",
-            "it is stopped, hangs, or its disk does: see its log in the data folder and dmesg. When its process is \
-             ended (kill -9), kedge starts it again by itself, and containers go on meanwhile",
-        ),
-        (
-            "containerd",
-            "",
-            "is containerd installed and whole? kedge inspect checks it; its words are in the log",
-        ),
-        (
-            "apiserver",
-            "",
-            "a majority of the control-plane nodes must run: kedge status on the others, or kedge recover",
-        ),
-    ];
-    KNOWN
-        .iter()
-        .find(|(of, words, _)| (of.is_empty() || *of == part) && error.contains(words))
-        .map(|(_, _, remedy)| (*remedy).to_owned())
-}
-
 /// One part of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -273,61 +213,6 @@ pub(crate) struct Member {
     pub(crate) healthy: Option<bool>,
 }
 
-impl Datastore {
-    fn to_short(&self) -> String {
-        let list = |role: &str| {
-            let names: Vec<String> = self
-                .members
-                .iter()
-                .filter(|member| member.role == role)
-                .map(|member| {
-                    let sick = if member.healthy == Some(false) { " (does not answer)" } else { "" };
-                    format!("{}{sick}", member.name)
-                })
-                .collect();
-            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-        };
-        let leader = self.members.iter().find(|member| member.leader);
-        let silent: Vec<&str> = self
-            .members
-            .iter()
-            .filter(|member| member.role == "voter" && member.healthy == Some(false))
-            .map(|member| member.name.as_str())
-            .collect();
-        let mut text = match (self.high_availability, silent.as_slice()) {
-            (true, []) => "high-availability: yes\n".to_owned(),
-            (true, [one]) => format!("high-availability: yes (degraded: {one} does not answer)\n"),
-            (true, more) => format!("high-availability: yes (degraded: {} do not answer)\n", more.join(", ")),
-            (false, _) => "high-availability: no\n".to_owned(),
-        };
-        text.push_str(&format!("  datastore voters: {}\n", list("voter")));
-        text.push_str(&format!("  datastore standby: {}\n", list("standby")));
-        for role in ["joining", "leaving"] {
-            if self.members.iter().any(|member| member.role == role) {
-                text.push_str(&format!("  datastore {role}: {}\n", list(role)));
-            }
-        }
-        let leader = match (leader, self.has_leader) {
-            (Some(leader), _) => leader.name.clone(),
-            (None, true) => "this node".to_owned(),
-            (None, false) => "none (nothing can be written)".to_owned(),
-        };
-        text.push_str(&format!("  leader: {leader}, revision {}\n", self.revision));
-        if let Some(percent) = self.bytes.saturating_mul(100).checked_div(self.quota_bytes) {
-            let (bytes, quota) = (crate::snapshot::size(self.bytes), crate::snapshot::size(self.quota_bytes));
-            text.push_str(&format!("  objects: {bytes} of {quota} ({percent} %)\n"));
-        }
-        if let Some(last) = &self.last_snapshot {
-            let time = last.time.strftime("%Y-%m-%dT%H:%M:%SZ");
-            text.push_str(&format!("  last snapshot: {time}, {}\n", crate::snapshot::size(last.bytes)));
-        }
-        if let Some(waits) = &self.waits {
-            text.push_str(&format!("  waits: {waits}\n"));
-        }
-        text
-    }
-}
-
 impl Status {
     /// What is true of a node whose process does not run.
     pub(crate) fn stopped(node: &str) -> Self {
@@ -388,80 +273,6 @@ impl Status {
             None => component.name.clone(),
         })
     }
-
-    /// Lines for people.
-    pub(crate) fn to_short(&self) -> String {
-        let hue = match self.state {
-            State::Ready => Hue::Good,
-            State::Starting => Hue::Doubtful,
-            State::Degraded | State::Stopped => Hue::Bad,
-        };
-        let state = output::paint(hue, self.state.as_str());
-        let mut text = format!("kedge is {state} on node {} ({})\n", self.node, self.version);
-        if self.was_removed() {
-            text.push_str(REMOVED);
-            text.push('\n');
-        }
-        if let Some(last) = &self.last_failure {
-            text.push_str(&format!(
-                "  ended: {}\n  error: {}\n",
-                last.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                last.error
-            ));
-            if let Some(remedy) = &last.remedy {
-                text.push_str(&format!("  remedy: {remedy}\n"));
-            }
-        }
-        if !self.addresses.is_empty() {
-            text.push_str(&format!("addresses: {}\n", self.addresses.join(", ")));
-        }
-        match self.pod_network.as_str() {
-            "" => {}
-            "none" => text.push_str("pod network: none of Kedge's\n"),
-            backend => text.push_str(&format!("pod network: {backend}\n")),
-        }
-        if !self.virtual_addresses.is_empty() {
-            let list = self.virtual_addresses.join(", ");
-            text.push_str(&format!("virtual address: {list} (on the leader)\n"));
-        }
-        if !self.datastore.role.is_empty() {
-            text.push_str(&self.datastore.to_short());
-        }
-        let width = self.components.iter().map(|component| component.name.len()).max().unwrap_or(0);
-        for component in &self.components {
-            let (hue, state) = if component.ready { (Hue::Good, "ready") } else { (Hue::Bad, "not ready") };
-            let state = output::paint(hue, state);
-            text.push_str(&format!("  {:width$}  {state}\n", component.name));
-            if let Some(error) = &component.last_error {
-                text.push_str(&format!("  {:width$}  error: {error}\n", ""));
-            }
-            if let Some(remedy) = &component.remedy {
-                text.push_str(&format!("  {:width$}  remedy: {remedy}\n", ""));
-            }
-        }
-        if !self.addons.is_empty() {
-            text.push_str("addons:\n");
-        }
-        let width = self.addons.iter().map(|addon| addon.name.len()).max().unwrap_or(0);
-        for addon in &self.addons {
-            let state = crate::addons::word(addon.state);
-            text.push_str(&format!("  {:width$}  {state}\n", addon.name));
-            for reason in &addon.reasons {
-                text.push_str(&format!("  {:width$}  {reason}\n", ""));
-            }
-            if let Some(remedy) = &addon.remedy {
-                text.push_str(&format!("  {:width$}  remedy: {remedy}\n", ""));
-            }
-        }
-        for (what, problem) in &self.problems {
-            text.push_str(&format!("problem: {what}: {problem}\n"));
-        }
-        for warning in &self.warnings {
-            let name = output::paint(Hue::Doubtful, &warning.name);
-            text.push_str(&format!("warning: {name}: {}\n  remedy: {}\n", warning.message, warning.remedy));
-        }
-        text
-    }
 }
 
 /// Ask the node behind `socket`. `Ok(None)`: nobody listens there.
@@ -473,9 +284,7 @@ pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
         Ok(status) => Ok(Some(status)),
         Err(CallError::NotRunning) => Ok(None),
         Err(CallError::Io(error)) => Err(error),
-        Err(CallError::Refused(text) | CallError::Unsafe(text) | CallError::Starting(text)) => {
-            Err(io::Error::other(text))
-        }
+        Err(refused) => Err(io::Error::other(refused)),
     }
 }
 
@@ -483,7 +292,7 @@ pub(crate) fn ask(socket: &Path) -> io::Result<Option<Status>> {
 mod tests {
     use super::*;
 
-    fn status() -> Status {
+    pub(super) fn status() -> Status {
         Status {
             state: State::Degraded,
             node: "n1".into(),
@@ -522,38 +331,6 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_are_known_have_remedies() {
-        for (part, error, word) in [
-            ("process", "open the datastore: No space left on device (os error 28)", "free some space"),
-            ("process", "listen on 0.0.0.0:6443: Address already in use (os error 98)", "has the port"),
-            ("kubelet", "the node is not registered", "API server"),
-            ("containerd", "exit status 1", "containerd"),
-            ("containerd", "it does not answer within 10 s", "kill -9"),
-            ("kubelet", "container runtime is down: it does not answer within 10 s", "the part containerd"),
-            (
-                "kubelet",
-                "this node is not registered: the API server does not answer: Network is unreachable",
-                "a majority of the control-plane nodes",
-            ),
-            (
-                "kubelet",
-                "this node is not registered: the API server refuses it: Unauthorized",
-                "kedge leave --force",
-            ),
-            ("network", "CNI plugins are missing in /usr/lib/cni: bridge", "containernetworking-plugins"),
-            (
-                "process",
-                "run the node: start containerd: start containerd (/nonexist): No such file or directory",
-                "the setting containerd",
-            ),
-        ] {
-            let remedy = remedy_for(part, error).unwrap();
-            assert!(remedy.contains(word), "{error}: {remedy}");
-        }
-        assert_eq!(remedy_for("scheduler", "something else"), None);
-    }
-
-    #[test]
     fn the_last_words_of_a_process_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let mut given = crate::config::Settings::default();
@@ -572,42 +349,6 @@ mod tests {
     }
 
     #[test]
-    fn names_the_failing_part_its_error_and_the_remedy() {
-        let text = status().to_short();
-        for part in [
-            "dns  unhealthy",
-            "0 of 1 pods",
-            "degraded",
-            "containerd  not ready",
-            "error: exit status 1",
-            "remedy: see the log",
-            "problem: a.yaml: no kind",
-            "warning: disk slow: a write takes 300 ms",
-        ] {
-            assert!(text.contains(part), "{part:?} is not in {text}");
-        }
-        assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));
-    }
-
-    #[test]
-    fn a_voter_that_does_not_answer_degrades_high_availability() {
-        let member = |name: &str, healthy| Member {
-            name: name.into(),
-            id: String::new(),
-            address: String::new(),
-            role: "voter".into(),
-            leader: false,
-            healthy: Some(healthy),
-        };
-        let mut store = Datastore { high_availability: true, ..Datastore::default() };
-        store.members = vec![member("n1", true), member("n2", true)];
-        assert!(store.to_short().starts_with("high-availability: yes\n"));
-        store.members.push(member("n3", false));
-        let text = store.to_short();
-        assert!(text.starts_with("high-availability: yes (degraded: n3 does not answer)\n"), "{text}");
-    }
-
-    #[test]
     fn a_node_without_a_pod_network_is_up_and_not_ready() {
         let waiting = |pod_network: &str, part: &str, error: &str| Status {
             pod_network: pod_network.into(),
@@ -620,6 +361,7 @@ mod tests {
             ..status()
         };
         let lacks = "container runtime network not ready: NetworkPluginNotReady message: none";
+        assert_eq!(status().waits_for().as_deref(), Some("containerd: exit status 1"));
         for (status, up) in [
             (waiting("none", "kubelet", lacks), true),
             (waiting("vxlan", "kubelet", lacks), false),

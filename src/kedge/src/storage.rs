@@ -21,7 +21,8 @@ pub(crate) struct StorageArgs {
 /// Work until SIGTERM.
 pub(crate) fn run(args: StorageArgs) -> Result<ExitCode, Failure> {
     if !args.path.is_absolute() {
-        return Err(Failure::Usage(format!("--path {}: it must begin with /", args.path.display())));
+        let what = format!("--path {}: it is relative", args.path.display());
+        return Err(Failure::usage(what, "write one that begins with /"));
     }
     let config = Config { node: args.node, root: args.path };
     crate::pod::run("storage", |client, tasks| async move {

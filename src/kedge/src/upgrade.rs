@@ -8,6 +8,7 @@
 //!
 //! What a package manager or snapd owns, that program keeps and steps back.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use anyhow::{Context as _, bail};
 
 use crate::commands::status::wait_started;
 use crate::config::Config;
+use crate::control::CallError;
+use crate::failure::Remedied;
 use crate::node::backup::{Save, Saved};
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
@@ -43,7 +46,7 @@ pub(crate) struct Upgrade {
 /// Is another version about to take the installed one's place? Then that one is kept, with the data.
 ///
 /// # Errors
-/// When it cannot be kept, or the cluster would stand still while this node restarts. Nothing has changed then.
+/// When it cannot be kept, or [`before`] refuses. Nothing has changed then.
 pub(crate) fn prepare(config: &Config, force: bool, step: &mut Step) -> anyhow::Result<Option<Upgrade>> {
     let target = origin::binary();
     let own = std::env::current_exe().context("find the running binary")?;
@@ -55,31 +58,93 @@ pub(crate) fn prepare(config: &Config, force: bool, step: &mut Step) -> anyhow::
     }
     // What does not even say its version is nothing to go back to.
     let Ok(from) = version_of(&target) else { return Ok(None) };
-    let status = may_restart(config, force)?;
-    let snapshot = match &status {
-        Some(status) if !status.datastore.role.is_empty() => {
-            step.update("saving the cluster");
-            save(config, &from)
-        }
-        _ => None,
-    };
+    let before = before(config, &from, &Insist::by_flag(force), step)?;
     keep(&target).with_context(|| format!("keep {}", target.display()))?;
     Ok(Some(Upgrade {
         from,
-        was_ready: status.as_ref().is_some_and(Status::is_up),
-        snapshot,
-        alone: status.is_some_and(|status| status.datastore.members.len() < 2),
+        was_ready: before.status.as_ref().is_some_and(Status::is_up),
+        alone: before.is_alone(),
+        snapshot: before.snapshot,
     }))
+}
+
+/// Does whoever upgrades go on, whatever is wrong? And how does one say so?
+pub(crate) struct Insist {
+    pub(crate) yes: bool,
+    pub(crate) how: String,
+}
+
+impl Insist {
+    pub(crate) fn by_flag(force: bool) -> Self {
+        Self { yes: force, how: "say --force".to_owned() }
+    }
+
+    fn refusal(&self, what: impl Display) -> anyhow::Error {
+        let remedy = format!("mend that first (kedge status, kedge inspect), or {}", self.how);
+        Remedied::new(format!("{what}; nothing was changed"), remedy).into()
+    }
+}
+
+/// How the node is before an upgrade, and the cluster that was saved.
+pub(crate) struct Before {
+    /// `None`: it does not run.
+    pub(crate) status: Option<Status>,
+    pub(crate) snapshot: Option<String>,
+}
+
+impl Before {
+    /// No other node holds the data.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.datastore.members.len() < 2)
+    }
+}
+
+/// Asks whether the cluster would stand still, and saves it. Where the node is not Ready, the upgrade may be what
+/// mends it: then it need not be saved.
+///
+/// # Errors
+/// Why the upgrade must not be.
+pub(crate) fn before(
+    config: &Config,
+    from: &str,
+    insist: &Insist,
+    step: &mut Step,
+) -> anyhow::Result<Before> {
+    let status = may_restart(config, insist)?;
+    let snapshot = match &status {
+        None => {
+            let what =
+                "the node does not run or does not answer: the cluster is not saved before this upgrade";
+            output::complain(what);
+            None
+        }
+        // A worker has no copy to save.
+        Some(status) if status.datastore.role.is_empty() => None,
+        Some(status) => {
+            step.update("saving the cluster");
+            match save(config, from) {
+                Ok(name) => Some(name),
+                Err(error) if status.is_up() && !insist.yes => {
+                    return Err(insist.refusal(format!("the cluster cannot be saved: {error}")));
+                }
+                Err(error) => {
+                    output::complain(&format!("the cluster was not saved before this upgrade: {error}"));
+                    None
+                }
+            }
+        }
+    };
+    Ok(Before { status, snapshot })
 }
 
 /// What the node says of itself before another version runs it; `None`: it does not run.
 ///
 /// # Errors
-/// The cluster would stand still while it restarts, and nobody said `--force`.
-pub(crate) fn may_restart(config: &Config, force: bool) -> anyhow::Result<Option<Status>> {
+/// The cluster would stand still while it restarts, and nobody insists.
+pub(crate) fn may_restart(config: &Config, insist: &Insist) -> anyhow::Result<Option<Status>> {
     let status = status::ask(&config.status_socket()).ok().flatten();
-    match status.as_ref().and_then(would_stand_still).filter(|_| !force) {
-        Some(reason) => bail!("{reason}; mend that first, or say --force"),
+    match status.as_ref().and_then(would_stand_still).filter(|_| !insist.yes) {
+        Some(reason) => Err(insist.refusal(reason)),
         None => Ok(status),
     }
 }
@@ -100,18 +165,13 @@ fn would_stand_still(status: &Status) -> Option<String> {
     })
 }
 
-/// A cluster that cannot be saved must not stop an upgrade that may mend it.
-fn save(config: &Config, from: &str) -> Option<String> {
+/// Saves the cluster under the name that it is found by.
+fn save(config: &Config, from: &str) -> Result<String, CallError> {
     let name = snapshot_of(from);
     // One of an earlier upgrade from the same version is older than what is to be kept.
     let wish = Save { file: None, name: Some(name.clone()), replace: true };
-    match control::call::<Saved>(&config.status_socket(), "POST", "/snapshots", &wish, SAVED_WITHIN) {
-        Ok(_) => Some(name),
-        Err(error) => {
-            output::complain(&format!("the cluster was not saved before the upgrade: {error}"));
-            None
-        }
-    }
+    control::call::<Saved>(&config.status_socket(), "POST", "/snapshots", &wish, SAVED_WITHIN)?;
+    Ok(name)
 }
 
 /// The snapshot of what ran with this version.

@@ -145,9 +145,10 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
             // Volumes may show the pod's address.
             paths = volumes::set_up(core, target, &sandbox.ips).await.map_or(paths, |ready| ready.paths);
         }
+        let launch =
+            Launch { core, target, real: &real, sandbox: &sandbox.id, config: &config, paths: &paths };
         for name in &plan.start {
-            acted |=
-                start(core, target, name, &real, &sandbox.id, &config, &paths, memory, &mut next).await?;
+            acted |= launch.start(name, memory, &mut next).await?;
         }
     }
     if acted {
@@ -303,80 +304,156 @@ async fn create_sandbox(core: &Shared, target: &Pod, attempt: u32) -> Result<(),
     }
 }
 
-/// Starts one container unless its back-off says "later". What goes wrong with it is kept for the
-/// status and does not stop the others. False: nothing was tried.
-#[allow(clippy::too_many_arguments)]
-async fn start(
-    core: &Shared,
-    target: &Pod,
-    name: &str,
-    real: &RuntimePod,
-    sandbox: &str,
-    config: &cri::PodSandboxConfig,
-    paths: &HashMap<String, PathBuf>,
-    memory: &mut Memory,
-    next: &mut Next,
-) -> Result<bool, Error> {
-    let Some(container) = pod::find_container(target, name) else { return Ok(false) };
-    let resized = memory.resized.remove(name);
-    if let Some(at) = back_off(target, &container, real, memory).filter(|_| !resized) {
-        let delay = memory.restarts.get(name).map_or(FIRST_RESTART, |restart| restart.delay);
-        let message = format!(
-            "back-off {} restarting failed container={name} pod={}_{}({})",
-            go_duration(delay),
-            pod::name(target),
-            pod::namespace(target),
-            pod::uid(target)
-        );
-        let text = format!(
-            "Back-off restarting failed container {name} in pod {}_{}({})",
-            pod::name(target),
-            pod::namespace(target),
-            pod::uid(target)
-        );
-        if memory.waiting.get(name).is_none_or(|(reason, _)| reason != "CrashLoopBackOff") {
-            core.warning(target, Some(name), "BackOff", text);
-        }
-        memory.waiting.insert(name.to_owned(), ("CrashLoopBackOff".into(), message));
-        next.at(at);
-        return Ok(false);
-    }
-    let kind = pod::kind_of_container(target, name);
-    core.metrics.starting(kind);
-    match create_and_start(core, target, &container, real, sandbox, config, paths, &memory.starting).await {
-        Ok(()) => {
-            memory.waiting.remove(name);
-        }
-        Err(Error::Container { reason, message }) => {
-            tracing::debug!(
-                pod = pod::name(target),
-                container = name,
-                reason,
-                message,
-                "container not started"
+/// What all containers of a pod are started with in one round.
+#[derive(Clone, Copy)]
+struct Launch<'a> {
+    core: &'a Shared,
+    target: &'a Pod,
+    real: &'a RuntimePod,
+    /// The sandbox that they join, and what it was made with.
+    sandbox: &'a str,
+    config: &'a cri::PodSandboxConfig,
+    /// Where each volume of the pod is on the host.
+    paths: &'a HashMap<String, PathBuf>,
+}
+
+impl Launch<'_> {
+    /// Starts one container unless its back-off says "later". What goes wrong with it is kept for the
+    /// status and does not stop the others. False: nothing was tried.
+    async fn start(&self, name: &str, memory: &mut Memory, next: &mut Next) -> Result<bool, Error> {
+        let Self { core, target, real, .. } = *self;
+        let Some(container) = pod::find_container(target, name) else { return Ok(false) };
+        let resized = memory.resized.remove(name);
+        if let Some(at) = back_off(target, &container, real, memory).filter(|_| !resized) {
+            let delay = memory.restarts.get(name).map_or(FIRST_RESTART, |restart| restart.delay);
+            let message = format!(
+                "back-off {} restarting failed container={name} pod={}_{}({})",
+                go_duration(delay),
+                pod::name(target),
+                pod::namespace(target),
+                pod::uid(target)
             );
-            core.metrics.not_started(kind, reason);
-            if matches!(
-                reason,
-                "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
-            ) {
-                core.warning(target, Some(name), "Failed", format!("Error: {reason}"));
-            } else {
-                core.warning(target, Some(name), "Failed", format!("Error: {message}"));
+            let text = format!(
+                "Back-off restarting failed container {name} in pod {}_{}({})",
+                pod::name(target),
+                pod::namespace(target),
+                pod::uid(target)
+            );
+            if memory.waiting.get(name).is_none_or(|(reason, _)| reason != "CrashLoopBackOff") {
+                core.warning(target, Some(name), "BackOff", text);
             }
-            memory.waiting.insert(name.to_owned(), (reason.to_owned(), message));
-            // The start of a pull's back-off shows at once as such, when somebody looks again.
-            let retry = core.images.retry_at(target, &container).filter(|at| *at > Instant::now());
-            let soon = Instant::now() + Duration::from_secs(2);
-            next.at(if reason == "ErrImagePull" {
-                soon
-            } else {
-                retry.unwrap_or(soon + Duration::from_secs(8))
-            });
+            memory.waiting.insert(name.to_owned(), ("CrashLoopBackOff".into(), message));
+            next.at(at);
+            return Ok(false);
         }
-        Err(error) => return Err(error),
+        let kind = pod::kind_of_container(target, name);
+        core.metrics.starting(kind);
+        match self.create_and_start(&container, &memory.starting).await {
+            Ok(()) => {
+                memory.waiting.remove(name);
+            }
+            Err(Error::Container { reason, message }) => {
+                tracing::debug!(
+                    pod = pod::name(target),
+                    container = name,
+                    reason,
+                    message,
+                    "container not started"
+                );
+                core.metrics.not_started(kind, reason);
+                if matches!(
+                    reason,
+                    "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
+                ) {
+                    core.warning(target, Some(name), "Failed", format!("Error: {reason}"));
+                } else {
+                    core.warning(target, Some(name), "Failed", format!("Error: {message}"));
+                }
+                memory.waiting.insert(name.to_owned(), (reason.to_owned(), message));
+                // The start of a pull's back-off shows at once as such, when somebody looks again.
+                let retry = core.images.retry_at(target, &container).filter(|at| *at > Instant::now());
+                let soon = Instant::now() + Duration::from_secs(2);
+                next.at(if reason == "ErrImagePull" {
+                    soon
+                } else {
+                    retry.unwrap_or(soon + Duration::from_secs(8))
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
-    Ok(true)
+
+    /// Pulls its image, makes the container and runs it.
+    async fn create_and_start(
+        &self,
+        container: &Container,
+        starting: &tokio::sync::Mutex<()>,
+    ) -> Result<(), Error> {
+        let Self { core, target, real, sandbox, config, paths } = *self;
+        let name = Some(container.name.as_str());
+        let image = core.images.ensure(core, target, container, config).await?;
+        lifecycle::check_user(target, container, &image)?;
+        let known = core.statuses.last(target);
+        let statuses = known.container_statuses.iter().chain(&known.init_container_statuses).flatten();
+        let told = statuses.into_iter().find(|s| s.name == container.name);
+        let lost = told
+            .filter(|told| told.container_id.is_some())
+            .map(|told| u32::try_from(told.restart_count).unwrap_or(0) + 1);
+        let restart_count =
+            real.latest(&container.name).map(|last| last.restart_count + 1).or(lost).unwrap_or(0);
+        let target_id = pod::target_of(target, &container.name)
+            .and_then(|wanted| real.latest(&wanted).filter(|c| c.is_running()).map(|c| c.id.clone()));
+        let making = Making {
+            core,
+            pod: target,
+            container,
+            restart_count,
+            image: image.id.clone(),
+            pod_ips: if pod::host_network(target) {
+                core.config.host_ips()
+            } else {
+                core.config.sorted(real.ips())
+            },
+            volumes: paths.clone(),
+            target_id,
+        };
+        let made = container_config::make(&making).await.map_err(|error| match error {
+            Error::Container { .. } => error,
+            other => Error::config(other.text()),
+        })?;
+        let logs = PathBuf::from(&config.log_directory).join(&container.name);
+        volumes::blocking(move || volumes::make_dir(&logs, 0o755)).await?;
+        let whole = starting.lock().await;
+        let created = core.runtime.create_container(sandbox, made, config.clone()).await;
+        let id = created
+            .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
+        core.own(&id, &pod::uid(target));
+        core.normal(target, name, "Created", "Container created");
+        if let Err(error) = core.runtime.start_container(&id).await {
+            return Err(Error::Container { reason: "RunContainerError", message: error.text() });
+        }
+        drop(whole);
+        core.allocations.actuate(
+            &pod::uid(target),
+            &container.name,
+            container.resources.clone().unwrap_or_default(),
+        );
+        core.normal(target, name, "Started", "Container started");
+        if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())
+            && let Err(error) = lifecycle::run(core, target, &container.name, &id, hook).await
+        {
+            core.warning(target, name, "FailedPostStartHook", "PostStartHook failed");
+            tracing::info!(pod = pod::name(target), container = container.name, error = %error.text(), "postStart hook failed");
+            let now = core.runtime.pod(&pod::uid(target)).await?;
+            if let Some(running) = now.containers.iter().find(|c| c.id == id) {
+                let grace = pod::grace_period(target);
+                terminate::stop_container(core, target, running, "FailedPostStartHook", grace).await?;
+            }
+            return Err(Error::Container { reason: "PostStartHookError", message: error.text() });
+        }
+        Ok(())
+    }
 }
 
 /// When the container may start, if that is not now. Counts a new death.
@@ -437,80 +514,6 @@ fn probe_grace(target: &Pod, name: &str, message: &str) -> i64 {
     probe
         .and_then(|probe| probe.termination_grace_period_seconds)
         .unwrap_or_else(|| pod::grace_period(target))
-}
-
-#[allow(clippy::too_many_arguments)]
-async fn create_and_start(
-    core: &Shared,
-    target: &Pod,
-    container: &Container,
-    real: &RuntimePod,
-    sandbox: &str,
-    config: &cri::PodSandboxConfig,
-    paths: &HashMap<String, PathBuf>,
-    starting: &tokio::sync::Mutex<()>,
-) -> Result<(), Error> {
-    let name = Some(container.name.as_str());
-    let image = core.images.ensure(core, target, container, config).await?;
-    lifecycle::check_user(target, container, &image)?;
-    let known = core.statuses.last(target);
-    let statuses = known.container_statuses.iter().chain(&known.init_container_statuses).flatten();
-    let told = statuses.into_iter().find(|s| s.name == container.name);
-    let lost = told
-        .filter(|told| told.container_id.is_some())
-        .map(|told| u32::try_from(told.restart_count).unwrap_or(0) + 1);
-    let restart_count = real.latest(&container.name).map(|last| last.restart_count + 1).or(lost).unwrap_or(0);
-    let target_id = pod::target_of(target, &container.name)
-        .and_then(|wanted| real.latest(&wanted).filter(|c| c.is_running()).map(|c| c.id.clone()));
-    let making = Making {
-        core,
-        pod: target,
-        container,
-        restart_count,
-        image: image.id.clone(),
-        pod_ips: if pod::host_network(target) {
-            core.config.host_ips()
-        } else {
-            core.config.sorted(real.ips())
-        },
-        volumes: paths.clone(),
-        target_id,
-    };
-    let made = container_config::make(&making).await.map_err(|error| match error {
-        Error::Container { .. } => error,
-        other => Error::config(other.text()),
-    })?;
-    let logs = PathBuf::from(&config.log_directory).join(&container.name);
-    volumes::blocking(move || volumes::make_dir(&logs, 0o755)).await?;
-    let whole = starting.lock().await;
-    let created = core.runtime.create_container(sandbox, made, config.clone()).await;
-    let id = created
-        .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
-    core.own(&id, &pod::uid(target));
-    core.normal(target, name, "Created", "Container created");
-    if let Err(error) = core.runtime.start_container(&id).await {
-        return Err(Error::Container { reason: "RunContainerError", message: error.text() });
-    }
-    drop(whole);
-    core.allocations.actuate(
-        &pod::uid(target),
-        &container.name,
-        container.resources.clone().unwrap_or_default(),
-    );
-    core.normal(target, name, "Started", "Container started");
-    if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())
-        && let Err(error) = lifecycle::run(core, target, &container.name, &id, hook).await
-    {
-        core.warning(target, name, "FailedPostStartHook", "PostStartHook failed");
-        tracing::info!(pod = pod::name(target), container = container.name, error = %error.text(), "postStart hook failed");
-        let now = core.runtime.pod(&pod::uid(target)).await?;
-        if let Some(running) = now.containers.iter().find(|c| c.id == id) {
-            let grace = pod::grace_period(target);
-            terminate::stop_container(core, target, running, "FailedPostStartHook", grace).await?;
-        }
-        return Err(Error::Container { reason: "PostStartHookError", message: error.text() });
-    }
-    Ok(())
 }
 
 /// Keeps the newest dead container of each name, for `logs --previous`; and the newest sandbox.

@@ -65,4 +65,4 @@ pub use images::{
     set_pinned as set_images_pinned,
 };
 pub use kubelet::{Kubelet, Summary, start};
-pub use registries::{Mirrors, Registries, check_mirror};
+pub use registries::{Mirrors, Registries, check_mirror, check_registries};

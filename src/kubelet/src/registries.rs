@@ -85,6 +85,21 @@ pub fn check_mirror(registry: &str, url: &str) -> Result<(), Error> {
     hosts::Endpoint::parse(url).map(drop)
 }
 
+/// What is wrong with a file of registries, with the certificates and keys that it names: a pull that needs them
+/// would fail. No file is fine.
+#[must_use]
+pub fn check_registries(file: &Path) -> Vec<String> {
+    let parsed = match kedge_base::read_optional(file) {
+        Ok(None) => return Vec::new(),
+        Ok(Some(bytes)) => parse(&String::from_utf8_lossy(&bytes)),
+        Err(error) => Err(Error::io("read it", error)),
+    };
+    match parsed {
+        Ok(file) => hosts::check_files(&file),
+        Err(error) => vec![error.text()],
+    }
+}
+
 /// The file and what was made of it. Clones share.
 #[derive(Clone)]
 pub struct Registries(Arc<Inner>);
@@ -298,6 +313,33 @@ configs:
         for text in ["", "# nothing\n", "mirrors:\nconfigs:\n", "mirrors: {docker.io: }"] {
             assert!(parse(text).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn certificates_that_are_none_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("registries.yaml");
+        assert_eq!(check_registries(&file), Vec::<String>::new());
+        std::fs::write(&file, "mirors: {}").unwrap();
+        assert!(check_registries(&file)[0].contains("mirors"));
+        let text = EXAMPLE.replace("/etc/", &format!("{}/", dir.path().display()));
+        std::fs::write(&file, text).unwrap();
+        let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
+        std::fs::write(dir.path().join("c.pem"), "no PEM").unwrap();
+        std::fs::write(dir.path().join("k.pem"), pem("CERTIFICATE")).unwrap();
+        let problems = check_registries(&file);
+        for (name, why) in [
+            ("ca_file", "No such file"),
+            ("cert_file", "it holds no certificate in PEM"),
+            ("key_file", "it holds no private key in PEM"),
+        ] {
+            let told = |problem: &String| problem.contains(name) && problem.contains(why);
+            assert!(problems.iter().any(told), "{name}: {why}: {problems:?}");
+        }
+        for (name, what) in [("ca.pem", "CERTIFICATE"), ("c.pem", "CERTIFICATE"), ("k.pem", "PRIVATE KEY")] {
+            std::fs::write(dir.path().join(name), pem(what)).unwrap();
+        }
+        assert_eq!(check_registries(&file), Vec::<String>::new());
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::authn::User;
 use crate::cache::Stored;
 use crate::state::State;
 
+pub use node::is_restricted_label;
+
 /// The cached objects of one resource in one namespace.
 pub(crate) fn objects_in(state: &State, storage_key: &str, namespace: &str) -> Vec<Arc<Stored>> {
     let prefix = format!("{namespace}/");

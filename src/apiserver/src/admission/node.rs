@@ -187,7 +187,7 @@ fn restrict_node(request: &Request<'_>, node: &str, value: &Value) -> Result<(),
         .filter(|(key, value)| after.get(*key) != Some(*value))
         .map(|(key, _)| key.as_str())
         .chain(after.keys().filter(|key| !before.contains_key(*key)).map(String::as_str))
-        .filter(|key| is_restricted(key))
+        .filter(|key| is_restricted_label(key))
         .collect();
     if changed.is_empty() {
         return Ok(());
@@ -195,7 +195,9 @@ fn restrict_node(request: &Request<'_>, node: &str, value: &Value) -> Result<(),
     Err(request.forbidden(&format!("node {node:?} is not allowed to modify labels: {}", changed.join(", "))))
 }
 
-fn is_restricted(label: &str) -> bool {
+/// Must a node not give itself this label (`k8s.io/kubelet/pkg/apis`)?
+#[must_use]
+pub fn is_restricted_label(label: &str) -> bool {
     let Some((domain, _)) = label.split_once('/') else { return false };
     let kubernetes = |suffix: &str| domain == suffix || domain.ends_with(&format!(".{suffix}"));
     if domain == "node-restriction.kubernetes.io" || domain.ends_with(".node-restriction.kubernetes.io") {
@@ -239,7 +241,7 @@ mod tests {
             ("node-restriction.kubernetes.io/a", true),
             ("k8s.io/a", true),
         ] {
-            assert_eq!(is_restricted(label), restricted, "{label}");
+            assert_eq!(is_restricted_label(label), restricted, "{label}");
         }
     }
 }

@@ -33,9 +33,9 @@ pub(crate) async fn enable(
     let client = manager.client();
     let found = read(client).await?.context(MISSING)?;
     let now = NetworkConfig::from_config_map(&found).context("read the pod network's configuration")?;
-    let wanted = changed(&now, given).map_err(|what| Failure::Usage(format!("flannel: {what}")))?;
+    let wanted = changed(&now, given).map_err(|what| Failure::Usage(anyhow::anyhow!("flannel: {what}")))?;
     if wanted.networks != now.networks {
-        return Err(Failure::Usage(refusal(&now.networks, &nodes(client).await?)));
+        return Err(Failure::Usage(anyhow::Error::msg(refusal(&now.networks, &nodes(client).await?))));
     }
     if wanted == now && !is_off(&found) {
         return told(client, &tell_nobody(client).await?, limit, progress).await;

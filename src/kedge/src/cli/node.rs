@@ -24,7 +24,7 @@ pub(crate) struct InstallArgs {
     /// Return as soon as the service was started; no addon is enabled then
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Upgrade although the cluster stands still while this node restarts
+    /// Upgrade although the cluster stands still while this node restarts, or cannot be saved
     #[arg(long)]
     pub(crate) force: bool,
     /// Leave a basic addon out (repeat it for more)
@@ -32,6 +32,13 @@ pub(crate) struct InstallArgs {
     pub(crate) without: Vec<String>,
     #[command(flatten)]
     pub(crate) reported: Reported,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BeforeUpgradeArgs {
+    /// A file that lets the upgrade go on whatever is wrong; it counts once
+    #[arg(long, value_name = "FILE")]
+    pub(crate) anyway: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -15,9 +15,8 @@ pub(crate) fn run(config: &Config, args: &ConfigArgs) -> Result<ExitCode, Failur
     }
     let servers = args.server.as_slice();
     if let Some(wrong) = servers.iter().find(|url| !url.starts_with("https://")) {
-        return Err(Failure::Usage(format!(
-            "--server {wrong:?} is not a URL such as https://192.0.2.1:6443"
-        )));
+        let what = format!("--server {wrong:?} is not a URL such as https://192.0.2.1:6443");
+        return Err(Failure::Usage(anyhow::Error::msg(what)));
     }
     let servers = if servers.is_empty() { vec![announced(config)?] } else { servers.to_vec() };
     output::write(&kubeconfig::text(config, &servers)?);

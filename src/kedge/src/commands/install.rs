@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use super::status::wait_started;
-use crate::addons::{self, BASIC_ADDONS, flannel};
+use crate::addons::{BASIC_ADDONS, flannel};
 use crate::cli::InstallArgs;
 use crate::config::{Config, Settings};
 use crate::failure::Failure;
@@ -39,14 +39,14 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
         return Ok(ExitCode::SUCCESS);
     }
 
-    addons::known(config, config.addons.as_deref().unwrap_or_default())?;
     // Addons that are there from the beginning; what somebody disabled later stays so.
     let first = !config.store_dir().exists();
     let (mut config, mut given) = (config.clone(), given.clone());
     if args.without.iter().any(|addon| addon == flannel::NAME) {
         if !first {
-            return Err(Failure::Usage(
-                "--without flannel: this node has a cluster already; run kedge disable flannel".into(),
+            return Err(Failure::usage(
+                "--without flannel: this node has a cluster already",
+                "run kedge disable flannel",
             ));
         }
         // Before the first start: a node that has begun with a pod network has pods in it.

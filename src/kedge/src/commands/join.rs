@@ -39,10 +39,8 @@ pub(crate) fn join(config: &Config, given: &Settings, args: &JoinArgs) -> Result
     let mut config = config.clone();
     switch::finish(&mut config)?;
     let config = &config;
-    let string: JoinString = args
-        .string
-        .parse()
-        .map_err(|error: kedge_cluster::Error| Failure::Usage(kedge_base::Chain(&error).to_string()))?;
+    let string: JoinString =
+        args.string.parse().map_err(|error: kedge_cluster::Error| Failure::Usage(error.into()))?;
     let problems = preflight::check(config, Moment::Join);
     if !problems.is_empty() {
         return Err(preflight::refusal(&problems).into());

@@ -51,7 +51,7 @@ pub(crate) fn run_bare(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     }
     let file = std::env::var_os("KEDGE_CONFIG").map(PathBuf::from);
     let config =
-        config::Config::load(file.as_deref(), &given).map_err(|faults| Failure::Usage(faults.to_string()))?;
+        config::Config::load(file.as_deref(), &given).map_err(|faults| Failure::Usage(faults.into()))?;
     run(&config, arguments)
 }
 

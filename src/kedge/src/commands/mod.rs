@@ -3,6 +3,7 @@
 
 pub(crate) mod addons;
 pub(crate) mod authority;
+mod before_upgrade;
 mod certs;
 mod change;
 pub(crate) mod cluster;
@@ -53,7 +54,7 @@ fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage("nobody can be asked here; nothing was changed: say --yes".into()));
+        return Err(Failure::usage("nobody can be asked here, and nothing was changed", "say --yes"));
     }
     output::write(&format!("{question} [y/N] "));
     let mut answer = String::new();
@@ -77,25 +78,19 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Ok(cli) => cli,
         Err(code) => return Ok(code),
     };
-    if cli.global.quiet {
-        output::be_quiet();
-    }
-    if let Some(format) = cli.command.report() {
-        output::report_as(format);
-    }
     let given = cli.global.settings();
     if let Some(file) = &cli.global.config
         && !file.exists()
         && !matches!(cli.command, Command::Install(_) | Command::Uninstall(_) | Command::Join(_))
     {
-        return Err(Failure::Usage(format!("--config {}: there is no such file", file.display())));
+        let what = format!("--config {}: there is no such file", file.display());
+        return Err(Failure::usage(what, "write it, or leave --config out"));
     }
-    let load = || {
-        Config::load(cli.global.config.as_deref(), &given)
-            .map_err(|faults| Failure::Usage(faults.to_string()))
-    };
+    let load =
+        || Config::load(cli.global.config.as_deref(), &given).map_err(|faults| Failure::Usage(faults.into()));
     match cli.command {
         Command::Install(args) => install::run(&load()?, &given, &args),
+        Command::BeforeUpgrade(args) => before_upgrade::run(&load()?, &args),
         Command::Rollback(args) => rollback::run(&load()?, &args),
         Command::Uninstall(args) => uninstall::run(&load()?, &args),
         Command::Start(args) => start::run(&load()?, Duration::from_secs(args.timeout)),

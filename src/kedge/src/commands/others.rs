@@ -99,7 +99,7 @@ pub(crate) fn wait_until_it_serves(config: &Config, step: &mut Step) {
     let socket = config.status_socket();
     while Instant::now() < deadline {
         let text = match control::call::<String>(&socket, "GET", control::PROGRESS, &(), SOON) {
-            Err(CallError::Starting(text)) => text,
+            Err(CallError::Starting(told)) => told.to_string(),
             // Its process is there, its socket not yet.
             Err(CallError::NotRunning) if service::running(config).is_ok_and(|process| process.is_some()) => {
                 "the node is starting".to_owned()

@@ -205,11 +205,8 @@ fn rebuild(
     })?;
     step.update("rebuilding the datastore of this node alone");
     let others = Others { own: NodeId::new(store.node_id) };
-    let recovered = match block_on(Store::recover(store, others)) {
-        Ok(recovered) => recovered.context("rebuild the datastore")?,
-        Err(Failure::Failed(error)) => return Err(error),
-        Err(Failure::Usage(text)) => anyhow::bail!(text),
-    };
+    let recovered = block_on(Store::recover(store, others)).map_err(Failure::into_error)?;
+    let recovered = recovered.context("rebuild the datastore")?;
     step.update("starting");
     let back = || format!("the datastore is recovered, but the node is not Ready\n{way_back}");
     service::start(config).with_context(back)?;

@@ -120,13 +120,13 @@ fn with_settings(
             continue;
         }
         if given.get(key).is_some() {
-            let text = format!("--{key} {old}: the snapshot's cluster has {new}; leave the flag out");
-            return Err(Failure::Usage(text));
+            let what = format!("--{key} {old}: the snapshot's cluster has {new}");
+            return Err(Failure::usage(what, "leave the flag out"));
         }
         if !config.owns_file() {
-            let text =
-                format!("the snapshot's cluster has {key} {new}; this node has no file to write it to");
-            return Err(Failure::Usage(format!("{text}: name one with --config")));
+            let what =
+                format!("the snapshot's cluster has {key} {new}, and this node no file to write it to");
+            return Err(Failure::usage(what, "name one with --config"));
         }
         output::say(&format!("{key} becomes {new} (was {old})"));
         given.insert(key, new);

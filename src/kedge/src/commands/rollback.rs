@@ -14,7 +14,8 @@ use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
 use crate::snapshot::{self, Verified};
-use crate::{service, status, upgrade};
+use crate::upgrade::{self, Insist};
+use crate::{service, status};
 
 /// Look, ask when data goes back, swap, start, wait. Repeating it goes forward again.
 pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Failure> {
@@ -43,7 +44,7 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
             return Ok(ExitCode::from(1));
         }
     } else {
-        upgrade::may_restart(config, args.force)?;
+        upgrade::may_restart(config, &Insist::by_flag(args.force))?;
     }
     let limit = args.ready.limit();
     let mut step = Step::begin(&format!("going back to {version}"));

@@ -28,7 +28,9 @@ pub(crate) fn run(config: &Config, command: &SnapshotCommand) -> Result<ExitCode
         }
         SnapshotCommand::List { printed } => list(config, printed.format),
         SnapshotCommand::Verify { file, printed } => verify(config, file, printed.format),
-        SnapshotCommand::Restore(_) => Err(Failure::Usage("restore is a command of its own".into())),
+        SnapshotCommand::Restore(_) => {
+            Err(Failure::Usage(anyhow::anyhow!("restore is a command of its own")))
+        }
     }
 }
 
@@ -39,7 +41,7 @@ fn save(
     replace: bool,
 ) -> Result<ExitCode, Failure> {
     if let Some(name) = name {
-        check_name(name).map_err(Failure::Usage)?;
+        check_name(name).map_err(|what| Failure::Usage(anyhow::Error::msg(what)))?;
     }
     let file = file.map(std::path::absolute).transpose().context("find the folder")?;
     let wish = Save { file, name: name.map(str::to_owned), replace };

@@ -1,5 +1,5 @@
 //! The configuration file and its drop-ins: `/etc/kedge/config.yaml`, then `/etc/kedge/config.yaml.d/*.yaml`
-//! in the order of their names. Each is a flat YAML map; a later one wins.
+//! (and `*.yml`) in the order of their names. Each is a flat YAML map; a later one wins.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Fault;
 use super::settings::{Origin, SETTINGS, Settings, find};
 
 /// The first line of a file that [`persist`] made.
@@ -30,7 +31,8 @@ pub(crate) fn files(file: &Path) -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| {
             let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            path.extension().is_some_and(|ending| ending == "yaml") && !hidden && path.is_file()
+            let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+            is_yaml && !hidden && path.is_file()
         })
         .collect();
     drop_ins.sort();
@@ -38,20 +40,23 @@ pub(crate) fn files(file: &Path) -> Vec<PathBuf> {
 }
 
 /// What the files say.
-pub(super) fn read(file: &Path, faults: &mut Vec<String>) -> Settings {
+pub(super) fn read(file: &Path, faults: &mut Vec<Fault>) -> Settings {
     let mut settings = Settings::default();
     for path in files(file) {
         match fs::read_to_string(&path) {
             Ok(text) => settings.extend(&parse(&path, &text, faults)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => faults.push(format!("cannot read {}: {error}", path.display())),
+            Err(error) => {
+                let what = format!("cannot read {}: {error}", path.display());
+                faults.push(Fault { what, remedy: None });
+            }
         }
     }
     settings
 }
 
 /// One file's settings.
-pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<String>) -> Settings {
+pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Settings {
     let mut settings = Settings::default();
     let place = path.display();
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
@@ -60,18 +65,18 @@ pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<String>) -> Settin
     let map: BTreeMap<String, Value> = match serde_saphyr::from_str(text) {
         Ok(map) => map,
         Err(error) => {
-            faults.push(format!("{place} is not a YAML map of settings: {error}"));
+            let what = format!("{place} is not a YAML map of settings: {error}");
+            faults.push(Fault { what, remedy: None });
             return settings;
         }
     };
     for (name, value) in map {
         let Some(setting) = find(&name) else {
-            let hint = match nearest(&name) {
-                _ if name == "worker" => "; write \"role: worker\"".to_owned(),
-                Some(key) => format!("; did you mean {key:?}?"),
-                None => String::new(),
+            let remedy = match nearest(&name) {
+                _ if name == "worker" => Some("write \"role: worker\"".to_owned()),
+                near => near.map(|key| format!("did you mean {key:?}?")),
             };
-            faults.push(format!("{place}: unknown key {name:?}{hint}"));
+            faults.push(Fault { what: format!("{place}: unknown key {name:?}"), remedy });
             continue;
         };
         let key = setting.key;
@@ -95,10 +100,11 @@ pub(super) fn parse(path: &Path, text: &str, faults: &mut Vec<String>) -> Settin
             (value, _) => scalar(&value).filter(|_| !value.is_boolean()),
         };
         let Some(text) = text else {
-            faults.push(match setting.list {
-                Some(_) => format!("{place}: {key} takes a list of texts"),
-                None => format!("{place}: {key} takes one value, not a list, a map or true/false"),
-            });
+            let takes = match setting.list {
+                Some(_) => "a list of texts",
+                None => "one value, not a list, a map or true/false",
+            };
+            faults.push(Fault { what: format!("{place}: {key} takes {takes}"), remedy: None });
             continue;
         };
         settings.insert_from(key, text, Origin::File(path.into()));
@@ -197,7 +203,7 @@ mod tests {
     fn parsed(text: &str) -> (Settings, Vec<String>) {
         let mut faults = Vec::new();
         let settings = parse(Path::new("/etc/kedge/config.yaml"), text, &mut faults);
-        (settings, faults)
+        (settings, faults.iter().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -256,11 +262,12 @@ mod tests {
         fs::write(&file, "port: 1000\nnode-name: a\n").unwrap();
         fs::write(drop_ins.join("20-b.yaml"), "port: 3000\n").unwrap();
         fs::write(drop_ins.join("10-a.yaml"), "port: 2000\ncluster-port: 2001\n").unwrap();
+        fs::write(drop_ins.join("15-c.yml"), "cluster-port: 3001\n").unwrap();
         fs::write(drop_ins.join("30-c.yaml.off"), "port: 4000\n").unwrap();
         fs::write(drop_ins.join(".40-d.yaml"), "port: 5000\n").unwrap();
         let mut faults = Vec::new();
         let settings = read(&file, &mut faults);
-        assert_eq!((settings.get("port"), settings.get("cluster-port")), (Some("3000"), Some("2001")));
+        assert_eq!((settings.get("port"), settings.get("cluster-port")), (Some("3000"), Some("3001")));
         assert_eq!(settings.get("node-name"), Some("a"));
         assert!(settings.place("port").contains("20-b.yaml"));
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::{Config, Reader};
+use super::{Config, Fault, Reader};
 
 /// What a text stands for, or what is wrong with it.
 fn parse<T: std::str::FromStr + Copy>(
@@ -41,7 +41,7 @@ impl Reader {
         match parse(text, what, is_ipv4) {
             Ok(list) => list,
             Err(fault) => {
-                self.faults.push(format!("{}: {fault}", self.settings.place(key)));
+                self.fault(key, &fault);
                 Vec::new()
             }
         }
@@ -49,8 +49,12 @@ impl Reader {
 
     pub(super) fn addresses(&mut self, key: &str) -> Vec<IpAddr> {
         let found = self.list(key, "an IP address", |address: IpAddr| address.is_ipv4());
-        for address in found.iter().filter(|address| address.is_unspecified() || address.is_loopback()) {
-            self.faults.push(format!("{key}: {address} is no address by which others reach this machine"));
+        for address in found.iter().copied().filter(|address| unusable((*address).into()).is_some()) {
+            self.refuse(
+                key,
+                format!("{address} is no address by which others reach this machine"),
+                "choose another",
+            );
         }
         found
     }
@@ -67,20 +71,54 @@ impl Reader {
             networks.push(IpNet::new_assert(IpAddr::from(address), prefix));
         }
         for network in networks.iter().filter(|network| network.trunc() != **network) {
-            self.faults.push(format!("{key}: {network} has host bits; did you mean {}?", network.trunc()));
+            self.refuse(
+                key,
+                format!("{network} has host bits"),
+                format!("did you mean {}?", network.trunc()),
+            );
+        }
+        for (network, reserved) in networks.iter().filter_map(|net| Some((net, unusable(*net)?))) {
+            let such = if network.addr().is_ipv4() { "10.244.0.0/16" } else { "fd00:10:244::/56" };
+            self.refuse(
+                key,
+                format!("{network} has {reserved}"),
+                format!("choose a private network such as {such}"),
+            );
         }
         networks
     }
 
     /// The tenth address of the Services' first network, unless another one is given.
     pub(super) fn cluster_dns(&mut self, services: &[IpNet]) -> IpAddr {
-        let tenth = match services.first().map(IpNet::network) {
-            Some(IpAddr::V4(first)) => Ipv4Addr::from(u32::from(first).saturating_add(10)).into(),
-            Some(IpAddr::V6(first)) => Ipv6Addr::from(u128::from(first).saturating_add(10)).into(),
-            None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        };
-        self.parsed("cluster-dns", "an IP address", tenth)
+        self.parsed("cluster-dns", "an IP address", tenth(services))
     }
+}
+
+fn tenth(services: &[IpNet]) -> IpAddr {
+    match services.first().map(IpNet::network) {
+        Some(IpAddr::V4(first)) => Ipv4Addr::from(u32::from(first).saturating_add(10)).into(),
+        Some(IpAddr::V6(first)) => Ipv6Addr::from(u128::from(first).saturating_add(10)).into(),
+        None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    }
+}
+
+/// Networks of which no pod, Service or node can have its address, and what they are.
+const UNUSABLE: [(&str, &str); 7] = [
+    ("0.0.0.0/8", "addresses that mean none (0.0.0.0/8)"),
+    ("127.0.0.0/8", "loopback addresses (127.0.0.0/8)"),
+    ("169.254.0.0/16", "link-local addresses (169.254.0.0/16)"),
+    ("224.0.0.0/4", "multicast addresses (224.0.0.0/4)"),
+    ("::/127", "the addresses :: and ::1"),
+    ("fe80::/10", "link-local addresses (fe80::/10)"),
+    ("ff00::/8", "multicast addresses (ff00::/8)"),
+];
+
+/// What of it cannot be used.
+fn unusable(network: IpNet) -> Option<&'static str> {
+    UNUSABLE.iter().find_map(|(reserved, what)| {
+        let reserved: IpNet = reserved.parse().ok()?;
+        (reserved.contains(&network) || network.contains(&reserved)).then_some(*what)
+    })
 }
 
 pub(crate) fn joined<T: ToString>(list: &[T]) -> String {
@@ -101,20 +139,22 @@ impl Config {
     /// The API server's own addresses have to be served and to be nobody else's.
     pub(super) fn check_virtual_addresses(&self, reader: &mut Reader) {
         for address in &self.virtual_addresses {
-            let mut fault = |text: String| reader.faults.push(format!("virtual-address {address} {text}"));
+            let mut refuse = |what: String, remedy: &str| {
+                reader.faults.push(Fault::new(format!("virtual-address {address} {what}"), remedy));
+            };
             if self.node_ips.contains(address) {
-                fault("is this node's own (node-ip); choose one that no machine has".to_owned());
+                refuse("is this node's own (node-ip)".to_owned(), "choose one that no machine has");
             }
             for (key, networks) in [("pod-cidr", &self.pod_cidrs), ("service-cidr", &self.service_cidrs)] {
                 if let Some(network) = networks.iter().find(|network| network.contains(address)) {
-                    fault(format!("is in {key} {network}; choose one of the nodes' own network"));
+                    refuse(format!("is in {key} {network}"), "choose one of the nodes' own network");
                 }
             }
             if !self.serves(*address) {
-                fault(format!(
-                    "is not served by listeners on {}; leave bind-address out, or set it to \"::\" for IPv6",
-                    self.bind_address()
-                ));
+                refuse(
+                    format!("is not served by listeners on {}", self.bind_address()),
+                    "leave bind-address out, or set it to \"::\" for IPv6",
+                );
             }
         }
     }
@@ -135,48 +175,75 @@ impl Config {
         self.service_cidrs.iter().filter_map(|net| net.hosts().find(|host| *host != net.network())).collect()
     }
 
+    /// The DNS Service's address is one that Services can have, and no other's.
+    pub(super) fn check_cluster_dns(&self, reader: &mut Reader) {
+        let dns = self.cluster_dns;
+        let services = self.service_cidrs.iter().find(|services| services.contains(&dns));
+        let fault = match services {
+            None => "is not in".to_owned(),
+            Some(_) if self.kubernetes_service().contains(&dns) => "is the Service kubernetes' in".to_owned(),
+            Some(net) if dns == net.network() || (dns.is_ipv4() && dns == net.broadcast()) => {
+                "is no Service's address in".to_owned()
+            }
+            Some(_) => return,
+        };
+        let (range, tenth) = (joined(&self.service_cidrs), tenth(&self.service_cidrs));
+        reader.refuse(
+            "cluster-dns",
+            format!("{dns} {fault} service-cidr {range}"),
+            format!("leave it out for {tenth}, or choose another of that range"),
+        );
+    }
+
     /// Networks that are right one by one but not beside each other.
     pub(super) fn check_networks(&self, reader: &mut Reader) {
-        let mut fault = |text: String| reader.faults.push(text);
+        let mut refuse = |what: String, remedy: String| reader.faults.push(Fault::new(what, remedy));
         for pods in &self.pod_cidrs {
             for services in &self.service_cidrs {
                 if pods.contains(services) || services.contains(pods) {
-                    fault(format!(
-                        "pod-cidr {pods} and service-cidr {services} overlap; choose two that do not"
-                    ));
+                    refuse(
+                        format!("pod-cidr {pods} and service-cidr {services} overlap"),
+                        "choose two that do not".to_owned(),
+                    );
                 }
             }
             let mask = if pods.addr().is_ipv4() { 24 } else { 64 };
             if pods.prefix_len() > mask {
-                fault(format!(
-                    "pod-cidr {pods} is too small: every node gets a /{mask} of it, so it has to be a /{mask} or larger"
-                ));
+                refuse(
+                    format!("pod-cidr {pods} is too small: every node gets a /{mask} of it"),
+                    format!("it has to be a /{mask} or larger"),
+                );
             }
         }
         for services in self.service_cidrs.iter().filter(|net| net.max_prefix_len() - net.prefix_len() < 4) {
-            fault(format!("service-cidr {services} is too small: it has to have 16 addresses or more"));
+            refuse(
+                format!("service-cidr {services} is too small"),
+                "it has to have 16 addresses or more".to_owned(),
+            );
         }
         let families = |nets: &[IpNet]| nets.iter().map(|net| net.addr().is_ipv4()).collect::<Vec<_>>();
         let name = |is_ipv4: bool| if is_ipv4 { "IPv4" } else { "IPv6" };
         let (pods, services) = (families(&self.pod_cidrs), families(&self.service_cidrs));
+        let both = (joined(&self.pod_cidrs), joined(&self.service_cidrs));
         if let Some(lacking) = services.iter().find(|family| !pods.contains(family)) {
-            let (pods, services) = (joined(&self.pod_cidrs), joined(&self.service_cidrs));
-            fault(format!(
-                "service-cidr {services} has {family}, pod-cidr {pods} has not, so no pod could answer; give both settings \
-                 networks of the same IP families",
-                family = name(*lacking)
-            ));
+            let family = name(*lacking);
+            refuse(
+                format!(
+                    "service-cidr {} has {family}, pod-cidr {} has not, so no pod could answer",
+                    both.1, both.0
+                ),
+                "give both settings networks of the same IP families".to_owned(),
+            );
         } else if pods.first() != services.first() {
-            let (pods, services) = (joined(&self.pod_cidrs), joined(&self.service_cidrs));
-            fault(format!(
-                "pod-cidr {pods} and service-cidr {services} begin with different IP families; name the network of \
-                 the cluster's default family first in both"
-            ));
+            refuse(
+                format!("pod-cidr {} and service-cidr {} begin with different IP families", both.0, both.1),
+                "name the network of the cluster's default family first in both".to_owned(),
+            );
         }
         if self.bind_address.is_some_and(|address| address.is_ipv4()) && pods.first() == Some(&false) {
-            fault(
-                "bind-address is an IPv4 address, but the cluster's default is IPv6; leave it out or use ::"
-                    .into(),
+            refuse(
+                "bind-address is an IPv4 address, but the cluster's default is IPv6".to_owned(),
+                "leave it out or use ::".to_owned(),
             );
         }
     }
@@ -210,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_said() {
-        let cases: [(&[(&'static str, &str)], &str); 15] = [
+        let cases: [(&[(&'static str, &str)], &str); 30] = [
             (
                 &[("pod-cidr", "10.1.0.0/16,10.2.0.0/16")],
                 "has two of IPv4; a second one has to be of the other",
@@ -238,6 +305,36 @@ mod tests {
             ),
             (&[("virtual-address", "2001:db8::9")], "is not served by listeners on 0.0.0.0"),
             (&[("virtual-address", "192.0.2.9,192.0.2.8")], "has two of IPv4"),
+            (&[("node-ip", "169.254.3.4")], "no address by which others"),
+            (&[("virtual-address", "224.0.0.9")], "no address by which others"),
+            (
+                &[("pod-cidr", "127.16.0.0/16")],
+                "has loopback addresses (127.0.0.0/8); choose a private network",
+            ),
+            (&[("pod-cidr", "0.0.0.0/1"), ("service-cidr", "192.168.0.0/16")], "addresses that mean none"),
+            (&[("service-cidr", "169.254.0.0/20")], "--service-cidr: 169.254.0.0/20 has link-local"),
+            (&[("service-cidr", "239.0.0.0/16")], "has multicast addresses"),
+            (
+                &[("pod-cidr", "fe80::/56"), ("service-cidr", "fd01::/112")],
+                "has link-local addresses (fe80::/10)",
+            ),
+            (
+                &[("pod-cidr", "fd00::/56"), ("service-cidr", "ff05::/112")],
+                "has multicast addresses (ff00::/8)",
+            ),
+            (
+                &[("cluster-dns", "192.0.2.53")],
+                "192.0.2.53 is not in service-cidr 10.96.0.0/16; leave it out for 10.96.0.10",
+            ),
+            (&[("cluster-dns", "10.96.0.1")], "is the Service kubernetes' in"),
+            (&[("cluster-dns", "10.96.0.0")], "is no Service's address in"),
+            (&[("cluster-dns", "10.96.255.255")], "is no Service's address in"),
+            (
+                &[("cluster-dns", "10.32.0.1"), ("service-cidr", "10.32.0.0/16")],
+                "is the Service kubernetes' in",
+            ),
+            (&[("port", "30443")], "30443 is one of Services' node ports, 30000-32767; choose another"),
+            (&[("port", "0")], "--port: 0 is not a port"),
         ];
         for (given, expected) in cases {
             let faults = load("", given).unwrap_err().to_string();

@@ -1,12 +1,16 @@
 //! Reads settings one by one: text in, checked values out.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use kedge_apiserver::is_restricted_label;
 use kedge_cluster::Role;
 
-use super::settings::Settings;
+use super::Fault;
+use super::settings::{Origin, Settings};
 
 /// A taint of the Node object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,37 @@ pub(crate) struct Taint {
 }
 
 const SMALLEST_SIZE: u64 = 1 << 20;
+/// A snapshot is a copy of everything.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(5);
+/// Services get their ports on nodes from here.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+/// `uninstall` and `reset` remove what a node has as its own folder.
+const SYSTEM_FOLDERS: [&str; 20] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/usr/local",
+    "/var",
+    "/var/lib",
+    "/var/log",
+];
+/// The names of sockets are cut at this.
+const LONGEST_SOCKET: usize = 107;
+/// The longest one below the run folder.
+const SOCKET: &str = "/containerd/containerd.sock.ttrpc";
 const UNITS: [(&str, u32); 4] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
 
 fn parse_size(text: &str) -> Option<u64> {
@@ -38,7 +73,7 @@ pub(super) fn size_text(size: u64) -> String {
 /// Reads settings one by one and collects what is wrong; a fault yields the default.
 pub(super) struct Reader {
     pub(super) settings: Settings,
-    pub(super) faults: Vec<String>,
+    pub(super) faults: Vec<Fault>,
 }
 
 impl Reader {
@@ -47,7 +82,8 @@ impl Reader {
         match text.parse() {
             Ok(value) => Some(value),
             Err(_) => {
-                self.faults.push(format!("{}: {text:?} is not {what}", self.settings.place(key)));
+                let text = format!("{text:?} is not {what}");
+                self.fault(key, &text);
                 None
             }
         }
@@ -60,7 +96,15 @@ impl Reader {
     pub(super) fn port(&mut self, key: &str, default: u16) -> u16 {
         let port = self.parsed(key, "a port between 1 and 65535", default);
         if port == 0 {
-            self.faults.push(format!("{key}: 0 is not a port between 1 and 65535"));
+            self.fault(key, "0 is not a port between 1 and 65535");
+        }
+        if NODE_PORTS.contains(&port) {
+            let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
+            self.refuse(
+                key,
+                format!("{port} is one of Services' node ports, {first}-{last}"),
+                "choose another",
+            );
         }
         port
     }
@@ -71,12 +115,20 @@ impl Reader {
             return None;
         }
         match parse_duration(&text) {
-            Ok(interval) => Some(interval),
-            Err(fault) => {
-                self.faults.push(format!("{key}: {fault} (or off)"));
-                None
+            Err(fault) => self.fault(key, &format!("{fault} (or off)")),
+            Ok(_) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                self.refuse(key, format!("{text} has no unit"), format!("write {text}m, {text}h or {text}d"));
             }
+            Ok(interval) if interval < SHORTEST_INTERVAL => {
+                self.refuse(
+                    key,
+                    format!("{text} is too short"),
+                    format!("write 5s or more; usual is {default}"),
+                );
+            }
+            Ok(interval) => return Some(interval),
         }
+        None
     }
 
     /// `512Mi`, `2Gi`, or `off`, which is 0.
@@ -101,29 +153,63 @@ impl Reader {
     pub(super) fn count(&mut self, key: &str, default: usize) -> usize {
         let count = self.parsed(key, "a number", default);
         if count == 0 {
-            self.faults.push(format!("{key}: 0 would keep nothing; use 1 or more"));
+            self.refuse(key, "0 would keep nothing", "use 1 or more");
         }
         count
     }
 
     pub(super) fn folder(&mut self, key: &str, default: &str) -> PathBuf {
-        let path: PathBuf = self.parsed(key, "a path", PathBuf::from(default));
-        if !path.is_absolute() || path.parent().is_none() {
-            self.faults.push(format!("{key}: {} is not an absolute path of a folder", path.display()));
-        }
-        path
+        self.path(key, "a folder").unwrap_or_else(|| default.into())
     }
 
-    pub(super) fn name(
-        &mut self,
-        key: &str,
-        default: &str,
-        longest: usize,
-        valid: fn(&str) -> bool,
-    ) -> String {
-        let name: String = self.parsed(key, "a name", default.to_owned());
-        if name.len() > longest || !valid(&name) {
-            self.faults.push(format!("{key}: {name:?} is not a valid name of at most {longest} characters"));
+    /// A folder that this node has for itself.
+    pub(super) fn own_folder(&mut self, key: &str, default: &str) -> PathBuf {
+        let folder = self.folder(key, default);
+        if SYSTEM_FOLDERS.iter().any(|system| folder == Path::new(system)) {
+            let what = format!("{} is the system's, and kedge uninstall would remove it", folder.display());
+            self.refuse(key, what, format!("choose a folder for kedge alone, such as {default}"));
+        }
+        // What parts the options of an overlay's mount.
+        if folder.as_os_str().as_bytes().iter().any(|byte| b":,".contains(byte)) {
+            let what = "has a colon or a comma, with which containers' file systems cannot be mounted";
+            self.refuse(key, format!("{} {what}", folder.display()), "choose another");
+        }
+        folder
+    }
+
+    pub(super) fn run_dir(&mut self, key: &str) -> PathBuf {
+        let folder = self.own_folder(key, "/run/kedge");
+        let longest = LONGEST_SOCKET - SOCKET.len();
+        if folder.as_os_str().len() > longest {
+            let what = format!("{} is too long for the names of sockets in it", folder.display());
+            self.refuse(key, what, format!("choose one of at most {longest} bytes"));
+        }
+        folder
+    }
+
+    /// The path of `what`: the service that reads it has no folder of its own to look from.
+    pub(super) fn path(&mut self, key: &str, what: &str) -> Option<PathBuf> {
+        let path: PathBuf = self.optional(key, "a path")?;
+        let steps_back = path.components().any(|part| part == Component::ParentDir);
+        if !path.is_absolute() || path.parent().is_none() || steps_back {
+            self.fault(key, &format!("{} is not an absolute path of {what}, without ..", path.display()));
+        }
+        Some(path)
+    }
+
+    /// `rule` says what is `valid`.
+    pub(super) fn name(&mut self, key: &str, default: &str, rule: &str, valid: fn(&str) -> bool) -> String {
+        let name = match self.settings.get(key) {
+            // A variable that is empty is one that is not set.
+            Some("") if self.settings.origin(key) != Some(&Origin::Environment) => {
+                self.refuse(key, "it is empty", format!("leave it out for {default}, or write {rule}"));
+                default.to_owned()
+            }
+            None | Some("") => default.to_owned(),
+            Some(name) => name.to_owned(),
+        };
+        if !valid(&name) {
+            self.refuse(key, format!("{name:?} is not valid"), format!("write {rule}"));
         }
         name
     }
@@ -134,7 +220,14 @@ impl Reader {
         for part in self.parts(key, ',') {
             match part.split_once('=') {
                 Some((name, value)) if is_qualified(name) && is_label_value(value) => {
-                    labels.insert(name.to_owned(), value.to_owned());
+                    if is_restricted_label(name) {
+                        let remedy =
+                            "use one that is not Kubernetes' own, or kubectl label node when it runs";
+                        self.refuse(key, format!("no node may give itself the label {name}"), remedy);
+                    }
+                    if labels.insert(name.to_owned(), value.to_owned()).is_some() {
+                        self.refuse(key, format!("{name} is there twice"), "name it once");
+                    }
                 }
                 _ => self.fault(key, &format!("{part:?} is no label such as disk=ssd")),
             }
@@ -166,6 +259,9 @@ impl Reader {
             let (name, value) = name.split_once('=').unwrap_or((name, ""));
             let known = matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute");
             if known && is_qualified(name) && is_label_value(value) {
+                if taints.iter().any(|taint: &Taint| taint.key == name && taint.effect == effect) {
+                    self.refuse(key, format!("{name} with {effect} is there twice"), "name it once");
+                }
                 taints.push(Taint { key: name.into(), value: value.into(), effect: effect.into() });
             } else {
                 self.fault(
@@ -224,8 +320,15 @@ impl Reader {
         text.split(separator).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
-    pub(super) fn fault(&mut self, key: &str, text: &str) {
-        self.faults.push(format!("{}: {text}", self.settings.place(key)));
+    pub(super) fn fault(&mut self, key: &str, what: &str) {
+        let what = format!("{}: {what}", self.settings.place(key));
+        self.faults.push(Fault { what, remedy: None });
+    }
+
+    /// A fault of which is known what to write instead.
+    pub(super) fn refuse(&mut self, key: &str, what: impl Display, remedy: impl Display) {
+        let what = format!("{}: {what}", self.settings.place(key));
+        self.faults.push(Fault::new(what, remedy));
     }
 
     /// The host's name in lower case, as upstream's kubelet takes it.
@@ -236,7 +339,28 @@ impl Reader {
             .map(|name| name.trim().to_lowercase())
             .filter(|name| is_domain(name))
             .unwrap_or_else(|| "kedge".to_owned());
-        self.name("node-name", &host, 253, is_domain)
+        // It is a label, too.
+        let rule = "small letters, digits, - and dots, at most 63 characters";
+        self.name("node-name", &host, rule, |name| name.len() <= 63 && is_domain(name))
+    }
+
+    pub(super) fn cluster_domain(&mut self) -> String {
+        let rule = "a DNS name such as cluster.local";
+        self.name("cluster-domain", "cluster.local", rule, |name| name.len() <= 253 && is_domain(name))
+    }
+
+    pub(super) fn table_name(&mut self) -> String {
+        let rule = "a letter, then letters, digits, - _ and dots, at most 200 characters";
+        self.name("table-name", "kedge", rule, |name| name.len() <= 200 && is_identifier(name))
+    }
+
+    pub(super) fn bridge_name(&mut self) -> String {
+        // Linux cuts interface names at 15 characters; these names are taken.
+        let valid = |name: &str| {
+            name.len() <= 15 && is_identifier(name) && name != "lo" && !name.starts_with("flannel")
+        };
+        let rule = "a letter, then letters, digits, - _ and dots, at most 15 characters, and neither lo nor flannel...";
+        self.name("bridge-name", "kedge0", rule, valid)
     }
 }
 

@@ -10,6 +10,7 @@ mod firewall;
 mod machine;
 mod network;
 pub(crate) mod redact;
+pub(crate) mod settings;
 mod time;
 
 use std::fmt::Write as _;
@@ -107,8 +108,9 @@ const fn check(name: &'static str, when: When, run: fn(&Context<'_>) -> Vec<Foun
 }
 
 /// All checks, the most basic first.
-const CHECKS: [Check; 20] = [
+const CHECKS: [Check; 21] = [
     check("root", When::Always, machine::root_check),
+    check("settings", When::Always, settings::check),
     check("programs", When::Always, machine::programs),
     check("cgroups", When::Always, machine::cgroups),
     check("kernel", When::Always, machine::kernel),

@@ -14,6 +14,7 @@ use kedge_store::Store;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::failure::Remedied;
 use crate::snapshot::{self, ENDING, SCHEDULED};
 
 /// A node that was just started does other things first.
@@ -135,7 +136,8 @@ impl Backups {
         };
         let file = self.folder.join(format!("{name}.{ENDING}"));
         if wish.name.is_some() && !wish.replace && file.exists() {
-            bail!("there is a snapshot {name} already; say --replace or choose another name");
+            let what = format!("there is a snapshot {name} already");
+            return Err(Remedied::new(what, "say --replace or choose another name").into());
         }
         Ok(file)
     }

@@ -25,6 +25,7 @@ use super::book::{Observers, StoreRecords};
 use super::encryption::{self, Encryption};
 use super::shared;
 use crate::config::Config;
+use crate::failure::Remedied;
 
 /// Among the keys: the store was opened with them. It goes with the keys, so that joining and leaving begin
 /// without it.
@@ -133,7 +134,7 @@ pub(crate) async fn start(
 pub(crate) fn check_readable(unreadable: &watch::Receiver<Option<Unreadable>>) -> anyhow::Result<()> {
     match &*unreadable.borrow() {
         None => Ok(()),
-        Some(error) => anyhow::bail!("{error}; {}", encryption::remedy(error)),
+        Some(error) => Err(Remedied::new(error, encryption::remedy(error)).into()),
     }
 }
 

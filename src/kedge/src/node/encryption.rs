@@ -209,7 +209,7 @@ impl Encryption {
                 return self.status().await;
             }
         }
-        anyhow::bail!("too many changes at the same time; try again")
+        Err(crate::failure::Remedied::new("too many changes at the same time", "try again").into())
     }
 
     /// # Errors

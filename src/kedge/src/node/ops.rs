@@ -22,6 +22,7 @@ use super::drain::{self, Drained, Progress};
 use super::encryption::{Encryption, EncryptionStatus};
 use crate::config::Config;
 use crate::control::{self, Reply, Request};
+use crate::failure::Remedied;
 
 /// How long a control-plane node that leaves waits until the others do without it.
 const HANDED_OVER: Duration = Duration::from_secs(30);
@@ -140,15 +141,12 @@ impl Ops {
     }
 
     fn registry(&self) -> anyhow::Result<&Registry> {
-        let (registry, _) = self
-            .control_plane
-            .as_ref()
-            .context("this is a worker; run the command on a control-plane node")?;
+        let (registry, _) = self.control_plane.as_ref().ok_or_else(of_worker)?;
         Ok(registry)
     }
 
     fn authority(&self) -> anyhow::Result<&Authority> {
-        self.authority.as_deref().context("this is a worker; run the command on a control-plane node")
+        self.authority.as_deref().ok_or_else(of_worker)
     }
 
     async fn authority_status(&self) -> anyhow::Result<AuthorityStatus> {
@@ -156,7 +154,7 @@ impl Ops {
     }
 
     fn encryption(&self) -> anyhow::Result<&Encryption> {
-        self.encryption.as_deref().context("this is a worker; run the command on a control-plane node")
+        self.encryption.as_deref().ok_or_else(of_worker)
     }
 
     async fn encryption_status(&self) -> anyhow::Result<EncryptionStatus> {
@@ -204,7 +202,7 @@ impl Ops {
         let registry = self.registry()?;
         let record = registry.find(&wish.node).await?;
         if record.id == self.pki.node_id() {
-            anyhow::bail!("{} is this node; run kedge leave here", record.name);
+            return Err(Remedied::new(format!("{} is this node", record.name), "run kedge leave here").into());
         }
         // Before anything is moved for it.
         registry.check_removal(record.id).await?;
@@ -288,11 +286,7 @@ impl Ops {
     }
 
     async fn save_snapshot(&self, wish: &Save) -> anyhow::Result<Saved> {
-        let backups = self.backups.as_ref();
-        backups
-            .context("this is a worker and holds no copy; run the command on a control-plane node")?
-            .save(wish)
-            .await
+        self.backups.as_ref().ok_or_else(of_worker)?.save(wish).await
     }
 
     /// Every certificate anew: listeners and clients use them from the next handshake on.
@@ -322,12 +316,16 @@ async fn with<T: DeserializeOwned, R>(
     work(serde_json::from_slice(&request.body).context("read the request")?).await
 }
 
+fn of_worker() -> anyhow::Error {
+    Remedied::new("this is a worker", "run the command on a control-plane node").into()
+}
+
 fn reply<T: Serialize>(result: anyhow::Result<T>) -> Reply {
     match result {
         Ok(value) => Reply::json(&value),
         Err(error) => {
             let harmful = matches!(error.downcast_ref::<Refusal>(), Some(Refusal::Unsafe { .. }));
-            Reply::failed(if harmful { control::UNSAFE } else { 409 }, &crate::failure::text(&error))
+            Reply::refused(if harmful { control::UNSAFE } else { 409 }, &error)
         }
     }
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::pem::{self, PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
 use super::{File, Host, Mirror, Tls};
 use crate::Error;
 
@@ -90,6 +93,33 @@ fn check_tls(host: &str, tls: &Tls) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Certificates and keys that containerd could not read.
+pub(super) fn check_files(file: &File) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (host, config) in &file.configs {
+        let Some(tls) = config.as_ref().and_then(|config| config.tls.as_ref()) else { continue };
+        let certificates = |path: &Path| {
+            let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+            read.and_then(|found| if found.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(()) })
+        };
+        let key = |path: &Path| PrivateKeyDer::from_pem_file(path).map(drop);
+        for (name, path, result) in [
+            ("ca_file", &tls.ca_file, tls.ca_file.as_deref().map(certificates)),
+            ("cert_file", &tls.cert_file, tls.cert_file.as_deref().map(certificates)),
+            ("key_file", &tls.key_file, tls.key_file.as_deref().map(key)),
+        ] {
+            let (Some(path), Some(Err(error))) = (path, result) else { continue };
+            let why = match error {
+                pem::Error::Io(error) => error.to_string(),
+                _ if name == "key_file" => "it holds no private key in PEM".to_owned(),
+                _ => "it holds no certificate in PEM".to_owned(),
+            };
+            problems.push(format!("configs.{host:?}.tls.{name}: {}: {why}", path.display()));
+        }
+    }
+    problems
 }
 
 fn of_mirror(file: &File, registry: &str, mirror: &Mirror) -> Result<String, Error> {
