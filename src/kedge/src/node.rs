@@ -15,6 +15,7 @@ mod flannel;
 mod image_folder;
 mod in_step;
 mod leading;
+pub(crate) mod left;
 mod manifest_folder;
 pub(crate) mod ops;
 pub(crate) mod shared;
@@ -69,6 +70,10 @@ pub(crate) enum Ended {
 /// When a part cannot start; the error names it and the remedy.
 pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<Ended> {
     let mut joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
+    match &joined {
+        Some(_) => left::forget(&config)?,
+        None => left::pass_over(&mut config)?,
+    }
     let joins = joined.is_none() && first_start::joins(&config);
     let role = match &joined {
         Some(admitted) => admitted.facts.role,

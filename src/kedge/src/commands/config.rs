@@ -27,8 +27,9 @@ pub(crate) fn run(config: &Config, args: &ConfigArgs) -> Result<ExitCode, Failur
 /// when none is known.
 fn announced(config: &Config) -> anyhow::Result<String> {
     let mut shared = config.clone();
-    if let Some(joined) = kedge_cluster::Admitted::read(&config.pki_dir())? {
-        crate::node::shared::adopt(&mut shared, &joined.config)?;
+    match kedge_cluster::Admitted::read(&config.pki_dir())? {
+        Some(joined) => crate::node::shared::adopt(&mut shared, &joined.config)?,
+        None => crate::node::left::pass_over(&mut shared)?,
     }
     let mut known = shared.virtual_addresses.iter().chain(&config.node_ips);
     let address = known

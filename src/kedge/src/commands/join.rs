@@ -24,7 +24,7 @@ use crate::config::{Config, Settings};
 use crate::control::{self, CallError};
 use crate::failure::Failure;
 use crate::inspect::Moment;
-use crate::node::{control_plane, ops};
+use crate::node::{control_plane, left, ops};
 use crate::output::{self, Step};
 use crate::status::{self, Status};
 use crate::{preflight, service, switch};
@@ -231,11 +231,25 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
         remove(&path)?;
     }
     staging.finish(&config.pki_dir()).context("tidy up")?;
+    tell_left(config)?;
     remove(&leaving(config))?;
     service::start(config)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step)?;
     if !status.is_up() {
         anyhow::bail!("the single node is not Ready after {} s\n{}", args.timeout, status.to_short());
+    }
+    Ok(())
+}
+
+/// Says which settings in the node's own files are still those of the cluster that it is no part of any more.
+pub(super) fn tell_left(config: &Config) -> anyhow::Result<()> {
+    let keys = left::keep(config)?;
+    if !keys.is_empty() {
+        output::note(&format!(
+            "{} in {} is of the cluster that was left: passed over until it is changed",
+            keys.join(" and "),
+            config.file.display()
+        ));
     }
     Ok(())
 }

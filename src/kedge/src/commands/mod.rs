@@ -88,30 +88,36 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     }
     let load =
         || Config::load(cli.global.config.as_deref(), &given).map_err(|faults| Failure::Usage(faults.into()));
+    // For what starts the node, ends it, or takes its network away.
+    let load_to_act = || {
+        let config = load()?;
+        take_down::same_network(&config)?;
+        Ok::<_, Failure>(config)
+    };
     match cli.command {
-        Command::Install(args) => install::run(&load()?, &given, &args),
+        Command::Install(args) => install::run(&load_to_act()?, &given, &args),
         Command::BeforeUpgrade(args) => before_upgrade::run(&load()?, &args),
-        Command::Rollback(args) => rollback::run(&load()?, &args),
-        Command::Uninstall(args) => uninstall::run(&load()?, &args),
-        Command::Start(args) => start::run(&load()?, Duration::from_secs(args.timeout)),
+        Command::Rollback(args) => rollback::run(&load_to_act()?, &args),
+        Command::Uninstall(args) => uninstall::run(&load_to_act()?, &args),
+        Command::Start(args) => start::run(&load_to_act()?, Duration::from_secs(args.timeout)),
         Command::Stop(_) => stop::run(&load()?),
         Command::Status(args) => status::run(&load()?, &args),
         Command::Run(args) => run::run(load()?, &args),
         Command::Inspect(args) => inspect::run(&load()?, &args),
-        Command::Reset(args) => reset::run(&load()?, &args),
+        Command::Reset(args) => reset::run(&load_to_act()?, &args),
         Command::Config(args) => config::run(&load()?, &args),
         Command::Kubectl(args) => kubectl::run(&load()?, args.arguments),
         Command::Images(command) => images::run(&load()?, command),
         Command::AddNode(args) => cluster::add_node(&load()?, &args),
         Command::Token(command) => cluster::token(&load()?, &command),
-        Command::Join(args) => join::join(&load()?, &given, &args),
-        Command::Leave(args) => join::leave(&load()?, &args),
+        Command::Join(args) => join::join(&load_to_act()?, &given, &args),
+        Command::Leave(args) => join::leave(&load_to_act()?, &args),
         Command::RemoveNode(args) => cluster::remove_node(&load()?, &args),
         Command::Snapshot(command) => match command {
-            SnapshotCommand::Restore(args) => restore::run(&load()?, &given, &args),
+            SnapshotCommand::Restore(args) => restore::run(&load_to_act()?, &given, &args),
             command => snapshot::run(&load()?, &command),
         },
-        Command::Recover(args) => recover::run(&load()?, &given, &args),
+        Command::Recover(args) => recover::run(&load_to_act()?, &given, &args),
         Command::Certs(command) => certs::run(&load()?, &command),
         Command::SecretsEncryption(command) => encryption::run(&load()?, &command),
         Command::Enable(args) => addons::enable(&load()?, &args),

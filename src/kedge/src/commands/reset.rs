@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kedge_cluster::Admitted;
 use serde_json::json;
 
+use super::join::tell_left;
 use super::others::{self, Standing};
 use super::status::wait_started;
 use super::{confirm, install, require_root, take_down, uninstall};
@@ -17,15 +19,15 @@ use crate::cli::ResetArgs;
 use crate::config::Config;
 use crate::control;
 use crate::failure::Failure;
-use crate::node::ops;
+use crate::node::{left, ops};
 use crate::output::{self, Step};
 use crate::service;
 
 /// Telling the others must not hold up a reset.
 const TOLD: Duration = Duration::from_secs(60);
 /// What stays in the data folder: copies of the cluster, images (Kedge's own and those to import), manifests
-/// and addons that users put there.
-const KEPT: [&str; 5] = ["snapshots", "images", "manifests", "registries", "addons"];
+/// and addons that users put there, and which cluster the node has left.
+const KEPT: [&str; 6] = ["snapshots", "images", "manifests", "registries", "addons", left::FILE];
 
 /// Ask, take everything down, delete, start, wait until the node is Ready.
 pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure> {
@@ -59,7 +61,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
             ));
         }
     }
-    match replace(config, args, &mut step) {
+    match replace(config, args, !others.is_empty(), &mut step) {
         Ok(()) => {
             step.done(&format!("node {} is Ready again, and empty", config.node_name));
         }
@@ -75,11 +77,15 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
     Ok(ExitCode::SUCCESS)
 }
 
-fn replace(config: &Config, args: &ResetArgs, step: &mut Step) -> anyhow::Result<()> {
+fn replace(config: &Config, args: &ResetArgs, with_others: bool, step: &mut Step) -> anyhow::Result<()> {
     step.update("stopping and ending containers");
     take_down::run(config)?;
     step.update("deleting the cluster's data");
+    let was_member = Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_some());
     empty(&config.data_dir, &KEPT)?;
+    if was_member || with_others {
+        tell_left(config)?;
+    }
     step.update("starting");
     service::start(config)?;
     let status = wait_started(config, args.ready.limit(), step)?;

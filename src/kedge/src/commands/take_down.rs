@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use super::uninstall::remove;
 use crate::config::Config;
+use crate::failure::{Failure, Remedied};
 use crate::output::Step;
 use crate::process::{self, Process};
 use crate::service;
@@ -180,6 +181,24 @@ pub(crate) fn own_namespaces(config: &Config) -> BTreeSet<u64> {
         .filter_map(|process| namespace_of(&process.pid.to_string()))
         .filter(|inode| Some(*inode) != host)
         .collect()
+}
+
+/// Whether this command sees the machine's network as the node's own processes do. Bridges, namespaces and tables would
+/// otherwise be taken from whoever has them here.
+///
+/// # Errors
+/// When it does not, with the command that does.
+pub(super) fn same_network(config: &Config) -> Result<(), Failure> {
+    let own = namespace_of("self");
+    let elsewhere = own_roots(config)
+        .into_iter()
+        .find(|pid| namespace_of(&pid.to_string()).is_some_and(|namespace| Some(namespace) != own));
+    let Some(pid) = elsewhere else { return Ok(()) };
+    Err(Remedied::new(
+        format!("node {} runs in another network namespace than this command", config.node_name),
+        format!("run it there: nsenter --net=/proc/{pid}/ns/net kedge ... (the same command and flags)"),
+    )
+    .into())
 }
 
 /// The inode of a process's network namespace.
