@@ -271,6 +271,15 @@ fn majority_lost_and_all_killed(trio: &mut Trio) {
         assert_has(&trio.nodes[0].kubectl(&["get", "--raw", &path]).ok(), &["before"]);
     }
 
+    let said = eventually("status to say so", || {
+        let out = trio.nodes[0].kedge(&["status"]);
+        out.stdout.contains("there is no leader").then_some(out)
+    });
+    assert_eq!(said.code, 1, "{said}");
+    assert_has(&said.stdout, &["degraded"]);
+    assert_has(&proxy.get("/readyz").body, &["[-]datastore failed: there is no leader"]);
+    assert_eq!((proxy.get("/readyz").status, proxy.get("/livez").status), (500, 200));
+
     step("one more is back: writes go on");
     let began = Instant::now();
     trio.nodes[1].run();
