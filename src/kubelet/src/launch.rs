@@ -437,7 +437,7 @@ fn probe_grace(target: &Pod, name: &str, message: &str) -> i64 {
     });
     probe
         .and_then(|probe| probe.termination_grace_period_seconds)
-        .unwrap_or_else(|| pod::grace_period(target))
+        .map_or_else(|| pod::grace_period(target), |grace| grace.min(pod::LONGEST_GRACE))
 }
 
 #[allow(clippy::too_many_arguments)]
