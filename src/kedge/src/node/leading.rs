@@ -167,7 +167,10 @@ async fn upgrade_addons(manager: kedge_addons::Manager) {
 
 /// Signs with the cluster's authority what the certificate controller has approved.
 #[derive(Debug)]
-pub(crate) struct ClusterSigner(pub(crate) Arc<Pki>);
+pub(crate) struct ClusterSigner {
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) registry: Registry,
+}
 
 impl kedge_controllers::Signer for ClusterSigner {
     fn sign(
@@ -178,7 +181,10 @@ impl kedge_controllers::Signer for ClusterSigner {
         lifetime: Duration,
     ) -> Result<String, kedge_controllers::SignerError> {
         let signer = Signer::from_name(signer_name).ok_or("this cluster has no such signer")?;
-        Ok(self.0.sign(signer, csr_pem, usages, Some(lifetime))?)
+        if signer == Signer::KubeletServing {
+            self.pki.check_serving_names(csr_pem, &self.registry)?;
+        }
+        Ok(self.pki.sign(signer, csr_pem, usages, Some(lifetime))?)
     }
 }
 
