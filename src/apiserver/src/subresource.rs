@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
 use kedge_api::object;
-use kedge_api::registry::ScalePaths;
+use kedge_api::registry::{Resource, ScalePaths};
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
-use crate::respond;
+use crate::respond::{self, Form};
 use crate::token::{Bound, Claims, Kubernetes, now};
 use crate::verbs::options::WriteOptions;
 use crate::verbs::update::{Change, Edit, Target};
@@ -57,8 +57,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         target: Target::Scale,
     };
     let show = |bytes: &Bytes| -> Result<Response<Body>, Status> {
-        let shown = scale_of(context, &read::parse(bytes)?)?;
-        Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
+        present_scale(context, scale_of(context, &read::parse(bytes)?)?)
     };
     let value = match info.verb {
         "get" => {
@@ -112,6 +111,24 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     };
     let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
     show(&bytes)
+}
+
+/// A Scale in the form that was asked for. Custom resources show theirs in their own columns, as upstream.
+fn present_scale(context: &Context, scale: Value) -> Result<Response<Body>, Status> {
+    let shown = match context.accepted.form {
+        Form::Object => scale,
+        Form::Metadata => kedge_api::table::partial_object_metadata(&scale),
+        Form::Table => {
+            let version = json!({ "resourceVersion": scale["metadata"]["resourceVersion"] });
+            let mut resource = Resource::clone(&context.resource);
+            if !resource.custom {
+                resource.group = "autoscaling".into();
+                resource.kind = "Scale".into();
+            }
+            read::table_of(context, &resource, std::iter::once(Ok(scale)), version)?
+        }
+    };
+    Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
 }
 
 /// Where the resource keeps what a Scale shows.

@@ -3,6 +3,7 @@
 //! is particular to a kind is a row of functions, [`Rules`].
 
 mod addresses;
+mod admission_rules;
 mod autoscaling;
 mod certificates;
 mod checks;
@@ -25,6 +26,7 @@ mod nodes;
 mod pod;
 mod pod_spec;
 mod pod_update;
+mod policies;
 mod quota;
 mod rbac;
 mod resource_names;
@@ -36,6 +38,7 @@ mod storage_kinds;
 mod structural;
 mod util;
 mod volumes;
+mod webhooks;
 mod workloads;
 
 use serde_json::Value;

@@ -54,6 +54,7 @@ pub(super) fn header(group: &str, kind: &str) -> &'static str {
         }
         ("", "ComponentStatus") => "Name|Status|Message|Error",
         ("", "ResourceQuota") => "Name|Request|Limit|Age",
+        ("autoscaling", "Scale") => "Name|Desired#|Available#|Age",
         ("autoscaling", _) => "Name|Reference|Targets|MinPods|MaxPods|Replicas#|Age",
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             "Name|Role|Age|Users+|Groups+|ServiceAccounts+"
@@ -326,6 +327,9 @@ pub(super) fn cells(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<V
                 if k.starts_with("limits.") { limits.push(entry) } else { requests.push(entry) }
             }
             vec![name, join(requests.into_iter(), ", "), join(limits.into_iter(), ", "), old]
+        }
+        ("autoscaling", "Scale") => {
+            vec![name, int(o, "/spec/replicas"), int(o, "/status/replicas"), old]
         }
         ("autoscaling", _) => hpa(o, name, old),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {

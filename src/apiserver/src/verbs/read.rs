@@ -336,6 +336,16 @@ pub(crate) fn table(
     objects: impl Iterator<Item = Result<Value, Status>>,
     metadata: Value,
 ) -> Result<Value, Status> {
+    table_of(context, &context.resource, objects, metadata)
+}
+
+/// The same with the columns of another kind than the request's.
+pub(crate) fn table_of(
+    context: &Context,
+    resource: &Resource,
+    objects: impl Iterator<Item = Result<Value, Status>>,
+    metadata: Value,
+) -> Result<Value, Status> {
     let include: fn(&Value) -> Value = match context.query.get("includeObject") {
         None | Some("Metadata") => partial_object_metadata,
         Some("Object") => Value::clone,
@@ -345,5 +355,5 @@ pub(crate) fn table(
         }
     };
     let objects = objects.collect::<Result<Vec<Value>, Status>>()?;
-    Ok(kedge_api::table::table(&context.resource, objects.iter(), metadata, jiff::Timestamp::now(), include))
+    Ok(kedge_api::table::table(resource, objects.iter(), metadata, jiff::Timestamp::now(), include))
 }

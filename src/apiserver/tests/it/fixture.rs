@@ -168,6 +168,17 @@ impl Client {
         self.send(Method::GET, path, "application/json", Vec::new()).await
     }
 
+    /// The names of the columns that kubectl prints, and the cells of the first row.
+    pub(crate) async fn table(&self, path: &str) -> (Vec<String>, Vec<Value>) {
+        let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+        let response = self.raw(Method::GET, path, &accept, Vec::new()).await;
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        let table: Value = serde_json::from_slice(&bytes).expect("JSON");
+        let columns = table["columnDefinitions"].as_array().expect("columns").iter();
+        let names = columns.map(|column| column["name"].as_str().expect("name").to_owned()).collect();
+        (names, table["rows"][0]["cells"].as_array().cloned().unwrap_or_default())
+    }
+
     pub(crate) async fn post(&self, path: &str, object: &Value) -> (StatusCode, Value) {
         self.send(Method::POST, path, "application/json", object.to_string().into_bytes()).await
     }

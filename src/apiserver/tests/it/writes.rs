@@ -340,6 +340,9 @@ async fn status_and_scale_change_their_part_only() {
     let (_, scaled) =
         client.patch(&format!("{path}/scale"), "merge", &json!({ "spec": { "replicas": 4 } })).await;
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&"Scale".into(), &json!(4)));
+    let table = client.table(&format!("{path}/scale")).await;
+    assert_eq!(table.0, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(table.1[..3], [json!("web"), json!(4), json!(0)]);
     let (_, object) = client.get(&path).await;
     assert_eq!((&object["metadata"]["generation"], &object["spec"]["replicas"]), (&json!(2), &json!(4)));
     let mut status = object.clone();
