@@ -16,6 +16,8 @@ use crate::verbs::object_key;
 pub(crate) const MASTERS: &str = "system:masters";
 const AUTHENTICATED: &str = "system:authenticated";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// Says by which certificate or token somebody is known.
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 /// An authenticated (or anonymous) user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,12 +67,17 @@ impl User {
 }
 
 /// The user that a verified client certificate names: CN and O (RFC 5280, upstream's x509 authenticator).
-pub(crate) fn from_certificate(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+/// Its fingerprint says which one it was.
+pub(crate) fn from_certificate(der: &CertificateDer<'_>) -> Option<User> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let groups = subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned);
-    Some(User::new(name, groups))
+    let mut user = User::new(name, groups);
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    user.extra.insert(CREDENTIAL.to_owned(), vec![format!("X509SHA256={hex}")]);
+    Some(user)
 }
 
 /// The sender of a request. `peer` is the user of a verified client certificate.
@@ -113,7 +120,7 @@ pub(crate) fn authenticate(state: &State, headers: &HeaderMap, peer: Option<&Use
 }
 
 /// The user of a ServiceAccount token and the audiences that matched. The token's account, and the
-/// pod or secret that it is bound to, must still exist with the same uid.
+/// pod, secret or node that it is bound to, must still exist with the same uid.
 pub(crate) fn token_user(
     state: &State,
     token: &str,
@@ -128,7 +135,8 @@ pub(crate) fn token_user(
     }
     let bound = &claims.kubernetes;
     let is_there = |resource: &str, object: &Bound| {
-        let stored = state.cache.bucket(resource).get(&object_key(&bound.namespace, &object.name));
+        let namespace = if resource == "nodes" { "" } else { bound.namespace.as_str() };
+        let stored = state.cache.bucket(resource).get(&object_key(namespace, &object.name));
         stored.is_some_and(|stored| Uuid::parse_str(&object.uid) == Ok(stored.extracted.uid))
     };
     if !is_there("serviceaccounts", &bound.serviceaccount) {
@@ -136,7 +144,7 @@ pub(crate) fn token_user(
     }
     let mut extra = BTreeMap::new();
     if let Some(jti) = &claims.jti {
-        extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={jti}")]);
+        extra.insert(CREDENTIAL.to_owned(), vec![format!("JTI={jti}")]);
     }
     if let Some(pod) = &bound.pod {
         if !is_there("pods", pod) {
@@ -146,6 +154,10 @@ pub(crate) fn token_user(
         extra.insert("authentication.kubernetes.io/pod-uid".to_owned(), vec![pod.uid.clone()]);
     }
     if let Some(node) = &bound.node {
+        // Of a pod's token the node is told only; the pod is what it is bound to.
+        if bound.pod.is_none() && !is_there("nodes", node) {
+            return Err("the node that the token is bound to is gone");
+        }
         extra.insert("authentication.kubernetes.io/node-name".to_owned(), vec![node.name.clone()]);
         extra.insert("authentication.kubernetes.io/node-uid".to_owned(), vec![node.uid.clone()]);
     }

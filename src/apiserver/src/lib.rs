@@ -114,6 +114,7 @@ impl Prepared {
             policies: cache::Derived::default(),
             mutating_policies: cache::Derived::default(),
             webhooks: cache::Derived::default(),
+            default_priority: cache::Derived::default(),
             openapi: openapi::Documents::default(),
             departed: std::sync::OnceLock::new(),
             components: std::sync::OnceLock::new(),

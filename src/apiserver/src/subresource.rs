@@ -272,12 +272,13 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     }
     let mut request = crate::body::value(context.content_type(), body)?;
     let state = &context.state;
-    let find = |resource: &str, group: &str, name: &str| -> Result<Value, Status> {
-        let stored = state.cache.bucket(resource).get(&format!("{}/{name}", context.info.namespace));
+    let namespace = context.info.namespace.as_str();
+    let find = |resource: &str, group: &str, namespace: &str, name: &str| -> Result<Value, Status> {
+        let stored = state.cache.bucket(resource).get(&format!("{namespace}/{name}"));
         let missing = || Status::not_found(&kedge_api::status::GroupResource::new(group, resource), name);
         read::parse(&stored.ok_or_else(missing)?.bytes)
     };
-    let account = find("serviceaccounts", "", &context.info.name)?;
+    let account = find("serviceaccounts", "", namespace, &context.info.name)?;
     let invalid =
         |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
     let seconds = request["spec"]["expirationSeconds"].as_u64().unwrap_or(3600);
@@ -312,7 +313,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         };
         let object = match reference["kind"].as_str() {
             Some("Pod") => {
-                let object = find("pods", "", name)?;
+                let object = find("pods", "", namespace, name)?;
                 if object["spec"]["serviceAccountName"] != context.info.name.as_str() {
                     return Err(Status::bad_request(format!(
                         "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
@@ -327,13 +328,19 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
                 object
             }
             Some("Secret") => {
-                let object = find("secrets", "", name)?;
+                let object = find("secrets", "", namespace, name)?;
                 secret = Some(bound(&object));
+                object
+            }
+            Some("Node") => {
+                let object = find("nodes", "", "", name)?;
+                node = Some(bound(&object));
                 object
             }
             other => {
                 return Err(Status::bad_request(format!(
-                    "cannot bind token to object of type {}",
+                    "cannot bind token for object of type {}, Kind={}",
+                    reference["apiVersion"].as_str().unwrap_or("/"),
                     other.unwrap_or_default()
                 )));
             }
