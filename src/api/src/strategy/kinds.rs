@@ -51,11 +51,45 @@ fn status_keeps(group: &str, kind: &str) -> &'static [&'static str] {
     }
 }
 
+/// Kinds that a PUT creates too (`AllowCreateOnUpdate` of upstream's `registry/*/*/strategy.go`).
+const CREATED_BY_PUT: &[&str] = &[
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Service",
+    "Lease",
+    "Role",
+    "RoleBinding",
+    "ClusterRole",
+    "ClusterRoleBinding",
+];
+
+/// Kinds whose updates name the version that they are of (`AllowUnconditionalUpdate`).
+const VERSIONED: &[&str] = &[
+    "APIService",
+    "CSIDriver",
+    "CSINode",
+    "CSIStorageCapacity",
+    "CustomResourceDefinition",
+    "Lease",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration",
+    "PodDisruptionBudget",
+    "RuntimeClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
+    "VolumeAttachment",
+];
+
 /// The rules of a built-in kind.
 pub fn rules_for(group: &str, kind: &str) -> Rules {
     let base = Rules {
         generation: GENERATION.contains(&kind),
         status_keeps: status_keeps(group, kind),
+        create_on_update: CREATED_BY_PUT.contains(&kind),
+        update_names_version: VERSIONED.contains(&kind),
         ..Rules::PLAIN
     };
     match (group, kind) {

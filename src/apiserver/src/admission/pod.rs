@@ -167,10 +167,18 @@ impl PriorityClass {
     }
 }
 
-/// There is one default at most (`validatePriorityClass`).
+/// There is one default at most (`validatePriorityClass`), and the system's classes stay
+/// (`pkg/registry/scheduling/priorityclass`).
 pub(super) fn validate_class(request: &Request<'_>, class: &Value) -> Result<(), Status> {
+    const SYSTEM: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+    if !request.is("scheduling.k8s.io", "priorityclasses") {
+        return Ok(());
+    }
+    if request.operation == Operation::Delete && SYSTEM.contains(&request.name) {
+        return Err(request.forbidden("this is a system priority class and cannot be deleted"));
+    }
     let is_write = matches!(request.operation, Operation::Create | Operation::Update);
-    if !is_write || !request.is("scheduling.k8s.io", "priorityclasses") || class["globalDefault"] != true {
+    if !is_write || class["globalDefault"] != true {
         return Ok(());
     }
     match PriorityClass::global_default(request.state).as_ref() {

@@ -247,6 +247,14 @@ async fn one_priority_class_is_the_default() {
     assert_eq!(status, StatusCode::OK);
     let made = client.make(PODS, &pod("b")).await;
     assert_eq!(made["spec"]["priorityClassName"], "second");
+    let (status, answer) = client.delete(&format!("{CLASSES}/system-node-critical"), &json!({})).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(
+        answer["message"]
+            .as_str()
+            .is_some_and(|text| text.ends_with("a system priority class and cannot be deleted")),
+        "{answer}"
+    );
     fixture.stop().await;
 }
 

@@ -106,9 +106,15 @@ async fn a_definition_makes_a_kind() {
             )
         )
     );
-    let (status, _) =
+    let (status, answer) =
         client.patch(&format!("{THINGS}/a"), "strategic-merge", &json!({ "spec": { "color": "red" } })).await;
     assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert!(
+        answer["message"].as_str().is_some_and(|text| text.ends_with(
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        )),
+        "{answer}"
+    );
 
     // Status and scale.
     let status = json!({ "status": { "replicas": 3, "selector": "a=b" }, "spec": { "color": "red" } });

@@ -334,3 +334,29 @@ async fn a_revision_of_the_future_is_waited_for_and_then_refused() {
     assert!(watch.next().await.is_none(), "the watch ends");
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_of_the_api_comes_back() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let service = "/api/v1/namespaces/default/services/kubernetes";
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let there = async |path: &str| loop {
+        let (status, found) = client.get(path).await;
+        if status == StatusCode::OK {
+            return found;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    let before = there(service).await;
+    there(slice).await;
+    for path in [service, slice] {
+        let (status, answer) = client.delete(path, &serde_json::json!({})).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let after = there(service).await;
+    assert_eq!(after["spec"]["clusterIP"], before["spec"]["clusterIP"]);
+    assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(there(slice).await["endpoints"][0]["addresses"][0], "192.0.2.1");
+    fixture.stop().await;
+}

@@ -426,3 +426,33 @@ async fn node_ports_are_for_types_that_have_them() {
         assert!(changed.pointer(field).is_none(), "{field}: {changed}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_creates_some_kinds() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases/a";
+    let object =
+        json!({ "metadata": { "name": "a", "resourceVersion": "7" }, "spec": { "holderIdentity": "x" } });
+    let (status, made) = client.put(lease, &object).await;
+    assert_eq!((status, &made["spec"]["holderIdentity"]), (StatusCode::CREATED, &"x".into()), "{made}");
+    let (status, again) = client.put(lease, &object).await;
+    assert_eq!(status, StatusCode::CONFLICT, "it is there now, in another version: {again}");
+    let (status, again) = client.put(lease, &json!({ "metadata": { "name": "a" } })).await;
+    assert_eq!(
+        (status, again["message"].as_str()),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Some(
+                "leases.coordination.k8s.io \"a\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+            )
+        )
+    );
+    let map = "/api/v1/namespaces/default/configmaps/a";
+    let (status, _) = client.put(map, &json!({ "metadata": { "name": "a" } })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) =
+        client.put(&format!("{lease}b"), &json!({ "metadata": { "name": "ab", "uid": "x" } })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "the one that is meant is gone");
+    fixture.stop().await;
+}
