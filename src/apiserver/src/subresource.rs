@@ -113,18 +113,19 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     show(&bytes)
 }
 
-/// A Scale in the form that was asked for. Custom resources show theirs in their own columns, as upstream.
+/// A Scale in the form that was asked for.
 fn present_scale(context: &Context, scale: Value) -> Result<Response<Body>, Status> {
     let shown = match context.accepted.form {
         Form::Object => scale,
         Form::Metadata => kedge_api::table::partial_object_metadata(&scale),
         Form::Table => {
             let version = json!({ "resourceVersion": scale["metadata"]["resourceVersion"] });
-            let mut resource = Resource::clone(&context.resource);
-            if !resource.custom {
-                resource.group = "autoscaling".into();
-                resource.kind = "Scale".into();
-            }
+            let resource = Resource {
+                group: "autoscaling".into(),
+                kind: "Scale".into(),
+                custom: false,
+                ..Resource::clone(&context.resource)
+            };
             read::table_of(context, &resource, std::iter::once(Ok(scale)), version)?
         }
     };

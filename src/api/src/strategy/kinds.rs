@@ -62,6 +62,7 @@ const CREATED_BY_PUT: &[&str] = &[
     "RoleBinding",
     "ClusterRole",
     "ClusterRoleBinding",
+    "RuntimeClass",
 ];
 
 /// Kinds whose updates name the version that they are of (`AllowUnconditionalUpdate`).

@@ -17,6 +17,8 @@ pub(crate) struct Fixture {
     pub(crate) server: ApiServer,
     tasks: Tasks,
     serving: Arc<rustls::ServerConfig>,
+    /// Of the API servers; they are told as long as somebody can change them.
+    _addresses: tokio::sync::watch::Sender<Vec<std::net::IpAddr>>,
     _dir: TempDir,
 }
 
@@ -63,7 +65,7 @@ impl Fixture {
         // Endpoints are never loopback addresses.
         let addresses = tokio::sync::watch::Sender::new(vec![[192, 0, 2, 1].into()]);
         server.lead(addresses.subscribe(), &tasks);
-        Self { server, tasks, serving, _dir: dir }
+        Self { server, tasks, serving, _addresses: addresses, _dir: dir }
     }
 
     pub(crate) async fn stop(self) {
