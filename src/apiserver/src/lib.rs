@@ -27,6 +27,7 @@ pub mod fuzz;
 mod handler;
 mod inflight;
 mod links;
+mod log_options;
 mod openapi;
 mod outbound;
 mod protobuf;

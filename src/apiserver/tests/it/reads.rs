@@ -360,3 +360,22 @@ async fn the_service_of_the_api_comes_back() {
     assert_eq!(there(slice).await["endpoints"][0]["addresses"][0], "192.0.2.1");
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_exactly_one_revision_is_that_or_none() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(MAPS, &config_map("a")).await;
+    let exactly = async |version: &str| {
+        client.get(&format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion={version}")).await
+    };
+    let (_, list) = client.get(MAPS).await;
+    let version = list["metadata"]["resourceVersion"].as_str().expect("version").to_owned();
+    let (status, same) = exactly(&version).await;
+    assert_eq!((status, &same), (StatusCode::OK, &list));
+    client.make(MAPS, &config_map("b")).await;
+    let (status, answer) = exactly(&version).await;
+    assert_eq!((status, &answer["reason"]), (StatusCode::GONE, &"Expired".into()), "{answer}");
+    assert_eq!(exactly("0").await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    fixture.stop().await;
+}
