@@ -7,6 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::field::FieldError;
+use kedge_api::managed;
 use kedge_api::object;
 use kedge_api::registry::{Resource, ScalePaths};
 use kedge_api::status::Status;
@@ -72,6 +73,21 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let paths = scale_paths(context);
     let options = WriteOptions::of(context)?;
     let kind = context.content_type().to_owned();
+    if kind == "application/apply-patch+yaml" {
+        let applied = applied_scale(context, body)?;
+        let manager = options.manager(&context.resource, "scale");
+        let mut edit = |old: &Value| {
+            let schema = &context.resource.schema;
+            let mut value = managed::apply(schema, Some(old), &applied, &manager, options.force)?;
+            // A number that nobody wants any more is none.
+            if object::get(&value, &paths.spec_replicas).is_null() {
+                object::set(&mut value, &paths.spec_replicas, 0);
+            }
+            Ok(Edit { value, managed: true })
+        };
+        let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
+        return show(&bytes);
+    }
     let mut edit = |old: &Value| {
         let wanted = match (&value, kind.as_str()) {
             (Some(scale), _) => scale.clone(),
@@ -111,6 +127,35 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     };
     let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
     show(&bytes)
+}
+
+/// What server-side apply of a Scale says of the object itself: its number of replicas (apimachinery
+/// `managedfields/scalehandler.go`).
+fn applied_scale(context: &Context, body: &Bytes) -> Result<Value, Status> {
+    if context.query.get("fieldManager").is_none() {
+        let missing = FieldError::required("fieldManager", "is required for apply patch");
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![missing]));
+    }
+    let (scale, _) = crate::yaml::parse(body)?;
+    if scale["apiVersion"] != "autoscaling/v1" || scale["kind"] != "Scale" {
+        return Err(Status::bad_request("a Scale of autoscaling/v1 is expected"));
+    }
+    let mut applied = json!({
+        "apiVersion": context.resource.api_version(), "kind": &*context.resource.kind,
+        "metadata": { "name": context.info.name, "namespace": context.info.namespace },
+    });
+    match &scale["spec"]["replicas"] {
+        Value::Null => {}
+        replicas if replicas.as_i64().is_some_and(|number| number >= 0) => {
+            object::set(&mut applied, &scale_paths(context).spec_replicas, replicas.clone());
+        }
+        replicas => {
+            let wrong =
+                FieldError::invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", &context.info.name, vec![wrong]));
+        }
+    }
+    Ok(applied)
 }
 
 /// A Scale in the form that was asked for.

@@ -456,3 +456,32 @@ async fn a_put_creates_some_kinds() {
     assert_eq!(status, StatusCode::NOT_FOUND, "the one that is meant is gone");
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scale_is_applied() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(DEPLOYMENTS, &deployment()).await;
+    let path = format!("{DEPLOYMENTS}/web");
+    let scale = |replicas: i64| json!({ "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": { "name": "web" }, "spec": { "replicas": replicas } });
+    let (status, _) = client.patch(&format!("{path}/scale"), "apply", &scale(3)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "nobody applies it");
+    let by = |manager: &str| format!("{path}/scale?fieldManager={manager}");
+    let (status, applied) = client.patch(&format!("{}&force=true", by("one")), "apply", &scale(3)).await;
+    assert_eq!(
+        (status, &applied["kind"], &applied["spec"]["replicas"]),
+        (StatusCode::OK, &"Scale".into(), &json!(3))
+    );
+    let (status, refused) = client.patch(&by("two"), "apply", &scale(4)).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains(".spec.replicas")), "{refused}");
+    let (_, object) = client.get(&path).await;
+    let entries = object["metadata"]["managedFields"].as_array().expect("entries");
+    let entry = entries.iter().find(|entry| entry["manager"] == "one").expect("the applier's");
+    assert_eq!(
+        (&entry["operation"], &entry["subresource"], &entry["apiVersion"], &entry["fieldsV1"]),
+        (&"Apply".into(), &"scale".into(), &"apps/v1".into(), &json!({ "f:spec": { "f:replicas": {} } }))
+    );
+    assert_eq!((&object["spec"]["replicas"], &object["metadata"]["generation"]), (&json!(3), &json!(2)));
+    fixture.stop().await;
+}
