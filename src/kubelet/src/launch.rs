@@ -428,11 +428,11 @@ impl Launch<'_> {
         let whole = starting.lock().await;
         let created = core.runtime.create_container(sandbox, made, config.clone()).await;
         let id = created
-            .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
+            .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.message() })?;
         core.own(&id, &pod::uid(target));
         core.normal(target, name, "Created", "Container created");
         if let Err(error) = core.runtime.start_container(&id).await {
-            return Err(Error::Container { reason: "RunContainerError", message: error.text() });
+            return Err(Error::Container { reason: "RunContainerError", message: error.message() });
         }
         drop(whole);
         core.allocations.actuate(
