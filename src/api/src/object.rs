@@ -148,6 +148,25 @@ pub fn annotation<'a>(obj: &'a Value, key: &str) -> Option<&'a str> {
 pub fn owner_references(obj: &Value) -> &[Value] {
     meta(obj, "ownerReferences").as_array().map(Vec::as_slice).unwrap_or_default()
 }
+/// Takes out owner references that are there already; the uids of those.
+pub fn dedup_owner_references(obj: &mut Value) -> Vec<String> {
+    if owner_references(obj).len() < 2 {
+        return Vec::new();
+    }
+    let Some(list) = metadata_mut(obj).get_mut("ownerReferences").and_then(Value::as_array_mut) else {
+        return Vec::new();
+    };
+    let (mut kept, mut twice) = (Vec::new(), Vec::new());
+    for reference in list.drain(..) {
+        if kept.contains(&reference) {
+            twice.push(reference["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            kept.push(reference);
+        }
+    }
+    *list = kept;
+    twice
+}
 pub fn finalizers(obj: &Value) -> Vec<&str> {
     let list = meta(obj, "finalizers").as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter().filter_map(Value::as_str).collect()

@@ -14,7 +14,7 @@ use kedge_store::{Check, CommitError, Condition, Op, Txn};
 use serde_json::{Value, json};
 
 use super::options::WriteOptions;
-use super::{Context, object_key, read, store_key};
+use super::{BY_ADMISSION, Context, dedup_owners, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::claims;
@@ -121,7 +121,9 @@ impl Creation<'_> {
             old: None,
             dry_run: options.dry_run,
         };
+        dedup_owners(&mut value, "", &mut warnings);
         admission::mutate(&request, &mut value, &mut warnings).await?;
+        dedup_owners(&mut value, BY_ADMISSION, &mut warnings);
         drop_server_fields(&mut value);
         object::set_uid(&mut value, &object::new_uid());
         object::set_creation_timestamp(&mut value, &object::now_rfc3339());

@@ -18,6 +18,7 @@ use http::{HeaderMap, Response};
 use kedge_api::registry::Resource;
 use kedge_api::status::GroupResource;
 use kedge_api::status::Status;
+use serde_json::Value;
 
 use crate::authn::User;
 use crate::request::{Query, RequestInfo};
@@ -54,6 +55,21 @@ impl Context {
         header.map_or("application/json", |header| header.split(';').next().unwrap_or(header).trim())
     }
 }
+
+/// An owner that is named twice is named once, with a warning (apiserver `dedupOwnerReferencesAndAddWarning`).
+/// `when` it was found twice: a word of the warning.
+pub(crate) fn dedup_owners(value: &mut Value, when: &str, warnings: &mut Vec<String>) {
+    let twice = kedge_api::object::dedup_owner_references(value);
+    if !twice.is_empty() {
+        warnings.push(format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        ));
+    }
+}
+
+/// What is found twice after admission has changed the object.
+pub(crate) const BY_ADMISSION: &str = " after mutating admission happens";
 
 /// `namespace/name`; the namespace is empty for cluster scope.
 pub(crate) fn object_key(namespace: &str, name: &str) -> String {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::create::{Creation, commit_failed, is_lazy, seal, set_namespace, written_otherwise};
 use super::options::WriteOptions;
-use super::{Context, object_key, read, store_key};
+use super::{BY_ADMISSION, Context, dedup_owners, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
 use crate::authz;
@@ -63,6 +63,7 @@ pub(crate) async fn update(
     let options = WriteOptions::of(context)?;
     let (mut value, mut warnings) =
         crate::body::object(context.content_type(), body, &context.resource, options.validation)?;
+    dedup_owners(&mut value, "", &mut warnings);
     set_namespace(&context.resource, &context.info.namespace, &mut value)?;
     if object::name(&value) != context.info.name {
         return Err(Status::bad_request(format!(
@@ -247,6 +248,7 @@ impl Change<'_> {
             dry_run: options.dry_run,
         };
         admission::mutate(&request, &mut value, &mut warnings).await?;
+        dedup_owners(&mut value, BY_ADMISSION, &mut warnings);
         let part = self.target.subresource();
         match self.target {
             Target::Main | Target::Scale => strategy.prepare_update(&mut value, old),

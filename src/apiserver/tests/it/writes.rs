@@ -485,3 +485,25 @@ async fn a_scale_is_applied() {
     assert_eq!((&object["spec"]["replicas"], &object["metadata"]["generation"]), (&json!(3), &json!(2)));
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_named_twice_is_named_once() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let owner = |uid: &str| json!({ "apiVersion": "v1", "kind": "Node", "name": "n", "uid": uid });
+    let map = json!({ "metadata": { "name": "a", "ownerReferences": [owner("x"), owner("y"), owner("x")] } });
+    let body = map.to_string().into_bytes();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let response = client.raw(Method::POST, maps, &[("content-type", "application/json")], body).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    let warning = response.headers()["warning"].to_str().expect("text");
+    assert!(warning.contains("contains duplicate entries; ") && warning.contains("observed: x"), "{warning}");
+    let path = format!("{maps}/a");
+    let (_, object) = client.get(&path).await;
+    assert_eq!(object["metadata"]["ownerReferences"], json!([owner("x"), owner("y")]));
+    let more = json!([{ "op": "add", "path": "/metadata/ownerReferences/-", "value": owner("y") }]);
+    let (status, object) = client.patch(&path, "json", &more).await;
+    assert_eq!(status, StatusCode::OK, "{object}");
+    assert_eq!(object["metadata"]["ownerReferences"], json!([owner("x"), owner("y")]));
+    fixture.stop().await;
+}
