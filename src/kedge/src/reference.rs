@@ -167,7 +167,10 @@ fn configuration() -> String {
          ## A whole node from one file\n\n\
          A new node reads what it is to become from the same file at its first start: it joins the cluster that \
          `join` names, or begins one with the `addons` named. Where `join` cannot be reached yet, it tries again \
-         until it can; `kedge status` says what it waits for. Later starts ignore these keys.\n\n\
+         until it can; `kedge status` says what it waits for. Later starts ignore these keys. \
+         `kedge leave` and `kedge reset --force` make the node a new one; the `join` and the `virtual-address` that the \
+         files had then are of the cluster that it left, and are passed over until they are changed or the node joins \
+         again.\n\n\
          With cloud-init, the first node:\n\n\
          ```yaml\n#cloud-config\nwrite_files:\n- path: /etc/kedge/config.yaml\n  permissions: \"0600\"\n  content: |\n    \
          node-labels: {disk: ssd}\n    addons: [dns]\nruncmd:\n- [kedge, install]\n```\n\n\
