@@ -227,6 +227,10 @@ impl Config {
         if self.owns_file() && (!given.is_empty() || self.file != Path::new(DEFAULT_FILE)) {
             persist(&self.file, given).with_context(|| format!("write {}", self.file.display()))?;
         }
+        // Documents tell people to write files there.
+        for dir in self.settings_dirs() {
+            std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        }
         Ok(())
     }
 

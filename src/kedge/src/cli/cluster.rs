@@ -77,6 +77,9 @@ pub(crate) struct LeaveArgs {
     /// Leave pods behind, and go even when the cluster does not answer
     #[arg(long)]
     pub(crate) force: bool,
+    /// Leave a basic addon out of the single node's cluster (repeat it for more)
+    #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
+    pub(crate) without: Vec<String>,
     /// Seconds to wait until the single node is Ready
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,

@@ -151,6 +151,15 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
     Ok(())
 }
 
+/// The same for a node that became single again. Without a pod network nothing can become healthy yet.
+pub(crate) fn addons_of_new_cluster(
+    config: &Config,
+    without: &[String],
+    limit: Duration,
+) -> Result<(), Failure> {
+    if config.own_pod_network { basic_addons(config, without, limit) } else { Ok(()) }
+}
+
 fn bring_your_own(config: &Config) -> String {
     let plugins = config.cni_bin_dirs().first().map(|dir| dir.display().to_string()).unwrap_or_default();
     format!(
