@@ -102,12 +102,12 @@ pub(crate) struct RemoveNodeArgs {
 pub(crate) enum SnapshotCommand {
     /// Save one, read it back, and say what is in it
     Save {
-        /// Where to; DATA_DIR/snapshots otherwise
+        /// Where to, in a folder that is there; a file of that name is replaced [default: DATA_DIR/snapshots]
         file: Option<PathBuf>,
         /// Its name in DATA_DIR/snapshots [default: the time]
         #[arg(long, conflicts_with = "file")]
         name: Option<String>,
-        /// One of that name gives way, once this one is whole
+        /// One of that name gives way, once this one is whole; it is an error otherwise
         #[arg(long, requires = "name")]
         replace: bool,
         #[command(flatten)]
