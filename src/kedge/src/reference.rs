@@ -45,8 +45,16 @@ fn commands(command: &Command) -> String {
          Exit codes: 0 done, 1 failed (or: not ready, not well), 2 wrong usage or configuration.\n\n\
          Data goes to standard output, progress and errors to standard error. `--output` takes `text`, `json` or \
          `yaml`. Colour follows `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE`.\n\n\
-         The settings in [config.md](config.md) are options of every command.\n",
+         What is about the whole cluster is typed on a control-plane node, and refused on a worker: `add-node`, `token`, \
+         `remove-node`, `kubectl`, `config` (not `config show`), `enable`, `disable`, `addons list`, `snapshot save` and \
+         `restore`, `recover`, `secrets-encryption`, `certs rotate-ca`.\n\n\
+         ## Options of every command\n\n\
+         The settings in [config.md](config.md) (`--help` lists them, `-h` does not), and:\n\n",
     );
+    let setting = |arg: &&Arg| SETTINGS.iter().any(|setting| arg.get_id() == setting.key);
+    for arg in command.get_arguments().filter(|arg| arg.is_global_set() && !setting(arg)) {
+        let _ = writeln!(text, "- `{}`: {}{}", shown(arg), help(arg), notes(arg));
+    }
     describe(&command, &mut text);
     text
 }
@@ -60,7 +68,11 @@ fn describe(command: &Command, text: &mut String) {
             .filter(|arg| !arg.is_hide_set() && !arg.is_global_set() && arg.get_id() != "help")
             .collect();
         let has_commands = sub.get_subcommands().any(|sub| !sub.is_hide_set() && sub.get_name() != "help");
-        let _ = write!(text, "\n```\n{}\n```\n", usage(name, &own, has_commands));
+        let _ = write!(
+            text,
+            "\n```\n{}\n```\n",
+            usage(name, &own, has_commands.then(|| sub.is_subcommand_required_set()))
+        );
         if !own.is_empty() {
             text.push('\n');
         }
@@ -102,7 +114,11 @@ fn notes(arg: &Arg) -> String {
         .get_possible_values()
         .iter()
         .filter(|value| !value.is_hide_set())
-        .map(|value| format!("`{}`", value.get_name()))
+        .map(|value| {
+            let mut names = value.get_name_and_aliases();
+            let name = names.next().unwrap_or_default();
+            names.fold(format!("`{name}`"), |text, alias| format!("{text} (or `{alias}`)"))
+        })
         .collect();
     if takes_value(arg) && !values.is_empty() {
         notes.push(format!("one of {}", values.join(", ")));
@@ -119,7 +135,8 @@ fn notes(arg: &Arg) -> String {
     if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
 }
 
-fn usage(name: &str, own: &[&Arg], has_commands: bool) -> String {
+/// `commands`: there are some, and one is required.
+fn usage(name: &str, own: &[&Arg], commands: Option<bool>) -> String {
     let mut line = name.to_owned();
     if own.iter().any(|arg| arg.get_long().is_some()) {
         line.push_str(" [OPTIONS]");
@@ -133,8 +150,10 @@ fn usage(name: &str, own: &[&Arg], has_commands: bool) -> String {
             write!(line, " [{value}]{many}")
         };
     }
-    if has_commands {
-        line.push_str(" COMMAND");
+    match commands {
+        Some(true) => line.push_str(" COMMAND"),
+        Some(false) => line.push_str(" [COMMAND]"),
+        None => {}
     }
     line
 }
