@@ -109,7 +109,11 @@ fn parse(text: &str) -> Result<JoinString, String> {
     let text = text.strip_prefix("kedge join ").unwrap_or(text).trim();
     let parts: Vec<&str> = text.split('/').collect();
     let [server, token, hash] = parts[..] else {
-        return Err(format!("it has {} parts between slashes and not 3", parts.len()));
+        let parts = match parts.len() {
+            1 => "no slash".to_owned(),
+            number => format!("{number} parts between slashes and not 3"),
+        };
+        return Err(format!("it has {parts}"));
     };
     let server = server.parse()?;
     let token = token.parse()?;

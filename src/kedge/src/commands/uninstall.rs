@@ -101,10 +101,7 @@ fn refuse_while_counted_on(config: &Config) -> Result<(), Failure> {
 /// A worker has no vote and no copy of the data.
 fn refusal(name: &str, others: &str, worker: bool) -> String {
     let (counts, costs) = if worker {
-        (
-            "keep its Node and wait for its pods",
-            "with --force; volumes that only this node holds are lost either way",
-        )
+        ("keep its Node and wait for its pods", "with --force: its pods end without being moved")
     } else {
         (
             "count on it and on its copy of the data for ever",
@@ -211,9 +208,7 @@ fn written_by_users(config: &Config) -> Vec<PathBuf> {
 /// Delete a folder if nothing is in it.
 fn remove_empty(dir: &Path) -> anyhow::Result<()> {
     match fs::remove_dir(dir) {
-        Err(error)
-            if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
-        {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
             Err(error).with_context(|| format!("remove {}", dir.display()))
         }
         _ => Ok(()),
