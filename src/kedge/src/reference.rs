@@ -43,8 +43,8 @@ fn commands(command: &Command) -> String {
     let mut text = String::from(
         "# Commands\n\n<!-- Made by `kedge reference docs/reference`; do not edit. -->\n\n\
          Exit codes: 0 done, 1 failed (or: not ready, not well), 2 wrong usage or configuration.\n\n\
-         Data goes to standard output, progress and errors to standard error. `--output` takes `text`, `json` or \
-         `yaml`. Colour follows `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE`.\n\n\
+         Data goes to standard output, progress and errors to standard error. `--output` takes `text` (or \
+         `short`; with `add-node` that is less), `json` or `yaml`. Colour follows `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE`.\n\n\
          What is about the whole cluster is typed on a control-plane node, and refused on a worker: `add-node`, `token`, \
          `remove-node`, `kubectl`, `config` (not `config show`), `enable`, `disable`, `addons list`, `snapshot save` and \
          `restore`, `recover`, `secrets-encryption`, `certs rotate-ca`.\n\n\
@@ -114,11 +114,7 @@ fn notes(arg: &Arg) -> String {
         .get_possible_values()
         .iter()
         .filter(|value| !value.is_hide_set())
-        .map(|value| {
-            let mut names = value.get_name_and_aliases();
-            let name = names.next().unwrap_or_default();
-            names.fold(format!("`{name}`"), |text, alias| format!("{text} (or `{alias}`)"))
-        })
+        .map(|value| format!("`{}`", value.get_name()))
         .collect();
     if takes_value(arg) && !values.is_empty() {
         notes.push(format!("one of {}", values.join(", ")));
