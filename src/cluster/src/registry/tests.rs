@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::memory::Memory;
 use super::*;
-use crate::{TokenOptions, TokenRecord};
+use crate::{Error, TokenOptions, TokenRecord};
 
 struct Book {
     memory: Arc<Memory>,
