@@ -152,6 +152,15 @@ refused_upgrade() {
         installed kedge && inside kedge status --wait-ready --timeout 60
 }
 
+unsaved_upgrade() {
+    local status=0
+    other_version && inside sh -c 'mv /var/lib/kedge/snapshots kept && touch /var/lib/kedge/snapshots' || return
+    inside sh -c 'cd kedge && ! ./other install >out 2>&1; cat out; grep "cannot be saved" out && grep -e "say --force" out' &&
+        installed kedge && inside sh -c 'cd kedge && ./other install --force' && installed other &&
+        inside kedge rollback && installed kedge || status=1
+    inside sh -c 'rm /var/lib/kedge/snapshots && mv kept /var/lib/kedge/snapshots' && return "$status"
+}
+
 upgrade_and_rollback() {
     other_version && inside sh -c 'cd kedge && ./other install && kedge snapshot list | grep before-upgrade-from' &&
         installed other && inside kedge kubectl create configmap since-the-upgrade &&
@@ -177,6 +186,7 @@ install_script() {
     check "kedge stop and start keep the containers" keeps_containers inside sh -c 'kedge stop && kedge start'
     check "install.sh again keeps the containers" keeps_containers inside sh -c 'cd kedge && ./install.sh'
     check "a version that cannot read the data is taken back by itself" keeps_containers refused_upgrade
+    check "an upgrade whose cluster cannot be saved: refused, unless forced" keeps_containers unsaved_upgrade
     check "kubectl is brought" bring_kubectl
     check "an upgrade, and back without the data" keeps_containers upgrade_and_rollback
     check "and back with the data" rollback_with_data

@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use kedge_tests::trio::{ALL, Trio, containers, datastore, invitation};
-use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Proxy, assert_has, eventually, step};
+use kedge_tests::{
+    Amount, Clock, Cluster, Disk, Load, Network, Proxy, assert_has, eventually, skipped, step,
+};
 
 /// One write, without retrying; the status code of the answer. `kubectl proxy` stands in between, which
 /// costs a few milliseconds.
@@ -191,7 +193,7 @@ fn heard_one_way(trio: &Trio) {
 /// The others are fast enough for all, and heartbeats do not wait for a disk: nobody is deposed.
 fn slow_disk_of_one(trio: &mut Trio) {
     let Some(mut disk) = trio.disk.take() else {
-        eprintln!("SKIPPED: slow disk of one node");
+        skipped("slow disk of one node", Disk::NONE);
         return;
     };
     for leads in [false, true] {
@@ -199,7 +201,7 @@ fn slow_disk_of_one(trio: &mut Trio) {
         trio.first_leads(leads);
         let load = trio.load(if leads { "slow-leader" } else { "slow-follower" });
         if !slow_down(trio, &mut disk, &load, leads) {
-            eprintln!("SKIPPED: slow disk of one node");
+            skipped("slow disk of one node", Disk::NOT_SLOW);
             load.finish();
             break;
         }
@@ -270,6 +272,15 @@ fn majority_lost_and_all_killed(trio: &mut Trio) {
     for path in [format!("{maps}/before?resourceVersion=0"), format!("{maps}?resourceVersion=0")] {
         assert_has(&trio.nodes[0].kubectl(&["get", "--raw", &path]).ok(), &["before"]);
     }
+
+    let said = eventually("status to say so", || {
+        let out = trio.nodes[0].kedge(&["status"]);
+        out.stdout.contains("there is no leader").then_some(out)
+    });
+    assert_eq!(said.code, 1, "{said}");
+    assert_has(&said.stdout, &["degraded"]);
+    assert_has(&proxy.get("/readyz").body, &["[-]datastore failed: there is no leader"]);
+    assert_eq!((proxy.get("/readyz").status, proxy.get("/livez").status), (500, 200));
 
     step("one more is back: writes go on");
     let began = Instant::now();
@@ -419,7 +430,7 @@ fn the_clock_of_one_jumps() {
         let jumper = if leads { leader } else { (leader + 1) % 3 };
         let other = (0..3).find(|node| *node != jumper && *node != leader).expect("a third node");
         let Some(clock) = Clock::of(trio.nodes[jumper].pid()) else {
-            eprintln!("SKIPPED: clock jump of one of three");
+            skipped("clock jump of one of three", Clock::FIXED);
             return;
         };
         let role = if leads { "leader" } else { "follower" };

@@ -327,6 +327,34 @@ fn a_node_that_dies_is_not_waited_for() {
     first.wait(&format!("node/{}", second.node), "condition=Ready");
 }
 
+/// Its file goes on to name the cluster, with a token that is still good, and the cluster's address.
+#[test]
+fn a_node_made_from_a_file_leaves_for_good() {
+    let network = Network::new(2);
+    let first = founder(&network);
+    let mut second = Cluster::prepare_on(&network, 2);
+    let join = invitation(&first, &["--reusable"]);
+    let settings = format!("join: {join}\nrole: worker\nvirtual-address: 192.0.2.200\n");
+    std::fs::write(second.dir().join("config.yaml"), settings).expect("write the settings");
+    second.run();
+    eventually("the node to join by itself", || (nodes(&first).len() == 2).then_some(()));
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+
+    let said = second.kedge(&["leave", "--timeout", "120"]);
+    assert_has(&said.stderr, &["join and virtual-address", "passed over until it is changed"]);
+    said.ok();
+    let again = || {
+        second.write_kubeconfig();
+        assert_eq!(nodes(&second), [second.node.as_str()], "a cluster of its own");
+        assert_eq!(nodes(&first), [first.node.as_str()]);
+        assert!(!second.shell("ip -o address").contains("192.0.2.200"), "the cluster's address");
+    };
+    again();
+    second.kedge(&["stop"]).ok();
+    second.kedge(&["start"]).ok();
+    again();
+}
+
 #[test]
 fn one_token_for_two() {
     let network = Network::new(3);

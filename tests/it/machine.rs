@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use kedge_tests::{Amount, Clock, Cluster, Disk, Load, Network, Server, assert_has, eventually, step};
+use kedge_tests::{
+    Amount, Clock, Cluster, Disk, Load, Network, Server, assert_has, eventually, skipped, step,
+};
 
 use kedge_tests::trio::containers;
 
@@ -33,7 +35,7 @@ fn clock_disk_and_address() {
         node.stop();
         disk.unmount();
     } else {
-        eprintln!("SKIPPED: slow and full disk");
+        skipped("slow and full disk", Disk::NONE);
         load.finish();
         assert_eq!(containers(&node), before);
         address_changes(&network, &mut node, &before);
@@ -42,7 +44,7 @@ fn clock_disk_and_address() {
 
 fn clock_jumps(node: &Cluster, load: &Load) {
     let Some(clock) = Clock::of(node.pid()) else {
-        eprintln!("SKIPPED: clock jump");
+        skipped("clock jump", Clock::FIXED);
         return;
     };
     let renewed = || {
@@ -74,7 +76,7 @@ fn slow_disk(node: &mut Cluster, disk: &mut Disk, load: &Load) {
     for (writes, time) in [(30, 4), (3, 8)] {
         step(&format!("the disk takes {writes} writes a second"));
         if !disk.slow(node.pid(), Some(writes)) {
-            eprintln!("SKIPPED: slow disk");
+            skipped("slow disk", Disk::NOT_SLOW);
             return;
         }
         let began = Instant::now();

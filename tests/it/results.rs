@@ -44,6 +44,15 @@ fn one_object_at_the_end() {
     let missing = result(&json(&["images", "import", "/nonexistent.tar"]), 1);
     assert_has(missing["error"].as_str().unwrap_or_default(), &["/nonexistent.tar"]);
 
+    step("what helps has its own field, whoever knew it");
+    assert_eq!(unknown["remedy"], "kedge addons list shows them", "{unknown}");
+    let save = ["snapshot", "save", "--name", "once"];
+    result(&json(&save), 0);
+    let twice = result(&json(&save), 1);
+    assert_eq!(twice["error"], "save a snapshot: there is a snapshot once already");
+    assert_eq!(twice["remedy"], "say --replace or choose another name");
+    let token = result(&json(&["token", "revoke", "none-such"]), 1);
+    assert_eq!(token["remedy"], "kedge token list shows them", "{token}");
     let none = result(&json(&["disable", "metrics"]), 1);
     assert_eq!(none["remedy"], Value::Null, "{none}");
 
@@ -52,6 +61,7 @@ fn one_object_at_the_end() {
         let wrong = result(&json(words), 2);
         let last = words.last().copied().unwrap_or_default();
         assert_has(wrong["error"].as_str().unwrap_or_default(), &[last]);
+        assert!(wrong["remedy"].is_string(), "{wrong}");
     }
     let info = result(&json(&["addons", "info", "metrcs"]), 2);
     assert_has(info["error"].as_str().unwrap_or_default(), &["did you mean metrics?"]);

@@ -53,6 +53,42 @@ fn streams_over_websockets_and_spdy() {
     for client in CLIENTS {
         streams(&cluster, client, &sum, &big);
     }
+    debugging(&cluster);
+}
+
+/// Containers that join a pod that runs.
+fn debugging(cluster: &Cluster) {
+    let debug = |name: &str, profile: &str, command: &[&str]| {
+        let image = format!("--image={BUSYBOX}");
+        let profile = format!("--profile={profile}");
+        let mut all = vec!["debug", "box", "-c", name, &image, &profile, "--image-pull-policy=Never"];
+        all.extend(["--target=c", "--"]);
+        all.extend(command);
+        cluster.kubectl(&all).ok();
+    };
+    let said = |name: &str, wanted: &str| {
+        eventually("the debug container's log", || {
+            let out = cluster.kubectl(&["logs", "box", "-c", name]);
+            (out.code == 0 && out.stdout.contains(wanted)).then_some(out.stdout)
+        })
+    };
+    step("debug: a container that sees another one's processes");
+    debug("seeing", "general", &["ps"]);
+    said("seeing", "httpd");
+
+    step("debug: a privileged one in a pod that has none");
+    debug("mighty", "sysadmin", &["grep", "CapEff", "/proc/self/status"]);
+    // The capability to administrate the system.
+    let mask = said("mighty", "CapEff:");
+    let mask = u64::from_str_radix(mask.trim_start_matches("CapEff:").trim(), 16).expect("a mask");
+    assert!(mask & (1 << 21) != 0, "{mask:x}");
+
+    step("debug: one that cannot start says why");
+    debug("rootless", "restricted", &["true"]);
+    eventually("the reason", || {
+        let out = cluster.kubectl(&["logs", "box", "-c", "rootless"]);
+        out.stderr.contains("is waiting to start: CreateContainerConfigError").then_some(())
+    });
 }
 
 fn streams(cluster: &Cluster, client: Client, sum: &str, big: &std::path::Path) {

@@ -20,6 +20,9 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Why [`Clock::of`] gives none.
+    pub const FIXED: &str = "the clock of a process cannot be moved here";
+
     /// `None` on processors other than x86-64, and when the function is too short to be replaced.
     ///
     /// # Panics

@@ -18,6 +18,11 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Why [`Disk::mount`] gives none.
+    pub const NONE: &str = "no loop device or no ext4 here";
+    /// Why [`Disk::slow`] does nothing.
+    pub const NOT_SLOW: &str = "no block I/O controller here that slows a disk";
+
     /// Mounts `megabytes` at `folder`, which is made. `None` where there are no loop devices or no ext4.
     #[must_use]
     pub fn mount(folder: &Path, megabytes: u64) -> Option<Self> {

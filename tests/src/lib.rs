@@ -5,7 +5,7 @@
 //! programs: `KEDGE_BINARY` (needed), `KUBECTL` and `HELM` (otherwise from PATH), `DOCKER_REGISTRY` (likewise),
 //! `FLANNELD` (for the test that is ignored without it); and folders: `KEDGE_TEST_DIR` (where folders are made,
 //! `/var/tmp`), `KEDGE_TEST_RECORDS` (where a running node's flags are noted for who cleans up after a test that
-//! was killed).
+//! was killed); `KEDGE_TEST_SKIPPED` a file for what was left out.
 
 #![allow(clippy::print_stderr, reason = "a test's story is what it prints")]
 
@@ -37,6 +37,7 @@ pub use registry::Registry;
 pub use run::{Out, kedge_binary, kubectl_program, run};
 pub use web::web;
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a slow, busy board; only a broken node reaches it.
@@ -45,6 +46,21 @@ pub const LIMIT: Duration = Duration::from_secs(300);
 /// Prints the name of a test's step, so that a failure shows where it happened.
 pub fn step(name: &str) {
     eprintln!("--- {name}");
+}
+
+/// Says that a part of a test was left out. Such a test passes; `./test.sh` gathers in the file that
+/// `KEDGE_TEST_SKIPPED` names what was not tested, and lists it at its end.
+///
+/// # Panics
+/// When that file cannot be written.
+pub fn skipped(what: &str, why: &str) {
+    eprintln!("SKIPPED: {what} ({why})");
+    if let Some(file) = std::env::var_os("KEDGE_TEST_SKIPPED") {
+        let mut file =
+            std::fs::OpenOptions::new().append(true).create(true).open(file).expect("open the list");
+        // One write: other tests write there too.
+        file.write_all(format!("{what}\t{why}\n").as_bytes()).expect("write the list");
+    }
 }
 
 /// Asks until there is an answer. For what `kubectl wait` cannot wait for.

@@ -29,11 +29,13 @@ pub struct FieldError {
     pub path: String,
     pub value: Value,
     pub detail: String,
+    /// The value is not told: it is too much (`field.OmitValueType`).
+    pub omits_value: bool,
 }
 
 impl FieldError {
     fn new(kind: FieldErrorKind, path: impl Into<String>, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, path: path.into(), value, detail: detail.into() }
+        Self { kind, path: path.into(), value, detail: detail.into(), omits_value: false }
     }
     pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Required, path, Value::Null, detail)
@@ -59,6 +61,11 @@ impl FieldError {
     }
     pub fn forbidden(path: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Forbidden, path, Value::Null, detail)
+    }
+    /// The same error, without what the value is.
+    #[must_use]
+    pub fn without_value(self) -> Self {
+        Self { value: Value::Null, omits_value: true, ..self }
     }
     pub fn not_found(path: impl Into<String>, value: impl Into<Value>) -> Self {
         Self::new(FieldErrorKind::NotFound, path, value.into(), "")
@@ -92,6 +99,7 @@ impl FieldError {
         };
         let mut out = match self.kind {
             K::Required | K::Forbidden | K::TooLong | K::Internal => head.to_string(),
+            _ if self.omits_value => head.to_string(),
             _ => format!("{head}: {}", self.value),
         };
         if !self.detail.is_empty() {
@@ -227,6 +235,7 @@ mod tests {
             (FieldError::duplicate("a[1].name", "x"), r#"a[1].name: Duplicate value: "x""#),
             (FieldError::forbidden("spec", "no"), "spec: Forbidden: no"),
             (FieldError::too_long("data", 5), "data: Too long: may not be more than 5 bytes"),
+            (FieldError::invalid("spec", 1, "no").without_value(), "spec: Invalid value: no"),
             (FieldError::too_many("l", 3, 2), "l: Too many: 3: must have at most 2 items"),
         ];
         for (e, want) in cases {

@@ -16,6 +16,8 @@ use crate::verbs::object_key;
 pub(crate) const MASTERS: &str = "system:masters";
 const AUTHENTICATED: &str = "system:authenticated";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// Says by which certificate or token somebody is known.
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 /// How long tokens outlive the end of what they are bound to.
 const LEEWAY: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
@@ -68,12 +70,17 @@ impl User {
 }
 
 /// The user that a verified client certificate names: CN and O (RFC 5280, upstream's x509 authenticator).
-pub(crate) fn from_certificate(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+/// Its fingerprint says which one it was.
+pub(crate) fn from_certificate(der: &CertificateDer<'_>) -> Option<User> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let groups = subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned);
-    Some(User::new(name, groups))
+    let mut user = User::new(name, groups);
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    user.extra.insert(CREDENTIAL.to_owned(), vec![format!("X509SHA256={hex}")]);
+    Some(user)
 }
 
 /// The sender of a request. `peer` is the user of a verified client certificate.
@@ -116,7 +123,7 @@ pub(crate) fn authenticate(state: &State, headers: &HeaderMap, peer: Option<&Use
 }
 
 /// The user of a ServiceAccount token and the audiences that matched. The token's account, and the
-/// pod or secret that it is bound to, must still exist with the same uid.
+/// pod, secret or node that it is bound to, must still exist with the same uid.
 pub(crate) fn token_user(
     state: &State,
     token: &str,
@@ -141,7 +148,7 @@ pub(crate) fn token_user(
     }
     let mut extra = BTreeMap::new();
     if let Some(jti) = &claims.jti {
-        extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={jti}")]);
+        extra.insert(CREDENTIAL.to_owned(), vec![format!("JTI={jti}")]);
     }
     if let Some(pod) = &bound.pod {
         if !is_there("pods", &bound.namespace, pod) {

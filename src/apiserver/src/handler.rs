@@ -265,10 +265,17 @@ fn ready(state: &State, query: &Query) -> Response<Body> {
             "[+]ping ok\n[-]poststarthook/bootstrap failed: not finished\nreadyz check failed\n",
         );
     }
+    // What upstream's check of etcd is: without it nothing is written, nor read fresh.
+    if state.store.leader().is_none() {
+        return respond::text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "[+]ping ok\n[-]datastore failed: there is no leader\n[+]poststarthook/bootstrap ok\nreadyz check failed\n",
+        );
+    }
     if query.flag("verbose") {
         return respond::text(
             StatusCode::OK,
-            "[+]ping ok\n[+]poststarthook/bootstrap ok\nreadyz check passed\n",
+            "[+]ping ok\n[+]datastore ok\n[+]poststarthook/bootstrap ok\nreadyz check passed\n",
         );
     }
     respond::text(StatusCode::OK, "ok")
@@ -296,9 +303,9 @@ fn health_metrics(state: &State) -> Response<Body> {
     let mut family = out.family("kubernetes_healthcheck", Kind::Gauge, help);
     let bootstrapped = i32::from(*state.bootstrapped.borrow());
     let checks = [("ping", "healthz", 1), ("ping", "livez", 1), ("ping", "readyz", 1)];
-    for (name, kind, result) in
-        checks.into_iter().chain([("poststarthook/bootstrap", "readyz", bootstrapped)])
-    {
+    let datastore = i32::from(state.store.leader().is_some());
+    let own = [("datastore", "readyz", datastore), ("poststarthook/bootstrap", "readyz", bootstrapped)];
+    for (name, kind, result) in checks.into_iter().chain(own) {
         family.sample(&prometheus::labels(&[("name", name), ("type", kind)]), result);
     }
     respond::text(StatusCode::OK, out.finish())

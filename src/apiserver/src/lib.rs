@@ -27,6 +27,7 @@ pub mod fuzz;
 mod handler;
 mod inflight;
 mod links;
+mod log_options;
 mod openapi;
 mod outbound;
 mod protobuf;
@@ -115,6 +116,7 @@ impl Prepared {
             policies: cache::Derived::default(),
             mutating_policies: cache::Derived::default(),
             webhooks: cache::Derived::default(),
+            default_priority: cache::Derived::default(),
             openapi: openapi::Documents::default(),
             departed: std::sync::OnceLock::new(),
             components: std::sync::OnceLock::new(),

@@ -24,6 +24,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
 use crate::state::State;
@@ -250,7 +251,8 @@ pub(crate) fn ready_endpoint(
     Ok(found[usize::try_from(pick).unwrap_or(0)])
 }
 
-/// TLS towards a server whose authority is in `bundle` (base64 of PEM; empty: the cluster's own).
+/// TLS towards a server whose authority is in `bundle` (base64 of PEM; empty: the cluster's own, also after it was
+/// replaced).
 /// `client` shows its certificate where the server asks for one.
 pub(crate) fn tls(
     state: &State,
@@ -262,28 +264,14 @@ pub(crate) fn tls(
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let trust = if insecure {
-        None
-    } else {
-        let pem = match bundle {
-            Some(bundle) if !bundle.is_empty() => base64::engine::general_purpose::STANDARD
-                .decode(bundle)
-                .map_err(|error| format!("caBundle: {error}"))?,
-            _ => state.config.cluster_ca.borrow().clone().into_bytes(),
-        };
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| format!("caBundle: {error}"))?;
-            roots.add(certificate).map_err(|error| format!("caBundle: {error}"))?;
+    let trust = match bundle {
+        _ if insecure => Trust::Any,
+        Some(bundle) if !bundle.is_empty() => {
+            let pem = base64::engine::general_purpose::STANDARD.decode(bundle);
+            let pem = pem.map_err(|error| format!("caBundle: {error}"))?;
+            Trust::Given(Authorities::read(&pem, &provider).map_err(|error| format!("caBundle: {error}"))?)
         }
-        if roots.is_empty() {
-            return Err("caBundle: no certificate found".to_owned());
-        }
-        let trusted = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .map_err(|error| format!("caBundle: {error}"))?;
-        Some(Trust { verifier, trusted })
+        _ => Trust::Cluster(state.config.cluster_ca.clone()),
     };
     let verifier = Arc::new(Verifier { provider, trust });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
@@ -294,20 +282,65 @@ pub(crate) fn tls(
     Ok(Arc::new(config))
 }
 
-/// Whose certificates are taken.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// `None` with `insecureSkipTLSVerify`: the user has said that any certificate will do.
-    trust: Option<Trust>,
+    trust: Trust,
 }
 
-/// The usual checks, and Go's: a certificate that is itself among the trusted ones may serve, also when
-/// it is an authority's. `openssl req -x509` makes such, and many a webhook has one.
+/// Whose certificates are taken.
 #[derive(Debug)]
-struct Trust {
+enum Trust {
+    /// With `insecureSkipTLSVerify`: the user has said that any certificate will do.
+    Any,
+    Given(Authorities),
+    /// The cluster's authority, whichever that is at the moment of the handshake.
+    Cluster(watch::Receiver<String>),
+}
+
+#[derive(Debug)]
+struct Authorities {
     verifier: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    fn read(pem: &[u8], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let trusted = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| error.to_string())?;
+        if trusted.is_empty() {
+            return Err("no certificate found".to_owned());
+        }
+        let mut roots = RootCertStore::empty();
+        for certificate in &trusted {
+            roots.add(certificate.clone()).map_err(|error| error.to_string())?;
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        Ok(Self { verifier: verifier.build().map_err(|error| error.to_string())?, trusted })
+    }
+
+    /// The usual checks, and Go's: a certificate that is itself among the trusted ones may serve, also when
+    /// it is an authority's. `openssl req -x509` makes such, and many a webhook has one.
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        more: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.verifier.verify_server_cert(certificate, more, name, ocsp, now) {
+            // Its time was checked before this was noticed; the name is still to be checked.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(error)))
+                if error.0.to_string() == "CaUsedAsEndEntity" && self.trusted.contains(certificate) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            result => result,
+        }
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -319,18 +352,15 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(Trust { verifier, trusted }) = &self.trust else {
-            return Ok(ServerCertVerified::assertion());
-        };
-        match verifier.verify_server_cert(certificate, more, name, ocsp, now) {
-            // Its time was checked before this was noticed; the name is still to be checked.
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(error)))
-                if error.0.to_string() == "CaUsedAsEndEntity" && trusted.contains(certificate) =>
-            {
-                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-                Ok(ServerCertVerified::assertion())
+        match &self.trust {
+            Trust::Any => Ok(ServerCertVerified::assertion()),
+            Trust::Given(authorities) => authorities.verify(certificate, more, name, ocsp, now),
+            Trust::Cluster(pem) => {
+                let pem = pem.borrow().clone();
+                let authorities = Authorities::read(pem.as_bytes(), &self.provider)
+                    .map_err(|error| rustls::Error::General(format!("the cluster's authority: {error}")))?;
+                authorities.verify(certificate, more, name, ocsp, now)
             }
-            result => result,
         }
     }
 
@@ -374,6 +404,36 @@ mod tests {
         let tls = Some(("webhook.default.svc", Arc::new(config)));
         let answer = connect(&Tasks::new("test"), "127.0.0.1", port, tls).await.map(drop);
         assert_eq!(answer, Err(format!("dial tcp 127.0.0.1:{port}: i/o timeout")));
+    }
+
+    #[test]
+    fn without_a_bundle_the_clusters_authority_of_the_moment_counts() {
+        let dir = tempfile::tempdir().expect("folder");
+        let keys = |name: &str| {
+            let node = kedge_cluster::NodeIdentity {
+                name: name.into(),
+                addresses: Vec::new(),
+                service_addresses: Vec::new(),
+                cluster_domain: "cluster.local".into(),
+            };
+            let pki = kedge_cluster::Pki::open(&dir.path().join(name), &node).expect("keys");
+            let (certificate, _) = pki.pem(kedge_cluster::Leaf::Apiserver);
+            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate");
+            (pki.ca_pem(), certificate)
+        };
+        let ((old, certificate), (new, renewed)) = (keys("old"), keys("new"));
+        let authority = watch::Sender::new(old);
+        let verifier = Verifier {
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+            trust: Trust::Cluster(authority.subscribe()),
+        };
+        let name = ServerName::try_from("localhost").expect("a name");
+        let trusts = |certificate: &CertificateDer<'_>| {
+            verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now()).is_ok()
+        };
+        assert!(trusts(&certificate) && !trusts(&renewed));
+        authority.send_replace(new);
+        assert!(!trusts(&certificate) && trusts(&renewed));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::authz::{self, rbac::Attributes};
 use crate::connect;
 use crate::links;
+use crate::log_options;
 use crate::outbound;
 use crate::respond;
 use crate::stream::{self, Wanted, Way};
@@ -60,6 +61,9 @@ pub(crate) async fn run(context: &Arc<Context>, request: Request<Body>) -> Resul
         context.info.resource == "pods" && matches!(subresource, "exec" | "attach" | "portforward");
     if is_pod_stream {
         may_create(context)?;
+    }
+    if subresource == "log" {
+        log_options::check(&context.query, &context.info.name)?;
     }
     connect::admit(context).await?;
     let way = if is_pod_stream {

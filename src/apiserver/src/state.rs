@@ -75,6 +75,7 @@ pub(crate) struct State {
     pub(crate) policies: Derived<crate::admission::policy::Validating, 2>,
     pub(crate) mutating_policies: Derived<crate::admission::policy::Mutating, 2>,
     pub(crate) webhooks: Derived<crate::admission::webhook::Webhooks, 2>,
+    pub(crate) default_priority: Derived<Option<crate::admission::pod::PriorityClass>, 1>,
     pub(crate) openapi: crate::openapi::Documents,
     /// Says of a node's name whether that node was taken off the cluster.
     pub(crate) departed: std::sync::OnceLock<Departed>,

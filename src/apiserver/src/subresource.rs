@@ -8,13 +8,14 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use kedge_api::decode::Target as Kind;
 use kedge_api::field::FieldError;
+use kedge_api::managed;
 use kedge_api::object;
-use kedge_api::registry::ScalePaths;
+use kedge_api::registry::{Resource, ScalePaths};
 use kedge_api::status::Status;
 use serde_json::{Value, json};
 
 use crate::admission;
-use crate::respond;
+use crate::respond::{self, Form};
 use crate::token::{Bound, Claims, Kubernetes, now};
 use crate::verbs::options::WriteOptions;
 use crate::verbs::update::{Change, Edit, Target};
@@ -63,8 +64,7 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         target: Target::Scale,
     };
     let show = |bytes: &Bytes| -> Result<Response<Body>, Status> {
-        let shown = scale_of(context, &read::parse(bytes)?)?;
-        Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
+        present_scale(context, scale_of(context, &read::parse(bytes)?)?)
     };
     let value = match info.verb {
         "get" => {
@@ -79,6 +79,21 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     let paths = scale_paths(context);
     let options = WriteOptions::of(context)?;
     let kind = context.content_type().to_owned();
+    if kind == "application/apply-patch+yaml" {
+        let applied = applied_scale(context, body)?;
+        let manager = options.manager(&context.resource, "scale");
+        let mut edit = |old: &Value| {
+            let schema = &context.resource.schema;
+            let mut value = managed::apply(schema, Some(old), &applied, &manager, options.force)?;
+            // A number that nobody wants any more is none.
+            if object::get(&value, &paths.spec_replicas).is_null() {
+                object::set(&mut value, &paths.spec_replicas, 0);
+            }
+            Ok(Edit { value, managed: true })
+        };
+        let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
+        return show(&bytes);
+    }
     let mut edit = |old: &Value| {
         let wanted = match (&value, kind.as_str()) {
             (Some(scale), _) => scale.clone(),
@@ -114,6 +129,54 @@ async fn scale(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     };
     let (bytes, _) = change.run(&info.namespace, &info.name, &options, &mut edit).await?;
     show(&bytes)
+}
+
+/// What server-side apply of a Scale says of the object itself: its number of replicas (apimachinery
+/// `managedfields/scalehandler.go`).
+fn applied_scale(context: &Context, body: &Bytes) -> Result<Value, Status> {
+    if context.query.get("fieldManager").is_none() {
+        let missing = FieldError::required("fieldManager", "is required for apply patch");
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![missing]));
+    }
+    let (scale, _) = crate::yaml::parse(body)?;
+    if scale["apiVersion"] != "autoscaling/v1" || scale["kind"] != "Scale" {
+        return Err(Status::bad_request("a Scale of autoscaling/v1 is expected"));
+    }
+    let mut applied = json!({
+        "apiVersion": context.resource.api_version(), "kind": &*context.resource.kind,
+        "metadata": { "name": context.info.name, "namespace": context.info.namespace },
+    });
+    match &scale["spec"]["replicas"] {
+        Value::Null => {}
+        replicas if replicas.as_i64().is_some_and(|number| number >= 0) => {
+            object::set(&mut applied, &scale_paths(context).spec_replicas, replicas.clone());
+        }
+        replicas => {
+            let wrong =
+                FieldError::invalid("spec.replicas", replicas.clone(), "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", &context.info.name, vec![wrong]));
+        }
+    }
+    Ok(applied)
+}
+
+/// A Scale in the form that was asked for.
+fn present_scale(context: &Context, scale: Value) -> Result<Response<Body>, Status> {
+    let shown = match context.accepted.form {
+        Form::Object => scale,
+        Form::Metadata => kedge_api::table::partial_object_metadata(&scale),
+        Form::Table => {
+            let version = json!({ "resourceVersion": scale["metadata"]["resourceVersion"] });
+            let resource = Resource {
+                group: "autoscaling".into(),
+                kind: "Scale".into(),
+                custom: false,
+                ..Resource::clone(&context.resource)
+            };
+            read::table_of(context, &resource, std::iter::once(Ok(scale)), version)?
+        }
+    };
+    Ok(respond::object(StatusCode::OK, shown.to_string().into(), context.accepted))
 }
 
 /// Where the resource keeps what a Scale shows.
@@ -257,14 +320,15 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     }
     let options = WriteOptions::of(context)?;
     let state = &context.state;
+    let namespace = context.info.namespace.as_str();
     let (mut request, mut warnings) =
         crate::body::of_kind(context.content_type(), body, TOKEN_REQUEST, options.validation)?;
-    let find = |resource: &str, group: &str, name: &str| -> Result<Value, Status> {
-        let stored = state.cache.bucket(resource).get(&format!("{}/{name}", context.info.namespace));
+    let find = |resource: &str, group: &str, namespace: &str, name: &str| -> Result<Value, Status> {
+        let stored = state.cache.bucket(resource).get(&format!("{namespace}/{name}"));
         let missing = || Status::not_found(&kedge_api::status::GroupResource::new(group, resource), name);
         read::parse(&stored.ok_or_else(missing)?.bytes)
     };
-    let account = find("serviceaccounts", "", &context.info.name)?;
+    let account = find("serviceaccounts", "", namespace, &context.info.name)?;
     let invalid =
         |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
     request["kind"] = json!("TokenRequest");
@@ -316,7 +380,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         };
         let object = match reference["kind"].as_str() {
             Some("Pod") => {
-                let object = find("pods", "", name)?;
+                let object = find("pods", "", namespace, name)?;
                 if object["spec"]["serviceAccountName"] != context.info.name.as_str() {
                     return Err(Status::bad_request(format!(
                         "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
@@ -331,13 +395,19 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
                 object
             }
             Some("Secret") => {
-                let object = find("secrets", "", name)?;
+                let object = find("secrets", "", namespace, name)?;
                 secret = Some(bound(&object));
+                object
+            }
+            Some("Node") => {
+                let object = find("nodes", "", "", name)?;
+                node = Some(bound(&object));
                 object
             }
             other => {
                 return Err(Status::bad_request(format!(
-                    "cannot bind token to object of type {}",
+                    "cannot bind token for object of type {}, Kind={}",
+                    reference["apiVersion"].as_str().unwrap_or("/"),
                     other.unwrap_or_default()
                 )));
             }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use crate::Refusal;
+use crate::refusal::ending;
 
 /// Why keys or certificates could not be read, made or used.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +135,26 @@ pub enum Error {
     /// The API server refuses or does not sign a certificate.
     #[error("the certificate was not signed: {0}")]
     NotSigned(String),
+}
+
+impl Error {
+    /// What helps: the end of what this error's text says.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let begin = match self {
+            Self::Refused(refusal) => return refusal.remedy(),
+            Self::Damaged { remedy, .. } => remedy,
+            Self::JoinString(_) => "it must look like",
+            Self::NoSuchToken(_) => "kedge token list",
+            Self::WrongAuthority { .. } => return Some("run kedge add-node again and compare".to_owned()),
+            Self::ClockApart { .. } => "set the clock",
+            Self::AlreadyInCluster { .. } => "run kedge leave first",
+            Self::Holds(_) => "save what you need",
+            _ => return None,
+        };
+        ending(&self.to_string(), begin)
+            .map(|remedy| remedy.trim_end_matches(". Nothing was changed").to_owned())
+    }
 }
 
 fn bounds(not_before: &Option<Timestamp>, not_after: &Option<Timestamp>) -> String {

@@ -7,7 +7,7 @@ use crate::wire::{
     Admitted, AnnounceRequest, JoinRequest, LeaveRequest, NodeRecord, RemovedRecord, RenewRequest, Renewed,
     StandingRequest,
 };
-use crate::{HostPort, JoinString, NodeId, PeerIdentity, Requester, Signer, Token, TokenRecord};
+use crate::{HostPort, JoinString, NodeId, PeerIdentity, Signer, Token, TokenRecord};
 
 /// Join strings and their parts.
 pub fn join_string(data: &[u8]) {
@@ -59,14 +59,13 @@ pub fn certificate(data: &[u8]) {
         let text = base64::engine::general_purpose::STANDARD.encode(data);
         format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
     };
-    let (username, groups) = ("system:node:n".into(), vec!["system:nodes".into()]);
-    let requester = Requester { username, groups, names: ["n.example".to_owned()].into() };
     let usages = ["digital signature".to_owned(), "server auth".to_owned()];
     let texts = [pem("CERTIFICATE REQUEST"), pem("CERTIFICATE"), String::from_utf8_lossy(data).into_owned()];
     for text in &texts {
         for signer in ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"] {
-            if let Some(signer) = Signer::from_name(signer) {
-                let _ = signer.approves(text, &usages, &requester);
+            if let (Some(signer), Ok(request)) = (Signer::from_name(signer), crate::pki::parse_request(text))
+            {
+                let _ = signer.check(&request.params, &usages);
             }
         }
         let _ = crate::tls::roots(text);

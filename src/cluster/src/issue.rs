@@ -25,6 +25,9 @@ const DAY: u64 = 24 * 60 * 60;
 pub(crate) const CA_LIFE: u64 = 3650 * DAY;
 pub(crate) const LEAF_LIFE: u64 = 365 * DAY;
 
+/// The common name of what the API server shows to kubelets.
+pub(crate) const APISERVER_KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+
 /// What the certificates of one node have to name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeIdentity {
@@ -145,12 +148,9 @@ impl Profile {
             Leaf::Admin => {
                 ("kubernetes-admin".into(), Some("system:masters"), BTreeSet::new(), &[Usage::Client])
             }
-            Leaf::ApiserverKubeletClient => (
-                "kube-apiserver-kubelet-client".into(),
-                Some("system:masters"),
-                BTreeSet::new(),
-                &[Usage::Client],
-            ),
+            Leaf::ApiserverKubeletClient => {
+                (APISERVER_KUBELET_CLIENT.into(), Some("system:masters"), BTreeSet::new(), &[Usage::Client])
+            }
             Leaf::FrontProxyClient => ("front-proxy-client".into(), None, BTreeSet::new(), &[Usage::Client]),
         };
         Self { common_name, organization: organization.map(str::to_owned), names, usages }

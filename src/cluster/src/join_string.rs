@@ -151,7 +151,7 @@ mod tests {
     fn each_mistake_has_its_words() {
         let token = Token::generate().unwrap();
         for (text, hint) in [
-            (String::new(), "1 parts"),
+            (String::new(), "no slash"),
             (format!("192.0.2.1:25000/{token}"), "2 parts"),
             (format!("192.0.2.1/{token}/{HASH}"), "no \":PORT\""),
             (format!("192.0.2.1:0/{token}/{HASH}"), "not a port"),

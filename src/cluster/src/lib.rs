@@ -55,7 +55,7 @@ pub use registry::{
 };
 pub use renew::{Renewal, renew_by_request};
 pub use service::{ClusterFacts, Service};
-pub use sign::{Requester, Signer};
+pub use sign::Signer;
 pub use staging::Staging;
 pub use token::{DEFAULT_TTL, Token, TokenHash, TokenOptions, TokenRecord, UsedBy};
 pub use wire::{

@@ -142,6 +142,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What helps: the end of what this refusal's text says.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let begin = match self {
+            Self::UnknownToken | Self::TokenExpired { .. } | Self::TokenUsed { .. } => "run kedge add-node",
+            Self::TooManyAttempts { .. } => "try again in",
+            Self::ClocksApart { .. } => "set the clock",
+            Self::NameTaken { .. } => "choose another name",
+            Self::AddressTaken { .. } => "give this node another address",
+            Self::Removed { .. } | Self::NotAMember => "run kedge leave",
+            Self::Unavailable { .. } => "try again",
+            _ => return None,
+        };
+        ending(&self.to_string(), begin)
+    }
+
     /// Was it a wrong guess, to be counted against the source?
     pub(crate) fn is_guess(&self) -> bool {
         matches!(
@@ -178,6 +194,11 @@ impl Refusal {
     }
 }
 
+/// What stands behind the semicolon, when it begins like this.
+pub(crate) fn ending(text: &str, begin: &str) -> Option<String> {
+    text.rfind(&format!("; {begin}")).map(|at| text[at + 2..].to_owned())
+}
+
 fn list(roles: &[Role]) -> String {
     roles.iter().map(Role::to_string).collect::<Vec<_>>().join(" or ")
 }
@@ -204,5 +225,7 @@ mod tests {
         let shown = refusal.to_string();
         assert!(shown.contains("1799999000 s apart") && shown.contains("1970-01-01T00:16:40Z"), "{shown}");
         assert!(shown.contains("2027-01-15"), "{shown}");
+        let remedy = refusal.remedy().unwrap();
+        assert!(remedy.starts_with("set the clock") && shown.ends_with(&remedy), "{remedy}");
     }
 }

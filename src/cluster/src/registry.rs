@@ -290,16 +290,23 @@ impl Registry {
         id: NodeId,
         addresses: &[std::net::IpAddr],
     ) -> Result<(), Refusal> {
-        let nodes = self.nodes().await?;
-        let owner = nodes.iter().find(|node| {
-            let own = node.address.address().filter(|address| !address.is_loopback());
-            node.id != id && own.is_some_and(|address| addresses.contains(&address))
-        });
-        match owner {
-            Some(owner) => {
-                Err(Refusal::AddressTaken { address: owner.address.host.clone(), by: owner.name.clone() })
-            }
-            None => Ok(()),
+        not_taken(&self.nodes().await?, |node| node.id == id, addresses)
+    }
+
+    /// The same, and for its name, for who asks by the name of a Node object, which may be no node of the book (a
+    /// stock kubelet's). By this node's copy.
+    pub(crate) fn check_serving_names(
+        &self,
+        node: &str,
+        names: &[String],
+        addresses: &[std::net::IpAddr],
+    ) -> Result<(), Refusal> {
+        let nodes = self.records.local_list(NODES).into_iter();
+        let nodes: Vec<NodeRecord> =
+            nodes.filter_map(|(_, record)| serde_json::from_slice(&record.bytes).ok()).collect();
+        match nodes.iter().find(|other| other.name != node && names.contains(&other.name)) {
+            Some(other) => Err(Refusal::NameTaken { name: other.name.clone() }),
+            None => not_taken(&nodes, |other| other.name == node, addresses),
         }
     }
 
@@ -468,6 +475,21 @@ pub(crate) fn find<'a>(nodes: &'a [NodeRecord], which: &str) -> Result<&'a NodeR
         wanted: which.to_owned(),
         known: nodes.iter().map(|node| node.name.clone()).collect(),
     })
+}
+
+/// Every machine has the loopback addresses.
+fn not_taken(
+    nodes: &[NodeRecord],
+    asks: impl Fn(&NodeRecord) -> bool,
+    addresses: &[std::net::IpAddr],
+) -> Result<(), Refusal> {
+    for node in nodes.iter().filter(|node| !asks(node)) {
+        let mut own = node.addresses.iter().copied().chain(node.address.address());
+        if let Some(address) = own.find(|own| !own.is_loopback() && addresses.contains(own)) {
+            return Err(Refusal::AddressTaken { address: address.to_string(), by: node.name.clone() });
+        }
+    }
+    Ok(())
 }
 
 fn only_one(record: &NodeRecord) -> Refusal {

@@ -244,13 +244,16 @@ impl Service {
     }
 
     /// A certificate for an address is the right to be trusted there, so nobody gets one for what belongs to
-    /// Services or to another node.
+    /// Services, to the API server wherever it is, or to another node.
     async fn check_own(&self, id: NodeId, addresses: &[IpAddr]) -> Result<(), Refusal> {
         let config = self.facts.config();
-        let mut services = config.kubernetes_service.iter().chain(&config.cluster_dns);
-        if let Some(address) = services.find(|address| addresses.contains(address)) {
+        let api = self.pki.identity().service_addresses;
+        let mut shared = config.kubernetes_service.iter().chain(&config.cluster_dns).chain(&api);
+        if let Some(address) = shared.find(|address| addresses.contains(address)) {
             return Err(Refusal::Invalid {
-                message: format!("{address} is a Service's address in the cluster and cannot be a node's"),
+                message: format!(
+                    "{address} is the address of a Service or of the cluster's API server and cannot be a node's"
+                ),
             });
         }
         self.registry.check_addresses(id, addresses).await
@@ -300,17 +303,20 @@ fn check_facts(facts: &NodeFacts) -> Result<(), Refusal> {
             ),
         });
     }
-    // A certificate names its node, and these names are not nodes'.
-    let reserved = ["kubernetes", "localhost"].contains(&facts.name.as_str())
-        || facts.name.starts_with("kubernetes.default")
-        || [".svc", ".kedge.internal"].iter().any(|end| facts.name.ends_with(end))
-        || facts.name.contains(".svc.");
-    if reserved {
+    if is_nobodys_name(&facts.name) {
         return Err(Refusal::Invalid {
             message: format!("the node name {:?} is reserved; choose another one", facts.name),
         });
     }
     check_addresses(&facts.addresses)
+}
+
+/// A certificate names its node, and these names are not nodes'.
+pub(crate) fn is_nobodys_name(name: &str) -> bool {
+    ["kubernetes", "localhost"].contains(&name)
+        || name.starts_with("kubernetes.default")
+        || [".svc", ".kedge.internal"].iter().any(|end| name.ends_with(end))
+        || name.contains(".svc.")
 }
 
 fn check_addresses(addresses: &[IpAddr]) -> Result<(), Refusal> {

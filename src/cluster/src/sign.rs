@@ -1,16 +1,17 @@
-//! What the API's certificate signers accept and sign. The rules are those of the API documentation
-//! (certificates.k8s.io/v1) and of pkg/apis/certificates/helpers.go: they decide for a controller that
-//! approves and signs CertificateSigningRequest objects.
+//! What this cluster's authority signs for the API's certificate signers, whatever a controller or a person has
+//! approved: the forms of the API documentation (certificates.k8s.io/v1) and of pkg/apis/certificates/helpers.go, and
+//! names that are the requester's to have. Which requests are approved is decided in the controllers' crate.
 
-use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, DnValue, SanType};
 
 use crate::identity::is_reserved;
-use crate::issue::LEAF_LIFE;
+use crate::issue::{APISERVER_KUBELET_CLIENT, LEAF_LIFE};
 use crate::pki::parse_request;
-use crate::{Error, Pki, Usage};
+use crate::service::is_nobodys_name;
+use crate::{Error, Pki, Registry, Usage};
 
 /// No certificate is valid for a shorter time; the API's own limit for expirationSeconds.
 const SHORTEST: Duration = Duration::from_secs(600);
@@ -27,17 +28,6 @@ pub enum Signer {
     KubeApiserverClientKubelet,
     /// `kubernetes.io/kubelet-serving`: a kubelet's listener.
     KubeletServing,
-}
-
-/// Who made a CertificateSigningRequest object.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Requester {
-    /// `spec.username`.
-    pub username: String,
-    /// `spec.groups`.
-    pub groups: Vec<String>,
-    /// The names and addresses that the node is known to have: its Node object's addresses and its name.
-    pub names: BTreeSet<String>,
 }
 
 impl Signer {
@@ -60,34 +50,8 @@ impl Signer {
         }
     }
 
-    /// May a controller approve this request by itself? A node for itself, and only names it has.
-    ///
-    /// # Errors
-    /// Why not; a person may still approve it.
-    pub fn approves(self, csr_pem: &str, usages: &[String], requester: &Requester) -> Result<(), Error> {
-        let params = parse_request(csr_pem)?.params;
-        self.check(&params, usages)?;
-        let refuse = |reason: String| Err(Error::Request(reason));
-        if self == Self::KubeApiserverClient {
-            return refuse("requests for this signer are approved by a person".into());
-        }
-        let (common_name, _) = subject(&params)?;
-        if common_name != requester.username || !requester.groups.iter().any(|group| group == NODES) {
-            return refuse(format!("{:?} asks in the name of {common_name:?}", requester.username));
-        }
-        let own = |name: &String| {
-            requester.names.contains(name)
-                || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-                || name == "localhost"
-        };
-        match names(&params)?.into_iter().find(|name| !own(name)) {
-            Some(name) => refuse(format!("the node is not known to have the name or address {name:?}")),
-            None => Ok(()),
-        }
-    }
-
     /// Does the request have the form that the signer demands?
-    fn check(self, params: &CertificateParams, usages: &[String]) -> Result<(), Error> {
+    pub(crate) fn check(self, params: &CertificateParams, usages: &[String]) -> Result<(), Error> {
         let refuse = |reason: &str| Err(Error::Request(reason.to_owned()));
         let (common_name, organizations) = subject(params)?;
         if is_reserved(&common_name) || organizations.iter().any(|name| is_reserved(name)) {
@@ -110,6 +74,10 @@ impl Signer {
         if self == Self::KubeApiserverClient {
             if organizations.iter().any(|name| name == MASTERS) {
                 return refuse("use of system:masters is not allowed with this signer");
+            }
+            // Kubelets of older versions trust the name alone.
+            if common_name == APISERVER_KUBELET_CLIENT {
+                return refuse("this name is the API server's own towards kubelets");
             }
             return Ok(());
         }
@@ -157,6 +125,34 @@ impl Pki {
         let certificate = self.sign_csr(csr_pem, &[usage], ttl)?;
         Ok(if usage == Usage::Server { certificate + &self.cross()? } else { certificate })
     }
+
+    /// Are the names in a request for a kubelet's listener nobody else's? Which addresses and names a node has, it
+    /// writes into its Node object itself; a certificate for them is the right to be trusted there.
+    ///
+    /// # Errors
+    /// [`Error::Request`] names the one that belongs to the API server or to another node of the book.
+    pub fn check_serving_names(&self, csr_pem: &str, registry: &Registry) -> Result<(), Error> {
+        let params = parse_request(csr_pem)?.params;
+        let (common_name, _) = subject(&params)?;
+        let (mut names, mut addresses) = (Vec::new(), Vec::<IpAddr>::new());
+        for name in &params.subject_alt_names {
+            match name {
+                SanType::DnsName(name) => names.push(name.as_str().to_ascii_lowercase()),
+                SanType::IpAddress(address) => addresses.push(*address),
+                _ => {}
+            }
+        }
+        let api = self.identity().service_addresses;
+        let name = names.iter().find(|name| name.as_str() != "localhost" && is_nobodys_name(name));
+        let address = addresses.iter().find(|address| api.contains(address)).map(IpAddr::to_string);
+        if let Some(taken) = name.or(address.as_ref()) {
+            return Err(Error::Request(format!("{taken:?} belongs to the API server or a Service")));
+        }
+        let node = common_name.strip_prefix(NODE).unwrap_or_default();
+        registry
+            .check_serving_names(node, &names, &addresses)
+            .map_err(|refusal| Error::Request(refusal.to_string()))
+    }
 }
 
 /// Common name and organizations of a request.
@@ -182,15 +178,6 @@ fn text(value: &DnValue) -> Result<String, Error> {
             return Err(Error::Request("the subject is in a character set that is not used any more".into()));
         }
     })
-}
-
-fn names(params: &CertificateParams) -> Result<Vec<String>, Error> {
-    let name = |name: &SanType| match name {
-        SanType::DnsName(name) => Ok(name.as_str().to_owned()),
-        SanType::IpAddress(address) => Ok(address.to_string()),
-        _ => Err(Error::Request("only DNS and IP subjectAltNames are allowed".into())),
-    };
-    params.subject_alt_names.iter().map(name).collect()
 }
 
 #[cfg(test)]
@@ -221,7 +208,7 @@ mod tests {
         let server = ["server auth", "digital signature", "key encipherment"];
         let (user, kubelet, serving) =
             (Signer::KubeApiserverClient, Signer::KubeApiserverClientKubelet, Signer::KubeletServing);
-        let cases: [(Signer, String, &[&str], Option<&str>); 13] = [
+        let cases: [(Signer, String, &[&str], Option<&str>); 14] = [
             (kubelet, csr("system:node:n2", "system:nodes", &[]), &client, None),
             (kubelet, csr("system:node:n2", "system:nodes", &["n2"]), &client, Some("not allowed")),
             (kubelet, csr("n2", "system:nodes", &[]), &client, Some("begin with system:node:")),
@@ -233,6 +220,7 @@ mod tests {
             (user, csr("jane", "dev", &[]), &["client auth"], None),
             (user, csr("jane", "system:masters", &[]), &["client auth"], Some("system:masters")),
             (user, csr("jane", "dev", &[]), &["client auth", "server auth"], Some("usages did not match")),
+            (user, csr(APISERVER_KUBELET_CLIENT, "dev", &[]), &["client auth"], Some("towards kubelets")),
             (user, csr("kedge:node:n2", "dev", &[]), &["client auth"], Some("joining only")),
             (user, csr("jane", "kedge:control-plane", &[]), &["client auth"], Some("joining only")),
         ];
@@ -247,21 +235,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_node_is_approved_for_itself_only() {
-        let requester = Requester {
-            username: "system:node:n2".into(),
-            groups: vec![NODES.into()],
-            names: BTreeSet::from(["n2".into(), "192.0.2.2".into()]),
+    #[tokio::test]
+    async fn nobody_serves_in_anothers_name() {
+        use crate::registry::memory::Memory;
+        use crate::{NodeFacts, NodeId, Role};
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeIdentity {
+            name: "n1".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            service_addresses: vec!["10.96.0.1".parse().unwrap(), "192.0.2.100".parse().unwrap()],
+            cluster_domain: "cluster.local".into(),
         };
-        let usages = ["server auth".to_owned(), "digital signature".to_owned()];
-        let approves = |common_name: &str, names: &[&str], requester: &Requester| {
-            Signer::KubeletServing.approves(&csr(common_name, NODES, names), &usages, requester).is_ok()
-        };
-        assert!(approves("system:node:n2", &["n2", "192.0.2.2", "127.0.0.1", "localhost"], &requester));
-        assert!(!approves("system:node:n2", &["192.0.2.3"], &requester));
-        assert!(!approves("system:node:n3", &["n2"], &requester));
-        let stranger = Requester { groups: Vec::new(), ..requester };
-        assert!(!approves("system:node:n2", &["n2"], &stranger));
+        let pki = Pki::open(dir.path(), &node).unwrap();
+        let registry = Registry::new(std::sync::Arc::new(Memory::default()), pki.clock().clone());
+        for (number, addresses) in [(1, ["192.0.2.1", "2001:db8::1"]), (2, ["192.0.2.2", "2001:db8::2"])] {
+            let facts = NodeFacts {
+                name: format!("n{number}"),
+                role: Role::ControlPlane,
+                address: format!("192.0.2.{number}:25000").parse().unwrap(),
+                addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
+                failure_domain: None,
+            };
+            registry.enroll(NodeId::new(number), &facts).await.unwrap();
+        }
+        for (names, fits) in [
+            (&["n2", "192.0.2.2", "2001:db8::2", "localhost", "127.0.0.1"][..], true),
+            // A node that is in no book, or one more address of its own.
+            (&["198.51.100.9"], true),
+            (&["192.0.2.1"], false),
+            (&["2001:db8::1"], false),
+            (&["192.0.2.100"], false),
+            (&["10.96.0.1"], false),
+            (&["N1"], false),
+            (&["kubernetes.default.svc"], false),
+            (&["web.shop.svc.cluster.local"], false),
+        ] {
+            let asked = pki.check_serving_names(&csr("system:node:n2", NODES, names), &registry);
+            assert_eq!(asked.is_ok(), fits, "{names:?}: {asked:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Deletes pods that nobody else will (upstream pkg/controller/podgc): on nodes that are gone, being
 //! deleted without ever having been scheduled, on nodes that are out of service, and too many finished ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +56,12 @@ pub(crate) fn start(ctx: &Context) {
     });
     let this = collector.clone();
     ctx.on_change(&collector.pods, move |change| {
-        let Some(pod) = &change.new else { return };
+        let Some(pod) = &change.new else {
+            if let Some(pod) = &change.old {
+                forget_unnamed(&mut this.missing.lock(), pods::node_name(pod), || this.pods.list());
+            }
+            return;
+        };
         let finished = pods::is_finished(pod);
         if finished && !change.old.as_ref().is_some_and(|old| pods::is_finished(old)) {
             this.queue.add(Item::Finished);
@@ -183,6 +188,16 @@ impl Collector {
     }
 }
 
+/// A pod that named this node is gone: nodes that no pod names any more need no quarantine, and anybody may name any.
+fn forget_unnamed(missing: &mut HashMap<String, Instant>, node: &str, pods: impl FnOnce() -> Vec<Arc<Pod>>) {
+    if !missing.contains_key(node) {
+        return;
+    }
+    let left = pods();
+    let named: HashSet<&str> = left.iter().map(|pod| pods::node_name(pod)).collect();
+    missing.retain(|name, _| named.contains(name.as_str()));
+}
+
 fn oldest_above(mut pods: Vec<Arc<Pod>>, threshold: usize) -> Vec<Arc<Pod>> {
     let excess = pods.len().saturating_sub(threshold);
     pods.order_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
@@ -195,6 +210,18 @@ mod tests {
     use super::*;
     use crate::pods::tests::{at, pod};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    #[test]
+    fn nodes_that_no_pod_names_are_forgotten() {
+        let left = [Arc::new(pod("a", "kept", "Running", None))];
+        let now = Instant::now();
+        let mut missing: HashMap<String, Instant> =
+            ["gone", "gone-before", "kept"].map(|name| (name.to_owned(), now)).into();
+        forget_unnamed(&mut missing, "there", || panic!("nobody waits for this node"));
+        assert_eq!(missing.len(), 3);
+        forget_unnamed(&mut missing, "gone", || left.to_vec());
+        assert_eq!(missing.into_keys().collect::<Vec<_>>(), ["kept"]);
+    }
 
     #[test]
     fn the_oldest_finished_pods_go() {

@@ -83,7 +83,10 @@ pub(crate) fn remedy(error: &anyhow::Error) -> Option<String> {
         let from_kube = cause.downcast_ref::<kube::Error>();
         let boxed = cause.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
         let of_kube = from_kube.or(boxed).and_then(of_no_answer);
-        of_kube.or_else(|| cause.downcast_ref::<kedge_addons::Error>().and_then(kedge_addons::Error::remedy))
+        of_kube
+            .or_else(|| cause.downcast_ref().and_then(kedge_addons::Error::remedy))
+            .or_else(|| cause.downcast_ref().and_then(kedge_cluster::Error::remedy))
+            .or_else(|| cause.downcast_ref().and_then(kedge_cluster::Refusal::remedy))
     })
 }
 
@@ -134,6 +137,10 @@ mod tests {
         let needs = anyhow::Error::new(needs).context("enable a");
         assert_eq!(remedy(&needs).as_deref(), Some("run: kedge enable b a"));
         assert!(text(&needs).ends_with("; run: kedge enable b a"));
+        let held = anyhow::Error::new(kedge_cluster::Error::Holds(vec!["Pod a".into()])).context("join");
+        assert_eq!(remedy(&held).as_deref(), Some("save what you need and repeat with --force"));
+        let refusal = kedge_cluster::Error::from(kedge_cluster::Refusal::NotAMember);
+        assert_eq!(remedy(&refusal.into()).as_deref(), Some("run kedge leave and join again"));
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         for (cause, words) in [(refused, "kedge start"), (std::io::Error::other("cut"), "kedge status")] {
             let silent = anyhow::Error::new(kube::Error::Service(Box::new(cause)));

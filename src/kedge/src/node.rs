@@ -358,7 +358,8 @@ async fn lead(
     });
     let mut controllers = kedge_controllers::Config::new(pki.follow_ca_pem(), config.pod_cidrs.clone());
     controllers.virtual_addresses.clone_from(&config.virtual_addresses);
-    controllers.signer = Some(Arc::new(ClusterSigner(pki.clone())));
+    let registry = control_plane.registry.clone();
+    controllers.signer = Some(Arc::new(ClusterSigner { pki: pki.clone(), registry }));
     let leading = Leading {
         config: config.clone(),
         server: control_plane.server.clone(),

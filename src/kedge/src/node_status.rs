@@ -29,8 +29,6 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What helps a node that was removed.
 const LEAVE: &str = "run kedge leave to make this a single node, then join again";
-/// The warning that nothing can be written.
-const DATASTORE: &str = "datastore";
 
 /// Clones share the board.
 #[derive(Clone)]
@@ -126,7 +124,7 @@ impl Board {
             // Names and sizes only: no file is read.
             let snapshots = crate::snapshot::list(&self.0.snapshots).unwrap_or_default();
             status.datastore.last_snapshot = snapshots.into_iter().next();
-            status.warnings = warnings(store, &status.datastore);
+            status.warnings = warnings(store);
             if status.datastore.removed
                 && let Some(part) =
                     status.components.iter_mut().find(|part| part.name == "kubelet" && !part.ready)
@@ -136,11 +134,12 @@ impl Board {
         }
         if status.was_removed() {
             // Nothing else helps, least of all to recover a cluster that lives on without this node.
-            status.warnings.retain(|warning| warning.name != DATASTORE);
             status.problems.clear();
             for part in status.components.iter_mut().filter(|part| !part.ready) {
                 part.remedy = part.last_error.is_some().then(|| LEAVE.to_owned());
             }
+        } else if self.0.store.get().is_some() && !status.datastore.has_leader {
+            without_leader(&mut status);
         }
         status
     }
@@ -318,8 +317,25 @@ impl Board {
     }
 }
 
+/// The API server reads on alone, which is not what it is for.
+fn without_leader(status: &mut Status) {
+    if status.state == State::Ready {
+        status.state = State::Degraded;
+    }
+    let Some(part) = status.components.iter_mut().find(|part| part.name == "apiserver") else { return };
+    part.ready = false;
+    part.last_error.get_or_insert_with(|| {
+        "there is no leader: what is stored can be read, nothing can be written".to_owned()
+    });
+    part.remedy.get_or_insert_with(|| {
+        "a majority of the voters must run and reach each other: see kedge status on them; when they are lost for \
+         good: kedge recover"
+            .to_owned()
+    });
+}
+
 /// What works, but will bite.
-fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
+fn warnings(store: &Store) -> Vec<Warning> {
     let warning = |name: &str, message: String, remedy: &str| Warning {
         name: name.to_owned(),
         message,
@@ -355,14 +371,6 @@ fn warnings(store: &Store, datastore: &Datastore) -> Vec<Warning> {
             format!("a write takes {} ms until it is on the disk, and every change waits for it", took.as_millis()),
             "put the data folder on a better disk (--data-dir; an SSD in place of an SD card), and end what else \
              writes to this one",
-        ));
-    }
-    if !datastore.has_leader {
-        warnings.push(warning(
-            DATASTORE,
-            "there is no leader: what is stored can be read, nothing can be written".to_owned(),
-            "a majority of the voters must run and reach each other: see kedge status on them; when they are lost \
-             for good: kedge recover",
         ));
     }
     warnings

@@ -53,10 +53,14 @@ pub(crate) fn check(config: &Config, moment: Moment) -> Vec<Problem> {
     problems
 }
 
-/// The settings with which a node does not start.
-pub(crate) fn check_settings(config: &Config) -> Vec<Problem> {
+/// Refuses settings with which a node does not start.
+///
+/// # Errors
+/// What they name and this machine does not have.
+pub(crate) fn check_settings(config: &Config) -> anyhow::Result<()> {
     let problem = |Found(_, what, remedy): Found| Problem::new(what, remedy.unwrap_or_default());
-    inspect::settings::refused(config).into_iter().map(problem).collect()
+    let problems: Vec<Problem> = inspect::settings::refused(config).into_iter().map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(refusal(&problems).into()) }
 }
 
 /// The problems as lines of an error.

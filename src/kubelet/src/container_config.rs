@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use crate::core::Core;
+use crate::core::{Core, Shared};
 use crate::env;
 use crate::runtime::keys;
 use crate::{Error, hosts, pod, resources, sandbox_config, volumes};
@@ -30,10 +30,10 @@ const MASKED: [&str; 11] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What is known when a container is about to be made.
-pub(crate) struct Making<'a> {
-    pub(crate) core: &'a Core,
-    pub(crate) pod: &'a Pod,
-    pub(crate) container: &'a Container,
+pub(crate) struct Making {
+    pub(crate) core: Shared,
+    pub(crate) pod: Pod,
+    pub(crate) container: Container,
     pub(crate) restart_count: u32,
     /// The image id that the container runs.
     pub(crate) image: String,
@@ -45,14 +45,20 @@ pub(crate) struct Making<'a> {
 }
 
 /// The configuration, after the files that it mounts were made.
-pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Error> {
-    let Making { core, pod: target, container, .. } = making;
+pub(crate) async fn make(making: Making) -> Result<cri::ContainerConfig, Error> {
+    let Making { core, pod: target, container, .. } = &making;
     let facts = core.facts(making.pod_ips.clone());
     let links = target.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
     let services = env::of_services(&core.services.list(), pod::namespace(target), links);
     let variables = env::make(target, container, services, &core.objects, &facts).await?;
+    // A volume may lie on a file system that hangs.
+    volumes::blocking(move || with_files(&making, &variables)).await
+}
+
+fn with_files(making: &Making, variables: &[(String, String)]) -> Result<cri::ContainerConfig, Error> {
+    let Making { core, pod: target, container, .. } = making;
     let uid = pod::uid(target);
-    let mut mounts = volume_mounts(making, &variables)?;
+    let mut mounts = volume_mounts(making, variables)?;
     hosts_file(making, &mut mounts)?;
     let message_path = container.termination_message_path.clone().unwrap_or(DEFAULT_MESSAGE_PATH.to_owned());
     if !message_path.is_empty() {
@@ -89,8 +95,8 @@ pub(crate) async fn make(making: &Making<'_>) -> Result<cri::ContainerConfig, Er
             user_specified_image: container.image.clone().unwrap_or_default(),
             ..Default::default()
         }),
-        command: env::expand_all(container.command.as_ref(), &variables),
-        args: env::expand_all(container.args.as_ref(), &variables),
+        command: env::expand_all(container.command.as_ref(), variables),
+        args: env::expand_all(container.args.as_ref(), variables),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: variables
             .iter()
@@ -130,12 +136,12 @@ pub(crate) fn linux_resources(
     }
 }
 
-fn security_context(making: &Making<'_>) -> cri::LinuxContainerSecurityContext {
-    let of_pod = pod::spec(making.pod).security_context.unwrap_or_default();
+fn security_context(making: &Making) -> cri::LinuxContainerSecurityContext {
+    let of_pod = pod::spec(&making.pod).security_context.unwrap_or_default();
     let own: SecurityContext = making.container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.clone().unwrap_or_default();
-    let mut namespaces = sandbox_config::namespaces(making.pod);
+    let mut namespaces = sandbox_config::namespaces(&making.pod);
     if let Some(target) = &making.target_id {
         namespaces.pid = cri::NamespaceMode::Target as i32;
         namespaces.target_id.clone_from(target);
@@ -194,9 +200,9 @@ fn security_context(making: &Making<'_>) -> cri::LinuxContainerSecurityContext {
     }
 }
 
-fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<Vec<cri::Mount>, Error> {
+fn volume_mounts(making: &Making, variables: &[(String, String)]) -> Result<Vec<cri::Mount>, Error> {
     let mut mounts = Vec::new();
-    let sub_paths = making.core.config.pod_dir(&pod::uid(making.pod)).join("volume-subpaths");
+    let sub_paths = making.core.config.pod_dir(&pod::uid(&making.pod)).join("volume-subpaths");
     for (index, mount) in making.container.volume_mounts.iter().flatten().enumerate() {
         let volume = making.volumes.get(&mount.name).ok_or_else(|| {
             Error::config(format!(
@@ -233,7 +239,7 @@ fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<
             format!("/{}", mount.mount_path)
         };
         let read_only =
-            mount.read_only.unwrap_or(false) || volumes::always_read_only(making.pod, &mount.name);
+            mount.read_only.unwrap_or(false) || volumes::always_read_only(&making.pod, &mount.name);
         mounts.push(cri::Mount {
             container_path,
             host_path: host_path.to_string_lossy().into_owned(),
@@ -246,12 +252,12 @@ fn volume_mounts(making: &Making<'_>, variables: &[(String, String)]) -> Result<
 }
 
 /// Kubelet's own `/etc/hosts`, unless the container mounts one itself.
-fn hosts_file(making: &Making<'_>, mounts: &mut Vec<cri::Mount>) -> Result<(), Error> {
+fn hosts_file(making: &Making, mounts: &mut Vec<cri::Mount>) -> Result<(), Error> {
     let path = "/etc/hosts";
     if mounts.iter().any(|mount| mount.container_path == path) {
         return Ok(());
     }
-    let target = making.pod;
+    let target = &making.pod;
     let text = if pod::host_network(target) {
         let host = std::fs::read_to_string(path).unwrap_or_default();
         hosts::host_network(&host, target)

@@ -78,6 +78,14 @@ impl Error {
             Self::NetworkNotReady(_) => self.to_string(),
         }
     }
+
+    /// The same without a code of the runtime: what upstream says of a container that does not start.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Self::Runtime(status) => status.message().to_owned(),
+            other => other.text(),
+        }
+    }
 }
 
 impl From<tonic::Status> for Error {
@@ -137,6 +145,9 @@ mod tests {
         }
         assert!(Error::from(Status::new(Code::DeadlineExceeded, "timeout 1s exceeded")).is_timeout());
         assert!(!Error::from(Status::unknown("the program timed out")).is_timeout());
+        let error = Error::from(Status::unknown("no such file"));
+        assert_eq!(error.text(), "rpc error: code = Unknown desc = no such file");
+        assert_eq!(error.message(), "no such file");
         let error = Error::NetworkNotReady("no plugin".into());
         assert_eq!(error.text(), "network is not ready: container runtime network not ready: no plugin");
     }

@@ -18,7 +18,7 @@ use crate::runtime::RuntimePod;
 use crate::worker::{Memory, Restart, Verdict};
 use crate::{
     Error, actions, admission, allocation, lifecycle, objects, pod, pod_logs, resize, resize_action,
-    sandbox_config, status, terminate, volumes,
+    sandbox_config, status, terminate, termination_message, volumes,
 };
 
 const FIRST_RESTART: Duration = Duration::from_secs(10);
@@ -75,11 +75,11 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
         core.normal(target, None, "DeadlineExceeded", verdict.message.clone());
         return Ok(Outcome::End(Some(verdict)));
     }
-    if let Some(end) = report(core, target, &real, memory) {
+    if let Some(end) = report(core, target, &real, memory).await {
         return Ok(end);
     }
     if let Err(error) = prepare(core, target, &real).await {
-        report(core, target, &real, memory);
+        report(core, target, &real, memory).await;
         return Err(error);
     }
     let paths = match volumes::set_up(core, target, &core.config.sorted(real.ips())).await {
@@ -135,7 +135,7 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
     if plan.create_sandbox {
         create_sandbox(core, target, plan.attempt).await?;
         real = core.runtime.pod(&uid).await?;
-        report(core, target, &real, memory);
+        report(core, target, &real, memory).await;
     }
     if let Some(sandbox) = real.ready_sandbox().cloned() {
         let config = sandbox_config::make(core, target, sandbox.attempt);
@@ -158,7 +158,7 @@ pub(crate) async fn sync(core: &Shared, desired: &Arc<Pod>, memory: &mut Memory)
     core.probes.track(core, target, &real);
     resize::settle(core, target, &real);
     allocation::save(core, &uid).await?;
-    if let Some(end) = report(core, target, &real, memory) {
+    if let Some(end) = report(core, target, &real, memory).await {
         return Ok(end);
     }
     let settling = pod::containers(target)
@@ -191,8 +191,9 @@ fn own_all(core: &Shared, uid: &str, real: &RuntimePod) {
 }
 
 /// Tells the status; `Some` when it says that the pod is over.
-fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &mut Memory) -> Option<Outcome> {
-    let mut made = status::generate(core, target, real, memory, false, None);
+async fn report(core: &Shared, target: &Pod, real: &RuntimePod, memory: &mut Memory) -> Option<Outcome> {
+    let messages = termination_message::read(core, target, real).await;
+    let mut made = status::generate(core, target, real, &messages, memory, false, None);
     let over =
         pod::is_terminal_phase(made.phase.as_deref().unwrap_or("")) || status::work_is_done(target, real);
     if over && real.is_active() {
@@ -405,9 +406,9 @@ impl Launch<'_> {
         let target_id = pod::target_of(target, &container.name)
             .and_then(|wanted| real.latest(&wanted).filter(|c| c.is_running()).map(|c| c.id.clone()));
         let making = Making {
-            core,
-            pod: target,
-            container,
+            core: core.clone(),
+            pod: target.clone(),
+            container: container.clone(),
             restart_count,
             image: image.id.clone(),
             pod_ips: if pod::host_network(target) {
@@ -418,7 +419,7 @@ impl Launch<'_> {
             volumes: paths.clone(),
             target_id,
         };
-        let made = container_config::make(&making).await.map_err(|error| match error {
+        let made = container_config::make(making).await.map_err(|error| match error {
             Error::Container { .. } => error,
             other => Error::config(other.text()),
         })?;
@@ -427,11 +428,11 @@ impl Launch<'_> {
         let whole = starting.lock().await;
         let created = core.runtime.create_container(sandbox, made, config.clone()).await;
         let id = created
-            .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.text() })?;
+            .map_err(|error| Error::Container { reason: "CreateContainerError", message: error.message() })?;
         core.own(&id, &pod::uid(target));
         core.normal(target, name, "Created", "Container created");
         if let Err(error) = core.runtime.start_container(&id).await {
-            return Err(Error::Container { reason: "RunContainerError", message: error.text() });
+            return Err(Error::Container { reason: "RunContainerError", message: error.message() });
         }
         drop(whole);
         core.allocations.actuate(
@@ -513,7 +514,7 @@ fn probe_grace(target: &Pod, name: &str, message: &str) -> i64 {
     });
     probe
         .and_then(|probe| probe.termination_grace_period_seconds)
-        .unwrap_or_else(|| pod::grace_period(target))
+        .map_or_else(|| pod::grace_period(target), |grace| grace.min(pod::LONGEST_GRACE))
 }
 
 /// Keeps the newest dead container of each name, for `logs --previous`; and the newest sandbox.

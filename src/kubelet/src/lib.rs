@@ -49,6 +49,7 @@ mod server;
 mod status;
 mod status_manager;
 mod terminate;
+mod termination_message;
 mod volumes;
 mod worker;
 

@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// The default of `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
+/// 68 years. The API has no upper limit; clocks and the runtime's protocol cannot count further than some more.
+pub(crate) const LONGEST_GRACE: i64 = i32::MAX as i64;
 
 pub(crate) fn uid(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap_or_default()
@@ -148,7 +150,7 @@ pub(crate) fn grace_period(pod: &Pod) -> i64 {
     grace
         .or_else(|| pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds))
         .unwrap_or(DEFAULT_GRACE)
-        .max(0)
+        .clamp(0, LONGEST_GRACE)
 }
 
 /// Upstream's `SystemCriticalPriority`.
@@ -218,6 +220,8 @@ mod tests {
         assert_eq!(grace_period(&pod), 5, "not deleted yet");
         pod.metadata.deletion_timestamp = Some(now());
         assert_eq!(grace_period(&pod), 1);
+        pod.metadata.deletion_grace_period_seconds = Some(9_000_000_000_000);
+        assert_eq!(grace_period(&pod), LONGEST_GRACE);
     }
 
     #[test]

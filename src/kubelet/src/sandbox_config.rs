@@ -132,9 +132,7 @@ pub(crate) fn namespaces(target: &Pod) -> cri::NamespaceOption {
 fn security_context(target: &Pod) -> cri::LinuxSandboxSecurityContext {
     let spec = pod::spec(target);
     let own = spec.security_context.unwrap_or_default();
-    let privileged = pod::containers(target).iter().chain(pod::init_containers(target)).any(|container| {
-        container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false)
-    });
+    let privileged = has_privileged_container(target);
     let mut groups = own.supplemental_groups.clone().unwrap_or_default();
     groups.extend(own.fs_group);
     cri::LinuxSandboxSecurityContext {
@@ -152,6 +150,14 @@ fn security_context(target: &Pod) -> cri::LinuxSandboxSecurityContext {
     }
 }
 
+/// Ephemeral containers too: the runtime compares a container with what its sandbox is said to be then.
+fn has_privileged_container(target: &Pod) -> bool {
+    let ephemeral = pod::ephemeral_containers(target);
+    pod::containers(target).iter().chain(pod::init_containers(target)).chain(&ephemeral).any(|container| {
+        container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false)
+    })
+}
+
 /// No profile means unconfined, as upstream without `--seccomp-default`.
 pub(crate) fn seccomp(profile: Option<&SeccompProfile>) -> cri::SecurityProfile {
     use cri::security_profile::ProfileType;
@@ -165,4 +171,23 @@ pub(crate) fn seccomp(profile: Option<&SeccompProfile>) -> cri::SecurityProfile 
         _ => String::new(),
     };
     cri::SecurityProfile { profile_type: kind as i32, localhost_ref }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_privileged_debug_container_makes_the_sandbox_privileged() {
+        let pod = |ephemeral: serde_json::Value| {
+            serde_json::from_value::<Pod>(json!({ "spec": {
+                "containers": [{ "name": "a" }], "ephemeralContainers": ephemeral,
+            } }))
+            .expect("a pod")
+        };
+        assert!(!has_privileged_container(&pod(json!([{ "name": "b" }]))));
+        let privileged = json!([{ "name": "b", "securityContext": { "privileged": true } }]);
+        assert!(has_privileged_container(&pod(privileged)));
+    }
 }

@@ -10,14 +10,10 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::core::Core;
-use crate::runtime::{Running, RuntimePod, keys};
+use crate::runtime::{Running, RuntimePod};
+use crate::termination_message::Messages;
 use crate::worker::{Memory, Verdict};
-use crate::{actions, allocation, logs, pod, resources};
-
-/// The longest termination message of a container.
-const MESSAGE_LIMIT: usize = 4096;
-const LOG_MESSAGE_LINES: usize = 80;
-const LOG_MESSAGE_LIMIT: usize = 2048;
+use crate::{actions, allocation, pod, resources};
 
 /// The conditions that the kubelet owns; all others stay as they are.
 pub(crate) const OWNED: [&str; 8] = [
@@ -39,6 +35,7 @@ pub(crate) fn generate(
     core: &Core,
     target: &Pod,
     real: &RuntimePod,
+    messages: &Messages,
     memory: &Memory,
     ended: bool,
     verdict: Option<&Verdict>,
@@ -56,7 +53,9 @@ pub(crate) fn generate(
     status.pod_ip = ips.first().cloned();
     status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
     let make = |list: &[Container], old: Option<&Vec<ContainerStatus>>, init: bool| -> Vec<ContainerStatus> {
-        list.iter().map(|c| container_status(core, target, c, real, memory, old, init, ended)).collect()
+        list.iter()
+            .map(|c| container_status(core, target, c, real, messages, memory, old, init, ended))
+            .collect()
     };
     let init = pod::init_containers(target);
     if !init.is_empty() {
@@ -131,6 +130,7 @@ fn container_status(
     target: &Pod,
     container: &Container,
     real: &RuntimePod,
+    messages: &Messages,
     memory: &Memory,
     old: Option<&Vec<ContainerStatus>>,
     init: bool,
@@ -211,9 +211,9 @@ fn container_status(
                     status.image.clone_from(&image.image);
                 }
             }
-            status.state = Some(state_of(core, target, container, current));
+            status.state = Some(state_of(container, current, messages));
             if let Some(last) = all.get(1).filter(|last| last.is_exited()) {
-                status.last_state = Some(state_of(core, target, container, last));
+                status.last_state = Some(state_of(container, last, messages));
             } else {
                 status.last_state = old.and_then(|old| old.last_state.clone());
             }
@@ -273,7 +273,7 @@ pub(crate) fn settles_in(container: &Container, current: &Running) -> Option<Dur
     SETTLED.checked_sub(age).filter(|left| !left.is_zero())
 }
 
-fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running) -> ContainerState {
+fn state_of(container: &Container, current: &Running, messages: &Messages) -> ContainerState {
     let status = &current.status;
     match current.state {
         cri::ContainerState::ContainerRunning if settles_in(container, current).is_none() => ContainerState {
@@ -281,7 +281,6 @@ fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running)
             ..ContainerState::default()
         },
         cri::ContainerState::ContainerExited => {
-            let message = message_of(core, target, container, current);
             let reason = match status.reason.as_str() {
                 "" if status.exit_code == 0 => "Completed",
                 "" => "Error",
@@ -292,7 +291,7 @@ fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running)
                     container_id: Some(format!("containerd://{}", current.id)),
                     exit_code: status.exit_code,
                     reason: Some(reason.to_owned()),
-                    message: Some(message).filter(|text| !text.is_empty()),
+                    message: messages.get(&current.id).cloned().filter(|text| !text.is_empty()),
                     started_at: pod::time_from_nanos(status.started_at),
                     finished_at: pod::time_from_nanos(status.finished_at),
                     signal: None,
@@ -305,25 +304,6 @@ fn state_of(core: &Core, target: &Pod, container: &Container, current: &Running)
             ..ContainerState::default()
         },
     }
-}
-
-/// What the container wrote for its successor: its termination message, or the end of its log.
-fn message_of(core: &Core, target: &Pod, container: &Container, current: &Running) -> String {
-    let status = &current.status;
-    let at = status.annotations.get(keys::MESSAGE_PATH).cloned().unwrap_or_default();
-    let file =
-        status.mounts.iter().find(|mount| mount.container_path == at).map(|mount| mount.host_path.clone());
-    let mut text = file.and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
-    text.truncate(MESSAGE_LIMIT);
-    let mut text = String::from_utf8_lossy(&text).into_owned();
-    let from_log = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-    if text.is_empty() && from_log && status.exit_code != 0 {
-        let uid = pod::uid(target);
-        let dir = core.config.pod_log_dir(pod::namespace(target), pod::name(target), &uid);
-        let log = dir.join(&container.name).join(format!("{}.log", current.restart_count));
-        text = logs::last_lines(&log, LOG_MESSAGE_LINES, LOG_MESSAGE_LIMIT);
-    }
-    if text.is_empty() { status.message.clone() } else { text }
 }
 
 /// The phase from the containers' states (upstream `getPhase`).

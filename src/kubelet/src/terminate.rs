@@ -12,7 +12,7 @@ use crate::core::{Core, Shared};
 use crate::metrics::GroupWork;
 use crate::runtime::{Running, RuntimePod, keys};
 use crate::worker::{Memory, Verdict};
-use crate::{Error, lifecycle, pod, pod_logs, status, volumes};
+use crate::{Error, lifecycle, pod, pod_logs, status, termination_message, volumes};
 
 /// A container gets at least this long after its preStop hook (upstream `minimumGracePeriodInSeconds`).
 const MINIMUM_GRACE: i64 = 2;
@@ -28,8 +28,9 @@ pub(crate) async fn stop_pod(
 ) -> Result<(), Error> {
     let uid = pod::uid(target);
     let real = core.runtime.pod(&uid).await?;
+    let messages = termination_message::read(core, target, &real).await;
     let report = |memory: &Memory| {
-        let reported = status::generate(core, target, &real, memory, true, verdict);
+        let reported = status::generate(core, target, &real, &messages, memory, true, verdict);
         // A terminal phase may be told only when nothing runs any more.
         if !real.is_active() || !pod::is_terminal_phase(reported.phase.as_deref().unwrap_or("")) {
             core.statuses.set(target, reported);
@@ -61,7 +62,8 @@ pub(crate) async fn stop_pod(
         return Err(Error::other("a container of the pod still runs"));
     }
     memory.waiting.clear();
-    core.statuses.set(target, status::generate(core, target, &real, memory, true, verdict));
+    let messages = termination_message::read(core, target, &real).await;
+    core.statuses.set(target, status::generate(core, target, &real, &messages, memory, true, verdict));
     Ok(())
 }
 

@@ -4,9 +4,11 @@
 //! terminated (volumes and cgroups are cleaned up), finished.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kedge_base::Chain;
 use parking_lot::Mutex;
@@ -170,7 +172,7 @@ impl Workers {
         let name = format!("pod {}/{}", pod::namespace(&order.pod), pod::name(&order.pod));
         let tasks = core.tasks.clone();
         tasks.spawn_until_stopped(&name, async move {
-            run(&core, &uid, &handle).await;
+            outlive_panics(&order.pod, || run(&core, &uid, &handle)).await;
             all.0.lock().remove(&uid);
             // The object may have been created again, or changed, while the worker ended.
             let again = core.pods.list().into_iter().find(|pod| pod::uid(pod) == uid);
@@ -180,6 +182,14 @@ impl Workers {
                 all.order(&core, Order::of(again, false), true);
             }
         });
+    }
+}
+
+/// A panic costs one round and not the pod, which nobody would work on any more.
+async fn outlive_panics<F: Future<Output = ()>>(pod: &Pod, mut run: impl FnMut() -> F) {
+    while AssertUnwindSafe(run()).catch_unwind().await.is_err() {
+        tracing::error!(pod = pod::name(pod), "the pod's worker ended abnormally; it is started again");
+        tokio::time::sleep(AFTER_ERROR).await;
     }
 }
 
@@ -327,5 +337,23 @@ async fn shorter(orders: &watch::Sender<Order>, grace: i64) {
     let mut orders = orders.subscribe();
     if orders.wait_for(|order| effective_grace(order) < grace).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_is_a_round_and_not_the_end() {
+        let mut rounds = 0;
+        let pod = Pod::default();
+        let worked = outlive_panics(&pod, || {
+            rounds += 1;
+            let first = rounds == 1;
+            async move { assert!(!first, "on purpose") }
+        });
+        worked.await;
+        assert_eq!(rounds, 2);
     }
 }

@@ -7,8 +7,12 @@ use std::path::{Component, Path, PathBuf};
 
 use kedge_client::Error;
 
-/// Pods of any user write to their volume; who may reach it on the host is up to the folder above.
+/// Pods of any user write to their volume: the runtime mounts it for them as root.
 const MODE: u32 = 0o777;
+/// Other users of the host do not get through the folder above.
+const ROOT_MODE: u32 = 0o700;
+
+const PROBE: &str = ".kedge-probe";
 
 fn failed(doing: &str, path: &Path, error: &std::io::Error) -> Error {
     Error::other(format!("{doing} {}: {error}", path.display()))
@@ -22,16 +26,39 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| Error::other(format!("the work on a folder was broken off: {error}")))?
 }
 
-/// The folder that holds all is there and can be written.
+/// The folder that holds all is there, can be written, and is closed to other users of the host. One that holds
+/// something else as well is somebody's own, and stays as it is.
 pub(crate) async fn check(root: &Path) -> Result<(), Error> {
     let root = root.to_owned();
     blocking(move || {
-        std::fs::create_dir_all(&root).map_err(|error| failed("make", &root, &error))?;
-        let probe = root.join(".kedge-probe");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(ROOT_MODE)
+            .create(&root)
+            .map_err(|error| failed("make", &root, &error))?;
+        if holds_volumes_only(&root).map_err(|error| failed("read", &root, &error))? {
+            std::fs::set_permissions(&root, Permissions::from_mode(ROOT_MODE))
+                .map_err(|error| failed("set the mode of", &root, &error))?;
+        } else {
+            tracing::warn!(folder = %root.display(), "the folder holds more than volumes, so its mode stays:                            whoever may enter it reaches the data of all volumes");
+        }
+        let probe = root.join(PROBE);
         std::fs::write(&probe, b"").map_err(|error| failed("write to", &probe, &error))?;
         std::fs::remove_file(&probe).map_err(|error| failed("remove", &probe, &error))
     })
     .await
+}
+
+/// What was just made, or what volumes were made in before; a file system of its own has lost+found.
+fn holds_volumes_only(root: &Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(root)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !name.contains("-pvc-") && ![PROBE, "lost+found"].contains(&&*name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// `NAMESPACE-CLAIM-VOLUME`: people find their data by it.
@@ -92,6 +119,25 @@ mod tests {
             assert_eq!(is_ours(root, Path::new(path), "pvc-1"), ours, "{path}");
         }
         assert!(!is_ours(root, Path::new("/data/storage/x"), ""));
+    }
+
+    #[tokio::test]
+    async fn other_users_of_the_host_do_not_reach_volumes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let new = dir.path().join("new");
+        check(&new).await.unwrap();
+        assert_eq!(mode(&new), ROOT_MODE);
+        // As a version before made it, or the kubelet.
+        let open = dir.path().join("open");
+        std::fs::create_dir_all(open.join(name("ns", "claim", "pvc-1"))).unwrap();
+        std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+        check(&open).await.unwrap();
+        assert_eq!(mode(&open), ROOT_MODE);
+        std::fs::create_dir(open.join("somebody's")).unwrap();
+        std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+        check(&open).await.unwrap();
+        assert_eq!(mode(&open), 0o755);
     }
 
     #[tokio::test]

@@ -5,7 +5,9 @@
 use serde_json::Value;
 
 use super::{Cursor, Limits, ListType, SchemaRef, Shape};
-use crate::field::{At, FieldError};
+use crate::field::{At, FieldError, FieldErrorKind};
+
+const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
 
 /// Fills in the `default` values of a CRD's schema.
 pub fn apply_defaults(schema: &SchemaRef, value: &mut Value) {
@@ -77,12 +79,22 @@ pub fn validate_schema_update(schema: &SchemaRef, value: &Value, old: Option<&Va
         required(schema.cursor(), value, At::ROOT, &mut errors);
     } else {
         check(schema.cursor(), value, old, At::ROOT, &mut errors);
-        // Rules may rely on the types of what they look at.
-        if errors.is_empty() && schema.set().has_rules {
-            super::rules::check(schema.cursor(), value, old, At::ROOT, &mut errors);
+        if schema.set().has_rules {
+            // Rules may rely on the types of what they look at.
+            if errors.iter().any(is_blocking) {
+                errors.push(FieldError::invalid("<nil>", Value::Null, NOT_CHECKED));
+            } else {
+                super::rules::check(schema.cursor(), value, old, At::ROOT, &mut errors);
+            }
         }
     }
     errors
+}
+
+/// What rules are not checked after (`hasBlockingErr`).
+fn is_blocking(error: &FieldError) -> bool {
+    use FieldErrorKind as K;
+    matches!(error.kind, K::NotSupported | K::Required | K::TooLong | K::TooMany | K::TypeInvalid)
 }
 
 /// Required by OpenAPI, yet defaulted or optional in Go.

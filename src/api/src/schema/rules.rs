@@ -230,19 +230,19 @@ fn rules(
         }
         if !rule.optional {
             if before.is_some() || !rule.transition {
-                one(rule, at, &variables, path, budget, errors);
+                one(rule, (at, value), &variables, path, budget, errors);
             }
             continue;
         }
         let before = before.clone().map_or(Cel::Optional(None), Cel::some);
         let variables = [variables[0].clone(), ("oldSelf", before)];
-        one(rule, at, &variables, path, budget, errors);
+        one(rule, (at, value), &variables, path, budget, errors);
     }
 }
 
 fn one(
     rule: &Rule,
-    at: Cursor<'_>,
+    (at, value): (Cursor<'_>, &Value),
     variables: &[(&str, Cel)],
     path: At<'_>,
     budget: &mut Budget,
@@ -250,10 +250,15 @@ fn one(
 ) {
     let Ok(program) = rule.program() else { return };
     let scope = Scope::new(variables);
+    // A rule that says no is told with the value, one that cannot say anything with its type.
+    let mut is_answer = false;
     let failed = match program.is_true(scope, budget) {
         Ok(true) | Err(Error::Unsupported(_) | Error::Syntax(_)) => return,
         Ok(false) => match rule.message_program().map(|program| program.evaluate(scope, budget)) {
-            Some(Ok(Cel::String(text))) if is_line(text.trim()) => text.trim().to_owned(),
+            Some(Ok(Cel::String(text))) if is_line(text.trim()) => {
+                is_answer = true;
+                text.trim().to_owned()
+            }
             Some(Err(Error::Exceeded)) => {
                 budget.stop();
                 let source = rule.message_source.as_deref().unwrap_or_default();
@@ -262,7 +267,10 @@ fn one(
             Some(Err(Error::Budget)) => {
                 "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run".to_owned()
             }
-            _ => rule.message.clone(),
+            _ => {
+                is_answer = true;
+                rule.message.clone()
+            }
         },
         Err(error @ Error::Exceeded) => {
             budget.stop();
@@ -282,8 +290,15 @@ fn one(
     errors.push(match rule.reason.as_str() {
         "FieldValueForbidden" => FieldError::forbidden(path, failed),
         "FieldValueRequired" => FieldError::required(path, failed),
-        "FieldValueDuplicate" => FieldError::duplicate(path, type_name(at.node.shape)),
-        _ => FieldError::invalid(path, type_name(at.node.shape), failed),
+        reason => {
+            let told = if is_answer { value.clone() } else { type_name(at.node.shape).into() };
+            let error = match reason {
+                "FieldValueDuplicate" => FieldError::duplicate(path, told),
+                _ => FieldError::invalid(path, told, failed),
+            };
+            let is_much = matches!(value, Value::Object(_) | Value::Array(_));
+            if is_answer && is_much { error.without_value() } else { error }
+        }
     });
 }
 
@@ -320,11 +335,14 @@ mod tests {
         assert_eq!(texts(&validate_schema(&s, &json!({"spec": {"min": 1, "max": 2}}))), [""; 0]);
         assert_eq!(
             texts(&validate_schema(&s, &json!({"spec": {"min": 3, "max": 2, "my-name": "bad"}}))),
-            ["spec: Invalid value: \"object\": min must not exceed max", "spec.my-name: Forbidden: not bad"]
+            ["spec: Invalid value: min must not exceed max", "spec.my-name: Forbidden: not bad"]
         );
         assert_eq!(
-            texts(&validate_schema(&s, &json!({"spec": {"min": "x", "max": 2}}))).len(),
-            1,
+            texts(&validate_schema(&s, &json!({"spec": {"min": "x", "max": 2}}))),
+            [
+                "spec.min: Invalid value: \"string\": spec.min in body must be of type integer: \"string\"",
+                "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation"
+            ],
             "types first"
         );
     }
@@ -338,7 +356,7 @@ mod tests {
         assert_eq!(texts(&validate_schema(&s, &new)), [""; 0]);
         assert_eq!(
             texts(&validate_schema_update(&s, &new, Some(&old))),
-            ["spec: Invalid value: \"object\": min is immutable"]
+            ["spec: Invalid value: min is immutable"]
         );
         assert_eq!(unenforced(&s).len(), 1);
     }
@@ -352,7 +370,7 @@ mod tests {
         let at = |label: &str| json!({"metadata": {"labels": {"l": label}}, "map": {"k": {"a": "y"}}});
         assert_eq!(
             texts(&validate_schema_update(&s, &at("new"), Some(&at("old")))),
-            ["map[k].a: Invalid value: \"string\": must change"]
+            ["map[k].a: Invalid value: \"y\": must change"]
         );
     }
 

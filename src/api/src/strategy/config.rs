@@ -216,23 +216,23 @@ pub(super) fn default_hpa(obj: &mut Value) {
 
 pub(super) fn default_priority_class(obj: &mut Value) {
     if let Some(m) = obj.as_object_mut() {
-        put_str(m, "preemptionPolicy", "PreemptLowerPriority");
+        put(m, "preemptionPolicy", "PreemptLowerPriority");
     }
 }
 
 fn webhooks(obj: &mut Value, mutating: bool) {
     let Some(m) = obj.as_object_mut() else { return };
     for w in each(m, "webhooks") {
-        put_str(w, "failurePolicy", "Fail");
-        put_str(w, "matchPolicy", "Equivalent");
+        put(w, "failurePolicy", "Fail");
+        put(w, "matchPolicy", "Equivalent");
         put(w, "namespaceSelector", json!({}));
         put(w, "objectSelector", json!({}));
         put(w, "timeoutSeconds", 10);
         if mutating {
-            put_str(w, "reinvocationPolicy", "Never");
+            put(w, "reinvocationPolicy", "Never");
         }
         for r in each(w, "rules") {
-            put_str(r, "scope", "*");
+            put(r, "scope", "*");
         }
         if let Some(s) =
             w.get_mut("clientConfig").and_then(|c| c.get_mut("service")).and_then(Value::as_object_mut)
@@ -255,19 +255,19 @@ pub(super) fn default_admission_policy(obj: &mut Value) {
     let mutating = object::kind(obj).starts_with("Mutating");
     let Some(s) = spec(obj) else { return };
     if !binding {
-        put_str(s, "failurePolicy", "Fail");
+        put(s, "failurePolicy", "Fail");
         if mutating {
             put_str(s, "reinvocationPolicy", "Never");
         }
     }
     let field = if binding { "matchResources" } else { "matchConstraints" };
     if let Some(c) = s.get_mut(field).and_then(Value::as_object_mut) {
-        put_str(c, "matchPolicy", "Equivalent");
+        put(c, "matchPolicy", "Equivalent");
         put(c, "namespaceSelector", json!({}));
         put(c, "objectSelector", json!({}));
         for list in ["resourceRules", "excludeResourceRules"] {
             for r in each(c, list) {
-                put_str(r, "scope", "*");
+                put(r, "scope", "*");
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::admission_rules;
 use super::checks::Checks;
 use super::meta::ANNOTATIONS;
 use super::structural::structural;
@@ -64,8 +65,8 @@ fn conversion(c: &mut Checks, conversion: &Value) {
     let client = &webhook["clientConfig"];
     if !client.is_object() {
         c.required("spec.conversion.webhook.clientConfig", "required when strategy is set to Webhook");
-    } else if client["url"].is_string() == client["service"].is_object() {
-        c.required("spec.conversion.webhook.clientConfig", "exactly one of url or service is required");
+    } else {
+        admission_rules::client_config(c, client, At::root("spec.conversion.webhook.clientConfig"));
     }
     let versions = list(webhook, "conversionReviewVersions");
     if versions.is_empty() {

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    Rules, addresses, autoscaling, certificates, config, crd, endpoint_slice, endpoints, events, expressions,
-    flow_control, ingress, jobs, limit_range, network, network_policy, nodes, pod, quota, rbac, scheduling,
-    service, storage, storage_kinds, volumes, workloads,
+    Rules, addresses, autoscaling, certificates, config, crd, endpoint_slice, endpoints, events,
+    flow_control, ingress, jobs, limit_range, network, network_policy, nodes, pod, policies, quota, rbac,
+    scheduling, service, storage, storage_kinds, volumes, webhooks, workloads,
 };
 use crate::names;
 
@@ -51,11 +51,46 @@ fn status_keeps(group: &str, kind: &str) -> &'static [&'static str] {
     }
 }
 
+/// Kinds that a PUT creates too (`AllowCreateOnUpdate` of upstream's `registry/*/*/strategy.go`).
+const CREATED_BY_PUT: &[&str] = &[
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Service",
+    "Lease",
+    "Role",
+    "RoleBinding",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "RuntimeClass",
+];
+
+/// Kinds whose updates name the version that they are of (`AllowUnconditionalUpdate`).
+const VERSIONED: &[&str] = &[
+    "APIService",
+    "CSIDriver",
+    "CSINode",
+    "CSIStorageCapacity",
+    "CustomResourceDefinition",
+    "Lease",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration",
+    "PodDisruptionBudget",
+    "RuntimeClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
+    "VolumeAttachment",
+];
+
 /// The rules of a built-in kind.
 pub fn rules_for(group: &str, kind: &str) -> Rules {
     let base = Rules {
         generation: GENERATION.contains(&kind),
         status_keeps: status_keeps(group, kind),
+        create_on_update: CREATED_BY_PUT.contains(&kind),
+        update_names_version: VERSIONED.contains(&kind),
         ..Rules::PLAIN
     };
     match (group, kind) {
@@ -256,30 +291,41 @@ pub fn rules_for(group: &str, kind: &str) -> Rules {
         ("coordination.k8s.io", "Lease") => Rules { validate: storage_kinds::validate_lease, ..base },
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => Rules {
             default: config::default_mutating_webhooks,
-            validate: expressions::webhooks,
-            validate_create: expressions::new_webhooks,
+            validate_create: webhooks::validate,
+            validate_update: webhooks::update,
             ..base
         },
         ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => Rules {
             default: config::default_webhooks,
-            validate: expressions::webhooks,
-            validate_create: expressions::new_webhooks,
+            validate_create: webhooks::validate,
+            validate_update: webhooks::update,
             ..base
         },
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => Rules {
             default: config::default_admission_policy,
-            validate: expressions::policy,
-            validate_create: expressions::new_policy,
+            validate_create: policies::validating,
+            validate_update: |c, new, old| c.ratchet(policies::validating, new, old),
             status: || Some(json!({})),
             ..base
         },
         ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => Rules {
             default: config::default_admission_policy,
-            validate: expressions::mutating_policy,
-            validate_create: expressions::new_policy,
+            validate_create: policies::mutating,
+            validate_update: |c, new, old| c.ratchet(policies::mutating, new, old),
             ..base
         },
-        ("admissionregistration.k8s.io", _) => Rules { default: config::default_admission_policy, ..base },
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => Rules {
+            default: config::default_admission_policy,
+            validate_create: policies::validating_binding,
+            validate_update: |c, new, old| c.ratchet(policies::validating_binding, new, old),
+            ..base
+        },
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => Rules {
+            default: config::default_admission_policy,
+            validate_create: policies::mutating_binding,
+            validate_update: |c, new, old| c.ratchet(policies::mutating_binding, new, old),
+            ..base
+        },
         ("apiregistration.k8s.io", "APIService") => Rules {
             default: config::default_api_service,
             validate: config::validate_api_service,

@@ -3,6 +3,7 @@
 //! is particular to a kind is a row of functions, [`Rules`].
 
 mod addresses;
+mod admission_rules;
 mod autoscaling;
 mod certificates;
 mod checks;
@@ -25,6 +26,7 @@ mod nodes;
 mod pod;
 mod pod_spec;
 mod pod_update;
+mod policies;
 mod quota;
 mod rbac;
 mod resource_names;
@@ -36,6 +38,7 @@ mod storage_kinds;
 mod structural;
 mod util;
 mod volumes;
+mod webhooks;
 mod workloads;
 
 use serde_json::Value;
@@ -69,6 +72,10 @@ pub trait Strategy: Send + Sync {
     fn reset_fields(&self, subresource: &str) -> &'static [&'static str];
     /// Warnings for the client about a valid object.
     fn warnings(&self, obj: &Value) -> Vec<String>;
+    /// A PUT of an object that is not there creates it (`AllowCreateOnUpdate`).
+    fn creates_on_update(&self) -> bool;
+    /// An update names the version that it is of (`AllowUnconditionalUpdate` is false).
+    fn update_names_version(&self) -> bool;
 }
 
 /// What is particular to a kind.
@@ -95,6 +102,10 @@ pub struct Rules {
     pub status_keeps: &'static [&'static str],
     /// A create may bring its status along (a kubelet registers its node so).
     pub status_on_create: bool,
+    /// A PUT of an object that is not there creates it.
+    pub create_on_update: bool,
+    /// An update names the version that it is of.
+    pub update_names_version: bool,
 }
 
 fn no_status() -> Option<Value> {
@@ -116,6 +127,8 @@ impl Rules {
         generation: false,
         status_keeps: &[],
         status_on_create: false,
+        create_on_update: false,
+        update_names_version: false,
     };
 }
 
@@ -138,7 +151,12 @@ impl Generic {
 
     /// The strategy of a custom resource.
     pub fn custom(schema: SchemaRef, namespaced: bool, has_status: bool) -> Self {
-        Self::new(schema, namespaced, has_status, Rules { generation: true, ..Rules::PLAIN })
+        Self::new(
+            schema,
+            namespaced,
+            has_status,
+            Rules { generation: true, update_names_version: true, ..Rules::PLAIN },
+        )
     }
 
     /// What upstream's status strategies leave as the client sent it.
@@ -348,6 +366,14 @@ impl Strategy for Generic {
             "approval" => &["spec"],
             _ => &["status"],
         }
+    }
+
+    fn creates_on_update(&self) -> bool {
+        self.rules.create_on_update
+    }
+
+    fn update_names_version(&self) -> bool {
+        self.rules.update_names_version
     }
 
     fn warnings(&self, obj: &Value) -> Vec<String> {

@@ -36,7 +36,10 @@ pub(super) fn validate_priority_class(c: &mut Checks, obj: &Value) {
         let what = format!("maximum allowed value of a user defined priority is {HIGHEST}");
         c.forbidden("value", what);
     }
-    c.one_of(obj, "preemptionPolicy", At::ROOT, &["PreemptLowerPriority", "Never"]);
+    // Defaults fill in what is left out, not what is empty.
+    if obj["preemptionPolicy"].is_string() {
+        c.required_one_of(obj, "preemptionPolicy", At::ROOT, &["PreemptLowerPriority", "Never"]);
+    }
 }
 
 pub(super) fn update_priority_class(c: &mut Checks, new: &Value, old: &Value) {
@@ -95,6 +98,10 @@ mod tests {
         assert_eq!(
             told(validate_priority_class, &json!({"metadata": {"name": "a"}, "preemptionPolicy": "x"})),
             r#"preemptionPolicy: Unsupported value: "x": supported values: "PreemptLowerPriority", "Never""#
+        );
+        assert_eq!(
+            told(validate_priority_class, &json!({"metadata": {"name": "a"}, "preemptionPolicy": ""})),
+            "preemptionPolicy: Required value"
         );
         let mut c = Checks::default();
         update_priority_class(&mut c, &json!({"value": 1}), &json!({"preemptionPolicy": "Never"}));

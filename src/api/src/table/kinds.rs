@@ -54,6 +54,7 @@ pub(super) fn header(group: &str, kind: &str) -> &'static str {
         }
         ("", "ComponentStatus") => "Name|Status|Message|Error",
         ("", "ResourceQuota") => "Name|Request|Limit|Age",
+        ("autoscaling", "Scale") => "Name|Desired#|Available#|Age",
         ("autoscaling", _) => "Name|Reference|Targets|MinPods|MaxPods|Replicas#|Age",
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             "Name|Role|Age|Users+|Groups+|ServiceAccounts+"
@@ -78,6 +79,19 @@ pub(super) fn header(group: &str, kind: &str) -> &'static str {
             "admissionregistration.k8s.io",
             "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration",
         ) => "Name|Webhooks#|Age",
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => "Name|Validations#|ParamKind|Age",
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => "Name|Mutations#|ParamKind|Age",
+        ("admissionregistration.k8s.io", _) => "Name|PolicyName|ParamRef|Age",
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => {
+            "Name|PriorityLevel|MatchingPrecedence|DistinguisherMethod|Age|MissingPL"
+        }
+        ("flowcontrol.apiserver.k8s.io", _) => {
+            "Name|Type|NominalConcurrencyShares|Queues|HandSize|QueueLengthLimit|Age"
+        }
+        ("resource.k8s.io", "ResourceClaim") => "Name|State|Age",
+        ("resource.k8s.io", "ResourceSlice") => "Name|Node|Driver|Pool|Age",
+        // Kinds without a printer of their own (apiserver `NewDefaultTableConvertor`).
+        ("", "LimitRange") | ("storage.k8s.io", "CSIStorageCapacity") => "Name|Created At",
         _ => "Name|Age",
     }
 }
@@ -327,6 +341,9 @@ pub(super) fn cells(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<V
             }
             vec![name, join(requests.into_iter(), ", "), join(limits.into_iter(), ", "), old]
         }
+        ("autoscaling", "Scale") => {
+            vec![name, int(o, "/spec/replicas"), int(o, "/status/replicas"), old]
+        }
         ("autoscaling", _) => hpa(o, name, old),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             let role = format!("{}/{}", get_str(o, "/roleRef/kind"), get_str(o, "/roleRef/name"));
@@ -446,6 +463,71 @@ pub(super) fn cells(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<V
         ) => {
             vec![name, len(o, "/webhooks").into(), old]
         }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => {
+            let rules = if kind.starts_with("Mutating") { "/spec/mutations" } else { "/spec/validations" };
+            let params = get(o, "/spec/paramKind");
+            let params = if params.is_object() {
+                format!("{}/{}", get_str(params, "/apiVersion"), get_str(params, "/kind")).into()
+            } else {
+                "<unset>".into()
+            };
+            vec![name, len(o, rules).into(), params, old]
+        }
+        ("admissionregistration.k8s.io", _) => {
+            let params = get(o, "/spec/paramRef");
+            let params: Value = match (get_str(params, "/namespace"), get_str(params, "/name")) {
+                (_, "") if get(params, "/selector").is_object() => {
+                    selector(get(params, "/selector"), "<none>")
+                }
+                (_, "") => "<unset>".into(),
+                ("", one) => one.into(),
+                (namespace, one) => format!("{namespace}/{one}").into(),
+            };
+            vec![name, text(o, "/spec/policyName"), params, old]
+        }
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => {
+            let dangling = list(o, "/status/conditions").iter().find(|c| c["type"] == "Dangling");
+            vec![
+                name,
+                text(o, "/spec/priorityLevelConfiguration/name"),
+                int(o, "/spec/matchingPrecedence"),
+                or(o, "/spec/distinguisherMethod/type", "<none>"),
+                old,
+                dangling.map_or("?", |c| get_str(c, "/status")).into(),
+            ]
+        }
+        ("flowcontrol.apiserver.k8s.io", _) => {
+            let number = |path: &str| match get(o, path).as_i64() {
+                Some(n) => Value::from(n),
+                None => "<none>".into(),
+            };
+            vec![
+                name,
+                text(o, "/spec/type"),
+                number("/spec/limited/nominalConcurrencyShares"),
+                number("/spec/limited/limitResponse/queuing/queues"),
+                number("/spec/limited/limitResponse/queuing/handSize"),
+                number("/spec/limited/limitResponse/queuing/queueLengthLimit"),
+                old,
+            ]
+        }
+        ("resource.k8s.io", "ResourceClaim") => {
+            let is_deleted = object::deletion_timestamp(o).is_some();
+            let is_allocated = get(o, "/status/allocation").is_object();
+            let is_reserved = is_allocated && len(o, "/status/reservedFor") > 0;
+            let states = [
+                (is_deleted, "deleted"),
+                (!is_allocated && !is_deleted, "pending"),
+                (is_allocated, "allocated"),
+                (is_reserved, "reserved"),
+            ];
+            let states = states.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| (*word).to_string());
+            vec![name, join(states, ","), old]
+        }
+        ("resource.k8s.io", "ResourceSlice") => {
+            vec![name, text(o, "/spec/nodeName"), text(o, "/spec/driver"), text(o, "/spec/pool/name"), old]
+        }
+        ("", "LimitRange") | ("storage.k8s.io", "CSIStorageCapacity") => vec![name, created],
         _ => vec![name, old],
     }
 }

@@ -234,6 +234,57 @@ mod tests {
     }
 
     #[test]
+    fn kinds_of_the_api_servers_own() {
+        let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+        let row = |group: &str, plural: &str, rest: Value| {
+            let mut object = json!({"metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z"}});
+            for (key, value) in rest.as_object().unwrap() {
+                object[key] = value.clone();
+            }
+            let cells = cells(&Registry::builtin().find(group, "v1", plural).unwrap(), &object, now);
+            Value::from(cells).to_string()
+        };
+        let admission =
+            |plural: &str, spec: Value| row("admissionregistration.k8s.io", plural, json!({"spec": spec}));
+        let flow =
+            |plural: &str, spec: Value| row("flowcontrol.apiserver.k8s.io", plural, json!({"spec": spec}));
+        let one = json!({"validations": [{}, {}], "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}});
+        assert_eq!(admission("validatingadmissionpolicies", one), r#"["a",2,"v1/ConfigMap","10m"]"#);
+        assert_eq!(
+            admission("mutatingadmissionpolicies", json!({"mutations": [{}]})),
+            r#"["a",1,"<unset>","10m"]"#
+        );
+        for (reference, shown) in [
+            (json!({"name": "p"}), "p"),
+            (json!({"name": "p", "namespace": "n"}), "n/p"),
+            (json!({"selector": {"matchLabels": {"x": "y"}}}), "x=y"),
+            (Value::Null, "<unset>"),
+        ] {
+            assert_eq!(
+                admission(
+                    "validatingadmissionpolicybindings",
+                    json!({"policyName": "q", "paramRef": reference})
+                ),
+                format!(r#"["a","q","{shown}","10m"]"#)
+            );
+        }
+        let schema = json!({"priorityLevelConfiguration": {"name": "l"}, "matchingPrecedence": 5, "distinguisherMethod": {"type": "ByUser"}});
+        assert_eq!(flow("flowschemas", schema), r#"["a","l",5,"ByUser","10m","?"]"#);
+        let limited = json!({"type": "Limited", "limited": {"nominalConcurrencyShares": 20,
+            "limitResponse": {"queuing": {"queues": 128, "handSize": 6, "queueLengthLimit": 50}}}});
+        assert_eq!(flow("prioritylevelconfigurations", limited), r#"["a","Limited",20,128,6,50,"10m"]"#);
+        assert_eq!(
+            row(
+                "resource.k8s.io",
+                "resourceclaims",
+                json!({"status": {"allocation": {}, "reservedFor": [{}]}})
+            ),
+            r#"["a","allocated,reserved","10m"]"#
+        );
+        assert_eq!(row("", "limitranges", json!({})), r#"["a","2026-01-01T00:00:00Z"]"#);
+    }
+
+    #[test]
     fn custom_columns() {
         let base = Registry::builtin().find("", "v1", "configmaps").unwrap();
         let c = |name: &str, kind: &str, path: &str| PrinterColumn {

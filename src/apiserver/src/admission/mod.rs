@@ -133,6 +133,7 @@ pub(crate) async fn validate(
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
     namespace::validate(request)?;
+    pod::validate_class(request, value)?;
     node::restrict(request, value)?;
     crate::authz::escalation(request, value)?;
     certificate::validate(request, value)?;

@@ -1,9 +1,12 @@
 //! Priority, DefaultTolerationSeconds, RuntimeClass and PodTopologyLabels.
 
+use std::sync::Arc;
+
 use kedge_api::status::Status;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Request;
+use super::{Operation, Request};
 use crate::state::State;
 
 /// How long a pod stays on a node that is not ready, in seconds.
@@ -96,47 +99,97 @@ fn runtime_class(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
 
 /// `plugin/pkg/admission/priority`.
 fn priority(request: &Request<'_>, pod: &mut Value) -> Result<(), Status> {
-    let classes = request.state.cache.bucket("priorityclasses.scheduling.k8s.io");
-    let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
-    let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+    let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default();
     let class = if name.is_empty() {
-        // The global default with the lowest value.
-        classes
-            .objects()
-            .values()
-            .map(|stored| parse(&stored.bytes))
-            .filter(|class| class["globalDefault"] == true)
-            .min_by_key(|class| class["value"].as_i64().unwrap_or(0))
+        PriorityClass::global_default(request.state).as_ref().clone()
     } else {
-        let stored = classes.get(&format!("/{name}"));
-        let class = stored.map(|stored| parse(&stored.bytes));
+        let stored = request.state.cache.bucket(CLASSES).get(&format!("/{name}"));
+        let class = stored.and_then(|stored| serde_json::from_slice::<PriorityClass>(&stored.bytes).ok());
         Some(
             class
                 .ok_or_else(|| request.forbidden(&format!("no PriorityClass with name {name} was found")))?,
         )
     };
-    let (value, policy) = match &class {
-        Some(class) => {
-            pod["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
-            (
-                class["value"].as_i64().unwrap_or(0),
-                class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned(),
-            )
-        }
-        None => (0, "PreemptLowerPriority".to_owned()),
-    };
-    if let Some(own) = pod["spec"]["priority"].as_i64()
-        && own != value
-    {
-        return Err(request.forbidden(&format!(
+    give_priority(pod, class.as_ref()).map_err(|wrong| request.forbidden(&wrong))
+}
+
+/// Sets what the class says (nothing more than 0 where there is none); what the pod says itself must be that.
+fn give_priority(pod: &mut Value, class: Option<&PriorityClass>) -> Result<(), String> {
+    let value = class.map_or(0, |class| class.value);
+    let policy = class.and_then(|class| class.preemption_policy.as_deref()).unwrap_or("PreemptLowerPriority");
+    let spec = &mut pod["spec"];
+    if let Some(own) = spec["priority"].as_i64().filter(|own| *own != value) {
+        return Err(format!(
             "the integer value of priority ({own}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
-        )));
+        ));
     }
-    pod["spec"]["priority"] = json!(value);
-    if !pod["spec"]["preemptionPolicy"].is_string() {
-        pod["spec"]["preemptionPolicy"] = json!(policy);
+    if let Some(own) = spec["preemptionPolicy"].as_str().filter(|own| *own != policy) {
+        return Err(format!(
+            "the string value of PreemptionPolicy ({own}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        ));
     }
+    if let Some(class) = class {
+        spec["priorityClassName"] = json!(class.metadata.name);
+    }
+    spec["priority"] = json!(value);
+    spec["preemptionPolicy"] = json!(policy);
     Ok(())
+}
+
+/// The storage key of PriorityClasses.
+const CLASSES: &str = "priorityclasses.scheduling.k8s.io";
+
+/// What is read of a PriorityClass.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PriorityClass {
+    metadata: Named,
+    #[serde(default)]
+    value: i64,
+    #[serde(default)]
+    global_default: bool,
+    preemption_policy: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl PriorityClass {
+    /// The one of pods that name none; of several the one with the lowest value.
+    fn global_default(state: &State) -> Arc<Option<Self>> {
+        state.default_priority.get(&state.cache, [CLASSES], || {
+            let classes = state.cache.bucket(CLASSES).objects();
+            let parsed = classes.values().filter_map(|stored| serde_json::from_slice(&stored.bytes).ok());
+            parsed.filter(|class: &Self| class.global_default).min_by_key(|class| class.value)
+        })
+    }
+}
+
+/// There is one default at most (`validatePriorityClass`), and the system's classes stay
+/// (`pkg/registry/scheduling/priorityclass`).
+pub(super) fn validate_class(request: &Request<'_>, class: &Value) -> Result<(), Status> {
+    const SYSTEM: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+    if !request.is("scheduling.k8s.io", "priorityclasses") {
+        return Ok(());
+    }
+    if request.operation == Operation::Delete && SYSTEM.contains(&request.name) {
+        return Err(request.forbidden("this is a system priority class and cannot be deleted"));
+    }
+    let is_write = matches!(request.operation, Operation::Create | Operation::Update);
+    if !is_write || class["globalDefault"] != true {
+        return Ok(());
+    }
+    match PriorityClass::global_default(request.state).as_ref() {
+        Some(other) if request.operation == Operation::Create || other.metadata.name != request.name => {
+            Err(request.forbidden(&format!(
+                "PriorityClass {} is already marked as default. Only one default can exist",
+                other.metadata.name
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `plugin/pkg/admission/defaulttolerationseconds`.
@@ -173,6 +226,29 @@ mod tests {
         let mut pod = json!({"spec": {"priority": 8, "preemptionPolicy": "Never"}});
         keep_priority(&mut pod, &old);
         assert_eq!(pod["spec"]["priority"], 8, "validation refuses it");
+    }
+
+    #[test]
+    fn a_pod_has_the_priority_of_its_class() {
+        let class: PriorityClass = serde_json::from_value(
+            json!({"metadata": {"name": "c"}, "value": 5, "preemptionPolicy": "Never"}),
+        )
+        .expect("a class");
+        let mut pod = json!({"spec": {"priorityClassName": "c"}});
+        give_priority(&mut pod, Some(&class)).expect("given");
+        let given = json!({"priorityClassName": "c", "priority": 5, "preemptionPolicy": "Never"});
+        assert_eq!(pod["spec"], given);
+        give_priority(&mut pod, Some(&class)).expect("it may say the same");
+        for (field, value) in [("priority", json!(6)), ("preemptionPolicy", json!("PreemptLowerPriority"))] {
+            let mut pod = json!({"spec": {field: value}});
+            let wrong = give_priority(&mut pod, Some(&class)).expect_err("another one");
+            assert!(wrong.contains("must not be provided in pod spec"), "{wrong}");
+        }
+        let mut pod = json!({"spec": {"preemptionPolicy": "Never"}});
+        assert!(give_priority(&mut pod, None).is_err());
+        let mut pod = json!({"spec": {}});
+        give_priority(&mut pod, None).expect("no class");
+        assert_eq!(pod["spec"], json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}));
     }
 
     #[test]

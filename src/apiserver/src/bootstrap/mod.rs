@@ -138,7 +138,18 @@ async fn kubernetes_service(state: &Arc<State>) -> Result<(), Status> {
     .await
 }
 
-/// Keeps the list of API servers behind that Service (`pkg/controlplane/reconcilers`). One server of a
+/// What pods find the API servers by.
+const PUBLISHED: [&str; 3] = ["services", "endpoints", "endpointslices.discovery.k8s.io"];
+/// So often somebody looks whether they were changed or deleted (upstream's `EndpointReconcilerConfig.Interval`).
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The revisions of those objects; none of one that is missing.
+fn published(state: &State) -> [Option<u64>; 3] {
+    let revision = |stored: Arc<crate::cache::Stored>| stored.modified;
+    PUBLISHED.map(|resource| state.cache.bucket(resource).get("default/kubernetes").map(revision))
+}
+
+/// Keeps that Service and the list of API servers behind it (`pkg/controlplane/reconcilers`). One server of a
 /// cluster does so for all.
 pub(crate) async fn publish(state: Arc<State>, mut addresses: watch::Receiver<Vec<IpAddr>>) {
     // The sender lives in the state, so the channel cannot close.
@@ -146,11 +157,25 @@ pub(crate) async fn publish(state: Arc<State>, mut addresses: watch::Receiver<Ve
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     loop {
         let known = addresses.borrow_and_update().clone();
-        match endpoints(&state, &known).await {
+        let written = async {
+            kubernetes_service(&state).await?;
+            endpoints(&state, &known).await
+        };
+        match written.await {
             Ok(()) => {
                 backoff.reset();
-                if addresses.changed().await.is_err() {
-                    return;
+                let seen = published(&state);
+                let meddled = async {
+                    loop {
+                        tokio::time::sleep(LOOK).await;
+                        if published(&state) != seen || seen.contains(&None) {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    changed = addresses.changed() => if changed.is_err() { return },
+                    () = meddled => {}
                 }
             }
             Err(status) => {
@@ -251,6 +276,12 @@ async fn write(state: &Arc<State>, object: Value) -> Result<(), Status> {
         for (key, value) in old["metadata"].as_object().into_iter().flatten() {
             if new["metadata"][key].is_null() {
                 new["metadata"][key] = value.clone();
+            }
+        }
+        // Who has labelled it may have reasons.
+        for (key, value) in old["metadata"]["labels"].as_object().into_iter().flatten() {
+            if new["metadata"]["labels"][key].is_null() {
+                new["metadata"]["labels"][key] = value.clone();
             }
         }
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();

@@ -1,6 +1,7 @@
 //! Options of writes: dry run, field manager, field validation, and `DeleteOptions`.
 
 use kedge_api::decode::FieldValidation;
+use kedge_api::field::FieldError;
 use kedge_api::managed::{Manager, default_manager};
 use kedge_api::object;
 use kedge_api::registry::Resource;
@@ -8,6 +9,8 @@ use kedge_api::status::Status;
 use serde::Deserialize;
 
 use super::Context;
+
+const LONGEST_MANAGER: usize = 128;
 
 /// What the query of a create, update or patch says.
 #[derive(Clone, Debug)]
@@ -32,32 +35,35 @@ impl WriteOptions {
 
     pub(crate) fn of(context: &Context) -> Result<Self, Status> {
         let query = &context.query;
-        let mut dry_run = false;
-        for value in query.all("dryRun") {
-            match value {
-                "All" => dry_run = true,
-                "" => {}
-                other => {
-                    return Err(Status::bad_request(format!(
-                        "dryRun: Unsupported value: {other:?}: supported values: \"All\""
-                    )));
-                }
-            }
+        let mut errors = Vec::new();
+        let manager = query.get("fieldManager");
+        if manager.is_some_and(|manager| manager.len() > LONGEST_MANAGER) {
+            errors.push(FieldError::too_long("fieldManager", LONGEST_MANAGER as u64));
+        }
+        let dry_runs: Vec<&str> = query.all("dryRun").filter(|value| !value.is_empty()).collect();
+        let dry_run = !dry_runs.is_empty();
+        if dry_runs.iter().any(|value| *value != "All") {
+            errors.push(FieldError::not_supported("dryRun", dry_runs, &["All"]));
         }
         let validation = match query.get("fieldValidation") {
-            None | Some("Warn") => FieldValidation::Warn,
+            None | Some("" | "Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                return Err(Status::bad_request(format!(
-                    "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-                )));
+                let known = ["", "Ignore", "Strict", "Warn"];
+                errors.push(FieldError::not_supported("fieldValidation", other, &known));
+                FieldValidation::Warn
             }
         };
-        let manager = match query.get("fieldManager") {
-            Some(manager) if manager.len() > 128 => {
-                return Err(Status::bad_request("fieldManager: Too long: may not be more than 128 bytes"));
-            }
+        if !errors.is_empty() {
+            let kind = match context.info.verb {
+                "update" => "UpdateOptions",
+                "patch" => "PatchOptions",
+                _ => "CreateOptions",
+            };
+            return Err(Status::invalid("meta.k8s.io", kind, "", errors));
+        }
+        let manager = match manager {
             Some(manager) => manager.to_owned(),
             None => {
                 let agent =
@@ -122,8 +128,10 @@ impl DeleteOptions {
         if options.orphan_dependents.is_none() && query.get("orphanDependents").is_some() {
             options.orphan_dependents = Some(query.flag("orphanDependents"));
         }
-        if query.all("dryRun").any(|value| value == "All") {
-            options.dry_run = Some(vec!["All".to_owned()]);
+        let dry_runs: Vec<String> =
+            query.all("dryRun").filter(|value| !value.is_empty()).map(str::to_owned).collect();
+        if !dry_runs.is_empty() {
+            options.dry_run = Some(dry_runs);
         }
         options.validate()?;
         Ok(options)
@@ -134,14 +142,24 @@ impl DeleteOptions {
     }
 
     fn validate(&self) -> Result<(), Status> {
-        if self.orphan_dependents.is_some() && self.propagation_policy.is_some() {
-            return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+        const POLICIES: [&str; 4] = ["Foreground", "Background", "Orphan", "nil"];
+        let mut errors = Vec::new();
+        if let Some(policy) = &self.propagation_policy {
+            if self.orphan_dependents.is_some() {
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                errors.push(FieldError::invalid("propagationPolicy", policy.as_str(), why));
+            }
+            if !POLICIES[..3].contains(&policy.as_str()) {
+                errors.push(FieldError::not_supported("propagationPolicy", policy.as_str(), &POLICIES));
+            }
         }
-        match self.propagation_policy.as_deref() {
-            None | Some("Foreground" | "Background" | "Orphan") => Ok(()),
-            Some(other) => Err(Status::bad_request(format!(
-                "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
-            ))),
+        if let Some(values) = self.dry_run.as_ref().filter(|values| values.iter().any(|value| value != "All"))
+        {
+            errors.push(FieldError::not_supported("dryRun", values.clone(), &["All"]));
         }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors))
     }
 }

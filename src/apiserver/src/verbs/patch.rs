@@ -50,7 +50,7 @@ fn read_patch(
         "application/strategic-merge-patch+json" if !resource.custom => {
             read().map(|(patch, twice)| (Patch::Strategic(patch), twice))
         }
-        _ => Err(unsupported()),
+        _ => Err(unsupported(resource)),
     }
 }
 
@@ -202,11 +202,9 @@ fn fits(resource: &Resource, applied: &Value) -> Result<(), Status> {
     Err(Status::plain(500, "", message))
 }
 
-fn unsupported() -> Status {
-    Status::unsupported_media_type(&[
-        "application/json-patch+json",
-        "application/merge-patch+json",
-        "application/strategic-merge-patch+json",
-        "application/apply-patch+yaml",
-    ])
+fn unsupported(resource: &Resource) -> Status {
+    let strategic = (!resource.custom).then_some("application/strategic-merge-patch+json");
+    let known = ["application/json-patch+json", "application/merge-patch+json"].into_iter();
+    let known: Vec<&str> = known.chain(strategic).chain(["application/apply-patch+yaml"]).collect();
+    Status::unsupported_media_type(&known)
 }

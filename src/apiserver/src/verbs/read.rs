@@ -193,9 +193,18 @@ pub(crate) async fn page(context: &Context) -> Result<Page, Status> {
             };
             let asked: u64 = wanted.parse().unwrap_or(0);
             not_beyond(context, asked).await?;
-            let revision = revision.max(asked);
             // The revision is read before the objects: they are never older than it says.
             let objects = bucket.objects();
+            let revision = if matching == "Exact" {
+                // Older states are not kept, but nothing may have changed since.
+                let is_same = bucket.events_after(asked, 1).is_ok_and(|events| events.is_empty());
+                if !is_same {
+                    return Err(Status::expired("The resourceVersion for the provided list is too old."));
+                }
+                asked
+            } else {
+                revision.max(asked)
+            };
             (revision, View::Whole(objects), prefix.clone())
         }
     };
@@ -246,6 +255,9 @@ pub(crate) fn check_version(version: &str, matching: &str) -> Result<(), Status>
         )));
     }
     match matching {
+        "Exact" if version == "0" => {
+            Err(invalid_match("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""))
+        }
         "" | "NotOlderThan" | "Exact" if matching.is_empty() || !version.is_empty() => Ok(()),
         "NotOlderThan" | "Exact" => {
             Err(invalid_match("resourceVersionMatch is forbidden unless resourceVersion is provided"))
@@ -336,6 +348,16 @@ pub(crate) fn table(
     objects: impl Iterator<Item = Result<Value, Status>>,
     metadata: Value,
 ) -> Result<Value, Status> {
+    table_of(context, &context.resource, objects, metadata)
+}
+
+/// The same with the columns of another kind than the request's.
+pub(crate) fn table_of(
+    context: &Context,
+    resource: &Resource,
+    objects: impl Iterator<Item = Result<Value, Status>>,
+    metadata: Value,
+) -> Result<Value, Status> {
     let include: fn(&Value) -> Value = match context.query.get("includeObject") {
         None | Some("Metadata") => partial_object_metadata,
         Some("Object") => Value::clone,
@@ -345,5 +367,5 @@ pub(crate) fn table(
         }
     };
     let objects = objects.collect::<Result<Vec<Value>, Status>>()?;
-    Ok(kedge_api::table::table(&context.resource, objects.iter(), metadata, jiff::Timestamp::now(), include))
+    Ok(kedge_api::table::table(resource, objects.iter(), metadata, jiff::Timestamp::now(), include))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kedge_api::field::FieldError;
 use kedge_api::managed;
 use kedge_api::object;
 use kedge_api::registry::Resource;
@@ -12,11 +13,12 @@ use kedge_api::status::Status;
 use kedge_store::{Check, CommitError, Condition, Op, Txn};
 use serde_json::Value;
 
-use super::create::{commit_failed, is_lazy, seal, set_namespace, written_otherwise};
+use super::create::{Creation, commit_failed, is_lazy, seal, set_namespace, written_otherwise};
 use super::options::WriteOptions;
 use super::{Context, object_key, read, store_key};
 use crate::admission::{self, Operation, Request};
 use crate::authn::User;
+use crate::authz;
 use crate::cache::Stored;
 use crate::claims;
 use crate::conversion;
@@ -70,13 +72,41 @@ pub(crate) async fn update(
         )));
     }
     let change = Change { state: &context.state, user: &context.user, resource: &context.resource, target };
-    let (bytes, more) = change
-        .run(&context.info.namespace, &context.info.name, &options, &mut |_| Ok(Edit::replace(value.clone())))
-        .await?;
+    let (namespace, name) = (&context.info.namespace, &context.info.name);
+    let mut edit = |_: &Value| Ok(Edit::replace(value.clone()));
+    let result = change.run(namespace, name, &options, &mut edit).await;
+    let may_create = target == Target::Main && context.resource.strategy.creates_on_update();
+    let (code, (bytes, more)) = match result {
+        Err(status) if may_create && status.reason == "NotFound" && object::uid(&value).is_empty() => {
+            match create_instead(context, &value, &options).await {
+                // Somebody else created it meanwhile: it is an update then.
+                Err(status) if status.reason == "AlreadyExists" => {
+                    (StatusCode::OK, change.run(namespace, name, &options, &mut edit).await?)
+                }
+                result => (StatusCode::CREATED, result?),
+            }
+        }
+        result => (StatusCode::OK, result?),
+    };
     warnings.extend(more);
-    let mut response = read::present(context, StatusCode::OK, &bytes).await?;
+    let mut response = read::present(context, code, &bytes).await?;
     respond::add_warnings(&mut response, &warnings);
     Ok(response)
+}
+
+/// Creates what an update did not find; that needs the right to create (apiserver `update.go`).
+async fn create_instead(
+    context: &Arc<Context>,
+    value: &Value,
+    options: &WriteOptions,
+) -> Result<(Bytes, Vec<String>), Status> {
+    let mut attributes = authz::attributes(&context.user, &context.info);
+    attributes.verb = "create";
+    authz::require(&context.state, &context.user, &attributes)?;
+    let mut value = value.clone();
+    object::metadata_mut(&mut value).remove("resourceVersion");
+    let creation = Creation { state: &context.state, user: &context.user, resource: &context.resource };
+    creation.run(&context.info.namespace, value, options).await
 }
 
 /// What a change makes of the old object.
@@ -189,8 +219,15 @@ impl Change<'_> {
         // A client that names a version means that one. When somebody else is faster, the edit is made
         // again on the newer object and ends here.
         let version = object::resource_version(&value);
-        if !version.is_empty() && version != "0" && version != object::resource_version(old) {
+        let is_unnamed = matches!(version, "" | "0");
+        if !is_unnamed && version != object::resource_version(old) {
             return Err(self.conflict(name));
+        }
+        let is_clients = matches!(self.target, Target::Main | Target::Part(_));
+        if is_unnamed && is_clients && resource.strategy.update_names_version() {
+            let wrong = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            // Upstream has the resource's name here instead of the kind's.
+            return Err(Status::invalid(&resource.group, &resource.plural, name, vec![wrong]));
         }
         self.keep_identity(namespace, name, old, &mut value)?;
         let strategy = &resource.strategy;

@@ -218,3 +218,67 @@ async fn nothing_is_created_in_a_namespace_that_ends() {
     assert_eq!(answer["details"]["causes"][0]["reason"], "NamespaceTerminating");
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_priority_class_is_the_default() {
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    let class = |name: &str, default: bool| json!({ "metadata": { "name": name }, "value": 7, "globalDefault": default });
+    client.make(CLASSES, &class("first", true)).await;
+    let made = client.make(PODS, &pod("a")).await;
+    assert_eq!((&made["spec"]["priorityClassName"], &made["spec"]["priority"]), (&"first".into(), &json!(7)));
+    let (status, answer) = client.post(CLASSES, &class("second", true)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        answer["message"],
+        "priorityclasses.scheduling.k8s.io \"second\" is forbidden: PriorityClass first is already marked as default. Only one default can exist"
+    );
+    client.make(CLASSES, &class("second", false)).await;
+    let second = format!("{CLASSES}/second");
+    let (status, _) = client.patch(&second, "merge", &json!({ "globalDefault": true })).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let first = format!("{CLASSES}/first");
+    let (status, _) = client.patch(&first, "merge", &json!({ "description": "still the default" })).await;
+    assert_eq!(status, StatusCode::OK);
+    client.delete(&first, &json!({})).await;
+    let (status, _) = client.patch(&second, "merge", &json!({ "globalDefault": true })).await;
+    assert_eq!(status, StatusCode::OK);
+    let made = client.make(PODS, &pod("b")).await;
+    assert_eq!(made["spec"]["priorityClassName"], "second");
+    let (status, answer) = client.delete(&format!("{CLASSES}/system-node-critical"), &json!({})).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(
+        answer["message"]
+            .as_str()
+            .is_some_and(|text| text.ends_with("a system priority class and cannot be deleted")),
+        "{answer}"
+    );
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_bound_to_a_node_ends_with_it() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    account(&client).await;
+    let node = json!({ "metadata": { "name": "n" } });
+    client.make("/api/v1/nodes", &node).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let request = |kind: &str| json!({ "spec": { "boundObjectRef": { "apiVersion": "v1", "kind": kind, "name": "n" } } });
+    let (status, answer) = client.post(path, &request("ConfigMap")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(answer["message"], "cannot bind token for object of type v1, Kind=ConfigMap");
+    let made = client.make(path, &request("Node")).await;
+    let review = json!({ "spec": { "token": made["status"]["token"] } });
+    let reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let known = client.make(reviews, &review).await;
+    assert_eq!(known["status"]["authenticated"], true, "{known}");
+    assert_eq!(known["status"]["user"]["extra"]["authentication.kubernetes.io/node-name"], json!(["n"]));
+    client.delete("/api/v1/nodes/n", &json!({})).await;
+    client.make("/api/v1/nodes", &node).await;
+    let known = client.make(reviews, &review).await;
+    assert_ne!(known["status"]["authenticated"], true, "the node has another uid now: {known}");
+    fixture.stop().await;
+}

@@ -106,9 +106,15 @@ async fn a_definition_makes_a_kind() {
             )
         )
     );
-    let (status, _) =
+    let (status, answer) =
         client.patch(&format!("{THINGS}/a"), "strategic-merge", &json!({ "spec": { "color": "red" } })).await;
     assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert!(
+        answer["message"].as_str().is_some_and(|text| text.ends_with(
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        )),
+        "{answer}"
+    );
 
     // Status and scale.
     let status = json!({ "status": { "replicas": 3, "selector": "a=b" }, "spec": { "color": "red" } });
@@ -119,6 +125,9 @@ async fn a_definition_makes_a_kind() {
         (&scale["spec"], &scale["status"]),
         (&json!({ "replicas": 1 }), &json!({ "replicas": 3, "selector": "a=b" }))
     );
+    let table = client.table(&format!("{THINGS}/a/scale")).await;
+    assert_eq!(table.0, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(table.1[..3], [json!("a"), json!(1), json!(3)]);
     let (code, _) =
         client.patch(&format!("{THINGS}/a/scale"), "merge", &json!({ "spec": { "replicas": 5 } })).await;
     assert_eq!(code, StatusCode::OK);
@@ -130,12 +139,8 @@ async fn a_definition_makes_a_kind() {
     assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
     let (_, old) = client.get("/apis/example.com/v1beta1/namespaces/default/things/a").await;
     assert_eq!((&old["apiVersion"], &old["spec"]["replicas"]), (&json!("example.com/v1beta1"), &json!(5)));
-    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
-    let response = client.raw(http::Method::GET, THINGS, &accept, Vec::new()).await;
-    let bytes = http_body_util::BodyExt::collect(response.into_body()).await.expect("body").to_bytes();
-    let table: Value = serde_json::from_slice(&bytes).expect("JSON");
-    assert_eq!(table["columnDefinitions"][1]["name"], "Color");
-    assert_eq!(table["rows"][0]["cells"], json!(["a", "blue"]));
+    let table = client.table(THINGS).await;
+    assert_eq!((table.0[1].as_str(), table.1), ("Color", vec![json!("a"), json!("blue")]));
 
     // What kubectl explain asks for.
     let (status, document) = client.get("/openapi/v3/apis/example.com/v1").await;

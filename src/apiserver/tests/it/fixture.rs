@@ -17,6 +17,8 @@ pub(crate) struct Fixture {
     pub(crate) server: ApiServer,
     tasks: Tasks,
     serving: Arc<rustls::ServerConfig>,
+    /// Of the API servers; they are told as long as somebody can change them.
+    _addresses: tokio::sync::watch::Sender<Vec<std::net::IpAddr>>,
     _dir: TempDir,
 }
 
@@ -63,7 +65,7 @@ impl Fixture {
         // Endpoints are never loopback addresses.
         let addresses = tokio::sync::watch::Sender::new(vec![[192, 0, 2, 1].into()]);
         server.lead(addresses.subscribe(), &tasks);
-        Self { server, tasks, serving, _dir: dir }
+        Self { server, tasks, serving, _addresses: addresses, _dir: dir }
     }
 
     pub(crate) async fn stop(self) {
@@ -179,6 +181,17 @@ impl Client {
 
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         self.send(Method::GET, path, "application/json", Vec::new()).await
+    }
+
+    /// The names of the columns that kubectl prints, and the cells of the first row.
+    pub(crate) async fn table(&self, path: &str) -> (Vec<String>, Vec<Value>) {
+        let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+        let response = self.raw(Method::GET, path, &accept, Vec::new()).await;
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        let table: Value = serde_json::from_slice(&bytes).expect("JSON");
+        let columns = table["columnDefinitions"].as_array().expect("columns").iter();
+        let names = columns.map(|column| column["name"].as_str().expect("name").to_owned()).collect();
+        (names, table["rows"][0]["cells"].as_array().cloned().unwrap_or_default())
     }
 
     pub(crate) async fn post(&self, path: &str, object: &Value) -> (StatusCode, Value) {

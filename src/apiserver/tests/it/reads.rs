@@ -334,3 +334,48 @@ async fn a_revision_of_the_future_is_waited_for_and_then_refused() {
     assert!(watch.next().await.is_none(), "the watch ends");
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_of_the_api_comes_back() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let service = "/api/v1/namespaces/default/services/kubernetes";
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let there = async |path: &str| loop {
+        let (status, found) = client.get(path).await;
+        if status == StatusCode::OK {
+            return found;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    let before = there(service).await;
+    there(slice).await;
+    for path in [service, slice] {
+        let (status, answer) = client.delete(path, &serde_json::json!({})).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let after = there(service).await;
+    assert_eq!(after["spec"]["clusterIP"], before["spec"]["clusterIP"]);
+    assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(there(slice).await["endpoints"][0]["addresses"][0], "192.0.2.1");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_exactly_one_revision_is_that_or_none() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(MAPS, &config_map("a")).await;
+    let exactly = async |version: &str| {
+        client.get(&format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion={version}")).await
+    };
+    let (_, list) = client.get(MAPS).await;
+    let version = list["metadata"]["resourceVersion"].as_str().expect("version").to_owned();
+    let (status, same) = exactly(&version).await;
+    assert_eq!((status, &same), (StatusCode::OK, &list));
+    client.make(MAPS, &config_map("b")).await;
+    let (status, answer) = exactly(&version).await;
+    assert_eq!((status, &answer["reason"]), (StatusCode::GONE, &"Expired".into()), "{answer}");
+    assert_eq!(exactly("0").await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    fixture.stop().await;
+}

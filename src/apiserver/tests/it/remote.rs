@@ -104,7 +104,9 @@ async fn a_webhook_that_fails_stops_writes_unless_it_may() {
         "{message}"
     );
     // Its own configuration can always be mended.
-    assert_eq!(client.put(&format!("{path}/a"), &configuration("Ignore")).await.0, StatusCode::OK);
+    let (_, mut mended) = client.get(&format!("{path}/a")).await;
+    mended["webhooks"] = configuration("Ignore")["webhooks"].take();
+    assert_eq!(client.put(&format!("{path}/a"), &mended).await.0, StatusCode::OK);
     client.make(MAPS, &config_map("a")).await;
     fixture.stop().await;
 }

@@ -340,6 +340,9 @@ async fn status_and_scale_change_their_part_only() {
     let (_, scaled) =
         client.patch(&format!("{path}/scale"), "merge", &json!({ "spec": { "replicas": 4 } })).await;
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&"Scale".into(), &json!(4)));
+    let table = client.table(&format!("{path}/scale")).await;
+    assert_eq!(table.0, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(table.1[..3], [json!("web"), json!(4), json!(0)]);
     let (_, object) = client.get(&path).await;
     assert_eq!((&object["metadata"]["generation"], &object["spec"]["replicas"]), (&json!(2), &json!(4)));
     let mut status = object.clone();
@@ -422,4 +425,63 @@ async fn node_ports_are_for_types_that_have_them() {
     {
         assert!(changed.pointer(field).is_none(), "{field}: {changed}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_creates_some_kinds() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases/a";
+    let object =
+        json!({ "metadata": { "name": "a", "resourceVersion": "7" }, "spec": { "holderIdentity": "x" } });
+    let (status, made) = client.put(lease, &object).await;
+    assert_eq!((status, &made["spec"]["holderIdentity"]), (StatusCode::CREATED, &"x".into()), "{made}");
+    let (status, again) = client.put(lease, &object).await;
+    assert_eq!(status, StatusCode::CONFLICT, "it is there now, in another version: {again}");
+    let (status, again) = client.put(lease, &json!({ "metadata": { "name": "a" } })).await;
+    assert_eq!(
+        (status, again["message"].as_str()),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Some(
+                "leases.coordination.k8s.io \"a\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+            )
+        )
+    );
+    let map = "/api/v1/namespaces/default/configmaps/a";
+    let (status, _) = client.put(map, &json!({ "metadata": { "name": "a" } })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) =
+        client.put(&format!("{lease}b"), &json!({ "metadata": { "name": "ab", "uid": "x" } })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "the one that is meant is gone");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scale_is_applied() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    client.make(DEPLOYMENTS, &deployment()).await;
+    let path = format!("{DEPLOYMENTS}/web");
+    let scale = |replicas: i64| json!({ "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": { "name": "web" }, "spec": { "replicas": replicas } });
+    let (status, _) = client.patch(&format!("{path}/scale"), "apply", &scale(3)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "nobody applies it");
+    let by = |manager: &str| format!("{path}/scale?fieldManager={manager}");
+    let (status, applied) = client.patch(&format!("{}&force=true", by("one")), "apply", &scale(3)).await;
+    assert_eq!(
+        (status, &applied["kind"], &applied["spec"]["replicas"]),
+        (StatusCode::OK, &"Scale".into(), &json!(3))
+    );
+    let (status, refused) = client.patch(&by("two"), "apply", &scale(4)).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains(".spec.replicas")), "{refused}");
+    let (_, object) = client.get(&path).await;
+    let entries = object["metadata"]["managedFields"].as_array().expect("entries");
+    let entry = entries.iter().find(|entry| entry["manager"] == "one").expect("the applier's");
+    assert_eq!(
+        (&entry["operation"], &entry["subresource"], &entry["apiVersion"], &entry["fieldsV1"]),
+        (&"Apply".into(), &"scale".into(), &"apps/v1".into(), &json!({ "f:spec": { "f:replicas": {} } }))
+    );
+    assert_eq!((&object["spec"]["replicas"], &object["metadata"]["generation"]), (&json!(3), &json!(2)));
+    fixture.stop().await;
 }

@@ -44,7 +44,7 @@ fn identity(name: &str) -> NodeIdentity {
     NodeIdentity {
         name: name.into(),
         addresses: vec![LOCAL],
-        service_addresses: vec!["10.96.0.1".parse().unwrap()],
+        service_addresses: vec!["10.96.0.1".parse().unwrap(), "192.0.2.100".parse().unwrap()],
         cluster_domain: "cluster.local".into(),
     }
 }
@@ -495,8 +495,11 @@ async fn nobody_joins_as_the_api_server() {
         let refusal = refused(Joiner::new(name, 2, Role::Worker).join(&string).await);
         assert!(matches!(refusal, Refusal::Invalid { .. }), "{name}: {refusal:?}");
     }
-    let mut joiner = Joiner::new("n2", 2, Role::Worker);
-    joiner.facts.addresses.push("10.96.0.1".parse().unwrap());
-    let refusal = refused(joiner.join(&string).await);
-    assert!(matches!(refusal, Refusal::Invalid { .. }), "{refusal:?}");
+    // The Service's address, and a virtual one.
+    for address in ["10.96.0.1", "192.0.2.100"] {
+        let mut joiner = Joiner::new("n2", 2, Role::Worker);
+        joiner.facts.addresses.push(address.parse().unwrap());
+        let refusal = refused(joiner.join(&string).await);
+        assert!(matches!(refusal, Refusal::Invalid { .. }), "{address}: {refusal:?}");
+    }
 }

@@ -203,11 +203,16 @@ async fn two_that_leave_at_once_do_not_leave_nothing() {
 #[tokio::test]
 async fn nobody_gets_a_certificate_for_another_nodes_address() {
     let book = book();
-    book.registry.enroll(id(1), &facts("n1", "192.0.2.1:25000", Role::ControlPlane)).await.unwrap();
+    let mut founder = facts("n1", "192.0.2.1:25000", Role::ControlPlane);
+    founder.addresses.extend(["2001:db8::1".parse::<std::net::IpAddr>().unwrap(), [127, 0, 0, 1].into()]);
+    book.registry.enroll(id(1), &founder).await.unwrap();
     let check = async |number, address: &str| {
         book.registry.check_addresses(id(number), &[address.parse().unwrap()]).await.is_ok()
     };
     assert!(check(1, "192.0.2.1").await);
     assert!(!check(2, "192.0.2.1").await);
+    assert!(check(1, "2001:db8::1").await);
+    assert!(!check(2, "2001:db8::1").await);
+    assert!(check(2, "127.0.0.1").await);
     assert!(check(2, "192.0.2.2").await);
 }

@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 
 use super::Collector;
+use super::gone::Owner;
 use super::graph::{FOREGROUND, Node, ORPHAN};
 
 /// When something is not known yet that decides over a finalizer.
@@ -145,7 +146,7 @@ impl Collector {
         uid: &str,
         reference: &OwnerReference,
     ) -> Result<OwnerState, Error> {
-        if self.is_gone(&reference.uid) {
+        if self.gone.lock().has(&node.namespace, reference) {
             return Ok(OwnerState::Dangling);
         }
         let Some(resource) = self.resource_of(&reference.api_version, &reference.kind) else {
@@ -179,7 +180,7 @@ impl Collector {
             // The uid may live in another namespace: gone for this reference only.
             _ if self.graph.lock().get(&reference.uid).is_some() => Ok(OwnerState::Dangling),
             _ => {
-                self.note_gone(&reference.uid);
+                self.gone.lock().note(Owner::named(&node.namespace, reference));
                 Ok(OwnerState::Dangling)
             }
         }

@@ -4,10 +4,11 @@
 
 mod census;
 mod collect;
+mod gone;
 mod graph;
 mod monitor;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::census::Census;
-use self::graph::{Graph, Uid, Work};
+use self::gone::{Gone, Owner};
+use self::graph::{Graph, Work};
 use crate::context::Context;
 use crate::discovery::Served;
 
 const WORKERS: usize = 10;
-/// Owners known to be gone, so that a thousand dependents do not ask a thousand times.
-const REMEMBERED: usize = 500;
 /// A kind that cannot be listed must not hold up the collection of the others for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,7 +84,7 @@ struct Collector {
     graph: Mutex<Graph>,
     /// Everything served, also what cannot be watched: to find an owner by its kind.
     resources: Mutex<Vec<Arc<Served>>>,
-    gone: Mutex<VecDeque<Uid>>,
+    gone: Mutex<Gone>,
     /// Uids. May have to be deleted, or may finish a foreground deletion.
     delete: Queue<String>,
     /// Uids. Set what depends on it free.
@@ -106,18 +106,6 @@ impl Collector {
         }
     }
 
-    fn note_gone(&self, uid: &str) {
-        let mut gone = self.gone.lock();
-        if gone.len() >= REMEMBERED {
-            gone.pop_front();
-        }
-        gone.push_back(uid.into());
-    }
-
-    fn is_gone(&self, uid: &str) -> bool {
-        self.gone.lock().iter().any(|gone| &**gone == uid)
-    }
-
     /// The resource of an owner reference's kind.
     fn resource_of(&self, api_version: &str, kind: &str) -> Option<Arc<Served>> {
         let (group, _) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -127,7 +115,13 @@ impl Collector {
 
     /// The object is gone: forget it and look at what depended on it.
     fn forget(&self, uid: &str) {
-        self.note_gone(uid);
+        self.gone.lock().note(Owner::Seen(uid.to_owned()));
+        self.unwatch(uid);
+    }
+
+    /// The object is not followed any more, and may still be there: its kind is served in another version, or by
+    /// nobody for a while.
+    fn unwatch(&self, uid: &str) {
         let mut graph = self.graph.lock();
         let known = graph.get(uid).map(|node| (node.resource.clone(), node.namespace.clone()));
         let work = graph.remove(uid);

@@ -108,7 +108,7 @@ impl Collector {
                     monitor.tasks.token().cancel();
                     let uids = self.graph.lock().of_resource(&monitor.resource);
                     for uid in uids {
-                        self.forget(&uid);
+                        self.unwatch(&uid);
                     }
                 }
             }

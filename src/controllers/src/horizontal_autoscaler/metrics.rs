@@ -26,12 +26,23 @@ pub(super) async fn samples(
     };
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &kind);
     let list = api.list(&ListParams::default().labels(selector)).await.map_err(|error| {
-        format!("unable to fetch metrics from resource metrics API: {}", crate::context::message(&error))
+        let text = refusal(&error, "pods.metrics.k8s.io");
+        format!("unable to fetch metrics from resource metrics API: {text}")
     })?;
     if list.items.is_empty() {
         return Err("no metrics returned from resource metrics API".into());
     }
     Ok(list.items.iter().filter_map(|pod| sample(pod, resource)).collect())
+}
+
+/// The text of an error; an API that nobody serves is told of in client-go's words.
+fn refusal(error: &kube::Error, resource: &str) -> String {
+    let is_missing =
+        matches!(error, kube::Error::Api(status) if status.code == 404 && status.details.is_none());
+    if is_missing {
+        return format!("the server could not find the requested resource (get {resource})");
+    }
+    crate::context::message(error)
 }
 
 /// `None`: some container does not say.

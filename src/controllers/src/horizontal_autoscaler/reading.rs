@@ -175,7 +175,9 @@ impl Look<'_> {
              target was set",
         )?;
         let proposal = async {
-            let samples = metrics::samples(self.client, self.namespace, self.selector, resource).await?;
+            let samples = metrics::samples(self.client, self.namespace, self.selector, resource).await;
+            let samples = samples
+                .map_err(|text| format!("unable to get metrics for resource {}: {text}", resource.name))?;
             self.propose(&samples, resource, target)
         };
         let proposal =

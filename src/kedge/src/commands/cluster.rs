@@ -27,9 +27,10 @@ pub(crate) fn add_node(config: &Config, args: &AddNodeArgs) -> Result<ExitCode, 
     let invitation: Invitation =
         control::call(&config.status_socket(), "POST", "/add-node", &wish, SOON).context("make a token")?;
     match args.format {
-        InvitationFormat::Pretty => output::write(&pretty(&invitation, args.worker)),
+        InvitationFormat::Pretty => output::write(&pretty(&invitation)),
         InvitationFormat::Short => {
-            invitation.join.iter().for_each(|join| output::say(&format!("kedge join {join}")));
+            let flag = flag(&invitation);
+            invitation.join.iter().for_each(|join| output::say(&format!("kedge join {join}{flag}")));
         }
         InvitationFormat::Json => print(Format::Json, "", &invitation)?,
         InvitationFormat::Yaml => print(Format::Yaml, "", &invitation)?,
@@ -37,13 +38,18 @@ pub(crate) fn add_node(config: &Config, args: &AddNodeArgs) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-fn pretty(invitation: &Invitation, worker_only: bool) -> String {
+/// What the token asks of whoever joins with it.
+fn flag(invitation: &Invitation) -> &'static str {
+    if invitation.worker { " --worker" } else { "" }
+}
+
+fn pretty(invitation: &Invitation) -> String {
     let Some((first, others)) = invitation.join.split_first() else { return String::new() };
-    let flag = if worker_only { " --worker" } else { "" };
+    let flag = flag(invitation);
     let mut text = format!(
         "From the node you wish to join to this cluster, run the following:\nkedge join {first}{flag}\n"
     );
-    if !worker_only {
+    if !invitation.worker {
         text.push_str(&format!(
             "\nUse the '--worker' flag to join a node as a worker not running the control plane, eg:\n\
              kedge join {first} --worker\n"
@@ -148,9 +154,10 @@ mod tests {
             join: vec!["192.0.2.10:25000/t/h".into(), "[2001:db8::1]:25000/t/h".into()],
             expires: "2026-01-01T00:00:00Z".parse().unwrap(),
             reusable: false,
+            worker: false,
             id: "abcd".into(),
         };
-        let text = pretty(&invitation, false);
+        let text = pretty(&invitation);
         for part in [
             "run the following:\nkedge join 192.0.2.10:25000/t/h\n",
             "eg:\nkedge join 192.0.2.10:25000/t/h --worker\n",
@@ -159,6 +166,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert!(!pretty(&invitation, true).contains("Use the '--worker' flag"));
+        let of_worker = pretty(&Invitation { worker: true, ..invitation });
+        assert!(!of_worker.contains("Use the '--worker' flag"), "{of_worker}");
+        assert!(of_worker.contains("kedge join 192.0.2.10:25000/t/h --worker\n"), "{of_worker}");
     }
 }

@@ -44,11 +44,7 @@ pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failur
     let pid_file = config.pid_file();
     own.record(&pid_file).with_context(|| format!("write {}", pid_file.display()))?;
     // What the service manager tells to stop meanwhile it goes on with at the next start.
-    let ready = switch::finish(&mut config).and_then(|_| match preflight::check_settings(&config) {
-        problems if problems.is_empty() => Ok(()),
-        problems => Err(preflight::refusal(&problems).into()),
-    });
-    if let Err(error) = ready {
+    if let Err(error) = switch::finish(&mut config).and_then(|_| preflight::check_settings(&config)) {
         let _ = std::fs::remove_file(&pid_file);
         let _ = LastFailure::record(&error, &config);
         return Err(error.into());

@@ -42,6 +42,13 @@ pub(crate) fn files(file: &Path) -> Vec<PathBuf> {
 /// What the files say.
 pub(super) fn read(file: &Path, faults: &mut Vec<Fault>) -> Settings {
     let mut settings = Settings::default();
+    let other = file.with_extension("yml");
+    if other != file && !file.exists() && other.exists() {
+        faults.push(Fault::new(
+            format!("{} is not read", other.display()),
+            format!("rename it to {}", file.display()),
+        ));
+    }
     for path in files(file) {
         match fs::read_to_string(&path) {
             Ok(text) => settings.extend(&parse(&path, &text, faults)),
@@ -270,6 +277,12 @@ mod tests {
         assert_eq!((settings.get("port"), settings.get("cluster-port")), (Some("3000"), Some("3001")));
         assert_eq!(settings.get("node-name"), Some("a"));
         assert!(settings.place("port").contains("20-b.yaml"));
+
+        let mut faults = Vec::new();
+        fs::rename(&file, dir.path().join("config.yml")).unwrap();
+        read(&file, &mut faults);
+        assert!(faults[0].to_string().ends_with("config.yaml"), "{faults:?}");
+        fs::rename(dir.path().join("config.yml"), &file).unwrap();
 
         // A value that would not count is refused, not lost.
         let mut given = Settings::default();

@@ -61,11 +61,8 @@ impl Leading {
             }
             let leads = status.wait_for(|status| status.leader == Some(status.id));
             let Some(Ok(_)) = stopped.run_until_cancelled(leads).await else { return };
-            let term = tasks.child("leading");
+            let mut term = tasks.child("leading");
             let addresses = watch::Sender::new(vec![self.own_address]);
-            if let Err(error) = self.start(&addresses, &term) {
-                tracing::error!(error = format!("{error:#}"), "the controllers do not start");
-            }
             self.announcer.hold(Purpose::ApiServer, self.virtual_addresses());
             let follow = async {
                 loop {
@@ -80,7 +77,25 @@ impl Leading {
                     }
                 }
             };
-            if stopped.run_until_cancelled(follow).await.is_none() {
+            let work = async {
+                let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+                started(&tasks, &mut term, backoff, |term| {
+                    self.start(&addresses, term).inspect_err(|error| {
+                        for part in ["controllers", "scheduler"] {
+                            self.board.failed(part, &format!("{error:#}"));
+                        }
+                    })
+                })
+                .await;
+                std::future::pending::<()>().await;
+            };
+            let led = async {
+                tokio::select! {
+                    () = follow => {}
+                    () = work => {}
+                }
+            };
+            if stopped.run_until_cancelled(led).await.is_none() {
                 // The whole group is being stopped, this part with it.
                 return;
             }
@@ -141,6 +156,24 @@ impl Leading {
     }
 }
 
+/// Until all has started: of a start that failed some may run, and ends before the next one begins.
+async fn started(
+    tasks: &Tasks,
+    term: &mut Tasks,
+    mut backoff: Backoff,
+    start: impl Fn(&Tasks) -> anyhow::Result<()>,
+) {
+    while let Err(error) = start(term) {
+        tracing::error!(error = format!("{error:#}"), "the controllers do not start, trying again");
+        let late = term.shutdown(STOP_LIMIT).await;
+        if !late.is_empty() {
+            tracing::warn!(tasks = late.join(", "), "did not stop in time");
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+        *term = tasks.child("leading");
+    }
+}
+
 /// A new version of Kedge brings new versions of the addons that are enabled.
 async fn upgrade_addons(manager: kedge_addons::Manager) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
@@ -167,7 +200,10 @@ async fn upgrade_addons(manager: kedge_addons::Manager) {
 
 /// Signs with the cluster's authority what the certificate controller has approved.
 #[derive(Debug)]
-pub(crate) struct ClusterSigner(pub(crate) Arc<Pki>);
+pub(crate) struct ClusterSigner {
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) registry: Registry,
+}
 
 impl kedge_controllers::Signer for ClusterSigner {
     fn sign(
@@ -178,7 +214,10 @@ impl kedge_controllers::Signer for ClusterSigner {
         lifetime: Duration,
     ) -> Result<String, kedge_controllers::SignerError> {
         let signer = Signer::from_name(signer_name).ok_or("this cluster has no such signer")?;
-        Ok(self.0.sign(signer, csr_pem, usages, Some(lifetime))?)
+        if signer == Signer::KubeletServing {
+            self.pki.check_serving_names(csr_pem, &self.registry)?;
+        }
+        Ok(self.pki.sign(signer, csr_pem, usages, Some(lifetime))?)
     }
 }
 
@@ -238,6 +277,28 @@ mod tests {
             silent_for: None,
             lag: None,
         }
+    }
+
+    #[tokio::test]
+    async fn controllers_that_do_not_start_are_tried_again_without_what_ran() {
+        let tasks = Tasks::new("test");
+        let mut term = tasks.child("leading");
+        let starts = std::cell::Cell::new(0);
+        let first = std::cell::RefCell::new(None);
+        let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        started(&tasks, &mut term, backoff, |term| {
+            starts.set(starts.get() + 1);
+            let half = term.spawn_until_stopped("half", std::future::pending::<()>());
+            if starts.get() == 1 {
+                *first.borrow_mut() = Some(half);
+            }
+            anyhow::ensure!(starts.get() == 3, "on purpose");
+            Ok(())
+        })
+        .await;
+        assert_eq!(starts.get(), 3);
+        assert!(first.take().is_some_and(|half| half.is_finished()), "what had started of it was ended");
+        assert_eq!(term.running(), ["test/leading/half"]);
     }
 
     #[test]

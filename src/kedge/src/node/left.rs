@@ -87,8 +87,8 @@ mod tests {
         let load = |token: char, address: &str| {
             let mut given = Settings::default();
             given.insert("data-dir", dir.path().display().to_string());
-            let (token, hash) = (token.to_string().repeat(52), "0123456789abcdef".repeat(2));
-            given.insert("join", format!("192.0.2.1:25000/{token}/{hash}"));
+            let (token, hash) = (token.to_string().repeat(51), "0123456789abcdef".repeat(2));
+            given.insert("join", format!("192.0.2.1:25000/{token}0/{hash}"));
             given.insert("virtual-address", address.to_owned());
             Config::load(Some(std::path::Path::new("/nonexistent")), &given).unwrap()
         };

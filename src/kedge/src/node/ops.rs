@@ -48,6 +48,9 @@ pub(crate) struct Invitation {
     pub(crate) join: Vec<String>,
     pub(crate) expires: Timestamp,
     pub(crate) reusable: bool,
+    /// Who joins with it says `--worker`.
+    #[serde(default)]
+    pub(crate) worker: bool,
     /// The token's id in the list.
     pub(crate) id: String,
 }
@@ -181,6 +184,7 @@ impl Ops {
             join,
             expires: record.expires,
             reusable: record.reusable,
+            worker: wish.worker_only,
             id: record.hash.id().to_owned(),
         })
     }

@@ -268,7 +268,8 @@ fn is_latest(runtime: &RuntimePod, running: &crate::runtime::Running) -> bool {
 
 fn waiting_reason(pod: &Pod, container: &str) -> String {
     let status = pod::status(pod);
-    let all = [status.init_container_statuses, status.container_statuses];
+    let all =
+        [status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses];
     all.into_iter()
         .flatten()
         .flatten()
@@ -331,6 +332,7 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn query(text: &str) -> Query {
         Query::of(&Request::builder().uri(format!("/x?{text}")).body(()).expect("request"))
@@ -346,6 +348,20 @@ mod tests {
             (Some(5), Some(7), Some("stderr"))
         );
         assert!(query("tailLines=-1").log_options().is_err());
+    }
+
+    #[test]
+    fn a_debug_container_waits_for_its_own_reason() {
+        let waiting = |reason| json!({ "name": "d", "state": { "waiting": { "reason": reason } } });
+        let pod = |statuses| {
+            serde_json::from_value::<Pod>(json!({ "status": { "ephemeralContainerStatuses": statuses } }))
+                .expect("a pod")
+        };
+        assert_eq!(
+            waiting_reason(&pod(json!([waiting("CreateContainerConfigError")])), "d"),
+            "CreateContainerConfigError"
+        );
+        assert_eq!(waiting_reason(&pod(json!([])), "d"), "ContainerCreating");
     }
 
     #[test]
