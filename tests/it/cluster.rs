@@ -73,6 +73,8 @@ fn three_control_planes_and_a_worker() {
         worker.node.as_str()
     );
 
+    assert_has(&worker.kedge(&["status"]).ok(), &["addons:", "dns"]);
+
     step("a dead node is removed by name");
     third.kill9();
     first.kedge(&["remove-node", &third.node, "--force"]).ok();

@@ -222,7 +222,7 @@ fn without_a_pool_nodes_answer_where_the_port_is_free() {
     let annotations = first.field("nodes", ".items[*].metadata.annotations");
     assert!(!annotations.contains("load-balancer"), "{annotations}");
     for node in others {
-        node.kedge(&["leave", "--force"]).ok();
+        node.kedge(&["leave", "--force", "--without", "dns"]).ok();
     }
 }
 
@@ -368,5 +368,5 @@ fn the_api_has_one_address_that_moves_with_the_leader() {
     let refused = nodes[0].event("Service/greedy", "SyncLoadBalancerFailed");
     assert_has(&refused, &["no IPv4 address of the pool is free"]);
     written("after all", Instant::now());
-    worker.kedge(&["leave", "--force"]).ok();
+    worker.kedge(&["leave", "--force", "--without", "dns"]).ok();
 }

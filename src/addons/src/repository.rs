@@ -235,8 +235,9 @@ impl Repositories {
         for addon in &found {
             if let Some(other) = others.iter().find(|other| other.addons.contains(&addon.name)) {
                 return Err(refuse(format!(
-                    "the addon {} is in the repository {} already",
-                    addon.name, other.name
+                    "the addon {} is in the repository {} already; give one of them another name, or run kedge \
+                     addons repo remove {}",
+                    addon.name, other.name, other.name
                 )));
             }
             let own = repository.addons.contains(&addon.name);

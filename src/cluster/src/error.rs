@@ -61,9 +61,14 @@ pub enum Error {
         "the join string is not valid: {0}; it must look like HOST:PORT/TOKEN/CA-HASH, as kedge add-node prints it"
     )]
     JoinString(String),
-    /// No token, or several, with this id.
-    #[error("no token, or more than one, has the id {0:?}; kedge token list shows them")]
+    /// No token with this id.
+    #[error("no token has an id that begins with {0:?}; kedge token list shows them")]
     NoSuchToken(String),
+    /// Several tokens, or too little to tell.
+    #[error(
+        "{0:?} is too short to tell tokens apart; say more of the id, 4 digits at least (kedge token list shows them)"
+    )]
+    TokenUnclear(String),
     /// A control-plane node said no.
     #[error(transparent)]
     Refused(#[from] Refusal),

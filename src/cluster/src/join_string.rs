@@ -109,7 +109,11 @@ fn parse(text: &str) -> Result<JoinString, String> {
     let text = text.strip_prefix("kedge join ").unwrap_or(text).trim();
     let parts: Vec<&str> = text.split('/').collect();
     let [server, token, hash] = parts[..] else {
-        return Err(format!("it has {} parts between slashes and not 3", parts.len()));
+        let parts = match parts.len() {
+            1 => "no slash".to_owned(),
+            number => format!("{number} parts between slashes and not 3"),
+        };
+        return Err(format!("it has {parts}"));
     };
     let server = server.parse()?;
     let token = token.parse()?;
@@ -147,7 +151,7 @@ mod tests {
     fn each_mistake_has_its_words() {
         let token = Token::generate().unwrap();
         for (text, hint) in [
-            (String::new(), "1 parts"),
+            (String::new(), "no slash"),
             (format!("192.0.2.1:25000/{token}"), "2 parts"),
             (format!("192.0.2.1/{token}/{HASH}"), "no \":PORT\""),
             (format!("192.0.2.1:0/{token}/{HASH}"), "not a port"),

@@ -103,7 +103,6 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Write manual pages into a folder
-    #[command(hide = true)]
     Man {
         /// The folder
         dir: PathBuf,
@@ -287,6 +286,7 @@ pub(crate) fn command() -> clap::Command {
 /// # Errors
 /// The exit code, when it was wrong or asked for help or the version; both were printed then.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
+    let arguments = without_pasted(arguments);
     let failures = asked_format(&arguments);
     let by_alias = arguments.iter().any(|word| {
         let word = word.to_string_lossy();
@@ -308,6 +308,23 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
         }
         if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
     })
+}
+
+/// `kedge add-node` prints whole lines; who types `sudo kedge join` first and pastes one has the words twice.
+fn without_pasted(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if let Some(place) = arguments.iter().position(|word| word == "join" || word == "kubectl")
+        && arguments[place] == "join"
+    {
+        let after = place + 1;
+        let pasted = [["sudo", "kedge", "join"].as_slice(), &["kedge", "join"]];
+        let twice = |words: &&[&str]| {
+            arguments.len() >= after + words.len()
+                && arguments[after..].iter().zip(*words).all(|(a, b)| a == b)
+        };
+        let length = pasted.into_iter().find(twice).map_or(0, <[&str]>::len);
+        arguments.drain(after..after + length);
+    }
+    arguments
 }
 
 /// The format that a program asks for: errors have it too, also when nothing else of the line is right.
@@ -375,6 +392,21 @@ mod tests {
             let cli = Cli::try_parse_from(arguments).unwrap();
             assert_eq!(cli.global.settings().get("port"), Some("7443"), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn a_pasted_join_may_have_its_words_twice() {
+        let string = "192.0.2.1:25000/t/h";
+        let plain = format!("kedge join {string} --worker");
+        for typed in ["kedge join", "kedge join kedge join", "kedge join sudo kedge join"] {
+            let line = format!("{typed} {string} --worker");
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let words: Vec<String> =
+                without_pasted(words).into_iter().map(|word| word.into_string().unwrap()).collect();
+            assert_eq!(words.join(" "), plain);
+        }
+        let alone: Vec<OsString> = ["kedge", "join"].map(OsString::from).into();
+        assert_eq!(without_pasted(alone.clone()), alone);
     }
 
     #[test]

@@ -227,6 +227,10 @@ impl Config {
         if self.owns_file() && (!given.is_empty() || self.file != Path::new(DEFAULT_FILE)) {
             persist(&self.file, given).with_context(|| format!("write {}", self.file.display()))?;
         }
+        // Documents tell people to write files there.
+        for dir in self.settings_dirs() {
+            std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        }
         Ok(())
     }
 
@@ -277,7 +281,7 @@ impl Config {
             "cni-conf-dir" => path(&self.cni_conf_dir),
             "pod-network" => if self.own_pod_network { "flannel" } else { "none" }.to_owned(),
             "snapshot-interval" => {
-                self.snapshot_interval.map_or_else(|| "off".to_owned(), |time| format!("{}s", time.as_secs()))
+                self.snapshot_interval.map_or_else(|| "off".to_owned(), values::duration_text)
             }
             "snapshot-keep" => self.snapshot_keep.to_string(),
             "store-quota" => size_text(self.store_quota),
@@ -322,10 +326,16 @@ impl Config {
 
     /// The effective configuration as a file that says the same, with each value's origin behind it.
     pub(crate) fn show(&self) -> String {
-        let lines: Vec<(String, String)> = self
-            .effective()
-            .into_iter()
-            .map(|setting| (format!("{}: {}", setting.key, yaml_scalar(&setting.value)), setting.origin))
+        let effective = self.effective();
+        // What has no value counts too: the node finds it out.
+        let lines: Vec<(String, String)> = SETTINGS
+            .iter()
+            .map(|setting| match effective.iter().find(|found| found.key == setting.key) {
+                Some(found) => {
+                    (format!("{}: {}", found.key, yaml_scalar(&found.value)), found.origin.clone())
+                }
+                None => (format!("# {}: {}", setting.key, setting.default), "default".to_owned()),
+            })
             .collect();
         let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
         lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
@@ -545,6 +555,7 @@ mod tests {
             ("node-ip: 192.0.2.9 ", "# KEDGE_NODE_IP"),
             ("node-name: edge-1 ", "# /etc/kedge/config.yaml"),
             ("pod-cidr: 10.244.0.0/16 ", "# default"),
+            ("# containerd: found in PATH ", "# default"),
         ] {
             assert!(
                 text.lines().any(|found| found.starts_with(line) && found.ends_with(origin)),

@@ -531,6 +531,7 @@ fn registries(config: &Config, board: &Board, tasks: &Tasks) -> Registries {
     if let Err(error) = registries.refresh() {
         tracing::warn!(error = %kedge_base::Chain(&error), "mirrors and logins of registries are not used");
     }
+    board.follow_registries(registries.clone());
     let (board, file, mut problem) =
         (board.clone(), config.registries.display().to_string(), registries.problem());
     tasks.spawn_until_stopped("registries' file", async move {

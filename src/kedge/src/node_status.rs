@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use kedge_base::Tasks;
 use kedge_client::Informers;
 use kedge_cluster::Role;
-use kedge_kubelet::Summary;
+use kedge_kubelet::{Registries, Summary};
 use kedge_store::Store;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -39,6 +39,7 @@ struct Inner {
     store: OnceLock<Store>,
     snapshots: std::path::PathBuf,
     operations: OnceLock<Ops>,
+    registries: OnceLock<Registries>,
     /// What the kubelet's part is made of.
     kubelet: Mutex<KubeletPart>,
     /// The Node object of this node was deleted.
@@ -79,6 +80,7 @@ impl Board {
             store: OnceLock::new(),
             snapshots: config.snapshot_dir(),
             operations: OnceLock::new(),
+            registries: OnceLock::new(),
             kubelet: Mutex::default(),
             unregistered: Notify::new(),
         }));
@@ -111,6 +113,11 @@ impl Board {
     }
 
     async fn now(&self) -> Status {
+        if let Some(registries) = self.0.registries.get() {
+            // Usually a look at the file's time. What is wrong is one of the problems.
+            let _ = registries.refresh();
+            self.note(&registries.file().display().to_string(), registries.problem().borrow().clone());
+        }
         let mut status = self.0.status.borrow().clone();
         if let Some(store) = self.0.store.get() {
             status.datastore = datastore(store).await;
@@ -127,8 +134,9 @@ impl Board {
         }
         if status.was_removed() {
             // Nothing else helps, least of all to recover a cluster that lives on without this node.
+            status.problems.clear();
             for part in status.components.iter_mut().filter(|part| !part.ready) {
-                part.remedy = Some(LEAVE.to_owned());
+                part.remedy = part.last_error.is_some().then(|| LEAVE.to_owned());
             }
         } else if self.0.store.get().is_some() && !status.datastore.has_leader {
             without_leader(&mut status);
@@ -152,6 +160,12 @@ impl Board {
             backend.clone_into(&mut status.pod_network);
             changed
         });
+    }
+
+    /// Their file is read when somebody asks, so that a mistake shows before the next pull.
+    pub(crate) fn follow_registries(&self, registries: Registries) {
+        // There is one kubelet in a process; a second call would change nothing.
+        let _ = self.0.registries.set(registries);
     }
 
     /// The store tells its figures when somebody asks.

@@ -165,10 +165,10 @@ impl Step {
             bar.set_style(style);
         }
         let mut step = Self { bar, last: String::new() };
+        step.update(message);
         if !step.bar.is_hidden() {
             step.bar.enable_steady_tick(Duration::from_millis(100));
         }
-        step.update(message);
         step
     }
 

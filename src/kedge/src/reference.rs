@@ -43,10 +43,18 @@ fn commands(command: &Command) -> String {
     let mut text = String::from(
         "# Commands\n\n<!-- Made by `kedge reference docs/reference`; do not edit. -->\n\n\
          Exit codes: 0 done, 1 failed (or: not ready, not well), 2 wrong usage or configuration.\n\n\
-         Data goes to standard output, progress and errors to standard error. `--output` takes `text`, `json` or \
-         `yaml`. Colour follows `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE`.\n\n\
-         The settings in [config.md](config.md) are options of every command.\n",
+         Data goes to standard output, progress and errors to standard error. `--output` takes `text` (or \
+         `short`; with `add-node` that is less), `json` or `yaml`. Colour follows `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE`.\n\n\
+         What is about the whole cluster is typed on a control-plane node, and refused on a worker: `add-node`, `token`, \
+         `remove-node`, `kubectl`, `config` (not `config show`), `enable`, `disable`, `addons list`, `snapshot save` and \
+         `restore`, `recover`, `secrets-encryption`, `certs rotate-ca`.\n\n\
+         ## Options of every command\n\n\
+         The settings in [config.md](config.md) (`--help` lists them, `-h` does not), and:\n\n",
     );
+    let setting = |arg: &&Arg| SETTINGS.iter().any(|setting| arg.get_id() == setting.key);
+    for arg in command.get_arguments().filter(|arg| arg.is_global_set() && !setting(arg)) {
+        let _ = writeln!(text, "- `{}`: {}{}", shown(arg), help(arg), notes(arg));
+    }
     describe(&command, &mut text);
     text
 }
@@ -60,7 +68,11 @@ fn describe(command: &Command, text: &mut String) {
             .filter(|arg| !arg.is_hide_set() && !arg.is_global_set() && arg.get_id() != "help")
             .collect();
         let has_commands = sub.get_subcommands().any(|sub| !sub.is_hide_set() && sub.get_name() != "help");
-        let _ = write!(text, "\n```\n{}\n```\n", usage(name, &own, has_commands));
+        let _ = write!(
+            text,
+            "\n```\n{}\n```\n",
+            usage(name, &own, has_commands.then(|| sub.is_subcommand_required_set()))
+        );
         if !own.is_empty() {
             text.push('\n');
         }
@@ -119,7 +131,8 @@ fn notes(arg: &Arg) -> String {
     if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
 }
 
-fn usage(name: &str, own: &[&Arg], has_commands: bool) -> String {
+/// `commands`: there are some, and one is required.
+fn usage(name: &str, own: &[&Arg], commands: Option<bool>) -> String {
     let mut line = name.to_owned();
     if own.iter().any(|arg| arg.get_long().is_some()) {
         line.push_str(" [OPTIONS]");
@@ -133,8 +146,10 @@ fn usage(name: &str, own: &[&Arg], has_commands: bool) -> String {
             write!(line, " [{value}]{many}")
         };
     }
-    if has_commands {
-        line.push_str(" COMMAND");
+    match commands {
+        Some(true) => line.push_str(" COMMAND"),
+        Some(false) => line.push_str(" [COMMAND]"),
+        None => {}
     }
     line
 }
@@ -167,7 +182,10 @@ fn configuration() -> String {
          ## A whole node from one file\n\n\
          A new node reads what it is to become from the same file at its first start: it joins the cluster that \
          `join` names, or begins one with the `addons` named. Where `join` cannot be reached yet, it tries again \
-         until it can; `kedge status` says what it waits for. Later starts ignore these keys.\n\n\
+         until it can; `kedge status` says what it waits for. Later starts ignore these keys. \
+         `kedge leave` and `kedge reset --force` make the node a new one; the `join` and the `virtual-address` that the \
+         files had then are of the cluster that it left, and are passed over until they are changed or the node joins \
+         again.\n\n\
          With cloud-init, the first node:\n\n\
          ```yaml\n#cloud-config\nwrite_files:\n- path: /etc/kedge/config.yaml\n  permissions: \"0600\"\n  content: |\n    \
          node-labels: {disk: ssd}\n    addons: [dns]\nruncmd:\n- [kedge, install]\n```\n\n\

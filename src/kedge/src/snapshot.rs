@@ -25,6 +25,8 @@ use kedge_store::backup::{self, Part};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::failure::Remedied;
+
 /// The version of this format.
 const FORMAT: u32 = 1;
 /// How snapshots in a node's own folder end.
@@ -368,12 +370,21 @@ pub(crate) fn list(folder: &Path) -> io::Result<Vec<Listed>> {
 }
 
 /// The file that a user means: a path, or the name of a snapshot in the node's folder.
-pub(crate) fn find(folder: &Path, which: &Path) -> PathBuf {
-    let named = folder.join(format!("{}.{ENDING}", which.display()));
-    if !which.exists() && which.components().count() == 1 && named.exists() {
-        return named;
+///
+/// # Errors
+/// There is neither.
+pub(crate) fn find(folder: &Path, which: &Path) -> anyhow::Result<PathBuf> {
+    if which.exists() {
+        return Ok(which.to_owned());
     }
-    which.to_owned()
+    let named = folder.join(format!("{}.{ENDING}", which.display()));
+    let is_name = which.components().count() == 1;
+    if is_name && named.exists() {
+        return Ok(named);
+    }
+    let or_snapshot = if is_name { " and no snapshot of that name" } else { "" };
+    let what = format!("there is no file {}{or_snapshot}", which.display());
+    Err(Remedied::new(what, "kedge snapshot list shows those of this node").into())
 }
 
 /// `12 KiB`.

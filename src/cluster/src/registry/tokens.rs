@@ -89,13 +89,15 @@ impl Registry {
     /// Forget a token, by its id in the list or the beginning of it (4 digits at least).
     ///
     /// # Errors
-    /// [`Error::NoSuchToken`] when none or several begin so.
+    /// [`Error::NoSuchToken`] when none begins so, [`Error::TokenUnclear`] when several do.
     pub async fn revoke_token(&self, id: &str) -> Result<TokenRecord, Error> {
         let id = id.to_ascii_lowercase();
         let records: Vec<TokenRecord> = self.list(TOKENS).await?;
         let mut hits = records.into_iter().filter(|record| record.hash.as_str().starts_with(&id));
-        let (Some(record), None) = (hits.next().filter(|_| id.len() >= 4), hits.next()) else {
-            return Err(Error::NoSuchToken(id));
+        let record = match (hits.next(), hits.next()) {
+            (Some(record), None) if id.len() >= 4 => record,
+            (None, _) => return Err(Error::NoSuchToken(id)),
+            _ => return Err(Error::TokenUnclear(id)),
         };
         let transaction = Transaction { deletes: vec![token_key(&record.hash)], ..Transaction::default() };
         self.commit(transaction).await?;

@@ -77,6 +77,9 @@ pub(crate) struct LeaveArgs {
     /// Leave pods behind, and go even when the cluster does not answer
     #[arg(long)]
     pub(crate) force: bool,
+    /// Leave a basic addon out of the single node's cluster (repeat it for more)
+    #[arg(long, value_name = "ADDON", value_parser = ["dns"])]
+    pub(crate) without: Vec<String>,
     /// Seconds to wait until the single node is Ready
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub(crate) timeout: u64,
@@ -99,12 +102,12 @@ pub(crate) struct RemoveNodeArgs {
 pub(crate) enum SnapshotCommand {
     /// Save one, read it back, and say what is in it
     Save {
-        /// Where to; DATA_DIR/snapshots otherwise
+        /// Where to, in a folder that is there; a file of that name is replaced [default: DATA_DIR/snapshots]
         file: Option<PathBuf>,
         /// Its name in DATA_DIR/snapshots [default: the time]
         #[arg(long, conflicts_with = "file")]
         name: Option<String>,
-        /// One of that name gives way, once this one is whole
+        /// One of that name gives way, once this one is whole; it is an error otherwise
         #[arg(long, requires = "name")]
         replace: bool,
         #[command(flatten)]

@@ -52,6 +52,8 @@ impl Args for GlobalArgs {
                     .global(true)
                     .env(setting.env)
                     .hide_env(true)
+                    // Many: with -h the command's own would be lost among them.
+                    .hide_short_help(true)
                     .value_name(setting.value)
                     .help(format!("{} [default: {}]", setting.help, setting.default)),
             )

@@ -160,6 +160,11 @@ fn list(config: &Config, format: Format) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A default that is nothing is written in several ways.
+fn in_words(default: &str) -> &str {
+    if matches!(default, "null" | "[]" | "{}" | "\"\"" | "") { "none" } else { default }
+}
+
 fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure> {
     let catalog = catalog(config)?;
     let addon = catalog.get(name).map_err(usage)?;
@@ -182,7 +187,7 @@ fn info(config: &Config, name: &str, format: Format) -> Result<ExitCode, Failure
             "  {} {}{range} (default {}): {}\n",
             argument.name,
             argument.kind.as_str(),
-            argument.default,
+            in_words(&argument.default.to_string()),
             argument.description
         ));
     }

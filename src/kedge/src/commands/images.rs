@@ -76,7 +76,8 @@ fn prune(socket: &Path) -> Result<(), Failure> {
     let removed = removed?;
     let mut short = String::new();
     for image in &removed {
-        short.push_str(&format!("removed {} ({})\n", title(image), crate::snapshot::size(image.size)));
+        let names = if image.names.is_empty() { title(image).to_owned() } else { image.names.join(", ") };
+        short.push_str(&format!("removed {names} ({})\n", crate::snapshot::size(image.size)));
     }
     if removed.is_empty() {
         short.push_str("nothing to remove: every image is used, pinned or Kedge's own\n");

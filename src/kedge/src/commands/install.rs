@@ -88,14 +88,17 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &InstallArgs) -> Resu
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) if status.state == State::Ready => {
-            step.done(&format!("node {} is Ready", status.node));
+            let replaced = upgrade.as_ref().map(|upgrade| upgrade.from.as_str());
+            step.done(&format!("node {} is Ready{}", status.node, upgraded(replaced, &status.version)));
             if first {
                 basic_addons(config, &args.without, limit)?;
             }
-            output::confirm(next_steps(config).trim_end());
+            if replaced.is_none() {
+                output::confirm(next_steps(config).trim_end());
+            }
             output::report(
                 "installed",
-                &json!({ "node": status.node, "ready": true, "version": status.version }),
+                &json!({ "node": status.node, "ready": true, "version": status.version, "replaced": replaced }),
             );
             Ok(ExitCode::SUCCESS)
         }
@@ -149,6 +152,15 @@ pub(crate) fn basic_addons(config: &Config, without: &[String], limit: Duration)
         super::addons::enable_one(config, addon, limit)?;
     }
     Ok(())
+}
+
+/// The same for a node that became single again. Without a pod network nothing can become healthy yet.
+pub(crate) fn addons_of_new_cluster(
+    config: &Config,
+    without: &[String],
+    limit: Duration,
+) -> Result<(), Failure> {
+    if config.own_pod_network { basic_addons(config, without, limit) } else { Ok(()) }
 }
 
 fn bring_your_own(config: &Config) -> String {
@@ -209,6 +221,17 @@ fn not_ready(config: &Config, status: &Status, timeout: u64) -> anyhow::Error {
     anyhow::anyhow!(text)
 }
 
+/// What was done to a node that was there, and the way back.
+fn upgraded(from: Option<&str>, to: &str) -> String {
+    match from {
+        None => String::new(),
+        Some(from) if from == to => {
+            format!(", with another build of {to}\nback to the one before: kedge rollback")
+        }
+        Some(from) => format!(", upgraded from {from} to {to}\nback to {from}: kedge rollback"),
+    }
+}
+
 fn next_steps(config: &Config) -> String {
     // What the environment already says (a snap's does) need not be typed.
     let known = std::env::var_os("KEDGE_CONFIG").is_some_and(|file| Path::new(&file) == config.file);
@@ -221,13 +244,22 @@ fn next_steps(config: &Config) -> String {
          sudo kedge{flags} kubectl expose deployment hello --type=NodePort --port=8080\n  \
          sudo kedge{flags} kubectl get pods,services -o wide\n\
          For your own kubectl:\n  \
-         sudo kedge{flags} config > ~/.kube/config\n"
+         mkdir -p ~/.kube; (umask 077; sudo kedge{flags} config > ~/.kube/kedge.config)\n  \
+         export KUBECONFIG=~/.kube/kedge.config\n"
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_upgrade_says_from_what_to_what() {
+        assert_eq!(upgraded(None, "v2"), "");
+        let text = upgraded(Some("v1"), "v2");
+        assert!(text.contains("from v1 to v2") && text.ends_with("back to v1: kedge rollback"), "{text}");
+        assert!(upgraded(Some("v2"), "v2").contains("another build of v2"));
+    }
 
     #[test]
     fn the_binary_is_replaced_by_a_rename() {

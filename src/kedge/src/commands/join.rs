@@ -184,6 +184,7 @@ pub(crate) fn leave(config: &Config, args: &LeaveArgs) -> Result<ExitCode, Failu
     match result {
         Ok(()) => {
             step.done("this node has left the cluster and is a single node again");
+            install::addons_of_new_cluster(config, &args.without, Duration::from_secs(args.timeout))?;
             output::report("left", &json!({ "node": config.node_name }));
             Ok(ExitCode::SUCCESS)
         }
@@ -226,6 +227,8 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
         config.kubeconfig(),
         config.pki_dir(),
         config.data_dir.join("api-servers.json"),
+        // The addons that the configuration names are the new cluster's too.
+        config.first_start_mark(),
         config.data_dir.join("kubelet"),
     ] {
         remove(&path)?;

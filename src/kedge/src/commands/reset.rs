@@ -70,9 +70,7 @@ pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure
             return Err(Failure::Failed(error));
         }
     }
-    if config.own_pod_network {
-        install::basic_addons(config, &args.without, args.ready.limit())?;
-    }
+    install::addons_of_new_cluster(config, &args.without, args.ready.limit())?;
     output::report("reset", &json!({ "node": config.node_name }));
     Ok(ExitCode::SUCCESS)
 }

@@ -51,11 +51,11 @@ pub(crate) fn run(config: &Config, given: &Settings, args: &RestoreArgs) -> Resu
             "this node is a worker; restore on a control-plane node, or run kedge leave first"
         )));
     }
+    let file = snapshot::find(&config.snapshot_dir(), &args.file)?;
     let problems = preflight::check(config, Moment::Install);
     if !problems.is_empty() {
         return Err(preflight::refusal(&problems).into());
     }
-    let file = snapshot::find(&config.snapshot_dir(), &args.file);
     let verified = super::snapshot::read_whole(&file)?;
     output::write(&describe(&file, &verified));
     let question = format!(

@@ -34,7 +34,7 @@ pub(crate) fn run(config: &Config, args: &RollbackArgs) -> Result<ExitCode, Fail
     let mut others = BTreeSet::new();
     if args.with_data {
         // Found out now, not when the node is stopped.
-        let file = snapshot::find(&config.snapshot_dir(), name.as_ref());
+        let file = snapshot::find(&config.snapshot_dir(), name.as_ref())?;
         let verified = super::snapshot::read_whole(&file)?;
         output::write(&super::snapshot::describe(&file, &verified));
         others = other_control_planes(config, &verified)?;

@@ -21,6 +21,11 @@ use crate::process::Process;
 use crate::status::LastFailure;
 use crate::{node, preflight, service, switch};
 
+/// A node that was removed, or that waits for other machines, may never be Ready. After this time the service counts
+/// as started all the same, or the machine's boot would not end; Kedge's own commands ask the node and not the
+/// service manager.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Run until SIGTERM or SIGINT.
 pub(crate) fn run(mut config: Config, args: &RunArgs) -> Result<ExitCode, Failure> {
     crate::memory::small_pages();
@@ -113,6 +118,12 @@ async fn serve(config: Config) -> anyhow::Result<Ended> {
         });
     }
     tell_manager(&[NotifyState::Status("starting")]);
+    if sd_notify::booted().unwrap_or(false) {
+        tasks.spawn_until_stopped("service manager's patience", async {
+            tokio::time::sleep(BOOT_PATIENCE).await;
+            tell_manager(&[NotifyState::Ready]);
+        });
+    }
     let last_failure = config.last_failure_file();
     let (was_ready, of_failure) = (Arc::new(AtomicBool::new(false)), config.clone());
     let becomes_ready = was_ready.clone();

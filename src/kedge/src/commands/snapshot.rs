@@ -141,7 +141,7 @@ struct Contents<'a> {
 }
 
 fn verify(config: &Config, file: &Path, format: Format) -> Result<ExitCode, Failure> {
-    let file = snapshot::find(&config.snapshot_dir(), file);
+    let file = snapshot::find(&config.snapshot_dir(), file)?;
     let verified = read_whole(&file)?;
     let short = describe(&file, &verified);
     let Verified { header, resources, bytes, .. } = &verified;
@@ -186,6 +186,23 @@ pub(crate) fn describe(file: &Path, verified: &Verified) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_or_a_name_of_the_list_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, named) = (dir.path().join("monday.kedge"), dir.path().join("one.snapshot"));
+        std::fs::write(&file, "x").unwrap();
+        std::fs::write(&named, "x").unwrap();
+        assert_eq!(snapshot::find(dir.path(), &file).unwrap(), file);
+        assert_eq!(snapshot::find(dir.path(), Path::new("one")).unwrap(), named);
+        let error = format!("{:#}", snapshot::find(dir.path(), Path::new("two")).unwrap_err());
+        assert!(
+            error.contains("no snapshot of that name") && error.contains("kedge snapshot list"),
+            "{error}"
+        );
+        let error = format!("{:#}", snapshot::find(dir.path(), &dir.path().join("none")).unwrap_err());
+        assert!(!error.contains("of that name"), "{error}");
+    }
 
     #[test]
     fn names_of_snapshots() {

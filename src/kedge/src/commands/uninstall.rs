@@ -16,7 +16,7 @@ use super::others::{self, Standing};
 use super::take_down::{self, mounts_below, own_mounts, own_roots, unescape};
 use super::{join, require_root};
 use crate::cli::UninstallArgs;
-use crate::config::{Config, DEFAULT_FILE};
+use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::origin::{self, Origin};
 use crate::output::{self, Step};
@@ -46,6 +46,9 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
     for path in owned_paths(config, args.keep_data) {
         note(remove(&path));
     }
+    for dir in config.settings_dirs() {
+        note(remove_empty(&dir));
+    }
     if config.log_dir != Path::new("/var/log") {
         // Only when empty: others may write there too.
         let _ = fs::remove_dir(&config.log_dir);
@@ -60,8 +63,19 @@ pub(crate) fn run(config: &Config, args: &UninstallArgs) -> Result<ExitCode, Fai
             String::new()
         };
         output::confirm(&format!("kedge was removed{kept}"));
+        let written = if args.keep_data { Vec::new() } else { written_by_users(config) };
+        if !written.is_empty() {
+            let list: Vec<String> = written.iter().map(|file| file.display().to_string()).collect();
+            output::confirm(&format!(
+                "what you wrote stays, and a later install reads it: {}; delete it if it is not needed",
+                list.join(", ")
+            ));
+        }
         let data = args.keep_data.then_some(&config.data_dir);
-        output::report("removed", &serde_json::json!({ "node": config.node_name, "keptData": data }));
+        output::report(
+            "removed",
+            &serde_json::json!({ "node": config.node_name, "keptData": data, "keptFiles": written }),
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::from("kedge was not removed completely");
@@ -81,14 +95,30 @@ fn refuse_while_counted_on(config: &Config) -> Result<(), Failure> {
     if names.is_empty() {
         return Ok(());
     }
-    let name = &config.node_name;
-    Err(Failure::Failed(anyhow::anyhow!(
-        "this node is in a cluster with {}, which would count on it and on its copy of the data for ever; run \
-         kedge leave first, which moves pods away and tells the others, or uninstall with --force: what only this \
-         node holds is lost then, and if the others have no majority without it they stand still. Afterwards run \
-         kedge remove-node {name} --force on one of their control-plane nodes",
-        names.join(", ")
-    )))
+    Err(Failure::Failed(anyhow::anyhow!(refusal(&config.node_name, &names.join(", "), is_worker(config)))))
+}
+
+/// A worker has no vote and no copy of the data.
+fn refusal(name: &str, others: &str, worker: bool) -> String {
+    let (counts, costs) = if worker {
+        ("keep its Node and wait for its pods", "with --force: its pods end without being moved")
+    } else {
+        (
+            "count on it and on its copy of the data for ever",
+            "with --force: what only this node holds is lost then, and if the others have no majority without it they \
+             stand still",
+        )
+    };
+    format!(
+        "this node is in a cluster with {others}, which would {counts}; run kedge leave first, which moves pods away \
+         and tells the others, or uninstall {costs}. Afterwards run kedge remove-node {name} --force on one of their \
+         control-plane nodes"
+    )
+}
+
+fn is_worker(config: &Config) -> bool {
+    Admitted::read(&config.pki_dir())
+        .is_ok_and(|joined| joined.is_some_and(|joined| joined.facts.role == Role::Worker))
 }
 
 fn counted_on_by(config: &Config) -> anyhow::Result<Vec<String>> {
@@ -96,14 +126,12 @@ fn counted_on_by(config: &Config) -> anyhow::Result<Vec<String>> {
     if join::was_told(config) {
         return Ok(Vec::new());
     }
-    let worker = Admitted::read(&config.pki_dir())
-        .is_ok_and(|joined| joined.is_some_and(|joined| joined.facts.role == Role::Worker));
     let asked = if service::running(config)?.is_some() { others::of(config).ok() } else { None };
     if let Some(standing) = asked {
         return Ok(standing.names());
     }
     // It holds no copy, and nobody can be told.
-    if worker {
+    if is_worker(config) {
         return Ok(Vec::new());
     }
     // One that runs without saying anything has its datastore open.
@@ -123,10 +151,6 @@ fn owned_paths(config: &Config, keep_data: bool) -> Vec<PathBuf> {
         paths.push(config.data_dir.clone());
         if config.made_file() {
             paths.push(config.file.clone());
-        }
-        if config.file == Path::new(DEFAULT_FILE) {
-            // Only when empty; see `remove`.
-            paths.extend(config.file.parent().map(Path::to_path_buf));
         }
     }
     // The installed binary goes when it is the one that runs here, no package owns it and nobody else
@@ -161,16 +185,42 @@ fn other_nodes(config: &Config, binary: &Path) -> bool {
     running || units.unwrap_or(false)
 }
 
+/// Settings, logins and what else the operator put beside them: not Kedge's to delete.
+fn written_by_users(config: &Config) -> Vec<PathBuf> {
+    // A further node of the machine reads the first one's.
+    if !config.owns_file() {
+        return Vec::new();
+    }
+    let filled = |file: &PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
+    let mut files: Vec<PathBuf> = config::files(&config.file).into_iter().filter(filled).collect();
+    let dirs = config.settings_dirs();
+    for dir in &dirs {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        // A package's file is the package's.
+        let package = matches!(origin::origin(), Origin::Package { .. }).then(|| dir.join("environment"));
+        files.extend(entries.filter(|path| !dirs.contains(path) && Some(path) != package.as_ref()));
+    }
+    files.sort();
+    files.dedup();
+    files
+}
+
+/// Delete a folder if nothing is in it.
+fn remove_empty(dir: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(error).with_context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Delete a file, or a folder with all that is in it; never across a mount.
 pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
     let result = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => Err(error),
         Ok(metadata) if !metadata.is_dir() => fs::remove_file(path),
-        Ok(_) if Some(path) == Path::new(DEFAULT_FILE).parent() => match fs::remove_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            other => other,
-        },
         Ok(_) => {
             let table = fs::read_to_string("/proc/self/mountinfo").context("read the table of mounts")?;
             let mounts = mounts_below(&table, &[&path.to_path_buf()]);
@@ -238,5 +288,36 @@ mod tests {
         remove(&folder).unwrap();
         assert!(!folder.exists());
         remove(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_worker_is_not_told_of_votes_and_copies() {
+        let (worker, voter) = (refusal("n4", "n1, n2", true), refusal("n3", "n1, n2", false));
+        for text in [&worker, &voter] {
+            assert!(text.contains("cluster with n1, n2") && text.contains("run kedge leave first"), "{text}");
+            assert!(text.contains("--force") && text.contains("kedge remove-node n"), "{text}");
+        }
+        assert!(voter.contains("copy of the data") && voter.contains("majority"));
+        assert!(!worker.contains("copy") && !worker.contains("majority"), "{worker}");
+    }
+
+    #[test]
+    fn what_users_wrote_stays_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        let drop_ins = dir.path().join("config.yaml.d");
+        fs::create_dir(&drop_ins).unwrap();
+        let config = Config::load(Some(&file), &config::Settings::default()).unwrap();
+        assert!(config.settings_dirs().is_empty(), "a file elsewhere is in its user's folder");
+        assert_eq!(written_by_users(&config), Vec::<PathBuf>::new());
+        fs::write(&file, "port: 7443\n").unwrap();
+        fs::write(drop_ins.join("a.yaml"), "node-labels: {a: b}\n").unwrap();
+        assert_eq!(written_by_users(&config), [file, drop_ins.join("a.yaml")]);
+        remove_empty(&drop_ins).unwrap();
+        assert!(drop_ins.exists());
+        fs::remove_file(drop_ins.join("a.yaml")).unwrap();
+        remove_empty(&drop_ins).unwrap();
+        remove_empty(&drop_ins).unwrap();
+        assert!(!drop_ins.exists());
     }
 }

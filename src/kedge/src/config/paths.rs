@@ -1,10 +1,20 @@
 //! Where a node keeps what, below its folders.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Config;
+use super::{Config, DEFAULT_FILE, file};
 
 impl Config {
+    /// The folder of drop-ins and that of the configuration file, where `install` makes them and `uninstall` takes
+    /// them away: for the machine's usual node. A file elsewhere is in a folder of its user's.
+    pub(crate) fn settings_dirs(&self) -> Vec<PathBuf> {
+        if self.file != Path::new(DEFAULT_FILE) || !self.owns_file() {
+            return Vec::new();
+        }
+        let folder = self.file.parent().map(Path::to_path_buf);
+        std::iter::once(file::drop_in_dir(&self.file)).chain(folder).collect()
+    }
+
     /// Keys, certificates, `time-floor`.
     pub(crate) fn pki_dir(&self) -> PathBuf {
         self.data_dir.join("pki")

@@ -277,7 +277,7 @@ pub(crate) const SETTINGS: [Setting; 40] = [
             "KEDGE_JOIN",
             "HOST:PORT/TOKEN/CA-HASH",
             "none: begin a cluster",
-            "The cluster that a new node joins by itself: what add-node printed",
+            "The cluster that a new node joins by itself: what add-node printed; passed over once the node has left it",
         )
     },
     Setting {

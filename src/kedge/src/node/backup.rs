@@ -127,6 +127,10 @@ impl Backups {
             if !file.is_absolute() || file.is_dir() {
                 bail!("{} is not an absolute path of a file", file.display());
             }
+            if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
+                let what = format!("the folder {} does not exist", folder.display());
+                return Err(Remedied::new(what, "make it first, or mount what it is on").into());
+            }
             return Ok(file.clone());
         }
         make_folder(&self.folder).with_context(|| format!("create {}", self.folder.display()))?;

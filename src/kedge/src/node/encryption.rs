@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use kedge_apiserver::{ApiServer, KeyId, RewriteError, Sealing, Unreadable, Writing};
 use kedge_base::{Chain, Tasks};
 use kedge_cluster::{
-    EncryptionKeys, EncryptionStage, EncryptionState, EncryptionWish, Members, Pki, Registry,
+    EncryptionKeys, EncryptionStage, EncryptionState, EncryptionWish, Members, Pki, Refusal, Registry,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
@@ -195,7 +195,12 @@ impl Encryption {
         for _ in 0..ATTEMPTS {
             let before = self.registry.encryption().await?;
             let state = before.as_ref().map(|(state, _)| state);
-            let Some(next) = EncryptionState::wish(state, wish, &fresh)? else {
+            let wished = EncryptionState::wish(state, wish, &fresh).map_err(|refusal| match refusal {
+                // The message says all.
+                Refusal::Invalid { message } => anyhow::Error::msg(message),
+                other => other.into(),
+            });
+            let Some(next) = wished? else {
                 drop(file);
                 return self.status().await;
             };

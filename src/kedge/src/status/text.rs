@@ -82,7 +82,7 @@ impl Status {
 impl Datastore {
     fn to_short(&self) -> String {
         let list = |role: &str| {
-            let names: Vec<String> = self
+            let mut names: Vec<String> = self
                 .members
                 .iter()
                 .filter(|member| member.role == role)
@@ -91,6 +91,7 @@ impl Datastore {
                     format!("{}{sick}", member.name)
                 })
                 .collect();
+            names.sort();
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         };
         let leader = self.members.iter().find(|member| member.leader);
@@ -167,7 +168,8 @@ mod tests {
             healthy: Some(healthy),
         };
         let mut store = Datastore { high_availability: true, ..Datastore::default() };
-        store.members = vec![member("n1", true), member("n2", true)];
+        store.members = vec![member("n2", true), member("n1", true)];
+        assert!(store.to_short().contains("datastore voters: n1, n2\n"));
         assert!(store.to_short().starts_with("high-availability: yes\n"));
         store.members.push(member("n3", false));
         let text = store.to_short();
