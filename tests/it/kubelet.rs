@@ -62,6 +62,14 @@ fn what_the_kubelet_is_told() {
         &["Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted"],
     );
 
+    step("a termination message is the end of its file, however large that is");
+    let line = "dd if=/dev/zero of=/dev/termination-log bs=1M seek=1048576 count=0 && \
+                echo the end >> /dev/termination-log";
+    cluster.apply(&pod("wordy", line, ""));
+    cluster.wait("pod/wordy", "jsonpath={.status.phase}=Succeeded");
+    let message = cluster.field("pod/wordy", ".status.containerStatuses[0].state.terminated.message");
+    assert!(message.trim_end().ends_with("the end"), "{message:?}");
+
     step("a RuntimeClass's handler goes to the runtime");
     for (name, handler) in [("plain", "runc"), ("unknown", "nonesuch")] {
         cluster.apply(&format!(

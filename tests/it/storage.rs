@@ -79,6 +79,8 @@ fn data_outlives_its_pod() {
     assert_eq!(cluster.field(&volume, node), cluster.node);
     let folder = std::path::PathBuf::from(cluster.field(&volume, ".spec.hostPath.path"));
     assert!(folder.starts_with(cluster.dir().join("data/storage")), "{}", folder.display());
+    let root = folder.parent().unwrap().metadata().unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&root.permissions()) & 0o777, 0o700);
     cluster.exec("db-0", "mkdir -m 700 /data/sub && echo one > /data/sub/file");
 
     step("the next pod finds the data");
