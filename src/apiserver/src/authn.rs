@@ -33,6 +33,8 @@ pub struct User {
     pub groups: Vec<String>,
     /// Further facts, e.g. the pod that a token was made for.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// From when on the client certificate that names the user is valid, in Unix seconds.
+    pub(crate) certified: Option<i64>,
 }
 
 impl User {
@@ -42,7 +44,7 @@ impl User {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        Self { name: name.into(), uid: String::new(), groups, extra: BTreeMap::new() }
+        Self { name: name.into(), uid: String::new(), groups, extra: BTreeMap::new(), certified: None }
     }
 
     /// A component of this process, with all rights.
@@ -56,6 +58,7 @@ impl User {
             uid: String::new(),
             groups: vec![UNAUTHENTICATED.into()],
             extra: BTreeMap::new(),
+            certified: None,
         }
     }
 
@@ -76,7 +79,8 @@ pub(crate) fn from_certificate(der: &CertificateDer<'_>) -> Option<User> {
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let groups = subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned);
-    let mut user = User::new(name, groups);
+    let certified = Some(certificate.validity().not_before.timestamp());
+    let mut user = User { certified, ..User::new(name, groups) };
     let digest = ring::digest::digest(&ring::digest::SHA256, der);
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     user.extra.insert(CREDENTIAL.to_owned(), vec![format!("X509SHA256={hex}")]);
@@ -86,8 +90,9 @@ pub(crate) fn from_certificate(der: &CertificateDer<'_>) -> Option<User> {
 /// The sender of a request. `peer` is the user of a verified client certificate.
 pub(crate) fn authenticate(state: &State, headers: &HeaderMap, peer: Option<&User>) -> Result<User, Status> {
     if let Some(peer) = peer {
-        if let (Some(node), Some(departed)) = (peer.node(), state.departed.get())
-            && departed(node)
+        if let (Some(node), Some(certified), Some(departed)) =
+            (peer.node(), peer.certified, state.departed.get())
+            && departed(node, certified)
         {
             tracing::debug!(node, "certificate of a node that was taken off the cluster refused");
             return Err(Status::unauthorized("Unauthorized"));

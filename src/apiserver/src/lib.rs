@@ -169,9 +169,9 @@ impl ApiServer {
         tasks.spawn_until_stopped("API server addresses", bootstrap::publish(self.0.clone(), addresses));
     }
 
-    /// Refuse from now on the kubelets of nodes that `departed` names: their certificates stay valid for months
-    /// after they were taken off the cluster.
-    pub fn refuse_nodes(&self, departed: impl Fn(&str) -> bool + Send + Sync + 'static) {
+    /// Refuse from now on kubelets' certificates that `departed` says of, by their node's name and from when on they
+    /// are valid (Unix seconds), that their node was taken off the cluster: they stay valid for months.
+    pub fn refuse_nodes(&self, departed: impl Fn(&str, i64) -> bool + Send + Sync + 'static) {
         // There is one book of nodes; a second call would change nothing.
         let _ = self.0.departed.set(Box::new(departed));
     }

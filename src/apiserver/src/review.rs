@@ -34,6 +34,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
                 uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
                 groups,
                 extra: std::collections::BTreeMap::new(),
+                certified: None,
             };
             if user.name.is_empty() && user.groups.is_empty() {
                 return Err(Status::invalid(

@@ -77,13 +77,14 @@ pub(crate) struct State {
     pub(crate) webhooks: Derived<crate::admission::webhook::Webhooks, 2>,
     pub(crate) default_priority: Derived<Option<crate::admission::pod::PriorityClass>, 1>,
     pub(crate) openapi: crate::openapi::Documents,
-    /// Says of a node's name whether that node was taken off the cluster.
+    /// Says of a kubelet's certificate, by its node's name and from when on it is valid, whether its node was taken
+    /// off the cluster.
     pub(crate) departed: std::sync::OnceLock<Departed>,
     /// Says of the components beside this one how they are.
     pub(crate) components: std::sync::OnceLock<crate::components::Health>,
 }
 
-pub(crate) type Departed = Box<dyn Fn(&str) -> bool + Send + Sync>;
+pub(crate) type Departed = Box<dyn Fn(&str, i64) -> bool + Send + Sync>;
 
 /// What is served now: a value that is replaced as a whole when a definition changes, so that a
 /// request never waits for one that changes it.

@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::issue::BACK_DATED;
 use crate::wire::{NodeFacts, NodeRecord, Peer, RemovedRecord};
 use crate::{Clock, HostPort, NodeId, Refusal, Role, TokenHash};
 
@@ -33,6 +34,8 @@ const REMOVED: &str = "removed.cluster.kedge.internal//";
 const TOKENS: &str = "tokens.cluster.kedge.internal//";
 /// As long as a certificate of a removed node may be valid, it can come back and ask.
 const REMOVED_FOR: i64 = 366 * 24 * 60 * 60;
+/// A node's certificates are signed before it is written down that it joined, by seconds; clocks may differ by more.
+const SIGNED_BEFORE: i64 = 5 * 60;
 /// A transaction that lost against another is decided anew so many times.
 const ATTEMPTS: u32 = 16;
 
@@ -361,8 +364,9 @@ impl Registry {
             .collect()
     }
 
-    /// Did the node of this name go, and has no other one its name? By this node's copy.
-    pub fn has_departed(&self, name: &str) -> bool {
+    /// Is this certificate of a kubelet one of a node that went: no other node has its name, or the one that has joined
+    /// later than it was signed? By this node's copy; `not_before` in Unix seconds.
+    pub fn is_of_departed(&self, name: &str, not_before: i64) -> bool {
         // Usually nobody has gone, and then this is all that is done.
         let went = |(_, record): &(String, Record)| {
             serde_json::from_slice::<RemovedRecord>(&record.bytes).is_ok_and(|removed| removed.name == name)
@@ -370,9 +374,12 @@ impl Registry {
         if !self.records.local_list(REMOVED).iter().any(went) {
             return false;
         }
-        !self.records.local_list(NODES).iter().any(|(_, record)| {
-            serde_json::from_slice::<NodeRecord>(&record.bytes).is_ok_and(|node| node.name == name)
-        })
+        let nodes = self.records.local_list(NODES).into_iter();
+        let present = nodes
+            .filter_map(|(_, record)| serde_json::from_slice::<NodeRecord>(&record.bytes).ok())
+            .find(|node| node.name == name);
+        let signed = not_before.saturating_add_unsigned(BACK_DATED);
+        present.is_none_or(|node| signed.saturating_add(SIGNED_BEFORE) < node.joined.as_second())
     }
 
     /// The control-plane nodes, by this node's copy.

@@ -216,3 +216,20 @@ async fn nobody_gets_a_certificate_for_another_nodes_address() {
     assert!(check(2, "127.0.0.1").await);
     assert!(check(2, "192.0.2.2").await);
 }
+
+#[tokio::test]
+async fn a_certificate_of_a_removed_node_stays_refused_when_another_takes_its_name() {
+    let book = book();
+    let (registry, now) = (&book.registry, book.registry.now().as_second());
+    let signed = |ago: i64| now - ago - i64::try_from(BACK_DATED).unwrap();
+    registry.enroll(id(1), &facts("n1", "192.0.2.1:25000", Role::ControlPlane)).await.unwrap();
+    registry.enroll(id(2), &facts("w", "192.0.2.2:25000", Role::Worker)).await.unwrap();
+    assert!(!registry.is_of_departed("w", signed(86_400)), "of a board whose clock was behind: nobody went");
+    registry.remove("w").await.unwrap();
+    assert!(registry.is_of_departed("w", signed(0)));
+    registry.enroll(id(3), &facts("w", "192.0.2.2:25000", Role::Worker)).await.unwrap();
+    assert!(registry.is_of_departed("w", signed(3600)), "of the node that was removed");
+    assert!(!registry.is_of_departed("w", signed(10)), "signed while it joined");
+    assert!(!registry.is_of_departed("w", signed(-3600)), "renewed");
+    assert!(!registry.is_of_departed("n1", signed(3600)));
+}

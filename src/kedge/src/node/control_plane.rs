@@ -111,7 +111,7 @@ pub(crate) async fn start(
     tasks.spawn_until_stopped("enrolment", enroll(store.clone(), registry.clone(), pki.node_id(), own));
     let server = prepared.start(store, tasks);
     let book = registry.clone();
-    server.refuse_nodes(move |name| book.has_departed(name));
+    server.refuse_nodes(move |name, not_before| book.is_of_departed(name, not_before));
     let encryption =
         Encryption::new(pki.clone(), config.pki_dir(), registry.clone(), server.clone(), sealing)?;
     encryption.follow(changes.subscribe(), tasks);
