@@ -226,7 +226,8 @@ fn of_format(format: &str, text: &str) -> Option<Value> {
     }
 }
 
-const RESERVED: [&str; 20] = [
+/// Words that are no names in CEL.
+pub(crate) const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",
@@ -247,11 +248,12 @@ const RESERVED: [&str; 20] = [
     "return",
     "var",
     "void",
+    "while",
 ];
 
 /// A property's name as an identifier (`apiserver/schema/cel/model`, `Escape`).
 fn escaped(name: &str) -> String {
-    if RESERVED.contains(&name) || name == "while" {
+    if RESERVED.contains(&name) {
         return format!("__{name}__");
     }
     if !name.contains(['.', '-', '/', '$']) && !name.contains("__") {

@@ -10,7 +10,7 @@ use super::checks::Checks;
 use super::expressions::{ANY, BOOL, OBJECT, PATCH, SEEN, STRING, conditions, expression, fits};
 use super::selectors;
 use super::util::{is_set, list, strings, text};
-use crate::cel::Type;
+use crate::cel::{RESERVED, Type};
 use crate::field::At;
 use crate::names;
 use crate::object;
@@ -23,31 +23,6 @@ const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
 const PATCH_TYPES: [&str; 2] = ["ApplyConfiguration", "JSONPatch"];
 /// What is deleted cannot be changed any more.
 const MUTATING_OPERATIONS: [&str; 4] = ["*", "CONNECT", "CREATE", "UPDATE"];
-/// Words that are no names in CEL.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// ValidatingAdmissionPolicy.
 pub(super) fn validating(c: &mut Checks, obj: &Value) {
     let spec = &obj["spec"];
