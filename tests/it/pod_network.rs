@@ -173,15 +173,19 @@ fn the_networks_of_a_cluster_stay() {
         cluster.flags()[at + 1].clone()
     };
     for name in ["--pod-cidr", "--service-cidr"] {
-        let made = flag(&cluster, name);
+        let (made, dns) = (flag(&cluster, name), flag(&cluster, "--cluster-dns"));
         cluster.stop();
         cluster.set(name, "10.99.0.0/16");
+        if name == "--service-cidr" {
+            cluster.set("--cluster-dns", "10.99.0.10");
+        }
         let words = [&name[2..], "10.99.0.0/16", "was made with", &made, "kedge reset"];
         assert_has(&cluster.kedge(&["install", "--check"]).failed(1), &words);
         cluster.run();
         assert_ne!(cluster.wait_ended(), 0);
         assert_has(&cluster.log(), &words);
         cluster.set(name, &made);
+        cluster.set("--cluster-dns", &dns);
         cluster.run();
         cluster.wait_ready();
     }

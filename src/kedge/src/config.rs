@@ -223,9 +223,14 @@ impl Config {
     /// # Errors
     /// When the configuration file cannot be written.
     pub(crate) fn keep(&self, given: &Settings) -> anyhow::Result<()> {
+        let mut given = given.clone();
+        // In a file it would be a setting of the operator's, who means a file that is there.
+        if given.origin("registries") == Some(&Origin::Environment) && !self.registries.exists() {
+            given.remove("registries");
+        }
         // A file that was named but is not there is made, or the service would not find it.
         if self.owns_file() && (!given.is_empty() || self.file != Path::new(DEFAULT_FILE)) {
-            persist(&self.file, given).with_context(|| format!("write {}", self.file.display()))?;
+            persist(&self.file, &given).with_context(|| format!("write {}", self.file.display()))?;
         }
         // Documents tell people to write files there.
         for dir in self.settings_dirs() {
@@ -534,6 +539,24 @@ mod tests {
             let faults = load(text, &[]).unwrap_err().to_string();
             assert!(faults.contains(part), "{part:?} is not in {faults:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_only_the_environment_names_is_not_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, registries) = (dir.path().join("config.yaml"), dir.path().join("registries.yaml"));
+        let mut given = Settings::default();
+        given.insert_from("registries", registries.display().to_string(), Origin::Environment);
+        given.insert_from("node-name", "n1".into(), Origin::Environment);
+        let config = Config::load(Some(&file), &given).unwrap();
+        let kept = || {
+            config.keep(&given).unwrap();
+            std::fs::read_to_string(&file).unwrap()
+        };
+        let text = kept();
+        assert!(text.contains("node-name") && !text.contains("registries"), "{text}");
+        std::fs::write(&registries, "").unwrap();
+        assert!(kept().contains("registries"));
     }
 
     #[test]

@@ -327,6 +327,10 @@ impl Settings {
         self.0.get(key).map(|(_, origin)| origin)
     }
 
+    pub(crate) fn remove(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
