@@ -222,6 +222,8 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
     }
     step.update("making this a single node again");
     take_down::run(config)?;
+    // Before anything goes: a machine that comes back halfway would join again by its file.
+    tell_left(config)?;
     for path in [
         config.store_dir(),
         config.kubeconfig(),
@@ -234,7 +236,6 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
         remove(&path)?;
     }
     staging.finish(&config.pki_dir()).context("tidy up")?;
-    tell_left(config)?;
     remove(&leaving(config))?;
     service::start(config)?;
     let status = wait_started(config, Duration::from_secs(args.timeout), step)?;

@@ -80,10 +80,10 @@ fn replace(config: &Config, args: &ResetArgs, with_others: bool, step: &mut Step
     take_down::run(config)?;
     step.update("deleting the cluster's data");
     let was_member = Admitted::read(&config.pki_dir()).is_ok_and(|joined| joined.is_some());
-    empty(&config.data_dir, &KEPT)?;
     if was_member || with_others {
         tell_left(config)?;
     }
+    empty(&config.data_dir, &KEPT)?;
     step.update("starting");
     service::start(config)?;
     let status = wait_started(config, args.ready.limit(), step)?;
