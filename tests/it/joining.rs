@@ -353,6 +353,15 @@ fn a_node_made_from_a_file_leaves_for_good() {
     second.kedge(&["stop"]).ok();
     second.kedge(&["start"]).ok();
     again();
+
+    step("the power goes while it leaves once more: it comes back as a node of its own");
+    second.kedge(&["join", &join, "--worker", "--timeout", "90"]).ok();
+    first.wait(&format!("node/{}", second.node), "condition=Ready");
+    let authority = second.dir().join("data/pki/ca.crt");
+    let leaves = second.spawn(&["leave", "--timeout", "120", "--without", "dns"]);
+    killed_at("without its keys", leaves, || !authority.exists());
+    second.kedge(&["start"]).ok();
+    again();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::authn::{self, User};
 use crate::authz::{self, rbac::Attributes, rbac::Decision};
 use crate::respond;
 use crate::verbs::Context;
+use crate::verbs::create::set_namespace;
 
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     if context.info.verb != "create" {
@@ -26,6 +27,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
         "tokenreviews" => token_review(context, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&context.user) }),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            set_namespace(&context.resource, &context.info.namespace, &mut review)?;
             is_local(context, &review)?;
             let spec = &review["spec"];
             let groups = strings(&spec["groups"]);
@@ -74,13 +76,6 @@ fn is_local(context: &Context, review: &Value) -> Result<(), Status> {
         Err(Status::invalid("authorization.k8s.io", &context.resource.kind, "", vec![error]))
     };
     let (spec, namespace) = (&review["spec"], context.info.namespace.as_str());
-    if !matches!(review["metadata"]["namespace"].as_str(), None | Some(""))
-        && review["metadata"]["namespace"] != namespace
-    {
-        return Err(Status::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
     let asked = &spec["resourceAttributes"]["namespace"];
     if spec["resourceAttributes"].is_object() && asked != namespace {
         return invalid("spec.resourceAttributes.namespace", asked, "must match metadata.namespace");

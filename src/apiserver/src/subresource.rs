@@ -454,7 +454,9 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = json!(seconds);
     request["status"] = json!({ "token": token, "expirationTimestamp": expires.map(object::format_time) });
-    Ok(respond::object(StatusCode::CREATED, request.to_string().into(), context.accepted))
+    let mut response = respond::object(StatusCode::CREATED, request.to_string().into(), context.accepted);
+    respond::add_warnings(&mut response, &warnings);
+    Ok(response)
 }
 
 /// `namespaces/finalize`: the namespace controller takes its finalizer away.

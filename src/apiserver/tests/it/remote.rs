@@ -221,3 +221,61 @@ async fn another_server_answers_for_its_group() {
     }
     fixture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_have_a_say_in_tokens() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    client.post(accounts, &json!({ "metadata": { "name": "default" } })).await;
+    let port = fixture
+        .neighbour(|_, review_in| {
+            let request = &review_in["request"];
+            let asked = (&request["kind"]["kind"], &request["subResource"], &request["object"]["kind"]);
+            let is_known = asked == (&json!("TokenRequest"), &json!("token"), &json!("TokenRequest"));
+            let is_short = request["object"]["spec"]["expirationSeconds"] == 600;
+            let status = json!({ "message": "too long", "code": 403, "reason": "Forbidden" });
+            review(
+                &review_in,
+                json!({ "allowed": is_known && is_short, "status": status, "warnings": ["looked at"] }),
+            )
+        })
+        .await;
+    let mut hook = hook(port, "/", &json!({}));
+    hook["rules"][0]["resources"] = json!(["serviceaccounts/token"]);
+    client
+        .make(
+            &format!("{HOOKS}/validatingwebhookconfigurations"),
+            &json!({ "metadata": { "name": "a" }, "webhooks": [hook] }),
+        )
+        .await;
+    let path = format!("{accounts}/default/token");
+    let ask = |seconds: i64| json!({ "spec": { "audiences": [], "expirationSeconds": seconds } });
+    let (status, answer) = client.post(&path, &ask(7200)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
+    let json = [("content-type", "application/json")];
+    let response = client.raw(Method::POST, &path, &json, ask(600).to_string().into_bytes()).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    assert_eq!(response.headers()["warning"], "299 - \"looked at\"");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_ends_when_its_time_is_over_and_changes_nothing() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    // Connections are made, and nobody ever says a word on them.
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("listen");
+    let port = silent.local_addr().expect("address").port();
+    let hook = hook(port, "/", &json!({ "timeoutSeconds": 30 }));
+    client
+        .make(
+            &format!("{HOOKS}/validatingwebhookconfigurations"),
+            &json!({ "metadata": { "name": "a" }, "webhooks": [hook] }),
+        )
+        .await;
+    let (status, answer) = client.post(&format!("{MAPS}?timeout=100ms"), &config_map("late")).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{answer}");
+    assert_eq!(client.get(&format!("{MAPS}/late")).await.0, StatusCode::NOT_FOUND);
+    fixture.stop().await;
+}
