@@ -224,10 +224,11 @@ fn drop_server_fields(value: &mut Value) {
     }
 }
 
-/// The object's namespace is the path's.
+/// The object's namespace is the path's; one of cluster scope has none, whatever it says
+/// (apiserver `rest.EnsureObjectNamespaceMatchesRequestNamespace`): manifests often name one there.
 pub(crate) fn set_namespace(resource: &Resource, namespace: &str, value: &mut Value) -> Result<(), Status> {
     let own = object::namespace(value);
-    if !own.is_empty() && own != namespace {
+    if resource.namespaced && !own.is_empty() && own != namespace {
         return Err(Status::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));

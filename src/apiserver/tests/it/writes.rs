@@ -88,6 +88,36 @@ async fn a_change_moves_no_object() {
     fixture.stop().await;
 }
 
+/// Charts name a namespace everywhere, and nothing takes it out on the way here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_means_nothing_for_what_has_none() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let role = |verb: &str| {
+        json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": { "name": "r", "namespace": "monitoring" },
+            "rules": [{ "apiGroups": [""], "resources": ["pods"], "verbs": [verb] }] })
+    };
+    let path = format!("{roles}/r");
+    for (answer, expected) in [
+        (client.post(roles, &role("get")).await, StatusCode::CREATED),
+        (client.put(&path, &role("list")).await, StatusCode::OK),
+        (client.patch(&path, "merge", &role("watch")).await, StatusCode::OK),
+        (
+            client.patch(&format!("{path}?fieldManager=m&force=true"), "apply", &role("update")).await,
+            StatusCode::OK,
+        ),
+    ] {
+        assert_eq!((answer.0, &answer.1["metadata"]["namespace"]), (expected, &Value::Null), "{}", answer.1);
+    }
+    let review = json!({ "metadata": { "namespace": "monitoring" }, "spec": { "user": "eve",
+        "resourceAttributes": { "verb": "get", "resource": "pods" } } });
+    let (status, answer) = client.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    fixture.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writers_of_one_object_lose_nothing() {
     let fixture = Fixture::start().await;
