@@ -100,6 +100,23 @@ pub(crate) async fn mutate(
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
     namespace::exists(request).await?;
+    mutate_built_in(request, value)?;
+    let policies = policy::mutate(request, value).await?;
+    let webhooks = webhook::mutate(request, value, warnings).await?;
+    if policies.changed || webhooks.changed {
+        // Once more (apiserver `AdmitWithReinvocation`): containers that were added get their token and the
+        // namespace's defaults, a class that was given its priority or its overhead.
+        mutate_built_in(request, value)?;
+        policy::again(request, value, policies).await?;
+        webhook::again(request, value, webhooks, warnings).await?;
+    }
+    // Last: no webhook may ask in another's name.
+    certificate::mutate(request, value);
+    Ok(())
+}
+
+/// Each may see its own work again.
+fn mutate_built_in(request: &Request<'_>, value: &mut Value) -> Result<(), Status> {
     if request.is("", "pods") && request.operation == Operation::Create {
         service_account::mutate(request, value)?;
         pod::mutate(request, value)?;
@@ -111,19 +128,7 @@ pub(crate) async fn mutate(
         node::taint_new(value);
     }
     limit_range::mutate(request, value)?;
-    storage::mutate(request, value)?;
-    let policies = policy::mutate(request, value).await?;
-    let webhooks = webhook::mutate(request, value, warnings).await?;
-    if policies.changed || webhooks.changed {
-        // Containers that were added get the namespace's defaults too.
-        limit_range::mutate(request, value)?;
-        policy::again(request, value, policies).await?;
-        webhook::again(request, value, webhooks, warnings).await?;
-        limit_range::mutate(request, value)?;
-    }
-    // Last: no webhook may ask in another's name.
-    certificate::mutate(request, value);
-    Ok(())
+    storage::mutate(request, value)
 }
 
 /// Plugins that only refuse.

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::Request;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// How the volume's name begins.
+const VOLUME: &str = "kube-api-access-";
 /// Seconds; the kubelet renews the token long before.
 const TOKEN_LIFE: u64 = 3607;
 
@@ -48,7 +50,12 @@ pub(super) fn mutate(request: &Request<'_>, pod: &mut Value) -> Result<(), Statu
 }
 
 fn mount_token(pod: &mut Value) {
-    let volume = format!("kube-api-access-{}", object::name_suffix());
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let mut names = volumes.filter_map(|volume| volume["name"].as_str());
+    // There already when a webhook has added a container since.
+    let made = names.find(|name| name.starts_with(VOLUME)).map(str::to_owned);
+    let is_new = made.is_none();
+    let volume = made.unwrap_or_else(|| format!("{VOLUME}{}", object::name_suffix()));
     let mut used = false;
     for kind in ["initContainers", "containers"] {
         // An index would leave a null behind where there is no such list.
@@ -66,7 +73,7 @@ fn mount_token(pod: &mut Value) {
             used = true;
         }
     }
-    if !used {
+    if !used || !is_new {
         return;
     }
     let projected = json!({
@@ -105,5 +112,13 @@ mod tests {
         let before = pod.clone();
         mount_token(&mut pod);
         assert_eq!(pod, before, "a second time changes nothing");
+
+        pod["spec"]["containers"].as_array_mut().expect("containers").push(json!({"name": "injected"}));
+        mount_token(&mut pod);
+        assert_eq!(pod["spec"]["volumes"], before["spec"]["volumes"]);
+        assert_eq!(
+            pod["spec"]["containers"][2]["volumeMounts"],
+            before["spec"]["containers"][0]["volumeMounts"]
+        );
     }
 }

@@ -163,6 +163,45 @@ async fn failures_refuse_or_are_ignored() {
     fixture.stop().await;
 }
 
+/// What admission gives every pod it gives to what was added, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn built_in_plugins_look_again_after_a_mutation() {
+    let fixture = Fixture::start().await;
+    let client = fixture.admin();
+    let default = json!({ "metadata": { "name": "default" } });
+    client.post("/api/v1/namespaces/default/serviceaccounts", &default).await;
+    let class = json!({ "metadata": { "name": "vm" }, "handler": "vm", "overhead": { "podFixed": { "memory": "64Mi" } },
+        "scheduling": { "nodeSelector": { "vm": "yes" } } });
+    client.make("/apis/node.k8s.io/v1/runtimeclasses", &class).await;
+    policy(
+        &client,
+        "sidecar",
+        "Object{spec: Object.spec{runtimeClassName: object.metadata.name == 'wrong' ? 'none' : 'vm',
+            containers: [Object.spec.containers{name: 'mesh', image: 'mesh:1'}]}}",
+        json!({ "matchConstraints": rules("", "pods") }),
+    )
+    .await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str| json!({ "metadata": { "name": name }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+    let made = client.make(pods, &pod("right")).await;
+    let spec = &made["spec"];
+    let containers = spec["containers"].as_array().expect("containers");
+    assert_eq!(containers.len(), 2, "{made}");
+    for container in containers {
+        assert_eq!(container["volumeMounts"][0]["name"], spec["volumes"][0]["name"], "{made}");
+    }
+    assert_eq!(spec["volumes"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (&spec["overhead"]["memory"], &spec["nodeSelector"]["vm"]),
+        (&json!("64Mi"), &json!("yes")),
+        "{made}"
+    );
+    let (status, answer) = client.post(pods, &pod("wrong")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
+    assert!(answer["message"].as_str().is_some_and(|said| said.contains("RuntimeClass \"none\" not found")));
+    fixture.stop().await;
+}
+
 /// Policies come before webhooks; one that wants it is asked again after a webhook has changed the object.
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_are_asked_again_after_webhooks() {
