@@ -14,13 +14,14 @@ use crate::authz::{self, rbac::Attributes, rbac::Decision};
 use crate::respond;
 use crate::verbs::Context;
 use crate::verbs::create::set_namespace;
+use crate::verbs::options::WriteOptions;
 
 pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     if context.info.verb != "create" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
     let text = crate::body::json_text(context.content_type(), body)?;
-    let options = crate::verbs::options::WriteOptions::of(context)?;
+    let options = WriteOptions::of(context)?;
     let (mut review, _) =
         kedge_api::decode::decode(&text, "application/json", &context.resource, options.validation)?;
     let status = match &*context.resource.plural {
@@ -54,7 +55,7 @@ pub(crate) async fn create(context: &Arc<Context>, body: &Bytes) -> Result<Respo
         }
         "selfsubjectaccessreviews" => access(context, &context.user, &review["spec"]),
         "selfsubjectrulesreviews" => rules(context, &review["spec"]),
-        "bindings" => return old_binding(context, &review).await,
+        "bindings" => return old_binding(context, &review, &options).await,
         other => return Err(Status::not_found(&context.group_resource(), other)),
     };
     review["status"] = status;
@@ -168,7 +169,11 @@ fn rules(context: &Context, spec: &Value) -> Value {
 }
 
 /// `POST namespaces/NS/bindings`, the older form of `pods/NAME/binding`.
-async fn old_binding(context: &Arc<Context>, binding: &Value) -> Result<Response<Body>, Status> {
+async fn old_binding(
+    context: &Arc<Context>,
+    binding: &Value,
+    options: &WriteOptions,
+) -> Result<Response<Body>, Status> {
     let pods = context.state.find("", "v1", "pods").ok_or_else(|| context.not_found())?;
     let mut info = context.info.clone();
     info.resource = "pods".to_owned();
@@ -182,5 +187,5 @@ async fn old_binding(context: &Arc<Context>, binding: &Value) -> Result<Response
         resource: pods,
         accepted: context.accepted,
     });
-    crate::subresource::bind(&context, &binding.to_string().into()).await
+    crate::subresource::bind_as(&context, binding, options).await
 }

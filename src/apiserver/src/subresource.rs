@@ -234,12 +234,21 @@ fn scale_of(context: &Context, object: &Value) -> Result<Value, Status> {
 }
 
 /// `pods/binding`: the scheduler's decision (`registry/core/pod/storage`, `BindingREST`).
-pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
+async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, Status> {
     if context.info.verb != "create" {
         return Err(Status::method_not_supported(&context.group_resource(), context.info.verb));
     }
     let options = WriteOptions::of(context)?;
     let (binding, _) = crate::body::of_kind(context.content_type(), body, BINDING, options.validation)?;
+    bind_as(context, &binding, &options).await
+}
+
+/// What a Binding says of the pod.
+pub(crate) async fn bind_as(
+    context: &Arc<Context>,
+    binding: &Value,
+    options: &WriteOptions,
+) -> Result<Response<Body>, Status> {
     let target = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     let invalid = |error: FieldError| Status::invalid("", "Binding", &context.info.name, vec![error]);
     if target.is_empty() {
@@ -290,7 +299,7 @@ pub(crate) async fn bind(context: &Arc<Context>, body: &Bytes) -> Result<Respons
         resource: &context.resource,
         target: Target::Trusted("binding"),
     };
-    change.run(&context.info.namespace, &context.info.name, &options, &mut edit).await?;
+    change.run(&context.info.namespace, &context.info.name, options, &mut edit).await?;
     Ok(respond::json(StatusCode::CREATED, &success()))
 }
 
@@ -328,7 +337,32 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         let missing = || Status::not_found(&kedge_api::status::GroupResource::new(group, resource), name);
         read::parse(&stored.ok_or_else(missing)?.bytes)
     };
+    let own = request["metadata"].take();
+    for (key, here) in [("name", &*context.info.name), ("namespace", namespace)] {
+        let said = own[key].as_str().unwrap_or_default();
+        if !said.is_empty() && said != here {
+            let message = format!("must match the service account {key} if specified");
+            let error = FieldError::invalid(format!("metadata.{key}"), json!(said), message);
+            return Err(Status::invalid(
+                "authentication.k8s.io",
+                "TokenRequest",
+                &context.info.name,
+                vec![error],
+            ));
+        }
+    }
     let account = find("serviceaccounts", "", namespace, &context.info.name)?;
+    let uid = own["uid"].as_str().unwrap_or_default();
+    if !uid.is_empty() && uid != object::uid(&account) {
+        return Err(Status::conflict(
+            &kedge_api::status::GroupResource::new("authentication.k8s.io", "TokenRequest"),
+            &context.info.name,
+            &format!(
+                "the UID in the token request ({uid}) does not match the UID of the service account ({})",
+                object::uid(&account)
+            ),
+        ));
+    }
     let invalid =
         |error: FieldError| Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]);
     request["kind"] = json!("TokenRequest");
@@ -336,6 +370,9 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
     request["metadata"] = json!({
         "name": context.info.name, "namespace": context.info.namespace, "creationTimestamp": object::now_rfc3339(),
     });
+    if request["spec"]["expirationSeconds"].is_null() {
+        request["spec"]["expirationSeconds"] = json!(3600);
+    }
     let admitted = admission::Request {
         state,
         user: &context.user,
@@ -348,7 +385,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         dry_run: options.dry_run,
     };
     admission::other_kind(&admitted, &mut request, &mut warnings).await?;
-    let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
+    let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or_default();
     if seconds < SHORTEST {
         return Err(invalid(FieldError::invalid(
             "spec.expirationSeconds",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Operation, Request};
 use crate::authz;
-use crate::authz::node::{audiences, reference};
+use crate::authz::node::{audiences, claim_names, reference};
 use crate::authz::rbac::{Attributes, Decision};
 use crate::verbs::{object_key, read};
 
@@ -51,11 +51,19 @@ pub(super) fn restrict(request: &Request<'_>, value: &Value) -> Result<(), Statu
                     }
                 )));
             }
-            if request.operation == Operation::Create {
-                restrict_mirror(request, node, value)
-            } else {
-                Ok(())
+            match (request.operation, request.subresource) {
+                (Operation::Create, _) => restrict_mirror(request, node, value),
+                (Operation::Update, "status") => restrict_pod_status(request, node, value),
+                _ => Ok(()),
             }
+        }
+        ("", "persistentvolumeclaims") => restrict_claim(request, node, value),
+        ("storage.k8s.io", "csinodes") if request.name != node => {
+            Err(request.forbidden("can only access CSINode with the same name as the requesting node"))
+        }
+        ("resource.k8s.io", "resourceslices") if request.old.unwrap_or(value)["spec"]["nodeName"] != node => {
+            Err(request
+                .forbidden("can only access ResourceSlice with the same NodeName as the requesting node"))
         }
         ("coordination.k8s.io", "leases")
             if request.namespace != "kube-node-lease" || request.name != node =>
@@ -96,6 +104,50 @@ fn restrict_mirror(request: &Request<'_>, node: &str, pod: &Value) -> Result<(),
     }
 }
 
+/// Labels say which Services lead to a pod and who owns it; claims are what the node may read.
+fn restrict_pod_status(request: &Request<'_>, node: &str, pod: &Value) -> Result<(), Status> {
+    let none = Value::Null;
+    let old = request.old.unwrap_or(&none);
+    let differ = |path: &str| {
+        // What is not there and what is empty mean the same.
+        let is_empty = |value: &&Value| **value == json!({}) || **value == json!([]) || value.is_null();
+        let at = |object: &'_ Value| object.pointer(path).filter(|value| !is_empty(value)).cloned();
+        at(old) != at(pod)
+    };
+    [
+        ("/metadata/labels", "labels through pod status"),
+        ("/status/resourceClaimStatuses", "resource claim statues"),
+        ("/status/extendedResourceClaimStatus", "extended resource claim status"),
+    ]
+    .into_iter()
+    .find(|(path, _)| differ(path))
+    .map_or(Ok(()), |(_, what)| Err(request.forbidden(&format!("node {node:?} cannot update {what}"))))
+}
+
+/// Of a claim a kubelet says how large its volume has become.
+fn restrict_claim(request: &Request<'_>, node: &str, claim: &Value) -> Result<(), Status> {
+    if request.subresource != "status" || request.operation != Operation::Update {
+        return Err(request.forbidden("may only update PVC status"));
+    }
+    let rest = |object: &Value| {
+        let mut rest = object.clone();
+        for (part, fields) in [
+            ("metadata", &["resourceVersion", "managedFields"][..]),
+            ("status", &["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"]),
+        ] {
+            let Some(part) = rest.get_mut(part).and_then(Value::as_object_mut) else { continue };
+            part.retain(|field, _| !fields.contains(&field.as_str()));
+        }
+        rest
+    };
+    if request.old.map(rest) == Some(rest(claim)) {
+        return Ok(());
+    }
+    Err(request.forbidden(&format!(
+        "node {node:?} is not allowed to update fields other than status.quantity and status.conditions"
+    )))
+}
+
 /// A token for a pod of the node, of an audience that the pod asks for.
 fn restrict_token(request: &Request<'_>, node: &str, asked: &Value) -> Result<(), Status> {
     let bound = &asked["spec"]["boundObjectRef"];
@@ -123,7 +175,7 @@ fn restrict_token(request: &Request<'_>, node: &str, asked: &Value) -> Result<()
         _ => return Err(request.forbidden("node may only request 0 or 1 audiences")),
     };
     if audiences(&pod).any(|audience| audience == wanted)
-        || drivers_ask_for(request, wanted)
+        || drivers_ask_for(request, &pod, wanted)
         || is_allowed(request, wanted)
     {
         return Ok(());
@@ -131,10 +183,20 @@ fn restrict_token(request: &Request<'_>, node: &str, asked: &Value) -> Result<()
     Err(request.forbidden(&format!("audience {wanted:?} not found in pod spec volume")))
 }
 
-/// Whether a CSI driver of the cluster wants tokens of that audience.
-fn drivers_ask_for(request: &Request<'_>, wanted: &str) -> bool {
-    let drivers = request.state.cache.bucket("csidrivers.storage.k8s.io").objects();
-    drivers.values().filter_map(|stored| read::parse(&stored.bytes).ok()).any(|driver| {
+/// Whether a CSI driver of one of the pod's volumes wants tokens of that audience.
+fn drivers_ask_for(request: &Request<'_>, pod: &Value, wanted: &str) -> bool {
+    let at = |resource: &str, namespace: &str, name: &str| {
+        let stored = request.state.cache.bucket(resource).get(&object_key(namespace, name))?;
+        read::parse(&stored.bytes).ok()
+    };
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let inline = volumes.filter_map(|volume| volume["csi"]["driver"].as_str().map(str::to_owned));
+    let mounted = claim_names(pod).into_iter().filter_map(|claim| {
+        let claim = at("persistentvolumeclaims", request.namespace, &claim)?;
+        let volume = at("persistentvolumes", "", claim["spec"]["volumeName"].as_str()?)?;
+        volume["spec"]["csi"]["driver"].as_str().map(str::to_owned)
+    });
+    inline.chain(mounted).filter_map(|driver| at("csidrivers.storage.k8s.io", "", &driver)).any(|driver| {
         let asked = driver["spec"]["tokenRequests"].as_array();
         asked.into_iter().flatten().any(|asked| asked["audience"].as_str().unwrap_or_default() == wanted)
     })

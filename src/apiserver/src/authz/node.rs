@@ -16,7 +16,10 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
     }
     let read = matches!(attributes.verb, "get" | "list" | "watch");
     match (attributes.api_group, attributes.resource, attributes.subresource) {
-        ("", "secrets", "") => read && named(attributes) && refers(state, node, attributes, secret_names),
+        ("", "secrets", "") => {
+            read && named(attributes)
+                && (refers(state, node, attributes, secret_names) || opens(state, node, attributes))
+        }
         ("", "configmaps", "") => {
             read && named(attributes) && refers(state, node, attributes, configmap_names)
         }
@@ -34,9 +37,25 @@ pub(crate) fn allows(state: &State, node: &str, attributes: &Attributes<'_>) -> 
                 && object(state, "volumeattachments.storage.k8s.io", "", attributes.name)
                     .is_some_and(|attachment| attachment["spec"]["nodeName"] == node)
         }
-        ("", "serviceaccounts", "token") => {
-            attributes.verb == "create" && refers(state, node, attributes, account_names)
+        // Kubelets read what an account says of itself for plugins that log in to registries (KEP-4412).
+        ("", "serviceaccounts", sub @ ("" | "token")) => {
+            attributes.verb == if sub.is_empty() { "get" } else { "create" }
+                && named(attributes)
+                && refers(state, node, attributes, account_names)
         }
+        ("resource.k8s.io", "resourceclaims", "") => {
+            attributes.verb == "get"
+                && named(attributes)
+                && refers(state, node, attributes, device_claim_names)
+        }
+        // NodeRestriction admission looks at what is written and deleted.
+        ("resource.k8s.io", "resourceslices", "") => match attributes.verb {
+            "get" | "update" | "patch" | "delete" => {
+                object(state, "resourceslices.resource.k8s.io", "", attributes.name)
+                    .is_some_and(|slice| slice["spec"]["nodeName"] == node)
+            }
+            verb => matches!(verb, "create" | "list" | "watch" | "deletecollection"),
+        },
         ("", "nodes", "" | "status") => match attributes.verb {
             "get" | "update" | "patch" | "delete" => attributes.name == node,
             "create" => true,
@@ -108,6 +127,35 @@ fn mounts(state: &State, node: &str, volume: &str) -> bool {
     pods(state, node, namespace).any(|pod| claim_names(&pod).iter().any(|own| own == name))
 }
 
+/// Whether a volume that is mounted here is opened with that Secret.
+fn opens(state: &State, node: &str, attributes: &Attributes<'_>) -> bool {
+    let volumes = objects_in(state, "persistentvolumes", "");
+    let mut parsed =
+        volumes.into_iter().filter_map(|stored| serde_json::from_slice::<Value>(&stored.bytes).ok());
+    parsed.any(|volume| {
+        volume_secrets(&volume)
+            .any(|(namespace, name)| (namespace, name) == (attributes.namespace, attributes.name))
+            && mounts(state, node, kedge_api::object::name(&volume))
+    })
+}
+
+/// Namespace and name of the Secrets that a kubelet needs for a volume
+/// (`pkg/api/v1/persistentvolume.VisitPVSecretNames`, those visible to it).
+fn volume_secrets(volume: &Value) -> impl Iterator<Item = (&str, &str)> {
+    const REFERENCES: [&str; 4] =
+        ["secretRef", "nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"];
+    let claimed_in = volume["spec"]["claimRef"]["namespace"].as_str().unwrap_or_default();
+    let sources = volume["spec"].as_object().into_iter().flat_map(serde_json::Map::values);
+    sources.flat_map(move |source| {
+        let references = REFERENCES.iter().map(|key| (&source[*key]["namespace"], &source[*key]["name"]));
+        let flat = std::iter::once((&source["secretNamespace"], &source["secretName"]));
+        references.chain(flat).filter_map(move |(namespace, name)| {
+            let namespace = namespace.as_str().filter(|namespace| !namespace.is_empty());
+            Some((namespace.unwrap_or(claimed_in), name.as_str()?))
+        })
+    })
+}
+
 fn object(state: &State, storage_key: &str, namespace: &str, name: &str) -> Option<Value> {
     let stored = state.cache.bucket(storage_key).get(&crate::verbs::object_key(namespace, name))?;
     serde_json::from_slice(&stored.bytes).ok()
@@ -161,10 +209,14 @@ fn secret_names(pod: &Value) -> Vec<String> {
         let from = list(container, "envFrom").map(|source| &source["secretRef"]["name"]);
         list(container, "env").map(|env| &env["valueFrom"]["secretKeyRef"]["name"]).chain(from)
     });
-    let volumes =
-        sources(pod).flat_map(|source| [&source["secret"]["secretName"], &source["secret"]["name"]]);
+    let projected = sources(pod).map(|source| &source["secret"]["name"]);
+    // A Secret as a volume, and what others are opened with.
+    let opened = list(&pod["spec"], "volumes").filter_map(Value::as_object).flat_map(serde_json::Map::values);
+    let opened = opened.flat_map(|source| {
+        [&source["secretRef"]["name"], &source["nodePublishSecretRef"]["name"], &source["secretName"]]
+    });
     let pulls = list(&pod["spec"], "imagePullSecrets").map(|secret| &secret["name"]);
-    texts(env.chain(volumes).chain(pulls))
+    texts(env.chain(projected).chain(opened).chain(pulls))
 }
 
 fn configmap_names(pod: &Value) -> Vec<String> {
@@ -176,12 +228,19 @@ fn configmap_names(pod: &Value) -> Vec<String> {
 }
 
 /// With those that are made for the pod from a template.
-fn claim_names(pod: &Value) -> Vec<String> {
+pub(crate) fn claim_names(pod: &Value) -> Vec<String> {
     let made = list(&pod["spec"], "volumes").filter(|volume| !volume["ephemeral"].is_null()).map(|volume| {
         format!("{}-{}", kedge_api::object::name(pod), volume["name"].as_str().unwrap_or_default())
     });
     let named = sources(pod).filter_map(|source| source["persistentVolumeClaim"]["claimName"].as_str());
     named.map(str::to_owned).chain(made).collect()
+}
+
+/// Claims of devices, also those made for the pod (its status says which).
+fn device_claim_names(pod: &Value) -> Vec<String> {
+    let named = list(&pod["spec"], "resourceClaims").chain(list(&pod["status"], "resourceClaimStatuses"));
+    let extended = std::iter::once(&pod["status"]["extendedResourceClaimStatus"]);
+    texts(named.chain(extended).map(|claim| &claim["resourceClaimName"]))
 }
 
 fn account_names(pod: &Value) -> Vec<String> {
@@ -201,11 +260,37 @@ mod tests {
             "initContainers": [{"envFrom": [{"secretRef": {"name": "from"}}, {"configMapRef": {"name": "map"}}]}],
             "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "key"}}}]}],
             "volumes": [{"secret": {"secretName": "volume"}}, {"projected": {"sources": [{"secret": {"name": "projected"}}]}},
+                        {"name": "f", "azureFile": {"secretName": "share"}},
+                        {"name": "i", "csi": {"driver": "d", "nodePublishSecretRef": {"name": "inline"}}},
+                        {"name": "c", "cephfs": {"secretRef": {"name": "ceph"}}},
                         {"persistentVolumeClaim": {"claimName": "claim"}}, {"name": "own", "ephemeral": {}}],
-        }, "metadata": {"name": "p"}});
-        assert_eq!(secret_names(&pod), ["key", "from", "volume", "projected", "pull"]);
+            "resourceClaims": [{"name": "a", "resourceClaimName": "gpu"}, {"name": "b", "resourceClaimTemplateName": "t"}],
+        }, "metadata": {"name": "p"}, "status": {"resourceClaimStatuses": [{"name": "b", "resourceClaimName": "p-b"}]}});
+        assert_eq!(
+            secret_names(&pod),
+            ["key", "from", "projected", "volume", "share", "inline", "ceph", "pull"]
+        );
         assert_eq!(configmap_names(&pod), ["map"]);
         assert_eq!(claim_names(&pod), ["claim", "p-own"]);
         assert_eq!(account_names(&pod), ["robot"]);
+        assert_eq!(device_claim_names(&pod), ["gpu", "p-b"]);
+    }
+
+    #[test]
+    fn a_volume_names_the_secrets_that_it_is_opened_with() {
+        let named = |spec: Value| -> Vec<String> {
+            let volume = json!({ "spec": spec });
+            volume_secrets(&volume).map(|(namespace, name)| format!("{namespace}/{name}")).collect()
+        };
+        let claim = json!({"namespace": "ns", "name": "c"});
+        let csi = json!({
+            "driver": "d", "controllerPublishSecretRef": {"namespace": "csi", "name": "hidden"},
+            "nodeStageSecretRef": {"namespace": "csi", "name": "stage"},
+            "nodePublishSecretRef": {"namespace": "csi", "name": "publish"},
+        });
+        assert_eq!(named(json!({"claimRef": claim, "csi": csi})), ["csi/publish", "csi/stage"]);
+        assert_eq!(named(json!({"claimRef": claim, "rbd": {"secretRef": {"name": "s"}}})), ["ns/s"]);
+        let file = json!({"secretName": "s", "secretNamespace": "other"});
+        assert_eq!(named(json!({"claimRef": claim, "azureFile": file})), ["other/s"]);
     }
 }

@@ -181,22 +181,38 @@ async fn a_node_gets_what_its_pods_use() {
         { "name": "b", "persistentVolumeClaim": { "claimName": "c" } },
         { "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "t", "audience": "vault" } }] } },
     ]);
-    admin.make(SECRETS, &secret("s")).await;
+    for name in ["s", "stage", "controller"] {
+        admin.make(SECRETS, &secret(name)).await;
+    }
+    let claim = json!({ "metadata": { "name": "c" }, "spec": { "accessModes": ["ReadWriteOnce"], "volumeName": "v",
+        "storageClassName": "", "resources": { "requests": { "storage": "1Gi" } } } });
+    admin.make("/api/v1/namespaces/default/persistentvolumeclaims", &claim).await;
+    for (name, audience) in [("driver", "cloud"), ("stranger", "bank")] {
+        let driver =
+            json!({ "metadata": { "name": name }, "spec": { "tokenRequests": [{ "audience": audience }] } });
+        admin.make("/apis/storage.k8s.io/v1/csidrivers", &driver).await;
+    }
     let uid = admin.make(PODS, &pod("p", "n1", volumes)).await["metadata"]["uid"].clone();
     let volume = json!({
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "v" },
         "spec": {
-            "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "hostPath": { "path": "/x" },
+            "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"],
+            "csi": { "driver": "driver", "volumeHandle": "h",
+                "nodeStageSecretRef": { "namespace": "default", "name": "stage" },
+                "controllerPublishSecretRef": { "namespace": "default", "name": "controller" } },
             "claimRef": { "namespace": "default", "name": "c" },
         },
     });
     admin.make("/api/v1/persistentvolumes", &volume).await;
 
     let (here, elsewhere) = (node_user(&fixture, "n1"), node_user(&fixture, "n2"));
-    for path in [format!("{SECRETS}/s"), "/api/v1/persistentvolumes/v".to_owned()] {
+    let account = "/api/v1/namespaces/default/serviceaccounts/default".to_owned();
+    let volume = "/api/v1/persistentvolumes/v".to_owned();
+    for path in [format!("{SECRETS}/s"), format!("{SECRETS}/stage"), volume, account] {
         assert_eq!(here.get(&path).await.0, StatusCode::OK, "{path}");
         assert_eq!(elsewhere.get(&path).await.0, StatusCode::FORBIDDEN, "{path}");
     }
+    assert_eq!(here.get(&format!("{SECRETS}/controller")).await.0, StatusCode::FORBIDDEN);
 
     let tokens = "/api/v1/namespaces/default/serviceaccounts/default/token";
     let ask = |name: &str, uid: &Value, audience: &str| {
@@ -205,6 +221,8 @@ async fn a_node_gets_what_its_pods_use() {
             "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid },
         } })
     };
+    let (status, answer) = here.post(tokens, &ask("p", &uid, "cloud")).await;
+    assert_eq!(status, StatusCode::CREATED, "the driver of its volume asks for it: {answer}");
     let (status, answer) = here.post(tokens, &ask("p", &uid, "vault")).await;
     assert_eq!(status, StatusCode::CREATED, "{answer}");
     let payload =
@@ -217,6 +235,7 @@ async fn a_node_gets_what_its_pods_use() {
     assert_eq!(life, Some(3607), "only this API server's own tokens live longer: {claims}");
     for (refused, words) in [
         (ask("p", &uid, "other"), "audience \"other\" not found in pod spec volume"),
+        (ask("p", &uid, "bank"), "audience \"bank\" not found in pod spec volume"),
         (
             ask("p", &json!("00000000-0000-0000-0000-000000000000"), "vault"),
             "does not match the UID in record",
@@ -231,6 +250,73 @@ async fn a_node_gets_what_its_pods_use() {
     let (status, _) =
         admin.post(tokens, &json!({ "spec": { "audiences": [], "expirationSeconds": -1 } })).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    for (metadata, expected) in [
+        (json!({ "name": "other" }), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "namespace": "other" }), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "uid": "00000000-0000-0000-0000-000000000000" }), StatusCode::CONFLICT),
+        (json!({ "name": "default" }), StatusCode::CREATED),
+    ] {
+        let (status, answer) = admin.post(tokens, &json!({ "metadata": metadata, "spec": {} })).await;
+        assert_eq!(status, expected, "{answer}");
+    }
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_writes_what_a_kubelet_has_to_write() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    account(&admin).await;
+    admin.make(NODES, &json!({ "metadata": { "name": "n1" } })).await;
+    let volumes = json!([{ "name": "b", "persistentVolumeClaim": { "claimName": "c" } }]);
+    admin.make(PODS, &pod("p", "n1", volumes)).await;
+    let claim = json!({ "metadata": { "name": "c" }, "spec": { "accessModes": ["ReadWriteOnce"],
+        "resources": { "requests": { "storage": "1Gi" } } } });
+    admin.make("/api/v1/namespaces/default/persistentvolumeclaims", &claim).await;
+    let node = node_user(&fixture, "n1");
+    let claim = "/api/v1/namespaces/default/persistentvolumeclaims/c/status";
+    let pod = format!("{PODS}/p/status");
+    let (status, answer) =
+        node.patch(claim, "merge", &json!({ "status": { "capacity": { "storage": "2Gi" } } })).await;
+    assert_eq!(
+        (status, &answer["status"]["capacity"]["storage"]),
+        (StatusCode::OK, &json!("2Gi")),
+        "{answer}"
+    );
+    let (status, answer) = node.patch(&pod, "merge", &json!({ "status": { "phase": "Running" } })).await;
+    assert_eq!((status, &answer["status"]["phase"]), (StatusCode::OK, &json!("Running")), "{answer}");
+    for (path, patch, words) in [
+        (claim, json!({ "metadata": { "annotations": { "a": "b" } } }), "fields other than status.quantity"),
+        (claim, json!({ "status": { "phase": "Lost" } }), "fields other than status.quantity"),
+        (&pod, json!({ "metadata": { "labels": { "app": "bank" } } }), "cannot update labels"),
+        (
+            &pod,
+            json!({ "status": { "resourceClaimStatuses": [{ "name": "a", "resourceClaimName": "other" }] } }),
+            "cannot update resource claim",
+        ),
+    ] {
+        let (status, answer) = node.patch(path, "merge", &patch).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{patch}: {answer}");
+        assert!(answer["message"].as_str().unwrap_or_default().contains(words), "{answer}");
+    }
+    let nodes = "/apis/storage.k8s.io/v1/csinodes";
+    let slices = "/apis/resource.k8s.io/v1/resourceslices";
+    let csi = |name: &str| json!({ "metadata": { "name": name }, "spec": { "drivers": [] } });
+    let slice = |node: &str| {
+        json!({ "metadata": { "name": format!("s-{node}") }, "spec": { "driver": "d.example.com", "nodeName": node,
+            "pool": { "name": "p", "generation": 1, "resourceSliceCount": 1 } } })
+    };
+    for (path, own, other) in [(nodes, csi("n1"), csi("n2")), (slices, slice("n1"), slice("n2"))] {
+        let (status, answer) = node.post(path, &other).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
+        let made = node.make(path, &own).await;
+        let at = format!("{path}/{}", made["metadata"]["name"].as_str().expect("a name"));
+        assert_eq!(node.get(&at).await.0, StatusCode::OK);
+        let other = admin.make(path, &other).await;
+        let at = format!("{path}/{}", other["metadata"]["name"].as_str().expect("a name"));
+        assert_eq!(node.get(&at).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(node.delete(&at, &Value::Null).await.0, StatusCode::FORBIDDEN);
+    }
     fixture.stop().await;
 }
 
