@@ -31,16 +31,25 @@ async fn blocking<T: Send + 'static>(
 pub(crate) async fn check(root: &Path) -> Result<(), Error> {
     let root = root.to_owned();
     blocking(move || {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(ROOT_MODE)
-            .create(&root)
-            .map_err(|error| failed("make", &root, &error))?;
-        if holds_volumes_only(&root).map_err(|error| failed("read", &root, &error))? {
-            std::fs::set_permissions(&root, Permissions::from_mode(ROOT_MODE))
-                .map_err(|error| failed("set the mode of", &root, &error))?;
-        } else {
-            tracing::warn!(folder = %root.display(), "the folder holds more than volumes, so its mode stays:                            whoever may enter it reaches the data of all volumes");
+        if let Some(parent) = root.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| failed("make", parent, &error))?;
+        }
+        match DirBuilder::new().mode(ROOT_MODE).create(&root) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed("make", &root, &error)),
+            _ => {}
+        }
+        if !holds_volumes_only(&root).map_err(|error| failed("read", &root, &error))? {
+            tracing::warn!(
+                folder = %root.display(),
+                "the folder holds more than volumes, so its mode stays: whoever may enter it reaches the data of all \
+                 volumes"
+            );
+        } else if let Err(error) = std::fs::set_permissions(&root, Permissions::from_mode(ROOT_MODE)) {
+            // As on a network's file system that belongs to somebody else.
+            tracing::warn!(
+                folder = %root.display(), %error,
+                "the folder cannot be closed to other users: whoever may enter it reaches the data of all volumes"
+            );
         }
         let probe = root.join(PROBE);
         std::fs::write(&probe, b"").map_err(|error| failed("write to", &probe, &error))?;
