@@ -57,9 +57,7 @@ pub(crate) fn find(folder: &Path, namespace: Option<&str>, bridge: &str, table: 
         .map(|process| format!("process {}: {}", process.pid, process.command))
         .collect();
     found.extend(mounts_below(folder).into_iter().map(|point| format!("mount {point}")));
-    if device_exists(namespace, bridge) {
-        found.push(format!("network device {bridge}"));
-    }
+    found.extend(devices(namespace, bridge).into_iter().map(|device| format!("network device {device}")));
     let tables = run(command_in(namespace, "nft").args(["list", "tables"]), b"").stdout;
     if tables.lines().any(|line| line.split(' ').next_back() == Some(table)) {
         found.push(format!("nftables table {table}"));
@@ -72,8 +70,15 @@ pub(crate) fn find(folder: &Path, namespace: Option<&str>, bridge: &str, table: 
     found
 }
 
-fn device_exists(namespace: Option<&str>, device: &str) -> bool {
-    run(command_in(namespace, "ip").args(["link", "show", "dev", device]), b"").code == 0
+/// The bridge, and the devices of its pod network: their alias names the bridge that they are for.
+fn devices(namespace: Option<&str>, bridge: &str) -> Vec<String> {
+    let listed = run(command_in(namespace, "ip").args(["-json", "link", "show"]), b"").stdout;
+    let links: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap_or_default();
+    let of_node = |link: &&serde_json::Value| {
+        let alias = link["ifalias"].as_str().unwrap_or_default();
+        link["ifname"] == bridge || alias.split(' ').next_back() == Some(bridge)
+    };
+    links.iter().filter(of_node).filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect()
 }
 
 /// The last resort of a test that failed: end what names the folder, unmount what is below it.
@@ -91,8 +96,8 @@ pub(crate) fn force(folder: &Path, namespace: Option<&str>, bridge: &str, table:
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    if device_exists(namespace, bridge) {
-        let _ = run(command_in(namespace, "ip").args(["link", "delete", bridge]), b"");
+    for device in devices(namespace, bridge) {
+        let _ = run(command_in(namespace, "ip").args(["link", "delete", &device]), b"");
     }
     let tables = run(command_in(namespace, "nft").args(["list", "tables"]), b"").stdout;
     for line in tables.lines() {

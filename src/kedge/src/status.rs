@@ -255,6 +255,11 @@ impl Status {
             && self.components.iter().any(|part| part.name == "containerd" && part.ready)
     }
 
+    /// Whether a part of it says what it lacks. One that starts has parts that are not ready, and no word of them.
+    pub(crate) fn complains(&self) -> bool {
+        self.components.iter().any(|part| !part.ready && part.last_error.is_some())
+    }
+
     /// Ready, or would be with the pod network that the user has yet to bring.
     pub(crate) fn is_up(&self) -> bool {
         self.state == State::Ready || self.lacks_network()

@@ -26,7 +26,7 @@ pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure>
         let serves_since = Cell::new(None);
         let enough = |status: &Status| {
             // What ran already may have something to complain of; `status` tells it.
-            if status.state != State::Stopped && (!started || status.was_removed()) {
+            if status.state != State::Stopped && (!started && status.complains() || status.was_removed()) {
                 return true;
             }
             if !status.serves() {
