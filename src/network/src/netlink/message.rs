@@ -112,6 +112,7 @@ impl Builder {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
+    pub(crate) flags: u16,
     pub(crate) sequence: u32,
     /// The port of the socket whose request this is about; 0 is the kernel.
     pub(crate) port: u32,
@@ -147,6 +148,7 @@ impl<'a> Iterator for Messages<'a> {
         let body = self.0.get(HEADER..length)?;
         let message = Message {
             kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
             sequence: word(header, 8),
             port: word(header, 12),
             body,
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn errors_carry_a_positive_errno() {
         let body = (-16i32).to_ne_bytes();
-        let message = Message { kind: NLMSG_ERROR, sequence: 1, port: 0, body: &body };
+        let message = Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, port: 0, body: &body };
         assert_eq!(message.errno(), 16);
     }
 }

@@ -12,6 +12,8 @@ use nix::sys::socket::{
 
 use super::message::{Message, NLMSG_DONE, NLMSG_ERROR, messages};
 
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
 /// Which part of the kernel a socket speaks with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -82,16 +84,19 @@ impl Socket {
         }
     }
 
-    /// Send a dump request and hand every part of the answer to `each`.
-    pub(crate) fn dump(&self, request: &[u8], mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
+    /// Send a dump request and hand every part of the answer to `each`. False when something changed meanwhile, so that
+    /// parts may be missing.
+    pub(crate) fn dump(&self, request: &[u8], mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
         self.send(request)?;
         let mut buffer = Vec::new();
+        let mut whole = true;
         loop {
             let Some(received) = self.receive(&mut buffer, true)? else { continue };
             for message in messages(received) {
+                whole &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR if message.errno() == 0 => return Ok(()),
+                    NLMSG_DONE => return Ok(whole),
+                    NLMSG_ERROR if message.errno() == 0 => return Ok(whole),
                     NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno())),
                     _ => each(&message),
                 }
@@ -101,6 +106,6 @@ impl Socket {
 
     /// Send one request that asks for an acknowledgement and wait for it.
     pub(crate) fn acknowledged(&self, request: &[u8]) -> io::Result<()> {
-        self.dump(request, |_| ())
+        self.dump(request, |_| ()).map(drop)
     }
 }

@@ -115,7 +115,7 @@ impl Writer {
         match dumped {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
             Err(error) => Err(error),
-            Ok(()) => Ok(found),
+            Ok(_) => Ok(found),
         }
     }
 

@@ -32,6 +32,9 @@ const NEWNEIGH: u16 = 28;
 const DELNEIGH: u16 = 29;
 const GETNEIGH: u16 = 30;
 
+/// So often at most a list is read until nothing changes meanwhile.
+const DUMPS: usize = 20;
+
 /// A netlink socket for questions and changes.
 #[derive(Debug)]
 pub(crate) struct Rt(Socket);
@@ -47,8 +50,14 @@ impl Rt {
         request.begin(kind, NLM_F_REQUEST | NLM_F_DUMP, 1);
         request.raw(header);
         request.end();
+        // Kernels before 6.10 may leave out what is there when something else goes at that moment.
         let mut found = Vec::new();
-        self.0.dump(request.bytes(), |message| found.extend(read(message)))?;
+        for _ in 0..DUMPS {
+            found.clear();
+            if self.0.dump(request.bytes(), |message| found.extend(read(message)))? {
+                break;
+            }
+        }
         Ok(found)
     }
 

@@ -135,7 +135,7 @@ impl Rt {
         let mut way = None;
         let asked = self.0.dump(request.bytes(), |message| way = way.or_else(|| read_way(message)));
         match asked {
-            Ok(()) => Ok(way),
+            Ok(_) => Ok(way),
             // ENETUNREACH, EHOSTUNREACH, and what "unreachable" and "prohibit" routes say.
             Err(error) if error.raw_os_error().is_some_and(|errno| [101, 113, 13, 22].contains(&errno)) => {
                 Ok(None)
