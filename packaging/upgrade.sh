@@ -26,12 +26,16 @@ version_of() { "$1" version --output yaml 2>/dev/null | sed -n 's/^version: "\{0
 #   ALONE     "yes": no other node holds the data, so this one alone decides about them
 before_upgrade() {
     FROM=$(version_of "$1") READY='' SNAPSHOT='' ALONE=''
-    if answer=$("$1" before-upgrade --anyway "$2"); then
+    status=0
+    answer=$("$1" before-upgrade --anyway "$2") || status=$?
+    if [ "$status" -eq 0 ]; then
         eval "$answer"
     elif [ -e "$2" ]; then
         # What cannot even be asked must not keep the way on.
         rm -f "$2"
     else
+        # A program that does not know the question has not said it.
+        [ "$status" -ne 2 ] || complain "to upgrade all the same, unsaved: touch $2, and try again"
         return 1
     fi
 }
