@@ -49,13 +49,22 @@ impl Process {
 
     /// Read a pid file written by [`Process::record`]; `None` when the process is gone.
     pub(crate) fn recorded(file: &Path) -> io::Result<Option<Self>> {
+        Ok(Self::named(file)?.filter(|process| process.alive()))
+    }
+
+    /// The process that a pid file names, whatever became of it.
+    fn named(file: &Path) -> io::Result<Option<Self>> {
         let Some(bytes) = kedge_base::read_optional(file)? else { return Ok(None) };
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         let pid = lines.next().and_then(|line| line.trim().parse().ok());
         let started = lines.next().and_then(|line| line.trim().parse().ok());
-        let (Some(pid), Some(started)) = (pid, started) else { return Ok(None) };
-        Ok(Some(Self { pid, started }).filter(|process| process.alive()))
+        Ok(pid.zip(started).map(|(pid, started)| Self { pid, started }))
+    }
+
+    /// Remove its pid file, unless it is another one's by now.
+    pub(crate) fn forget(self, file: &Path) -> io::Result<()> {
+        if Self::named(file)? == Some(self) { fs::remove_file(file) } else { Ok(()) }
     }
 
     /// Write the pid file: the id on the first line, the start time on the second.
@@ -63,16 +72,19 @@ impl Process {
         if let Some(dir) = file.parent() {
             fs::create_dir_all(dir)?;
         }
-        kedge_base::write_atomic(file, format!("{}\n{}\n", self.pid, self.started).as_bytes(), 0o644)
+        self.write(file, "")
     }
 
     /// Note in its pid file that it has been told to stop, for whoever finds it still there.
     pub(crate) fn record_stopping(self, file: &Path) -> io::Result<()> {
-        kedge_base::write_atomic(
-            file,
-            format!("{}\n{}\n{STOPPING}\n", self.pid, self.started).as_bytes(),
-            0o644,
-        )
+        self.write(file, &format!("{STOPPING}\n"))
+    }
+
+    /// The node and commands may write at the same time, each a file of its own until it is whole.
+    fn write(self, file: &Path, more: &str) -> io::Result<()> {
+        let own = file.with_extension(format!("{}.new", std::process::id()));
+        fs::write(&own, format!("{}\n{}\n{more}", self.pid, self.started))?;
+        fs::rename(own, file)
     }
 
     /// Was the process of this pid file told to stop?

@@ -170,8 +170,10 @@ fn start_from(config: &Config, binary: &Path) -> anyhow::Result<bool> {
     if runs && !Process::is_stopping(&config.pid_file()).context("read the pid file")? {
         return Ok(false);
     }
-    // Who wanted it stopped may have been cut off before it was.
-    stop(config)?;
+    // Who wanted it stopped may have been cut off before it was. One that was just started by somebody else is not it.
+    if runs {
+        stop(config)?;
+    }
     start_in_background(config, binary)?;
     Ok(true)
 }
@@ -197,7 +199,7 @@ pub(crate) fn stop(config: &Config) -> anyhow::Result<bool> {
             bail!("process {} does not end even when killed; a disk may hang (see dmesg)", process.pid);
         }
     }
-    let _ = fs::remove_file(config.pid_file());
+    let _ = process.forget(&config.pid_file());
     Ok(true)
 }
 
