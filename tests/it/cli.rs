@@ -110,7 +110,10 @@ fn exit_codes_help_and_messages() {
         ("registries: /nonexistent.yaml", 1, ["there is no file /nonexistent.yaml", "write that file"]),
     ] {
         fs::write(&config, format!("{setting}\n")).unwrap();
-        for command in [["install", "--check"].as_slice(), &["install"], &["run"], &["inspect"]] {
+        // Without its mirrors a node comes back all the same.
+        let starts = setting.starts_with("registries");
+        let commands = [["install", "--check"].as_slice(), &["install"], &["inspect"], &["run"]];
+        for command in &commands[..commands.len() - usize::from(starts)] {
             let mut arguments = command.to_vec();
             arguments.extend(own);
             let out = kedge(&arguments);
@@ -121,7 +124,7 @@ fn exit_codes_help_and_messages() {
     }
     let mut arguments = vec!["install", "--check", "--output", "json"];
     arguments.extend(own);
-    arguments.extend(["--cluster-dns", "192.0.2.1"]);
+    arguments.extend(["--cluster-dns", "10.96.0.1"]);
     let out = kedge(&arguments);
     let error: serde_json::Value = serde_json::from_str(&out.stdout).expect("JSON");
     assert_eq!(error["remedy"], "leave it out for 10.96.0.10, or choose another of that range", "{out}");

@@ -232,9 +232,11 @@ impl Config {
         if self.owns_file() && (!given.is_empty() || self.file != Path::new(DEFAULT_FILE)) {
             persist(&self.file, &given).with_context(|| format!("write {}", self.file.display()))?;
         }
-        // Documents tell people to write files there.
+        // Documents tell people to write files there; where /etc cannot be written nobody can.
         for dir in self.settings_dirs() {
-            std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+            if let Err(error) = std::fs::create_dir_all(&dir) {
+                tracing::debug!(%error, folder = %dir.display(), "the folder for settings is not made");
+            }
         }
         Ok(())
     }

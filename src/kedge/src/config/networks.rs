@@ -49,7 +49,10 @@ impl Reader {
 
     pub(super) fn addresses(&mut self, key: &str) -> Vec<IpAddr> {
         let found = self.list(key, "an IP address", |address: IpAddr| address.is_ipv4());
-        for address in found.iter().copied().filter(|address| unusable((*address).into()).is_some()) {
+        // Boards on one cable have nothing else.
+        let is_zeroconf = |address: &IpAddr| matches!(address, IpAddr::V4(v4) if v4.is_link_local());
+        let wrong = |address: &IpAddr| unusable((*address).into()).is_some() && !is_zeroconf(address);
+        for address in found.iter().copied().filter(wrong) {
             self.refuse(
                 key,
                 format!("{address} is no address by which others reach this machine"),
@@ -175,17 +178,16 @@ impl Config {
         self.service_cidrs.iter().filter_map(|net| net.hosts().find(|host| *host != net.network())).collect()
     }
 
-    /// The DNS Service's address is one that Services can have, and no other's.
+    /// The DNS Service's address is no other's. Outside of the range it is a server of the user's.
     pub(super) fn check_cluster_dns(&self, reader: &mut Reader) {
         let dns = self.cluster_dns;
         let services = self.service_cidrs.iter().find(|services| services.contains(&dns));
         let fault = match services {
-            None => "is not in".to_owned(),
             Some(_) if self.kubernetes_service().contains(&dns) => "is the Service kubernetes' in".to_owned(),
             Some(net) if dns == net.network() || (dns.is_ipv4() && dns == net.broadcast()) => {
                 "is no Service's address in".to_owned()
             }
-            Some(_) => return,
+            _ => return,
         };
         let (range, tenth) = (joined(&self.service_cidrs), tenth(&self.service_cidrs));
         reader.refuse(
@@ -273,11 +275,13 @@ mod tests {
         }
         let config = load("", &[("node-ip", "2001:db8::1,192.0.2.1")]).unwrap();
         assert_eq!(joined(&config.node_ips), "2001:db8::1,192.0.2.1");
+        let cable = load("", &[("node-ip", "169.254.7.1"), ("cluster-dns", "169.254.20.10")]).unwrap();
+        assert_eq!(joined(&cable.node_ips), "169.254.7.1");
     }
 
     #[test]
     fn what_cannot_work_is_said() {
-        let cases: [(&[(&'static str, &str)], &str); 30] = [
+        let cases: [(&[(&'static str, &str)], &str); 28] = [
             (
                 &[("pod-cidr", "10.1.0.0/16,10.2.0.0/16")],
                 "has two of IPv4; a second one has to be of the other",
@@ -305,7 +309,6 @@ mod tests {
             ),
             (&[("virtual-address", "2001:db8::9")], "is not served by listeners on 0.0.0.0"),
             (&[("virtual-address", "192.0.2.9,192.0.2.8")], "has two of IPv4"),
-            (&[("node-ip", "169.254.3.4")], "no address by which others"),
             (&[("virtual-address", "224.0.0.9")], "no address by which others"),
             (
                 &[("pod-cidr", "127.16.0.0/16")],
@@ -321,10 +324,6 @@ mod tests {
             (
                 &[("pod-cidr", "fd00::/56"), ("service-cidr", "ff05::/112")],
                 "has multicast addresses (ff00::/8)",
-            ),
-            (
-                &[("cluster-dns", "192.0.2.53")],
-                "192.0.2.53 is not in service-cidr 10.96.0.0/16; leave it out for 10.96.0.10",
             ),
             (&[("cluster-dns", "10.96.0.1")], "is the Service kubernetes' in"),
             (&[("cluster-dns", "10.96.0.0")], "is no Service's address in"),

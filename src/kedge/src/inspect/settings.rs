@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kedge_cluster::{Admitted, Role};
 
-use super::{Context, Found, Moment, fail, ok};
+use super::{Context, Found, Moment, fail, ok, warn};
 use crate::addons;
 use crate::config::Config;
 use crate::node::first_start;
@@ -15,7 +15,9 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Found> {
     let config = context.config;
     let joins = context.moment == Moment::Join || joins(config);
     let mut found = missing(config, joins);
+    found.extend(no_registries(config));
     found.extend(worker_of_nothing(config, joins));
+    found.extend((!joins).then(|| dns_elsewhere(config)).flatten());
     for problem in kedge_kubelet::check_registries(&config.registries) {
         let what = format!("{}: {problem}", config.registries.display());
         found.push(fail(what, "correct it there; the running node takes the file over when it is right"));
@@ -26,8 +28,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Found> {
     found
 }
 
-/// With which a node does not even start. A mistake in the file of registries is none of these: a node that ran
-/// with it comes back after a power cut and says so in its status.
+/// With which a node does not even start. The file of registries is none of these: a node that ran with a wrong one, or
+/// whose file went away, comes back after a power cut.
 pub(crate) fn refused(config: &Config) -> Vec<Found> {
     missing(config, joins(config))
 }
@@ -38,10 +40,23 @@ fn joins(config: &Config) -> bool {
 }
 
 fn missing(config: &Config, joins: bool) -> Vec<Found> {
-    [no_registries(config), unknown_addons(config, joins), no_bridge(config, Path::new("/sys/class/net"))]
-        .into_iter()
-        .flatten()
-        .collect()
+    let found = [unknown_addons(config, joins), no_bridge(config, Path::new("/sys/class/net"))];
+    found.into_iter().flatten().collect()
+}
+
+/// A choice that one can make, for a cache on each node or a server of one's own. A member has its cluster's ranges.
+fn dns_elsewhere(config: &Config) -> Option<Found> {
+    (!config.is_service(config.cluster_dns)).then(|| {
+        warn(
+            format!(
+                "{}: {} is not in service-cidr {}: pods ask it, and the addon dns cannot answer there",
+                config.given.place("cluster-dns"),
+                config.cluster_dns,
+                crate::config::joined(&config.service_cidrs)
+            ),
+            "leave it out, unless something of yours answers there; then keep dns off (--without dns)",
+        )
+    })
 }
 
 fn no_registries(config: &Config) -> Option<Found> {
@@ -131,11 +146,16 @@ mod tests {
             (&[("addons", "dns metrcs")], ["--addons: ", "did you mean metrics?"]),
             (&[("addons", "dns:replicas=0")], ["--addons: ", "dns"]),
             (&[("role", "worker")], ["--role: ", "the setting join"]),
+            (
+                &[("cluster-dns", "169.254.20.10")],
+                ["--cluster-dns: 169.254.20.10 is not in", "--without dns"],
+            ),
         ] {
             let config = load(given);
             let said = messages(&check(&Context::new(&config, Moment::Install)));
             assert!(parts.iter().all(|part| said.contains(part)) && said.lines().count() == 1, "{said}");
         }
+        assert_eq!(refused(&load(&[("registries", "/nonexistent/r.yaml")])), Vec::new(), "it came back");
         let worker = load(&[("role", "worker"), ("addons", "none-such")]);
         assert!(messages(&check(&Context::new(&worker, Moment::Join))).contains("is there"), "of kedge join");
         // A member's addons are its cluster's.
