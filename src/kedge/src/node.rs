@@ -70,10 +70,14 @@ pub(crate) enum Ended {
 /// When a part cannot start; the error names it and the remedy.
 pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) -> anyhow::Result<Ended> {
     let mut joined = Admitted::read(&config.pki_dir()).context("read what joining wrote")?;
-    match &joined {
-        Some(_) => left::forget(&config)?,
-        None => left::pass_over(&mut config)?,
-    }
+    left::tidy(&config.data_dir)?;
+    let passed = if joined.is_some() {
+        left::forget(&config)?;
+        Vec::new()
+    } else {
+        left::forget_changed(&config)?;
+        left::pass_over(&mut config)?
+    };
     let joins = joined.is_none() && first_start::joins(&config);
     let role = match &joined {
         Some(admitted) => admitted.facts.role,
@@ -81,6 +85,10 @@ pub(crate) async fn run(mut config: Config, tasks: Tasks, ready: impl FnOnce()) 
         None => Role::ControlPlane,
     };
     let board = Board::serve(&config, role, &tasks)?;
+    for (setting, why) in passed {
+        tracing::warn!(setting, "{why}");
+        board.note(setting, Some(why));
+    }
     if joins {
         match tasks.token().clone().run_until_cancelled(first_start::join(&config, &board)).await {
             Some(admitted) => joined = Some(admitted?),

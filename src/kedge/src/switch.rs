@@ -19,7 +19,7 @@ use kedge_cluster::{ClusterConfig, Staging};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Settings, settings};
-use crate::node::shared;
+use crate::node::{left, shared};
 
 const BUILT: &str = "restore";
 const READY: &str = "restore.ready";
@@ -95,7 +95,9 @@ pub(crate) fn finish(config: &mut Config) -> anyhow::Result<bool> {
     }
     config.keep(&given)?;
     shared::adopt(config, &plan.cluster)?;
-    // A join that was under way is none any more.
+    // What was left before is this node's own again, if the restored cluster has it; and a join that was under way is none
+    // any more.
+    left::forget(config)?;
     Staging::new(config.data_dir.join("join")).finish(&config.pki_dir()).context("tidy up")?;
     close(&config.data_dir).with_context(context)?;
     tracing::info!(aside = plan.aside, "the restored state is in place");

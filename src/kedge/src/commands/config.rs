@@ -29,7 +29,7 @@ fn announced(config: &Config) -> anyhow::Result<String> {
     let mut shared = config.clone();
     match kedge_cluster::Admitted::read(&config.pki_dir())? {
         Some(joined) => crate::node::shared::adopt(&mut shared, &joined.config)?,
-        None => crate::node::left::pass_over(&mut shared)?,
+        None => drop(crate::node::left::pass_over(&mut shared)?),
     }
     let mut known = shared.virtual_addresses.iter().chain(&config.node_ips);
     let address = known

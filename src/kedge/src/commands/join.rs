@@ -224,10 +224,11 @@ fn depart(config: &Config, args: &LeaveArgs, staging: &Staging, step: &mut Step)
     take_down::run(config)?;
     // Before anything goes: a machine that comes back halfway would join again by its file.
     tell_left(config)?;
+    for path in [config.store_dir(), config.kubeconfig()] {
+        remove(&path)?;
+    }
+    left::discard_keys(&config.data_dir)?;
     for path in [
-        config.store_dir(),
-        config.kubeconfig(),
-        config.pki_dir(),
         config.data_dir.join("api-servers.json"),
         // The addons that the configuration names are the new cluster's too.
         config.first_start_mark(),

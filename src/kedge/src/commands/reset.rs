@@ -26,8 +26,9 @@ use crate::service;
 /// Telling the others must not hold up a reset.
 const TOLD: Duration = Duration::from_secs(60);
 /// What stays in the data folder: copies of the cluster, images (Kedge's own and those to import), manifests
-/// and addons that users put there, and which cluster the node has left.
-const KEPT: [&str; 6] = ["snapshots", "images", "manifests", "registries", "addons", left::FILE];
+/// and addons that users put there, which cluster the node has left, and beside the keys that are gone by then the time
+/// that was seen last.
+const KEPT: [&str; 7] = ["snapshots", "images", "manifests", "registries", "addons", left::FILE, "pki"];
 
 /// Ask, take everything down, delete, start, wait until the node is Ready.
 pub(crate) fn run(config: &Config, args: &ResetArgs) -> Result<ExitCode, Failure> {
@@ -98,10 +99,9 @@ fn replace(config: &Config, args: &ResetArgs, with_others: bool, step: &mut Step
     Ok(())
 }
 
-/// Deletes all but `kept`; the time that was seen last stays too, for boards without a clock.
+/// Deletes all but `kept`, the keys first.
 fn empty(data_dir: &Path, kept: &[&str]) -> anyhow::Result<()> {
-    let floor_file = data_dir.join("pki/time-floor");
-    let floor = kedge_base::read_optional(&floor_file).context("read the last time seen")?;
+    left::discard_keys(data_dir)?;
     let entries = match fs::read_dir(data_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -113,10 +113,6 @@ fn empty(data_dir: &Path, kept: &[&str]) -> anyhow::Result<()> {
             continue;
         }
         uninstall::remove(&entry.path())?;
-    }
-    if let Some(floor) = floor {
-        fs::create_dir_all(data_dir.join("pki")).context("create the folder of keys")?;
-        kedge_base::write_atomic(&floor_file, &floor, 0o600).context("keep the last time seen")?;
     }
     Ok(())
 }

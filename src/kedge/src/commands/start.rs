@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::status::{REMOVED, State, Status};
 use crate::{output, service};
 
-/// So long may the cluster take to say whether this node is still in it.
+/// So long may the cluster take to say whether this node is still in it; and what complains for longer is not about to
+/// begin.
 const STANDING: Duration = Duration::from_secs(3);
 
 /// Start, and return when the node serves (not when it is Ready: `status --wait-ready`): its files were read,
@@ -23,19 +24,22 @@ pub(crate) fn run(config: &Config, limit: Duration) -> Result<ExitCode, Failure>
     let served = service::start(config).map_err(Failure::from).and_then(|started| {
         let worker = Admitted::read(&config.pki_dir())
             .is_ok_and(|joined| joined.is_some_and(|admitted| admitted.facts.role == Role::Worker));
-        let serves_since = Cell::new(None);
+        let lasts = |since: &Cell<Option<Instant>>| {
+            let began = since.get().unwrap_or_else(Instant::now);
+            since.set(Some(began));
+            began.elapsed() >= STANDING
+        };
+        let (serves, complains) = (Cell::new(None), Cell::new(None));
         let enough = |status: &Status| {
-            // What ran already may have something to complain of; `status` tells it.
-            if status.state != State::Stopped && (!started && status.complains() || status.was_removed()) {
+            if status.was_removed() {
                 return true;
             }
-            if !status.serves() {
-                return false;
+            if status.serves() {
+                // A worker asks how it stands as soon as it runs; a cluster that does not answer is not waited for.
+                return !worker || status.in_cluster.is_some() || lasts(&serves);
             }
-            // A worker asks how it stands as soon as it runs; a cluster that does not answer is not waited for.
-            let since = serves_since.get().unwrap_or_else(Instant::now);
-            serves_since.set(Some(since));
-            !worker || status.in_cluster.is_some() || since.elapsed() >= STANDING
+            // What ran already may have something to complain of; `status` tells it.
+            !started && status.complains() && lasts(&complains)
         };
         let status = status::wait_until(config, limit, &mut step, &enough)?;
         if status.was_removed() {

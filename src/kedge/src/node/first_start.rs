@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use kedge_base::Backoff;
 use kedge_cluster::{Admitted, Clock, JoinString, Staging};
 
+use super::left;
 use crate::addons;
 use crate::config::Config;
 use crate::node_status::Board;
@@ -56,7 +57,8 @@ pub(crate) async fn join(config: &Config, board: &Board) -> anyhow::Result<Admit
 async fn attempt(config: &Config, staging: &Staging) -> anyhow::Result<()> {
     // Read again: the operator may have put a new string there.
     let current = Config::load(Some(&config.file), &crate::config::Settings::default()).ok();
-    let text = current.and_then(|current| current.join).or_else(|| config.join.clone());
+    let current = current.and_then(|mut current| left::pass_over(&mut current).ok().and(current.join));
+    let text = current.or_else(|| config.join.clone());
     let string: JoinString = text.context("the configuration names no cluster any more")?.parse()?;
     let facts = super::facts::facts(config, config.role, &string)?;
     std::fs::create_dir_all(config.pki_dir()).context("create the folder of keys")?;

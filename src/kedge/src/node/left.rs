@@ -1,9 +1,10 @@
 //! What a node's configuration says of a cluster that the node has left: the address that clients reach the cluster by,
 //! and the string to join it with. The configuration is the operator's and stays as it is; a single node passes over
-//! these until they are changed, or until it joins again.
+//! these until they are changed, or until it joins again. And the keys on their way out.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use crate::config::Config;
 
 /// The file in the data folder.
 pub(crate) const FILE: &str = "left.json";
+/// Where keys are on their way out, in the data folder.
+const KEYS: &str = "pki.left";
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Left {
@@ -33,8 +36,7 @@ pub(crate) fn keep(config: &Config) -> anyhow::Result<Vec<String>> {
     if left == Left::default() {
         return Ok(Vec::new());
     }
-    let (file, bytes) = (file(config), serde_json::to_vec(&left).context("write what was left")?);
-    kedge_base::write_atomic(&file, &bytes, 0o600).with_context(|| format!("write {}", file.display()))?;
+    write(config, &left)?;
     let names = [("join", left.join.is_some()), ("virtual-address", !left.virtual_addresses.is_empty())];
     Ok(names.into_iter().filter(|(_, said)| *said).map(|(key, _)| key.to_owned()).collect())
 }
@@ -45,35 +47,95 @@ pub(crate) fn keep(config: &Config) -> anyhow::Result<Vec<String>> {
 /// When it cannot be removed.
 pub(crate) fn forget(config: &Config) -> anyhow::Result<()> {
     match std::fs::remove_file(file(config)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", file(config).display()))
         }
         _ => Ok(()),
     }
 }
 
-/// Takes out of a single node's settings what is the left cluster's.
+/// Takes out of a single node's settings what is the left cluster's. Says which, and why.
 ///
 /// # Errors
 /// When what was kept cannot be read.
-pub(crate) fn pass_over(config: &mut Config) -> anyhow::Result<()> {
-    let file = file(config);
-    let kept = kedge_base::read_optional(&file).with_context(|| format!("read {}", file.display()))?;
-    let Some(kept) = kept else { return Ok(()) };
-    let left: Left = serde_json::from_slice(&kept).with_context(|| format!("read {}", file.display()))?;
+pub(crate) fn pass_over(config: &mut Config) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let mut passed = Vec::new();
+    let Some(left) = kept(config)? else { return Ok(passed) };
     if config.join.is_some() && config.join == left.join {
         config.join = None;
-        tracing::warn!("`join` names the cluster that this node has left: passed over until it is changed");
+        let why = "it names the cluster that this node has left: passed over until it is changed";
+        passed.push(("join", why.to_owned()));
     }
     if !left.virtual_addresses.is_empty() && config.virtual_addresses == left.virtual_addresses {
         let addresses = crate::config::joined(&left.virtual_addresses);
         config.virtual_addresses.clear();
-        tracing::warn!(
-            addresses,
-            "`virtual-address` is that of the cluster that this node has left: not taken until it is changed"
-        );
+        let why =
+            format!("{addresses} is of the cluster that this node has left: not taken until it is changed");
+        passed.push(("virtual-address", why));
+    }
+    Ok(passed)
+}
+
+/// What was changed since counts from now on, also when it is what it was once more.
+///
+/// # Errors
+/// When what was kept cannot be read or written.
+pub(crate) fn forget_changed(config: &Config) -> anyhow::Result<()> {
+    let Some(mut left) = kept(config)? else { return Ok(()) };
+    let before = (left.join.is_some(), left.virtual_addresses.len());
+    left.join = left.join.filter(|join| config.join.as_ref() == Some(join));
+    if left.virtual_addresses != config.virtual_addresses {
+        left.virtual_addresses.clear();
+    }
+    if (left.join.is_some(), left.virtual_addresses.len()) == before {
+        return Ok(());
+    }
+    if left == Left::default() { forget(config) } else { write(config, &left) }
+}
+
+fn kept(config: &Config) -> anyhow::Result<Option<Left>> {
+    let file = file(config);
+    let bytes = kedge_base::read_optional(&file).with_context(|| format!("read {}", file.display()))?;
+    let left = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    left.with_context(|| format!("read {}", file.display()))
+}
+
+fn write(config: &Config, left: &Left) -> anyhow::Result<()> {
+    let (file, bytes) = (file(config), serde_json::to_vec(left).context("write what was left")?);
+    kedge_base::write_atomic(&file, &bytes, 0o600).with_context(|| format!("write {}", file.display()))
+}
+
+/// Takes the keys of a data folder away, all or none: with some of them a machine that comes back halfway would take
+/// the left cluster's authority for its own. The time that was seen last stays, for boards without a clock.
+///
+/// # Errors
+/// Any failure of the file system; repeating it goes on.
+pub(crate) fn discard_keys(data_dir: &Path) -> anyhow::Result<()> {
+    let keys = data_dir.join("pki");
+    let floor_file = keys.join("time-floor");
+    let floor = kedge_base::read_optional(&floor_file).context("read the last time seen")?;
+    tidy(data_dir)?;
+    match std::fs::rename(&keys, data_dir.join(KEYS)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.and_then(|()| kedge_base::sync_dir(data_dir)).context("put the keys aside")?,
+    }
+    tidy(data_dir)?;
+    if let Some(floor) = floor {
+        std::fs::create_dir_all(&keys).context("create the folder of keys")?;
+        kedge_base::write_atomic(&floor_file, &floor, 0o600).context("keep the last time seen")?;
     }
     Ok(())
+}
+
+/// Keys that [`discard_keys`] was cut off with.
+///
+/// # Errors
+/// When they cannot be removed.
+pub(crate) fn tidy(data_dir: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(data_dir.join(KEYS)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove the keys put aside"),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -103,10 +165,33 @@ mod tests {
         let mut changed = load('1', "192.0.2.8");
         pass_over(&mut changed).unwrap();
         assert!(changed.join.is_some() && changed.virtual_addresses.len() == 1);
-        forget(&changed).unwrap();
+        forget_changed(&load('0', "192.0.2.9")).unwrap();
+        forget_changed(&load('0', "192.0.2.8")).unwrap();
+        let mut back = load('0', "192.0.2.9");
+        let passed = pass_over(&mut back).unwrap();
+        assert_eq!((passed.len(), passed[0].0, back.virtual_addresses.len()), (1, "join", 1));
+        forget_changed(&changed).unwrap();
+        assert!(!file(&changed).exists());
         forget(&changed).unwrap();
         let mut again = load('0', "192.0.2.9");
         pass_over(&mut again).unwrap();
         assert!(again.join.is_some());
+    }
+
+    #[test]
+    fn keys_go_all_or_none_and_the_clocks_floor_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        discard_keys(dir.path()).unwrap();
+        let keys = dir.path().join("pki");
+        for folder in [&keys, &dir.path().join(KEYS)] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("ca.key"), "key").unwrap();
+        }
+        std::fs::write(keys.join("time-floor"), "1800000000\n").unwrap();
+        discard_keys(dir.path()).unwrap();
+        let left: Vec<_> =
+            std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["time-floor"]);
+        assert!(!dir.path().join(KEYS).exists());
     }
 }
