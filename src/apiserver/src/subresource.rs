@@ -357,7 +357,7 @@ async fn token(context: &Arc<Context>, body: &Bytes) -> Result<Response<Body>, S
         return Err(Status::conflict(
             &kedge_api::status::GroupResource::new("authentication.k8s.io", "TokenRequest"),
             &context.info.name,
-            &format!(
+            format!(
                 "the UID in the token request ({uid}) does not match the UID of the service account ({})",
                 object::uid(&account)
             ),
