@@ -114,12 +114,15 @@ fn limits(
     })
 }
 
+fn has_properties(m: &Map<String, Value>) -> bool {
+    m.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty())
+}
+
 fn shape(m: &Map<String, Value>, path: &str) -> Result<Shape, SchemaError> {
-    if flag(m, "x-kubernetes-int-or-string") {
-        return Ok(Shape::IntOrString);
-    }
     let format = m.get("format").and_then(Value::as_str).unwrap_or_default();
     Ok(match m.get("type").and_then(Value::as_str).unwrap_or_default() {
+        // A type beside it counts: such values are of that type.
+        "" if flag(m, "x-kubernetes-int-or-string") => Shape::IntOrString,
         "" => Shape::Any,
         "string" => Shape::String,
         "integer" if format == "int32" => Shape::Int32,
@@ -128,7 +131,7 @@ fn shape(m: &Map<String, Value>, path: &str) -> Result<Shape, SchemaError> {
         "boolean" => Shape::Bool,
         "array" => Shape::Array,
         "object" => match m.get("additionalProperties") {
-            Some(Value::Object(_) | Value::Bool(true)) if !m.contains_key("properties") => Shape::Map,
+            Some(Value::Object(_) | Value::Bool(true)) if !has_properties(m) => Shape::Map,
             _ => Shape::Object,
         },
         other => return Err(SchemaError::Type(path.to_string(), other.to_string())),
@@ -148,6 +151,8 @@ fn add(
     let m = schema.as_object().ok_or_else(|| SchemaError::NotAnObject(path.to_string()))?;
     let mut node = Node::new(shape(m, path)?);
     node.preserve_unknown = flag(m, "x-kubernetes-preserve-unknown-fields")
+        // Beside properties: whatever else there is.
+        || (node.shape == Shape::Object && flag(m, "additionalProperties"))
         || (node.shape == Shape::Any && !m.contains_key("properties"));
     node.nullable = flag(m, "nullable");
     node.embedded = flag(m, "x-kubernetes-embedded-resource");

@@ -355,7 +355,9 @@ mod tests {
                 "s.properties[spec].$ref: Forbidden: $ref is not supported",
             ),
             (
-                spec(json!({"type": "object", "properties": {}, "additionalProperties": {"type": "string"}})),
+                spec(
+                    json!({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "string"}}),
+                ),
                 "s.properties[spec].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
             ),
             (
@@ -370,6 +372,16 @@ mod tests {
                 "s.properties[spec].items.properties[a].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
             ),
             (
+                spec(
+                    json!({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": false}),
+                ),
+                "s.properties[spec].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
+            ),
+            (
+                json!({"type": "object", "additionalProperties": {"type": "string"}}),
+                "s.additionalProperties: Forbidden: must not be used at the root",
+            ),
+            (
                 json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
                 "s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified",
             ),
@@ -382,6 +394,15 @@ mod tests {
                 json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
             ),
             spec(json!({"x-kubernetes-preserve-unknown-fields": true})),
+            json!({"x-kubernetes-preserve-unknown-fields": true}),
+            // As the definitions of volume snapshots say it.
+            spec(json!({"type": "string", "pattern": "^[0-9]+$", "x-kubernetes-int-or-string": true})),
+            spec(json!({"type": "string", "anyOf": [{"type": "integer"}, {"type": "string"}]})),
+            spec(
+                json!({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": true}),
+            ),
+            spec(json!({"type": "object", "properties": {}, "additionalProperties": {"type": "string"}})),
+            spec(json!({"type": "object", "additionalProperties": false})),
             spec(json!({"type": "integer", "minimum": 1, "default": 2})),
         ] {
             assert_eq!(errors(schema.clone()), [""; 0], "{schema}");

@@ -1,14 +1,15 @@
 //! Structural schemas of CRDs: every place has a type, value validations add none
 //! (`apiextensions-apiserver/pkg/apiserver/schema`).
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::checks::Checks;
 use super::util::{list, strings, text};
 use crate::field::At;
 
 /// What a schema may not have anywhere.
-const UNSUPPORTED: [&str; 5] = ["$ref", "definitions", "dependencies", "patternProperties", "id"];
+const UNSUPPORTED: [&str; 6] =
+    ["$ref", "definitions", "dependencies", "patternProperties", "id", "additionalItems"];
 /// What a value validation (below `allOf` and the like) may not say.
 const STRUCTURE: [&str; 12] = [
     "type",
@@ -28,6 +29,7 @@ const STRUCTURE: [&str; 12] = [
 /// What keeps a schema from being structural.
 pub(super) fn structural(c: &mut Checks, schema: &Value, path: At<'_>) {
     match text(schema, "type") {
+        "" if schema["x-kubernetes-preserve-unknown-fields"] == true => {}
         "" => c.required(path.child("type"), "must not be empty at the root"),
         "object" => {}
         other => {
@@ -42,6 +44,9 @@ pub(super) fn structural(c: &mut Checks, schema: &Value, path: At<'_>) {
         if extra {
             c.forbidden(path.child("properties").key("metadata"), "must not specify anything other than name and generateName, but metadata is implicitly specified");
         }
+    }
+    if !schema["additionalProperties"].is_null() {
+        c.forbidden(path.child("additionalProperties"), "must not be used at the root");
     }
     walk(c, schema, path, "", 0);
 }
@@ -60,7 +65,10 @@ fn walk(c: &mut Checks, schema: &Value, path: At<'_>, role: &str, depth: usize) 
     let preserve = flag("x-kubernetes-preserve-unknown-fields");
     let int_or_string = flag("x-kubernetes-int-or-string");
     let kind = text(schema, "type");
-    for name in UNSUPPORTED.iter().filter(|name| map.contains_key(**name)) {
+    let is_there = |name: &str| {
+        map.get(name).is_some_and(|value| !value.is_null() && *value != json!({}) && *value != json!(""))
+    };
+    for name in UNSUPPORTED.iter().filter(|name| is_there(name)) {
         c.forbidden(path.child(name), format!("{name} is not supported"));
     }
     if flag("uniqueItems") {
@@ -75,21 +83,15 @@ fn walk(c: &mut Checks, schema: &Value, path: At<'_>, role: &str, depth: usize) 
     if kind.is_empty() && !role.is_empty() && !preserve && !int_or_string {
         c.required(path.child("type"), format!("must not be empty for specified {role}"));
     }
-    if int_or_string && !kind.is_empty() {
-        c.forbidden(path.child("type"), "must be empty if x-kubernetes-int-or-string is true");
-    }
     if flag("x-kubernetes-embedded-resource") && kind != "object" {
         c.invalid(path.child("type"), kind, "must be object if x-kubernetes-embedded-resource is true");
     }
     let additional = map.get("additionalProperties");
-    if map.contains_key("properties") && additional.is_some_and(|value| *value != false) {
+    if is_there("properties") && additional.is_some_and(|value| !value.is_null() && *value != true) {
         c.forbidden(
             path.child("additionalProperties"),
             "additionalProperties and properties are mutual exclusive",
         );
-    }
-    if additional == Some(&Value::Bool(false)) {
-        c.forbidden(path.child("additionalProperties"), "additionalProperties cannot be set to false");
     }
     for (name, sub) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
         let implied = role.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata");
@@ -110,9 +112,11 @@ fn walk(c: &mut Checks, schema: &Value, path: At<'_>, role: &str, depth: usize) 
         None => {}
     }
     list_type(c, schema, path);
+    let either = json!([{ "type": "integer" }, { "type": "string" }]);
+    let says_either = schema["anyOf"] == either || schema["allOf"][0]["anyOf"] == either;
     for field in ["allOf", "anyOf", "oneOf"] {
         for (i, sub) in list(schema, field).iter().enumerate() {
-            value_validation(c, sub, path.item(field, i), int_or_string, depth + 1);
+            value_validation(c, sub, path.item(field, i), int_or_string || says_either, depth + 1);
         }
     }
     if let Some(not) = map.get("not") {
