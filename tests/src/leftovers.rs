@@ -72,13 +72,30 @@ pub(crate) fn find(folder: &Path, namespace: Option<&str>, bridge: &str, table: 
 
 /// The bridge, and the devices of its pod network: their alias names the bridge that they are for.
 fn devices(namespace: Option<&str>, bridge: &str) -> Vec<String> {
-    let listed = run(command_in(namespace, "ip").args(["-json", "link", "show"]), b"").stdout;
-    let links: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap_or_default();
     let of_node = |link: &&serde_json::Value| {
         let alias = link["ifalias"].as_str().unwrap_or_default();
         link["ifname"] == bridge || alias.split(' ').next_back() == Some(bridge)
     };
+    let links = links(namespace);
     links.iter().filter(of_node).filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect()
+}
+
+fn links(namespace: Option<&str>) -> Vec<serde_json::Value> {
+    let listed = run(command_in(namespace, "ip").args(["-json", "link", "show"]), b"").stdout;
+    serde_json::from_str(&listed).unwrap_or_default()
+}
+
+/// Of two pod networks on a machine only one has `flannel.1`; the other node would wait for it.
+pub(crate) fn no_pod_network_but_of(bridge: &str) {
+    for link in links(None) {
+        let alias = link["ifalias"].as_str().unwrap_or_default();
+        let stranger =
+            alias.starts_with("kedge pod network of ") && alias.split(' ').next_back() != Some(bridge);
+        assert!(
+            !(link["ifname"] == "flannel.1" && stranger),
+            "flannel.1 of another node is on this machine ({alias}): uninstall that node, or ip link delete flannel.1"
+        );
+    }
 }
 
 /// The last resort of a test that failed: end what names the folder, unmount what is below it.
