@@ -51,7 +51,7 @@ impl Cluster {
     /// Folders, ports and names, but no process yet.
     ///
     /// # Panics
-    /// When this is not root, no ports are free or somebody else's pod network is on the machine.
+    /// When this is not root or no ports are free.
     #[must_use]
     pub fn prepare() -> Self {
         let pid = std::process::id();
@@ -59,7 +59,7 @@ impl Cluster {
         // Networks that no other node of the machine has by default, and other ones for each process.
         let network = pid % 16;
         let name = format!("kedge-test-{pid}");
-        leftovers::no_pod_network_but_of(&format!("kt{pid}"));
+        leftovers::note_pod_network_of_others(&format!("kt{pid}"));
         let settings = vec![
             ("--port", ports[0].to_string()),
             ("--cluster-port", ports[1].to_string()),

@@ -85,16 +85,14 @@ fn links(namespace: Option<&str>) -> Vec<serde_json::Value> {
     serde_json::from_str(&listed).unwrap_or_default()
 }
 
-/// Of two pod networks on a machine only one has `flannel.1`; the other node would wait for it.
-pub(crate) fn no_pod_network_but_of(bridge: &str) {
+/// Says whose pod network is on this machine: of two nodes only one has `flannel.1`, the other one goes without. No
+/// failure, as nodes of several test processes may run at once.
+pub(crate) fn note_pod_network_of_others(bridge: &str) {
     for link in links(None) {
         let alias = link["ifalias"].as_str().unwrap_or_default();
-        let stranger =
-            alias.starts_with("kedge pod network of ") && alias.split(' ').next_back() != Some(bridge);
-        assert!(
-            !(link["ifname"] == "flannel.1" && stranger),
-            "flannel.1 of another node is on this machine ({alias}): uninstall that node, or ip link delete flannel.1"
-        );
+        if link["ifname"] == "flannel.1" && alias.split(' ').next_back() != Some(bridge) {
+            eprintln!("NOTE flannel.1 of another node is on this machine: {alias:?}");
+        }
     }
 }
 
