@@ -286,8 +286,8 @@ fn what_users_had_stays_when_an_addon_goes() {
 
     step("new pods that do not start are not healthy, whatever the old ones are");
     cluster.kedge(&["enable", "up"]).ok();
-    let out = cluster.kedge(&["enable", "up:image=kedge.dev/no-such:1", "--timeout", "20"]).failed(1);
-    assert_has(&out, &["old pods wait for the new ones", "kedge.dev/no-such:1", "kedge disable up"]);
+    let out = cluster.kedge(&["enable", "up:image=127.0.0.1:9/no-such:1", "--timeout", "20"]).failed(1);
+    assert_has(&out, &["old pods wait for the new ones", "127.0.0.1:9/no-such:1", "kedge disable up"]);
     assert_has(&cluster.kedge(&["addons", "list"]).ok(), &["old pods wait for the new ones"]);
 
     step("without a node the remedy is told");
@@ -340,14 +340,14 @@ spec:
 fn an_addon_is_healthy_when_all_of_it_is() {
     let cluster = Cluster::start();
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: default}\n\
-               spec: {containers: [{name: c, image: 'kedge.dev/${image}'}]}\n";
+               spec: {containers: [{name: c, image: '${image}'}]}\n";
     let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: once, namespace: default}\nspec:\n  backoffLimit: 0\n  \
                template: {spec: {restartPolicy: Never, containers: [{name: c, image: 'kedge.dev/kedge:${version}', \
                command: [/kedge, '${word}']}]}}\n";
     let folder = repository(
         &cluster,
         &[
-            ("bare", "arguments: [{name: image, default: 'hello:1.0'}]\n", pod),
+            ("bare", "arguments: [{name: image, default: 'kedge.dev/hello:1.0'}]\n", pod),
             ("once", "arguments: [{name: word, default: version}]\n", job),
             (
                 "served",
@@ -374,17 +374,17 @@ fn an_addon_is_healthy_when_all_of_it_is() {
     };
 
     step("a pod without its image: the pod, the event and the remedy, now and later");
-    let out = cluster.kedge(&["enable", "bare:image=no-such:1", "--timeout", "20"]).failed(1);
+    let out = cluster.kedge(&["enable", "bare:image=127.0.0.1:9/no-such:1", "--timeout", "20"]).failed(1);
     assert_has(
         &out,
-        &["Pod default/bare: is Pending", "kedge.dev/no-such:1", "describe pod bare", "kedge disable bare"],
+        &["Pod default/bare: is Pending", "127.0.0.1:9/no-such:1", "describe pod bare", "kedge disable bare"],
     );
     for words in [["addons", "list"].as_slice(), &["status"]] {
         assert_has(
             &cluster.kedge(words).stdout,
             &[
                 "Pod default/bare: is Pending",
-                "kedge.dev/no-such:1",
+                "127.0.0.1:9/no-such:1",
                 "remedy: see kedge kubectl -n default describe pod bare",
             ],
         );

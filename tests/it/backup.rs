@@ -212,7 +212,8 @@ fn a_standby_goes_on_alone() {
     first.wait_ready();
     eventually("both members", || (members(&first) == members(&second)).then_some(()));
     assert_eq!(members(&second).len(), 2);
-    second.write_kubeconfig();
+    // Both answer that from copies of their own; what follows needs a leader.
+    second.wait_ready();
     assert_eq!(contents(&second), expected);
     second.kubectl(&["get", "configmap", "after"]).failed(1);
     second.wait(&format!("node/{}", first.node), "condition=Ready");

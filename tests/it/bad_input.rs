@@ -1,6 +1,6 @@
 //! What is refused, in upstream's words, and that nothing of it is stored.
 
-use kedge_tests::{Cluster, assert_has, step};
+use kedge_tests::{Cluster, assert_has, eventually, step};
 
 /// Manifest, and parts of the message that kubectl shows.
 const REFUSED: &[(&str, &str, &[&str])] = &[
@@ -244,7 +244,7 @@ fn an_image_that_does_not_exist() {
         "Error: ImagePullBackOff",
     ] {
         // Events come a moment after what they tell of.
-        kedge_tests::eventually(&format!("an event that says {part:?}"), || {
+        eventually(&format!("an event that says {part:?}"), || {
             let events = cluster.get(&["events", "--field-selector=involvedObject.name=lost"]);
             let events = events["items"].as_array()?;
             events
@@ -279,9 +279,10 @@ fn an_image_that_does_not_exist() {
         &cluster.event("Pod/big", "FailedScheduling"),
         &["0/1 nodes are available: 1 Insufficient cpu."],
     );
-    assert_eq!(
-        cluster.field("pod/big", ".status.conditions[?(@.type==\"PodScheduled\")].reason"),
-        "Unschedulable"
-    );
+    // The scheduler writes it after the event.
+    eventually("the condition", || {
+        let reason = cluster.field("pod/big", ".status.conditions[?(@.type==\"PodScheduled\")].reason");
+        (reason == "Unschedulable").then_some(())
+    });
     cluster.kubectl(&["delete", "pod", "lost", "never", "invalid", "big", "--timeout=300s"]).ok();
 }

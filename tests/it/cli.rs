@@ -84,7 +84,8 @@ fn exit_codes_help_and_messages() {
     fs::remove_file(&config).unwrap();
 
     step("a port in use: who has it and what to do, and nothing is changed");
-    let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    // Below the ports of Services, which are refused for themselves.
+    let listener = (20_000..30_000).find_map(|port| TcpListener::bind(("0.0.0.0", port)).ok()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let mut arguments = vec!["install", "--check", "--port", &port];
     arguments.extend(own);

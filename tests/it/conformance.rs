@@ -243,7 +243,7 @@ fn refused_and_driven_off() {
     };
 
     step("two pods want a port of the node, past the scheduler");
-    let (place, port) = (format!("nodeName: {node}"), ", ports: [{containerPort: 80, hostPort: 21017}]");
+    let (place, port) = (format!("nodeName: {node}"), ", ports: [{containerPort: 80, hostPort: 27017}]");
     cluster.apply(&pod("first", &place, port));
     cluster.wait("pod/first", "condition=Ready");
     cluster.apply(&pod("second", &place, port));

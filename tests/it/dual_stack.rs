@@ -270,7 +270,7 @@ fn two_nodes_of_ipv6_alone() {
 
     step("the Service kubernetes leads to both API servers");
     eventually("both API servers", || {
-        let slice = first.get(&["endpointslice", "kubernetes"]);
+        let slice = first.try_get(&["endpointslice", "kubernetes"])?;
         let list = slice["endpoints"].as_array()?.iter().map(|one| one["addresses"][0].clone());
         let found: BTreeSet<String> = list.filter_map(|one| one.as_str().map(str::to_owned)).collect();
         (slice["addressType"] == "IPv6" && found == (1..=2).map(|host| network.address(host)).collect())

@@ -205,7 +205,7 @@ fn a_stock_flanneld_is_a_peer() {
     );
     cluster.apply(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}}}"));
     eventually("a range of pods", || {
-        (!cluster.field(&format!("node/{NODE}"), ".spec.podCIDR").is_empty()).then_some(())
+        (!cluster.try_field(&format!("node/{NODE}"), ".spec.podCIDR")?.is_empty()).then_some(())
     });
     let mut peer = Peer::new(&network, 2, &cluster);
     peer.start(&cluster, &[]);

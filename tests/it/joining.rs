@@ -1,12 +1,13 @@
 //! Joining that is cut off, raced or refused: one member record, and words that say what to do.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use kedge_tests::{Cluster, Network, assert_has, eventually, run, step};
 
-use kedge_tests::trio::{datastore, invitation};
+use kedge_tests::trio::{datastore, invitation, leader_of};
 
 fn founder(network: &Network) -> Cluster {
     let mut first = Cluster::prepare_on(network, 1);
@@ -25,19 +26,31 @@ fn nodes(node: &Cluster) -> Vec<String> {
     node.field("nodes", ".items[*].metadata.name").split(' ').map(str::to_owned).collect()
 }
 
-/// Kills a command at the point that `reached` sees, and makes sure that it was still under way.
-fn killed_at(point: &str, mut child: Child, reached: impl Fn() -> bool) {
+/// Waits until a command comes to the point that `reached` sees, or has ended. Closer than `eventually` looks: what
+/// comes between two points takes some milliseconds.
+fn comes_to(point: &str, child: &mut Child, reached: impl Fn() -> bool) {
     let deadline = Instant::now() + kedge_tests::LIMIT;
-    // Closer than `eventually` looks: what comes between two points takes some milliseconds.
     while !reached() && child.try_wait().expect("ask for its state").is_none() {
         assert!(Instant::now() < deadline, "it never came to the point {point}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Kills a command at the point that `reached` sees. On a busy machine it may have come further, also to its end.
+fn killed_at(point: &str, mut child: Child, reached: impl Fn() -> bool) -> Output {
+    comes_to(point, &mut child, reached);
     let _ = child.kill();
     let out = child.wait_with_output().expect("wait for the command");
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(reached(), "it ended before the point {point}:\n{said}");
-    assert_eq!(out.status.signal(), Some(9), "it ended by itself at the point {point}:\n{said}");
+    eprintln!("{}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+    out
+}
+
+/// A file where joining keeps a folder, which `kedge leave` cannot clear away: there it ends, without the node's data
+/// and keys, and the new node is not started.
+fn obstacle(data: &Path) -> PathBuf {
+    let file = data.join("pki.before-join");
+    std::fs::write(&file, "").expect("write a file");
+    file
 }
 
 #[test]
@@ -49,6 +62,7 @@ fn cut_off_and_repeated() {
     let data = second.dir().join("data");
 
     // Each is killed as soon as it got to that point; the next repeats it with the same one-time token.
+    let mut joined = false;
     for (point, file) in [
         ("before it asked", "pki"),
         ("while it asks", "join"),
@@ -58,12 +72,19 @@ fn cut_off_and_repeated() {
     ] {
         step(&format!("killed {point}"));
         let child = second.spawn(&["join", &join, "--timeout", "90"]);
-        killed_at(point, child, || data.join(file).exists());
+        let out = killed_at(point, child, || data.join(file).exists());
         eprintln!("members now: {:?}", members(&first));
+        joined = out.status.success();
+        if joined {
+            break;
+        }
+        assert_eq!(out.status.signal(), Some(9), "it ended by itself");
     }
 
     step("repeated to its end: one member, one node");
-    second.kedge(&["join", &join, "--timeout", "90"]).ok();
+    if !joined {
+        second.kedge(&["join", &join, "--timeout", "90"]).ok();
+    }
     first.wait(&format!("node/{}", second.node), "condition=Ready");
     assert_eq!(nodes(&first), [first.node.clone(), second.node.clone()]);
     eventually("two members", || {
@@ -83,21 +104,30 @@ fn leaving_cut_off_and_repeated() {
     eventually("two members", || (members(&first).len() == 2).then_some(()));
     let data = second.dir().join("data");
     let there = |file: &str| data.join(file).exists();
+    // None of these gets to its end, however late it is killed.
+    let obstacle = obstacle(&data);
     // Each is killed as soon as it got to that point; the next goes on with what is left.
-    let points: [(&str, &dyn Fn() -> bool); 4] = [
+    let points: [(&str, &dyn Fn() -> bool); 3] = [
         ("when the cluster was told", &|| there("leaving")),
         ("with the process ended", &|| !there("../run/kedge.sock") || !there("../run/kedge.pid")),
         ("without its data", &|| !there("store")),
-        ("without its keys", &|| !there("pki/ca.crt")),
     ];
     for (point, reached) in points {
         step(&format!("killed {point}"));
-        killed_at(point, second.spawn(&["leave", "--timeout", "90", "--without", "dns"]), reached);
+        let leave = second.spawn(&["leave", "--timeout", "90", "--without", "dns"]);
+        assert!(!killed_at(point, leave, reached).status.success(), "the file did not stop it");
+        assert!(reached(), "it ended before that");
         eventually("one member", || (members(&first) == [first.node.as_str()]).then_some(()));
         first.kubectl(&["create", "configmap", &point.replace(' ', "-"), "--from-literal=k=v"]).ok();
     }
 
+    step("stopped without its keys, and still leaving");
+    let said = second.kedge(&["leave", "--timeout", "90", "--without", "dns"]).failed(1);
+    assert_has(&said, &["tidy up"]);
+    assert!(!there("pki/ca.crt") && there("leaving"));
+
     step("repeated to its end: a single node again, and the cluster is without it");
+    std::fs::remove_file(obstacle).expect("remove the file");
     second.kedge(&["leave", "--timeout", "90", "--without", "dns"]).ok();
     let status = second.kedge(&["status", "--format", "json"]).json();
     assert_eq!(status["state"], "ready");
@@ -129,8 +159,9 @@ fn who_may_not_go_and_who_is_gone() {
     let counted_on =
         ["in a cluster with", &first.node, "kedge leave", &format!("kedge remove-node {third} --force")];
     assert_has(&others[1].kedge(&["uninstall"]).failed(1), &counted_on);
-    eventually("its silence to be noticed", || {
-        first.kedge(&["status"]).stdout.contains("(does not answer)").then_some(())
+    eventually("its silence to be noticed, and a leader", || {
+        let noticed = first.kedge(&["status"]).stdout.contains("(does not answer)");
+        (noticed && leader_of(&first)? != third).then_some(())
     });
     let (silent, remedy) = (format!("{third} does not answer"), format!("kedge remove-node {third} --force"));
     let why = [silent.as_str(), "2 are needed", remedy.as_str()];
@@ -148,13 +179,16 @@ fn who_may_not_go_and_who_is_gone() {
     first.kubectl(&["create", "configmap", "removed", "--from-literal=k=v"]).ok();
 
     step("two are left, and one of them is dead: the last living copy stays");
-    let keeper = eventually("a leader", || {
+    // While the other one is a voter too, the majority would be lost for good with it.
+    let keeper = eventually("a single voter, which leads", || {
         let now = datastore(&first)?;
-        let leader = now["members"].as_array()?.iter().find(|member| member["leader"] == true)?.clone();
-        Some(if leader["name"] == first.node.as_str() { 0 } else { 1 })
+        let voters: Vec<_> =
+            now["members"].as_array()?.iter().filter(|member| member["role"] == "voter").collect();
+        (voters.len() == 1 && voters[0]["leader"] == true).then(|| voters[0]["name"].clone())
     });
     let [standby, _] = &mut others;
-    let (keeper, standby) = if keeper == 0 { (&mut first, standby) } else { (standby, &mut first) };
+    let (keeper, standby) =
+        if keeper == first.node.as_str() { (&mut first, standby) } else { (standby, &mut first) };
     keeper.write_kubeconfig();
     standby.kill9();
     eventually("its silence to be noticed", || {
@@ -211,7 +245,11 @@ fn a_worker_that_was_removed_is_told_so() {
     first.wait("pod/there", "delete");
 
     step("started again it hears of it, and leaves");
-    assert_has(&worker.kedge(&["start"]).failed(1), &told);
+    // It waits for the cluster's word for some seconds only.
+    let out = worker.kedge(&["start"]);
+    if out.code != 0 {
+        assert_has(&out.failed(1), &told);
+    }
     eventually("the status to say it", || {
         let said = worker.kedge(&["status"]).stdout;
         told.iter().all(|part| said.contains(part)).then_some(())
@@ -293,14 +331,11 @@ fn a_node_that_dies_is_not_waited_for() {
     let join = invitation(&first, &[]);
     // Nobody waits so long: only that it notices ends this.
     let forever = ["--timeout", "1000000"];
-    let child = second.spawn(&[&["join", &join], forever.as_slice()].concat());
-    // Closer than `eventually` looks: it must not be Ready yet.
-    let socket = second.dir().join("run/kedge.sock");
-    while !socket.exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    // It goes on from having started it to waiting for it.
-    std::thread::sleep(Duration::from_millis(300));
+    let mut child = second.spawn(&[&["join", &join], forever.as_slice()].concat());
+    let pid = second.dir().join("run/kedge.pid");
+    comes_to("it is started", &mut child, || pid.exists());
+    // It goes on from having started it to waiting for it; long before the node is Ready, which imports images first.
+    std::thread::sleep(Duration::from_millis(50));
     let began = Instant::now();
     second.kill9();
     let out = child.wait_with_output().expect("wait for kedge join");
@@ -310,12 +345,9 @@ fn a_node_that_dies_is_not_waited_for() {
     assert_has(&said, &["last words", "was admitted", "kedge start", "kedge leave"]);
 
     step("the same of kedge start, and then it goes on with what it was admitted to");
-    let child = second.spawn(&[&["start"], forever.as_slice()].concat());
-    let pid = second.dir().join("run/kedge.pid");
     let old = std::fs::read(&pid).expect("the killed one's file");
-    while std::fs::read(&pid).is_ok_and(|now| now == old) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = second.spawn(&[&["start"], forever.as_slice()].concat());
+    comes_to("it is started", &mut child, || std::fs::read(&pid).is_ok_and(|now| now != old));
     second.kill9();
     let out = child.wait_with_output().expect("wait for kedge start");
     // It may have answered before it was killed.
@@ -343,25 +375,31 @@ fn a_node_made_from_a_file_leaves_for_good() {
     let said = second.kedge(&["leave", "--timeout", "120"]);
     assert_has(&said.stderr, &["join and virtual-address", "passed over until it is changed"]);
     said.ok();
-    let again = || {
-        second.write_kubeconfig();
-        assert_eq!(nodes(&second), [second.node.as_str()], "a cluster of its own");
+    // From here on it runs in the background.
+    assert_eq!(second.wait_ended(), 0);
+    let is_on_its_own = |second: &mut Cluster| {
+        second.wait_ready();
+        assert_eq!(nodes(second), [second.node.as_str()], "a cluster of its own");
+        first.wait(&format!("node/{}", second.node), "delete");
         assert_eq!(nodes(&first), [first.node.as_str()]);
         assert!(!second.shell("ip -o address").contains("192.0.2.200"), "the cluster's address");
     };
-    again();
+    is_on_its_own(&mut second);
     second.kedge(&["stop"]).ok();
     second.kedge(&["start"]).ok();
-    again();
+    is_on_its_own(&mut second);
 
     step("the power goes while it leaves once more: it comes back as a node of its own");
     second.kedge(&["join", &join, "--worker", "--timeout", "90"]).ok();
     first.wait(&format!("node/{}", second.node), "condition=Ready");
-    let authority = second.dir().join("data/pki/ca.crt");
-    let leaves = second.spawn(&["leave", "--timeout", "120", "--without", "dns"]);
-    killed_at("without its keys", leaves, || !authority.exists());
+    let data = second.dir().join("data");
+    let obstacle = obstacle(&data);
+    let said = second.kedge(&["leave", "--timeout", "120", "--without", "dns"]).failed(1);
+    assert_has(&said, &["tidy up"]);
+    assert!(!data.join("pki/ca.crt").exists() && data.join("leaving").exists());
+    std::fs::remove_file(obstacle).expect("remove the file");
     second.kedge(&["start"]).ok();
-    again();
+    is_on_its_own(&mut second);
 }
 
 #[test]

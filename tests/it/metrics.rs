@@ -60,8 +60,11 @@ fn what_nodes_and_pods_use() {
         let cpu = top.stdout.split_whitespace().nth(2)?.strip_suffix('m')?.parse::<u32>().ok()?;
         (cpu >= 100).then_some(())
     });
-    let all = cluster.kubectl(&["top", "pods", "-A"]).ok();
-    assert_has(&all, &["metrics-server-", "burner-"]);
+    // Two samples of itself come after two of what was there before it.
+    eventually("all pods", || {
+        let all = cluster.kubectl(&["top", "pods", "-A"]).stdout;
+        ["metrics-server-", "burner-"].iter().all(|name| all.contains(name)).then_some(())
+    });
 
     step("objects, selectors, tables and what is not there");
     let base = "/apis/metrics.k8s.io/v1beta1";
@@ -106,8 +109,8 @@ fn what_nodes_and_pods_use() {
 
     step("the autoscaler adds a pod");
     eventually("two pods", || (cluster.field("deployment/burner", ".spec.replicas") == "2").then_some(()));
-    let events = cluster.kubectl(&["get", "events", "--field-selector=reason=SuccessfulRescale"]).ok();
-    assert_has(&events, &["cpu resource utilization (percentage of request) above target"]);
+    let event = cluster.event("HorizontalPodAutoscaler/burner", "SuccessfulRescale");
+    assert_has(&event, &["cpu resource utilization (percentage of request) above target"]);
 
     step("disabled: the group is gone");
     cluster.kedge(&["disable", "metrics"]).ok();

@@ -73,6 +73,9 @@ fn discovery_explain_and_versions() {
     for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         cluster.wait(&format!("namespace/{namespace}"), "jsonpath={.status.phase}=Active");
     }
+    // The Lease is made beside the Node becoming Ready.
+    let name = format!("lease/{}", cluster.node);
+    cluster.kubectl(&["wait", "-n", "kube-node-lease", &name, "--for=create", "--timeout=300s"]).ok();
     let lease = cluster.get(&["lease", "-n", "kube-node-lease", &cluster.node]);
     assert_eq!(lease["spec"]["holderIdentity"], cluster.node);
     cluster.wait("serviceaccount/default", "create");

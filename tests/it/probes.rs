@@ -87,7 +87,7 @@ fn probes() {
     step("startup: the liveness probe waits for it");
     cluster.apply(&pod(
         "slow",
-        &format!("sleep 4; touch /tmp/started; {FOREVER}"),
+        &format!("sleep 15; touch /tmp/started; {FOREVER}"),
         "    startupProbe: {exec: {command: [cat, /tmp/started]}, periodSeconds: 1, failureThreshold: 60}\n    livenessProbe: {exec: {command: [cat, /tmp/started]}, periodSeconds: 1, failureThreshold: 1}",
         QUICK,
     ));

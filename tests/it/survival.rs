@@ -131,7 +131,7 @@ fn layers_that_were_not_synced_before_a_power_cut_are_unpacked_again() {
     };
     deploy(&cluster);
     let dir = cluster.dir().display().to_string();
-    let record = cluster.shell(&format!("find {dir} -path '*/kubelet/layers'")).trim().to_owned();
+    let record = cluster.dir().join("data/kubelet/layers");
     eventually("the record of the layer", || {
         std::fs::read_to_string(&record).is_ok_and(|text| text.contains(" sha256:")).then_some(())
     });

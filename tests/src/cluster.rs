@@ -59,6 +59,7 @@ impl Cluster {
         // Networks that no other node of the machine has by default, and other ones for each process.
         let network = pid % 16;
         let name = format!("kedge-test-{pid}");
+        leftovers::note_pod_network_of_others(&format!("kt{pid}"));
         let settings = vec![
             ("--port", ports[0].to_string()),
             ("--cluster-port", ports[1].to_string()),

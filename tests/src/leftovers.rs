@@ -72,13 +72,28 @@ pub(crate) fn find(folder: &Path, namespace: Option<&str>, bridge: &str, table: 
 
 /// The bridge, and the devices of its pod network: their alias names the bridge that they are for.
 fn devices(namespace: Option<&str>, bridge: &str) -> Vec<String> {
-    let listed = run(command_in(namespace, "ip").args(["-json", "link", "show"]), b"").stdout;
-    let links: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap_or_default();
     let of_node = |link: &&serde_json::Value| {
         let alias = link["ifalias"].as_str().unwrap_or_default();
         link["ifname"] == bridge || alias.split(' ').next_back() == Some(bridge)
     };
+    let links = links(namespace);
     links.iter().filter(of_node).filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect()
+}
+
+fn links(namespace: Option<&str>) -> Vec<serde_json::Value> {
+    let listed = run(command_in(namespace, "ip").args(["-json", "link", "show"]), b"").stdout;
+    serde_json::from_str(&listed).unwrap_or_default()
+}
+
+/// Says whose pod network is on this machine: of two nodes only one has `flannel.1`, the other one goes without. No
+/// failure, as nodes of several test processes may run at once.
+pub(crate) fn note_pod_network_of_others(bridge: &str) {
+    for link in links(None) {
+        let alias = link["ifalias"].as_str().unwrap_or_default();
+        if link["ifname"] == "flannel.1" && alias.split(' ').next_back() != Some(bridge) {
+            eprintln!("NOTE flannel.1 of another node is on this machine: {alias:?}");
+        }
+    }
 }
 
 /// The last resort of a test that failed: end what names the folder, unmount what is below it.

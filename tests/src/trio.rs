@@ -56,10 +56,8 @@ impl Trio {
     pub fn leader(&self, asked: &[usize]) -> usize {
         eventually("a leader that all know", || {
             let mut said = asked.iter().map(|node| {
-                let now = datastore(&self.nodes[*node])?;
-                let leader =
-                    now["members"].as_array()?.iter().find(|member| member["leader"] == true)?.clone();
-                self.nodes.iter().position(|node| leader["name"] == node.node.as_str())
+                let leader = leader_of(&self.nodes[*node])?;
+                self.nodes.iter().position(|node| leader == node.node)
             });
             let first = said.next()??;
             said.all(|other| other == Some(first)).then_some(first)
@@ -169,6 +167,13 @@ pub fn datastore(node: &Cluster) -> Option<Value> {
     let out = node.kedge(&["status", "--format", "json"]);
     let status: Value = serde_json::from_str(&out.stdout).ok()?;
     status.get("datastore").cloned()
+}
+
+/// Who leads, as far as the node knows.
+pub fn leader_of(node: &Cluster) -> Option<String> {
+    let now = datastore(node)?;
+    let leader = now["members"].as_array()?.iter().find(|member| member["leader"] == true)?;
+    leader["name"].as_str().map(str::to_owned)
 }
 
 /// Pod names with their container ids, in order.

@@ -61,6 +61,13 @@ impl Cluster {
         self.kubectl(&all).json()
     }
 
+    /// The same inside [`crate::eventually`]: nothing when kubectl fails, and it is asked again.
+    #[track_caller]
+    pub fn try_get(&self, arguments: &[&str]) -> Option<Value> {
+        let out = self.kubectl(&[&["get", "-o", "json"], arguments].concat());
+        (out.code == 0).then(|| out.json())
+    }
+
     /// `kubectl get -o jsonpath=...` as text.
     ///
     /// # Panics
@@ -69,6 +76,13 @@ impl Cluster {
     #[must_use]
     pub fn field(&self, what: &str, path: &str) -> String {
         self.kubectl(&["get", what, "-o", &format!("jsonpath={{{path}}}")]).ok()
+    }
+
+    /// The same inside [`crate::eventually`]: nothing when kubectl fails, and it is asked again.
+    #[track_caller]
+    pub fn try_field(&self, what: &str, path: &str) -> Option<String> {
+        let out = self.kubectl(&["get", what, "-o", &format!("jsonpath={{{path}}}")]);
+        (out.code == 0).then_some(out.stdout)
     }
 
     /// `kubectl wait --for=CONDITION WHAT`, five minutes.
@@ -110,7 +124,7 @@ impl Cluster {
         let selector =
             format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         crate::eventually(&format!("an event {reason} about {object}"), || {
-            let events = self.get(&["events", &selector]);
+            let events = self.try_get(&["events", &selector])?;
             events["items"].as_array()?.last()?["message"].as_str().map(str::to_owned)
         })
     }
