@@ -255,7 +255,7 @@ impl Status {
             && self.components.iter().any(|part| part.name == "containerd" && part.ready)
     }
 
-    /// Whether a part of it says what it lacks. One that starts has parts that are not ready, and no word of them.
+    /// Whether a part of it says what it lacks. One that starts may do so for a moment, before it has a leader.
     pub(crate) fn complains(&self) -> bool {
         self.components.iter().any(|part| !part.ready && part.last_error.is_some())
     }

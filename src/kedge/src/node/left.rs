@@ -15,6 +15,8 @@ use crate::config::Config;
 pub(crate) const FILE: &str = "left.json";
 /// Where keys are on their way out, in the data folder.
 const KEYS: &str = "pki.left";
+/// The time that was seen last, among the keys.
+const FLOOR: &str = "time-floor";
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Left {
@@ -111,28 +113,26 @@ fn write(config: &Config, left: &Left) -> anyhow::Result<()> {
 /// # Errors
 /// Any failure of the file system; repeating it goes on.
 pub(crate) fn discard_keys(data_dir: &Path) -> anyhow::Result<()> {
-    let keys = data_dir.join("pki");
-    let floor_file = keys.join("time-floor");
-    let floor = kedge_base::read_optional(&floor_file).context("read the last time seen")?;
     tidy(data_dir)?;
-    match std::fs::rename(&keys, data_dir.join(KEYS)) {
+    match std::fs::rename(data_dir.join("pki"), data_dir.join(KEYS)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         renamed => renamed.and_then(|()| kedge_base::sync_dir(data_dir)).context("put the keys aside")?,
     }
-    tidy(data_dir)?;
-    if let Some(floor) = floor {
-        std::fs::create_dir_all(&keys).context("create the folder of keys")?;
-        kedge_base::write_atomic(&floor_file, &floor, 0o600).context("keep the last time seen")?;
-    }
-    Ok(())
+    tidy(data_dir)
 }
 
-/// Keys that [`discard_keys`] was cut off with.
+/// Finishes what [`discard_keys`] was cut off at.
 ///
 /// # Errors
-/// When they cannot be removed.
+/// Any failure of the file system; repeating it goes on.
 pub(crate) fn tidy(data_dir: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(data_dir.join(KEYS)) {
+    let (keys, aside) = (data_dir.join("pki"), data_dir.join(KEYS));
+    let floor = kedge_base::read_optional(&aside.join(FLOOR)).context("read the last time seen")?;
+    if let Some(floor) = floor.filter(|_| !keys.join(FLOOR).exists()) {
+        std::fs::create_dir_all(&keys).context("create the folder of keys")?;
+        kedge_base::write_atomic(&keys.join(FLOOR), &floor, 0o600).context("keep the last time seen")?;
+    }
+    match std::fs::remove_dir_all(&aside) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove the keys put aside"),
         _ => Ok(()),
     }
@@ -182,16 +182,26 @@ mod tests {
     fn keys_go_all_or_none_and_the_clocks_floor_stays() {
         let dir = tempfile::tempdir().unwrap();
         discard_keys(dir.path()).unwrap();
-        let keys = dir.path().join("pki");
-        for folder in [&keys, &dir.path().join(KEYS)] {
+        let (keys, aside) = (dir.path().join("pki"), dir.path().join(KEYS));
+        let floor_alone = || {
+            let left: Vec<_> =
+                std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, [FLOOR]);
+            assert_eq!(std::fs::read_to_string(keys.join(FLOOR)).unwrap(), "1800000000\n");
+            assert!(!aside.exists());
+        };
+        for folder in [&keys, &aside] {
             std::fs::create_dir(folder).unwrap();
             std::fs::write(folder.join("ca.key"), "key").unwrap();
         }
-        std::fs::write(keys.join("time-floor"), "1800000000\n").unwrap();
+        std::fs::write(keys.join(FLOOR), "1800000000\n").unwrap();
         discard_keys(dir.path()).unwrap();
-        let left: Vec<_> =
-            std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, ["time-floor"]);
-        assert!(!dir.path().join(KEYS).exists());
+        floor_alone();
+
+        // The power went right after the keys were put aside: the next start goes on.
+        std::fs::write(keys.join("ca.key"), "key").unwrap();
+        std::fs::rename(&keys, &aside).unwrap();
+        tidy(dir.path()).unwrap();
+        floor_alone();
     }
 }
